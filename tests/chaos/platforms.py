@@ -24,7 +24,8 @@ from comfyui.servers.process import ComfyUIProcess
 from comfyui.workers.base import ComfyUIWorker
 from comfyui.workers.options import WorkerOptions
 from tests.chaos.crashing import engine_arguments, engine_command, picture_workflow
-from tests.support.job_api import ROOT, JobApi, free_port, running_worker
+from tests.support.job_api import ROOT, JobApi, running_worker
+from tests.support.ports import free_port
 
 _DELIVERIES = 3
 _QUICK = {"COMFYUI_RESTART_DELAY": "0.05", "HTTP_RETRIES": "0", "RETRY_DELAY_SECONDS": "0", "POLL_INTERVAL": "0.2"}

@@ -16,7 +16,7 @@ import aiohttp
 import pytest
 
 from comfyui.engine import Engine
-from tests.support.job_api import free_port
+from tests.support.ports import free_port
 from tests.support.receivers import SECRET, receiver
 from tests.support.running import invert_workflow, running_gateway
 

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.containers import engine_command, environment, free_port
+from tests.support.containers import engine_command, environment
 from tests.support.packaging import ROOT, SOURCES
+from tests.support.ports import free_port
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import aiohttp
 import pytest
 
 from comfyui.engine import Engine, EngineOptions, FaultError
-from tests.support.job_api import free_port
+from tests.support.ports import free_port
 from tests.support.target import Target, node
 
 

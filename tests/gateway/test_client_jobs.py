@@ -26,8 +26,8 @@ from comfyui.sdk import (
 )
 from comfyui.sdk.command_line import Exit
 from tests.support.command_line import cli, cli_here, finish, start
-from tests.support.job_api import free_port
 from tests.support.jobs import listed, status_is
+from tests.support.ports import free_port
 from tests.support.processes import GatewayProcess, engine_process, gateway_process
 from tests.support.running import (
     RunningGateway,

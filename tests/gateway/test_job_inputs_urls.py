@@ -14,9 +14,9 @@ from aiohttp import web
 
 from comfyui.engine import Engine
 from comfyui.jobs.queue_options import QueueOptions
-from tests.support.job_api import free_port
 from tests.support.job_inputs import b64, blocked, by_image, files_of, inverted, loading, picture, post, taken
 from tests.support.jobs import fetch, listed, look, status_is, submit
+from tests.support.ports import free_port
 from tests.support.processes import engine_process, gateway_process
 from tests.support.running import (
     RunningGateway,

@@ -20,8 +20,8 @@ from comfyui.engine import Engine
 from comfyui.jobs.journal.records import State
 from comfyui.jobs.journal.sqlite import FILE_NAME, SqliteJournal
 from comfyui.jobs.journal.writes import Pause, PutBack
-from tests.support.job_api import free_port
 from tests.support.jobs import ASYNC, begins, fetch, listed, look, state_of, submit, without_reading
+from tests.support.ports import free_port
 from tests.support.processes import GatewayProcess, engine_process, gateway_process
 from tests.support.running import executions, invert_workflow, queue_of, sleep_workflow, until
 

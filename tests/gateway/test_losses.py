@@ -12,8 +12,8 @@ import aiohttp
 
 from comfyui.servers.process import ComfyUIProcess
 from tests.support.forking import forked, serve_engine
-from tests.support.job_api import free_port
 from tests.support.jobs import begins, fetch, listed, submit
+from tests.support.ports import free_port
 from tests.support.processes import gateway_process
 from tests.support.running import (
     RunningGateway,

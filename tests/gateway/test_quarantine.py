@@ -10,7 +10,7 @@ from pathlib import Path
 
 from comfyui.engine import Engine
 from comfyui.servers.process import ComfyUIProcess
-from tests.support.job_api import free_port
+from tests.support.ports import free_port
 from tests.support.running import Workflow, invert_workflow, requests, running_gateway, until
 
 

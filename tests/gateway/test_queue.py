@@ -22,9 +22,9 @@ from comfyui.engine import Engine, EngineOptions
 from comfyui.jobs.queue_options import QueueOptions
 from config import Settings
 from tests.support.calls import Calls
-from tests.support.fake_gateway import closed_port
 from tests.support.jobs import ASYNC, fetch, listed, look, status_is, submit
 from tests.support.keys import ALICE, BOB, table, write_keys
+from tests.support.ports import free_port
 from tests.support.running import (
     RunningGateway,
     engines,
@@ -223,7 +223,7 @@ async def test_a_prompt_that_waits_is_taken_back_for_a_server_that_becomes_free_
 
 async def test_a_prompt_that_waits_is_taken_back_for_a_server_that_tells_later_what_it_has() -> None:
     """It stood behind the other one for as long as that ran, and the second server had nothing to do."""
-    port = closed_port()
+    port = free_port()
     async with (
         Engine() as first,
         running_gateway(first.url, f"127.0.0.1:{port}") as gateway,

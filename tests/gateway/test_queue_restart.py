@@ -19,8 +19,8 @@ import pytest
 from PIL import Image
 
 from comfyui.engine import Engine, EngineOptions
-from tests.support.fake_gateway import closed_port
 from tests.support.jobs import begins, fetch, state_of, submit
+from tests.support.ports import free_port
 from tests.support.processes import GatewayProcess, gateway_process
 from tests.support.running import Workflow, engines, executions, queue_of, requests, sleep_workflow, until
 
@@ -120,7 +120,7 @@ async def test_what_runs_stays_where_a_later_job_went_before_an_earlier_one(tmp_
 
 
 async def test_a_job_goes_to_a_server_that_comes_up_long_after_the_restart(tmp_path: Path) -> None:
-    port = closed_port()
+    port = free_port()
     addresses = f"http://127.0.0.1:{port}"
     async with Engine() as busy:
         async with gateway_of(tmp_path, busy, addresses) as gateway:

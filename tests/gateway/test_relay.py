@@ -279,7 +279,7 @@ async def test_a_submission_reaches_comfyui_byte_for_byte_with_its_own_headers()
         assert (answer.status, answer.headers["Content-Type"], answer.body) == (418, "text/x-odd; a=b", b"odd")
 
 
-async def _closed_port() -> str:
+async def _free_port() -> str:
     server = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     server.close()
@@ -288,7 +288,7 @@ async def _closed_port() -> str:
 
 
 async def test_comfyui_that_is_down_is_a_503_with_the_standard_body() -> None:
-    async with running_gateway(await _closed_port(), ready=False) as gateway:
+    async with running_gateway(await _free_port(), ready=False) as gateway:
         answer = await fetch(gateway, "/queue")
 
         assert (answer.status, answer.error_type) == (503, "connection_failed")

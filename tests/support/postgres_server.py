@@ -8,7 +8,6 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -18,6 +17,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from tests.support.ports import free_port
 
 DEBIAN = Path("/usr/lib/postgresql/15/bin")
 _SETTINGS = {
@@ -90,7 +91,7 @@ def running_postgres(folder: Path | None = None) -> Iterator[PostgresServer]:
     try:
         initdb = [found / "initdb", "-D", data, "-A", "trust", "-U", "postgres", "-E", "UTF8", "--locale=C"]
         _run([*map(str, initdb), "--no-sync", "--no-instructions"], user, base)
-        port = _free_port()
+        port = free_port()
         options = [part for name, value in _SETTINGS.items() for part in ("-c", f"{name}={value}")]
         command = [found / "postgres", "-D", data, "-h", "127.0.0.1", "-p", port, "-k", base, *options]
         server = PostgresServer(port, [str(part) for part in command], found / "pg_isready", base, user)
@@ -137,13 +138,6 @@ def _runs_as(user: pwd.struct_passwd, program: Path) -> bool:
         done = subprocess.run([str(program), "--version"], capture_output=True, check=False, **_as(user))
         return bool(done.returncode == 0)
     return False
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 if __name__ == "__main__":

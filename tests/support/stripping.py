@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 import re
 import shutil
-import socket
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+
+from tests.support.ports import free_port
 
 _DOCS = Path(__file__).parents[2] / "docs" / "proxies.md"
 PREFIX = "/comfy"
@@ -95,7 +96,7 @@ def _example(language: str, gateway: str) -> str:
 @asynccontextmanager
 async def _nginx(gateway: str, folder: Path) -> AsyncIterator[str]:
     program = _program("nginx", "nginx-light")
-    port = _free_port()
+    port = free_port()
     example = _example("nginx", gateway)
     assert "listen 80;" in example
     paths = "".join(
@@ -113,7 +114,7 @@ async def _nginx(gateway: str, folder: Path) -> AsyncIterator[str]:
 @asynccontextmanager
 async def _caddy(gateway: str, folder: Path) -> AsyncIterator[str]:
     program = _program("caddy", "caddy")
-    port = _free_port()
+    port = free_port()
     example = _example("caddy", gateway)
     assert "example.org {" in example
     config = folder / "Caddyfile"
@@ -150,13 +151,6 @@ def _program(name: str, package: str) -> str:
     if found is None:
         pytest.skip(f"no {name}: apt-get install --no-install-recommends {package}")
     return found
-
-
-def _free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 PUBLIC = "https://example.org/comfy"

@@ -17,11 +17,12 @@ from comfyui.workers.base import ComfyUIWorker
 from comfyui.workers.options import WorkerOptions
 from tests.support import littlehorse_process
 from tests.support.comfyui_folders import Folders
-from tests.support.job_api import JobApi, WorkerProcess, free_port, running_worker
+from tests.support.job_api import JobApi, WorkerProcess, running_worker
 from tests.support.littlehorse_process import Fake, Trio, Worker, running_fake
 from tests.support.model_store import Store, serving
 from tests.support.named_folder import named_folder
 from tests.support.object_store import ACCESS_KEY, POSTGRES_BUCKET, SECRET_KEY
+from tests.support.ports import free_port
 from tests.support.postgres_server import PostgresServer, binaries, running_postgres
 from tests.support.running import RunningGateway, running_gateway
 from tests.support.runpod_endpoint import NOWHERE, gateway_settings

@@ -27,7 +27,7 @@ from comfyui.servers.process import ProcessState
 from comfyui.workers.base import ComfyUIWorker
 from comfyui.workers.options import WorkerOptions
 from tests.chaos import workers as chaos
-from tests.support.job_api import free_port
+from tests.support.ports import free_port
 from tests.support.running import Workflow, invert_workflow, sleep_workflow
 
 

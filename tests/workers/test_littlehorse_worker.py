@@ -16,6 +16,7 @@ from comfyui.engine import Engine
 from comfyui.workers.base import prompt_id_for_job
 from tests.chaos import workers as chaos
 from tests.support.littlehorse_process import Fake, Trio, Worker, running_fake, running_worker
+from tests.support.ports import free_port
 from tests.support.running import invert_workflow, sleep_workflow
 
 if importlib.util.find_spec("littlehorse") is None:
@@ -146,7 +147,7 @@ async def test_an_input_that_cannot_be_fetched_now_is_an_ordinary_failure(
     async with running_worker(
         littlehorse_fake.ports[0], littlehorse_engine.url, input_url_allow="127.0.0.1", input_url_timeout=2
     ):
-        url = f"http://127.0.0.1:{await free_port()}/a.png"
+        url = f"http://127.0.0.1:{free_port()}/a.png"
         workflow["1"] = {"class_type": "LoadImage", "inputs": {"image": url}}
         littlehorse_fake.schedule(workflow, "unreachable")
         report = await littlehorse_fake.report("unreachable")
@@ -271,7 +272,7 @@ async def test_a_definition_that_is_refused_ends_the_worker_with_the_reason(
 
 
 async def test_a_server_that_is_not_there_yet_is_waited_for(littlehorse_engine: Engine) -> None:
-    port = await free_port()
+    port = free_port()
     async with running_worker(port, littlehorse_engine.url) as worker:
         await worker.until_logged("littlehorse.unavailable")
         async with running_fake(port=port) as fake:
@@ -281,7 +282,7 @@ async def test_a_server_that_is_not_there_yet_is_waited_for(littlehorse_engine: 
 async def test_health_is_the_sdks_and_comfyuis_and_an_idle_worker_stops_at_once(
     littlehorse_fake: Fake, littlehorse_engine: Engine
 ) -> None:
-    port = await free_port()
+    port = free_port()
     async with (
         running_worker(littlehorse_fake.ports[0], littlehorse_engine.url, health_port=port) as idle,
         aiohttp.ClientSession() as http,
@@ -293,14 +294,6 @@ async def test_health_is_the_sdks_and_comfyuis_and_an_idle_worker_stops_at_once(
         async with http.get(f"http://127.0.0.1:{port}/metrics") as response:
             assert "comfyui_gateway_server_up" in await response.text()
         assert await idle.stop() == 0
-
-
-async def free_port() -> int:
-    probe = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
-    port: int = probe.sockets[0].getsockname()[1]
-    probe.close()
-    await probe.wait_closed()
-    return port
 
 
 @pytest.mark.parametrize(("stage", "crashes"), [("starting", 2), ("queued", 2), ("running", 3), ("collecting", 6)])

@@ -27,8 +27,8 @@ from comfyui.workers.postgres.schema import TaskNames
 from comfyui.workers.postgres.settings import PostgresWorkerSettings
 from comfyui.workers.postgres.worker import serve
 from tests.chaos import workers as chaos
-from tests.support.job_api import free_port
 from tests.support.object_store import ACCESS_KEY, POSTGRES_BUCKET, SECRET_KEY
+from tests.support.ports import free_port
 from tests.support.postgres_server import PostgresServer, running_postgres
 from tests.support.running import invert_workflow, sleep_workflow
 from tests.support.supabase_stub import SERVICE_ROLE_KEY, running_supabase
@@ -138,7 +138,7 @@ async def test_sigterm_finishes_the_task_at_hand_and_ends_the_comfyui_that_the_w
     (tmp_path / "main.py").write_text(
         f"import sys; sys.path[0] = {str(ROOT)!r}\nfrom comfyui.engine.__main__ import main\nsys.exit(main())\n"
     )
-    port = (await free_ports(1))[0]
+    port = free_port()
     task_id = await tables.add({"workflow": sleep_workflow(1.0)})
     waiting = await tables.add({"workflow": invert_workflow()})
     settings = {
@@ -237,7 +237,7 @@ async def test_a_comfyui_that_crashes_again_and_again_ends_the_worker(tables: Ta
         database_url=SecretStr(tables.url),
         comfy_path=tmp_path,
         comfy_python=sys.executable,
-        comfy_port=(await free_ports(1))[0],
+        comfy_port=free_port(),
         comfyui_restart_delay=0.01,
         comfyui_max_crashes=2,
         poll_interval=0.2,
@@ -249,15 +249,6 @@ async def test_a_comfyui_that_crashes_again_and_again_ends_the_worker(tables: Ta
             await serve(settings, "w", asyncio.Event())
     assert (await tables.row(task_id))["attempts"] == 0
     assert await tables.sql.fetchval("select status from workers where id = 'w'") == "stopped"
-
-
-async def free_ports(count: int) -> list[int]:
-    servers = [await asyncio.start_server(lambda *_: None, "127.0.0.1", 0) for _ in range(count)]
-    ports = [server.sockets[0].getsockname()[1] for server in servers]
-    for server in servers:
-        server.close()
-        await server.wait_closed()
-    return ports
 
 
 async def test_tasks_that_crash_comfyui_end_within_their_budget_and_the_next_one_is_done(

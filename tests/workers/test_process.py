@@ -14,7 +14,7 @@ import pytest
 from comfyui.exceptions import ComfyUIConnectionError
 from comfyui.servers import ports
 from comfyui.servers.process import ComfyUIProcess, ProcessState
-from tests.support.job_api import free_port
+from tests.support.ports import free_port
 
 SCRIPT_THAT_IGNORES_SIGTERM = """
 import signal, subprocess, sys, time

@@ -49,7 +49,7 @@ from comfyui.workers.results import saved_before
 from comfyui.workers.runpod.job import JobInput, job_fields, max_reply_bytes, parse_input, reply
 from comfyui.workers.runpod.settings import RunPodSettings
 from comfyui.workers.settings import StoringWorkerSettings
-from tests.support.job_api import free_port
+from tests.support.ports import free_port
 from tests.support.running import Workflow, invert_workflow, sleep_workflow
 
 ID = UUID("7f000001-0000-4000-8000-000000000001")

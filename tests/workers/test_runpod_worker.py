@@ -26,7 +26,8 @@ from comfyui.outputs.stores.s3 import S3Settings, S3Store
 from comfyui.workers.base import prompt_id_for_job
 from tests.chaos import workers as chaos
 from tests.support import object_store
-from tests.support.job_api import ROOT, JobApi, WorkerProcess, free_port, running_worker
+from tests.support.job_api import ROOT, JobApi, WorkerProcess, running_worker
+from tests.support.ports import free_port
 from tests.support.running import Workflow, invert_workflow, sleep_workflow
 
 if importlib.util.find_spec("runpod") is None:

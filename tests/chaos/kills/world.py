@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
-import os
 import signal
-import socket
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -23,6 +20,7 @@ from comfyui.jobs.journal.sqlite import SqliteJournal
 from tests.chaos.kills.points import Point, Points
 from tests.chaos.kills.processes import engine_at, gateway_at
 from tests.chaos.kills.relay import KillRelay
+from tests.support.ports import free_port
 from tests.support.running import until
 
 Victim = Literal["gateway", "ComfyUI", "both"]
@@ -36,9 +34,6 @@ _PATIENCE = aiohttp.ClientTimeout(60)
 
 Answer = tuple[int, Any]
 
-# Not among those that the system gives to connections, which would take one from a process that is away.
-_PORTS = itertools.cycle(range(20_000 + os.getpid() % 100 * 100, 32_000))
-
 
 class World:
     """Made by `living`. `engine` and `gateway` are addresses, the same over restarts."""
@@ -51,7 +46,7 @@ class World:
         self._victim = victim
         self._folder = folder
         self._executions = folder / "executions"
-        relay_port, engine_port, gateway_port = _port(), _port(), _port()
+        relay_port, engine_port, gateway_port = free_port(), free_port(), free_port()
         self.engine = f"http://127.0.0.1:{engine_port}"
         self.gateway = f"http://127.0.0.1:{gateway_port}"
         self._relay = KillRelay(relay_port, engine_port, self.points)
@@ -213,12 +208,3 @@ class World:
         await self._gateway.kill()
         async with SqliteJournal(self._folder / "state", lock_wait_s=5) as journal:
             return list((await journal.page(JobFilter(), 100)).records)
-
-
-def _port() -> int:
-    """One that nothing uses and no other world gets."""
-    while True:
-        port = next(_PORTS)
-        with contextlib.suppress(OSError), socket.socket() as probe:
-            probe.bind(("127.0.0.1", port))
-            return port

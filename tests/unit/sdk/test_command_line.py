@@ -44,7 +44,6 @@ from tests.support.fake_gateway import (
     Answer,
     FakeGateway,
     answer,
-    closed_port,
     cut,
     entry,
     error_body,
@@ -56,6 +55,7 @@ from tests.support.fake_gateway import (
     result_body,
     sse,
 )
+from tests.support.ports import free_port
 
 ROOT = Path(__file__).parents[3]
 TXT2IMG = str(ROOT / "examples/txt2img.json")
@@ -247,7 +247,7 @@ async def test_attaching_again_ends_after_a_few_attempts(fake: FakeGateway, sdk_
 
 
 async def test_a_gateway_that_cannot_be_reached_is_not_tried_again() -> None:
-    async with GatewayClient(f"127.0.0.1:{closed_port()}", reconnect_delays_s=(600,)) as gateway:
+    async with GatewayClient(f"127.0.0.1:{free_port()}", reconnect_delays_s=(600,)) as gateway:
         with pytest.raises(GatewayConnectionError, match="Connection refused"):
             await gateway.run(WORKFLOW)
 
@@ -506,7 +506,7 @@ def test_the_top_level_client_has_the_names_of_the_sdk() -> None:
 
 async def test_nothing_at_the_address_is_unreachable(workflow_file: str, tmp_path: Path) -> None:
     ran = await cli(
-        "run", workflow_file, "--server", f"http://127.0.0.1:{closed_port()}", "--output", str(tmp_path), "--json"
+        "run", workflow_file, "--server", f"http://127.0.0.1:{free_port()}", "--output", str(tmp_path), "--json"
     )
     assert ran.code == Exit.UNREACHABLE
     assert ran.json()["type"] == "unreachable"

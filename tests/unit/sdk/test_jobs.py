@@ -39,7 +39,6 @@ from tests.support.fake_gateway import (
     Answer,
     FakeGateway,
     answer,
-    closed_port,
     cut,
     entry,
     error_body,
@@ -50,6 +49,7 @@ from tests.support.fake_gateway import (
     result_body,
     sse,
 )
+from tests.support.ports import free_port
 
 CREATED = "2026-11-29T19:04:12.345Z"
 
@@ -124,7 +124,7 @@ async def test_a_submission_that_is_refused_or_cannot_be_sent_is_not_tried_again
         with pytest.raises(expected):
             await sdk_client.submit(WORKFLOW)
     assert len(fake.asked) == 3
-    async with GatewayClient(f"127.0.0.1:{closed_port()}", reconnect_delays_s=(600,)) as nowhere:
+    async with GatewayClient(f"127.0.0.1:{free_port()}", reconnect_delays_s=(600,)) as nowhere:
         with pytest.raises(GatewayConnectionError, match="Connection refused"):
             await nowhere.submit(WORKFLOW)
 
@@ -257,7 +257,7 @@ async def test_wait_ends_with_its_time(fake: FakeGateway) -> None:
         with pytest.raises(GatewayTimeoutError, match="goes on") as caught:
             await client.wait(PROMPT_ID, timeout_s=0.2)
     assert (caught.value.type, caught.value.prompt_id, caught.value.job_status) == ("not_finished", PROMPT_ID, None)
-    async with GatewayClient(f"127.0.0.1:{closed_port()}", reconnect_delays_s=(0.01,)) as nowhere:
+    async with GatewayClient(f"127.0.0.1:{free_port()}", reconnect_delays_s=(0.01,)) as nowhere:
         with pytest.raises(GatewayConnectionError, match="Connection refused"):
             await nowhere.wait(PROMPT_ID, timeout_s=0.2)
 
