@@ -22,6 +22,7 @@ from comfyui.handler import ComfyUIHandler
 from comfyui.inputs.staging import InputStager
 from comfyui.inputs.store import FOLDER_NAME, InputStore
 from comfyui.jobs.entries import Entries
+from comfyui.jobs.following import let_go
 from comfyui.jobs.journal.memory import MemoryJournal
 from comfyui.jobs.journal.protocol import Journal
 from comfyui.jobs.journal.sqlite import SqliteJournal
@@ -153,6 +154,7 @@ def create_app(
                 handler.standing,
                 pool,
                 handler.made,
+                functools.partial(let_go, handler.admission.runs),
                 keep_s=settings.jobs_keep_days * 86_400,
             )
             await stack.enter_async_context(assets.uploaded.expiring())

@@ -7,7 +7,7 @@ its nodes have told of them, so that the answer waits for no server, and its end
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -34,7 +34,7 @@ class FreshJob:
     """One of them.
 
     Attributes:
-        job: its owner is not checked.
+        job: its owner is not checked. It may wait in our queue.
     """
 
     def __init__(self, job: Job, outputs: Measures, tasks: SideTasks) -> None:
@@ -83,10 +83,15 @@ class FreshJob:
 
 
 class FreshJobs:
-    """What it is made with belongs to whoever made that. Use it with ``async with``."""
+    """What it is made with belongs to whoever made that. Use it with ``async with``.
 
-    def __init__(self, outputs: Measures) -> None:
+    Args:
+        let_go: is called with each job that is not fresh any more.
+    """
+
+    def __init__(self, outputs: Measures, let_go: Callable[[Job], None]) -> None:
         self._outputs = outputs
+        self._let_go = let_go
         self._fresh: dict[str, FreshJob] = {}
         self._tasks = SideTasks()
 
@@ -99,8 +104,9 @@ class FreshJobs:
         await self._tasks.close()
 
     def add(self, job: Job) -> None:
-        """The job was submitted now, and runs."""
+        """The job was submitted now, and runs or waits."""
         if len(self._fresh) < _MOST:
+            job.join()
             self._fresh[job.prompt_id] = FreshJob(job, self._outputs, self._tasks)
             asyncio.get_running_loop().call_later(FRESH_S, self.drop, job.prompt_id)
 
@@ -112,3 +118,5 @@ class FreshJobs:
         """It is not fresh any more: it was told how it ended, or is followed, or more is known of its files."""
         if (fresh := self._fresh.pop(prompt_id, None)) is not None:
             fresh.stop()
+            fresh.job.leave()
+            self._let_go(fresh.job)

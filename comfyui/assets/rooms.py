@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from comfyui.assets.fresh_jobs import FreshJobs
@@ -11,6 +12,7 @@ from comfyui.assets.resolving import AssetReferences
 from comfyui.assets.uploaded import Clock, UploadedAssets
 from comfyui.executors.made_files import MadeFiles
 from comfyui.inputs.store import InputStore
+from comfyui.jobs.job import Job
 from comfyui.jobs.journal.protocol import Journal
 from comfyui.jobs.standing import StandingJobs
 from comfyui.jobs.uploads import Uploads
@@ -35,12 +37,13 @@ def assets_of(
     standing: StandingJobs,
     pool: BackendPool,
     made: MadeFiles | None,
+    let_go: Callable[[Job], None],
     *,
     keep_s: float,
     clock: Clock = time.time,
 ) -> Assets:
-    """The parts belong to whoever made them. `keep_s`: see `UploadedAssets`."""
+    """The parts belong to whoever made them. `keep_s`: see `UploadedAssets`; `let_go`: see `FreshJobs`."""
     uploaded = UploadedAssets(journal, store, uploads, keep_s=keep_s, clock=clock)
     outputs = JobOutputs(journal, standing, pool, made)
     references = AssetReferences(uploaded, outputs, store, uploads, merged=made is not None)
-    return Assets(uploaded, outputs, FreshJobs(outputs), references)
+    return Assets(uploaded, outputs, FreshJobs(outputs, let_go), references)

@@ -27,6 +27,7 @@ from comfyui.jobs.entry import Clock, Entry
 from comfyui.jobs.fingerprints import check_same
 from comfyui.jobs.inputs import JobInputs, Taken
 from comfyui.jobs.job import Job
+from comfyui.jobs.journal.first_record import first_record
 from comfyui.jobs.journal.records import Delivery, JobRecord, NewJob, State
 from comfyui.jobs.journal.writes import Add, Again
 from comfyui.jobs.keeping import Keeping
@@ -244,12 +245,14 @@ class Admission:
                 async with self.room_for(origin):
                     begun = await self._journal.write(write)
                 if begun:
-                    added = await self._journal.get(prompt_id)
+                    added = first_record(new, begun) if record is None else await self._journal.get(prompt_id)
                     if added is not None and added.state is State.QUEUED:
                         await self.queue.added(added, request)
                     break
                 # Another request with the same id came first.
                 callers_id = True
+        if added is not None and record is None and self.queue.has(prompt_id):
+            return Look(prompt_id, added.state, added, await self._position(added))
         return await self.look(prompt_id)
 
     async def look(self, prompt_id: str, origin: Origin = OURS) -> Look:

@@ -95,7 +95,7 @@ class Entry:
         self.added, self.fence, self.losses = True, record.fence, record.losses
         self.begun, self.state, self.alone, self._server = record.begun, record.state, record.alone, record.server
         self.queued_at, self.started_at = record.queued_at, record.started_at
-        self.shown_number = record.shown_number
+        self.shown_number, self.note = record.shown_number, record.note
         self._order, self.call = record.webhook, record.call
 
     @property

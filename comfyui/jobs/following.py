@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from comfyui.jobs.admission import Admission
 from comfyui.jobs.job import Job, Listener
 from comfyui.jobs.journal.records import JobRecord, State
+from comfyui.jobs.runs import Runs
 
 _STANDING = frozenset({State.QUEUED, State.RUNNING})
 
@@ -18,7 +19,7 @@ async def following(admission: Admission, record: JobRecord, listener: Listener 
 
     None where there is nothing to follow: it has ended, is being cancelled, or its caller waits for it on a connection.
     """
-    job = await _job_of(admission, record)
+    job = await in_hand(admission, record)
     if job is None:
         yield None
         return
@@ -27,14 +28,21 @@ async def following(admission: Admission, record: JobRecord, listener: Listener 
         yield job
     finally:
         job.leave(listener)
-        if not (job.ended or job.waiters or job.has_task):
-            # It waits in our queue: a row is enough.
-            admission.runs.drop(job)
+        let_go(admission.runs, job)
 
 
-async def _job_of(admission: Admission, record: JobRecord) -> Job | None:
+async def in_hand(admission: Admission, record: JobRecord) -> Job | None:
+    """The job to be joined; one that waits in our queue has no task. None as for `following`."""
     job = admission.runs.live.get(record.prompt_id)
     if job is None and record.kind == "async" and record.state in _STANDING:
+        waits = admission.queue.has(record.prompt_id)
         job = admission.runs.add(record.prompt_id, None, None, record.fingerprint, entry=admission.entries.of(record))
-        await admission.end_what_has_ended(job)
+        if not waits:
+            await admission.end_what_has_ended(job)
     return job if job is not None and job.stays else None
+
+
+def let_go(runs: Runs, job: Job) -> None:
+    """A job was left that was `in_hand`. Where it waits in our queue, and nobody for it, a row is enough."""
+    if not (job.ended or job.waiters or job.has_task):
+        runs.drop(job)

@@ -31,6 +31,7 @@ from comfyui.jobs.job import Job
 from comfyui.jobs.journal.paging import pages
 from comfyui.jobs.journal.records import JobRecord, State
 from comfyui.jobs.journal.writes import Pause
+from comfyui.jobs.kept_requests import KeptRequests
 from comfyui.jobs.lines import Lane, Standing, Waiting
 from comfyui.jobs.origin import Origin
 from comfyui.jobs.pruning import sweep_inputs
@@ -87,7 +88,7 @@ class JobQueue:
         self._late: set[str] = set()
         self._standing: list[str] = []
         self._secrets: dict[str, Mapping[str, Any]] = {}
-        self._tasks = SideTasks()
+        self._kept, self._tasks = KeptRequests(), SideTasks()
         self._log = structlog.get_logger(__name__)
 
     async def open(self) -> None:
@@ -110,7 +111,7 @@ class JobQueue:
         self._tasks.start(self._hand_on_all(), "job queue")
         self._tasks.start(sweep_inputs(self._inputs), "sweep inputs")
         if self._options.max_queued_s:
-            expiring = ending_late(self._journal, self._options.max_queued_s, self._clock, self._waits, self._end)
+            expiring = ending_late(self._journal, self._options.max_queued_s, self._clock, self.has, self._end)
             self._tasks.start(expiring, "jobs that wait too long")
 
     async def close(self) -> None:
@@ -172,6 +173,8 @@ class JobQueue:
             self._late.add(record.prompt_id)
             self._fetching.added(record.prompt_id)
         else:
+            if files is None:
+                self._kept.keep(record, request)
             self._turns.expect(waiting, needs)
 
     def inputs_came(self, prompt_id: str) -> None:
@@ -186,6 +189,7 @@ class JobQueue:
     def left(self, prompt_id: str) -> None:
         """A job that waited waits no more, and was not handed on."""
         self._secrets.pop(prompt_id, None)
+        self._kept.take(prompt_id)
         self._late.discard(prompt_id)
         if self._rows.pop(prompt_id, None) is not None:
             self._turns.drop(prompt_id)
@@ -252,9 +256,8 @@ class JobQueue:
 
     def is_held(self, prompt_id: str) -> bool:
         """Whether the job waits here and the pause keeps it from its turn."""
-        scheduler = self._turns.scheduler
-        waits = prompt_id in self._rows or scheduler.knows(prompt_id)
-        return self.paused and waits and scheduler.server_of(prompt_id) is None
+        waits = prompt_id in self._rows or self._turns.scheduler.knows(prompt_id)
+        return self.paused and waits and self._turns.scheduler.server_of(prompt_id) is None
 
     def position(self, prompt_id: str) -> int | None:
         """About how many jobs have their turn before it; None where it does not wait."""
@@ -265,7 +268,8 @@ class JobQueue:
         rows = (self._rows.get(late) for late in self._late)
         return ahead + sum(late.waiting.is_before(row.waiting) for late in rows if late is not None)
 
-    def _waits(self, prompt_id: str) -> bool:
+    def has(self, prompt_id: str) -> bool:
+        """Whether the job waits here."""
         return prompt_id in self._rows
 
     def waits_for(self, prompt_id: str) -> list[str]:
@@ -340,8 +344,9 @@ class JobQueue:
             self._wait_again(prompt_id)
 
     async def _hand_on(self, prompt_id: str) -> None:
-        record = await self._journal.get(prompt_id)
-        request = None if record is None else await self.request_of(record)
+        record, request = self._kept.take(prompt_id) or (await self._journal.get(prompt_id), None)
+        if record is not None and request is None:
+            request = await self.request_of(record)
         live = self._runs.live.get(prompt_id)
         is_over = record is None or not record.waits or (live is not None and live.ended)
         if record is None or is_over or prompt_id not in self._rows:

@@ -14,7 +14,7 @@ from typing import Any
 from comfyui.exceptions import ComfyUIConflictError, ComfyUIError, ComfyUIShutdownError
 from comfyui.inputs.content import SpooledFiles
 from comfyui.inputs.plan import has_inline_values
-from comfyui.jobs.admission import Admission, check_seen
+from comfyui.jobs.admission import Admission, Look, check_seen
 from comfyui.jobs.cancels import Cancels
 from comfyui.jobs.entry import Entry
 from comfyui.jobs.fingerprints import check_same, fingerprint_of
@@ -38,12 +38,14 @@ class Verdict:
         number: as ComfyUI's clients know it.
         node_errors: as ComfyUI writes them: of outputs that it leaves out. Empty where it was not asked yet.
         job: where it has gone to a server at once.
+        look: how it is, where it waits or is known from before.
     """
 
     prompt_id: str
     number: float
     node_errors: Mapping[str, Any]
     job: Job | None = None
+    look: Look | None = None
 
 
 class Verdicts:
@@ -117,7 +119,7 @@ class Verdicts:
                 look = await self._admission.submit(
                     prompt_id, origin, request, files, fingerprint, callers_id=callers_id
                 )
-                return Verdict(prompt_id, look.record.shown_number if look.record is not None else 0, {})
+                return _waiting(look)
             try:
                 async with asyncio.timeout(patience_s):
                     verdict = await _verdict_of(job)
@@ -159,13 +161,16 @@ class Verdicts:
         else:
             return None
         # A sync call's, which goes on without that call from now on; or one that is run again.
-        look = await self._admission.submit(prompt_id, origin, request, None, fingerprint, callers_id=True)
-        return Verdict(prompt_id, look.record.shown_number if look.record is not None else 0, {})
+        return _waiting(await self._admission.submit(prompt_id, origin, request, None, fingerprint, callers_id=True))
 
     async def _left_out(self, record: JobRecord) -> Mapping[str, Any]:
         if record.state is not State.SUCCEEDED:
             return {}
         return node_errors_of((await self._admission.outcome_of(record)).node_errors)
+
+
+def _waiting(look: Look) -> Verdict:
+    return Verdict(look.prompt_id, look.record.shown_number if look.record is not None else 0, {}, look=look)
 
 
 async def _verdict_of(job: Job) -> Verdict:

@@ -35,6 +35,21 @@ def sent_under(database: sqlite3.Connection, owner: str | None, key: str, since:
     return None if row is None else str(row[0])
 
 
+def newest_seq(database: sqlite3.Connection) -> int:
+    """Where the newest job stands; 0 where there is none."""
+    row = database.execute("SELECT max(seq) FROM jobs").fetchone()
+    return int(row[0] or 0)
+
+
+def keys_between(database: sqlite3.Connection, after: int, last: int, since: float) -> list[tuple[str | None, str]]:
+    """Owner and idempotency key of each job with a `seq` behind `after`, up to `last`, from a time on."""
+    return database.execute(
+        "SELECT owner, idempotency_key FROM jobs WHERE seq > ? AND seq <= ? AND created_at >= ?"
+        " AND idempotency_key IS NOT NULL",
+        (after, last, since),
+    ).fetchall()
+
+
 class Used:
     """What was used, added up over a transaction: of many ends there are few rows."""
 

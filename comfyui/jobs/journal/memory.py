@@ -20,6 +20,7 @@ from comfyui.jobs.journal.assets import AssetFilter, MemoryAssets
 from comfyui.jobs.journal.attempts import Attempt, MemoryAttempts
 from comfyui.jobs.journal.cursor import cursor_of, seq_of
 from comfyui.jobs.journal.deaths import Death, MemoryDeaths
+from comfyui.jobs.journal.first_record import first_record
 from comfyui.jobs.journal.held import Held, MemoryHeld
 from comfyui.jobs.journal.made import Made, MadeFilter
 from comfyui.jobs.journal.memory_bodies import MemoryBodies
@@ -34,11 +35,9 @@ from comfyui.jobs.journal.records import (
     JobFilter,
     JobRecord,
     KeptJob,
-    NewJob,
     Page,
     RunRecord,
     State,
-    Submission,
 )
 from comfyui.jobs.journal.rows import packed, unpacked
 from comfyui.jobs.journal.searching import MOST_LOOKED_AT, Candidate, search, some_of
@@ -202,7 +201,7 @@ class MemoryJournal:
         seq = self._next_number()
         digest = self._bodies.use(job.body)
         self._seqs[job.prompt_id] = seq
-        added = _first_record(job, seq, digest, write.server)
+        added = first_record(job, seq, body_sha256=digest, server=write.server)
         self._put(added, None)
         self._has_begun(added)
         if job.idempotency_key is not None:
@@ -620,28 +619,3 @@ class MemoryJournal:
 
 def _by_end(ended: tuple[float, int, JobRecord]) -> tuple[float, int]:
     return ended[:2]
-
-
-def _first_record(job: NewJob, seq: int, body_sha256: str | None, server: str | None) -> JobRecord:
-    """The record of a job that is written now."""
-    given = {field.name: getattr(job, field.name) for field in fields(Submission)}
-    given |= {"labels": dict(job.labels), "inputs": dict(job.inputs), "turn": job.turn_at(seq)}
-    return JobRecord(
-        **given,
-        seq=seq,
-        body_sha256=body_sha256,
-        run=1,
-        state=State.QUEUED,
-        server=server,
-        attempt=int(server is not None),
-        begun=False,
-        losses=0,
-        number=seq,
-        end_number=None,
-        queued_at=job.created_at,
-        started_at=None,
-        ended_at=None,
-        retryable=False,
-        error=None,
-        hidden=False,
-    )

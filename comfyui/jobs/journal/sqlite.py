@@ -12,7 +12,7 @@ from typing import Any, Self, TypeVar
 
 from comfyui.exceptions import JournalError
 from comfyui.feed import Feed
-from comfyui.jobs.journal.by_owner import remove_usage
+from comfyui.jobs.journal.by_owner import keys_between, newest_seq, remove_usage
 from comfyui.jobs.journal.committing import Batch, CommitThread, Outcome, Work, apply, journal_error, touch
 from comfyui.jobs.journal.not_kept import NotKept
 from comfyui.jobs.journal.opening import connect
@@ -20,8 +20,10 @@ from comfyui.jobs.journal.protocol import YOUNG_S, JournalObserver, WriteListene
 from comfyui.jobs.journal.questions import Questions
 from comfyui.jobs.journal.records import Fence
 from comfyui.jobs.journal.statements import Statements
+from comfyui.jobs.journal.used_keys import UsedKeys
 from comfyui.jobs.journal.writes import Add, Finish, Place, PutBack, Write, id_of
 from comfyui.offload import after_turns
+from comfyui.tasks import SideTasks
 
 FILE_NAME = "jobs.sqlite3"
 # How long a write behind may wait for others, so that they share a commit, and one of which nobody is told. A commit
@@ -31,6 +33,8 @@ _AT_REST_S = 0.25
 # So many writes behind wait no longer for others.
 _HANDED_ON = 256
 _REMOVED_TOGETHER = 50
+# Idempotency keys are read out of so many places for jobs at a time: some 3 ms.
+_KEYS_READ = 4000
 # Of the writes that are kept for later: how many, and bytes of their results.
 _MOST_LATER = 1000
 _MOST_LATER_BYTES = 64_000_000
@@ -81,6 +85,9 @@ class SqliteJournal(Questions):
         self._later: list[Write] = []
         self._later_bytes = 0
         self._not_kept = NotKept(clock)
+        self._keys = UsedKeys()
+        self._learns_keys = False
+        self._tasks = SideTasks()
 
     async def __aenter__(self) -> Self:
         try:
@@ -95,6 +102,7 @@ class SqliteJournal(Questions):
         return self
 
     async def __aexit__(self, *_exc: object) -> None:
+        await self._tasks.close()
         self._hand_on()
         self._open = False
         if self._looking is not None:
@@ -117,6 +125,7 @@ class SqliteJournal(Questions):
         return await self.begin(write)
 
     def begin(self, write: Write) -> asyncio.Future[int]:
+        self._note_key(write)
         self._added.clear()
         writing = self._given(self._next.writes, partial(apply, write))
         writing.add_done_callback(partial(self._tell_of, write))
@@ -127,6 +136,8 @@ class SqliteJournal(Questions):
             self._tell(write)
 
     async def write_all(self, writes: Sequence[Write]) -> list[int]:
+        for write in writes:
+            self._note_key(write)
         self._added.clear()
         changed = await self._in_transaction(lambda sql: [sql.apply(write) for write in writes])
         for write, has_place in zip(writes, changed, strict=True):
@@ -144,6 +155,7 @@ class SqliteJournal(Questions):
             if self._observer is not None:
                 self._observer.failed(1)
             return
+        self._note_key(write)
         if not (self._added and self._joins_what_rests(write, soon)):
             self._append(write, soon)
         self._tell(write)
@@ -181,6 +193,32 @@ class SqliteJournal(Questions):
             return False
         self._next.writes[place] = (partial(apply, joined), None)
         return True
+
+    # Idempotency keys
+
+    async def sent_under(self, owner: str | None, key: str, since: float) -> str | None:
+        if self._keys.is_new(owner, key, since):
+            return None
+        if not self._learns_keys:
+            self._learns_keys = True
+            self._tasks.start(self._learn_keys(since), "learn idempotency keys")
+        return await super().sent_under(owner, key, since)
+
+    async def _learn_keys(self, since: float) -> None:
+        """Once, when the first one is asked for: most gateways are sent none."""
+        try:
+            for end in range(await self._ask(lambda sql: newest_seq(sql.database)), 0, -_KEYS_READ):
+                first = end - _KEYS_READ
+                found = await self._ask(lambda sql: keys_between(sql.database, first, end, since))  # noqa: B023
+                self._keys.learned(found)
+        except JournalError:
+            self._learns_keys = False
+        else:
+            self._keys.all_are_known(since)
+
+    def _note_key(self, write: Write) -> None:
+        if type(write) is Add and write.job.idempotency_key is not None:
+            self._keys.add(write.job.owner, write.job.idempotency_key)
 
     async def prune(self, now: float, *, keep_days: float | None, keep: int | None) -> int:
         removed = 0

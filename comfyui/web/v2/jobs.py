@@ -25,7 +25,7 @@ from comfyui.exceptions import (
     QueryError,
 )
 from comfyui.jobs.admission import Look
-from comfyui.jobs.following import following
+from comfyui.jobs.following import following, in_hand
 from comfyui.jobs.inputs import names_in
 from comfyui.jobs.job import Job
 from comfyui.jobs.journal.records import State
@@ -79,11 +79,14 @@ async def submit(request: Request) -> Response:
         except ComfyUIValidationError as error:
             await hide_files_of_others(error, gateway, origin)
             raise
-    look = None
-    if verdict.job is not None:
-        look = _look_when_taken(verdict.job)
-        gateway.assets.fresh.add(verdict.job)
-    look = look or await gateway.handler.admission.look(prompt_id, origin)
+    admission, look, taken = gateway.handler.admission, verdict.look, verdict.job
+    if taken is not None:
+        look = _look_when_taken(taken)
+    elif look is not None and look.record is not None:
+        taken = await in_hand(admission, look.record)
+    if taken is not None:
+        gateway.assets.fresh.add(taken)
+    look = look or await admission.look(prompt_id, origin)
     return json_response(201, await shown(request, look), _NO_STORE)
 
 

@@ -51,9 +51,9 @@ class Measuring:
 
 
 @asynccontextmanager
-async def fresh_jobs() -> AsyncIterator[tuple[FreshJobs, Measuring]]:
+async def fresh_jobs(left: list[Job] | None = None) -> AsyncIterator[tuple[FreshJobs, Measuring]]:
     measuring = Measuring()
-    async with FreshJobs(measuring) as jobs:
+    async with FreshJobs(measuring, ([] if left is None else left).append) as jobs:
         yield jobs, measuring
 
 
@@ -112,6 +112,17 @@ async def test_what_another_attempt_has_made_is_measured_anew() -> None:
         assert one is not None
         assert {name: facts.size for name, facts in (await one.facts()).items()} == {first: 2}
         assert measuring.asked == [("gpu-1", "a.png"), ("gpu-2", "a.png")]
+
+
+async def test_a_job_is_held_until_it_is_not_fresh_any_more() -> None:
+    left: list[Job] = []
+    async with fresh_jobs(left) as (fresh, _):
+        job = await placed_job()
+        fresh.add(job)
+        assert (job.waiters, left) == (1, [])
+        fresh.drop(_ID)
+        fresh.drop(_ID)
+        assert (job.waiters, left) == (0, [job])
 
 
 async def test_of_a_job_that_fails_or_is_dropped_nobody_waits_for_a_size() -> None:

@@ -22,6 +22,7 @@ from comfyui.jobs.journal.asset_writes import (
 )
 from comfyui.jobs.journal.assets import AssetFilter
 from comfyui.jobs.journal.attempts import Attempt
+from comfyui.jobs.journal.first_record import first_record
 from comfyui.jobs.journal.made import MadeFilter
 from comfyui.jobs.journal.memory import MemoryJournal
 from comfyui.jobs.journal.persons import MOST_PERSONS
@@ -119,11 +120,12 @@ async def test_a_job_comes_back_as_it_was_written(journal: Journal) -> None:
         call=CALL,
         body=BODY,
     )
-    assert await journal.write(Add(job))
+    number = await journal.write(Add(job, "gpu-1"))
     record = await got(journal, 7)
+    assert first_record(job, number, body_sha256=record.body_sha256, server="gpu-1") == record
     for name in NewJob.__dataclass_fields__.keys() - {"body", "front"}:
         assert getattr(record, name) == getattr(job, name), name
-    assert (record.run, record.state, record.server, record.attempt) == (1, State.QUEUED, None, 0)
+    assert (record.run, record.state, record.server, record.attempt) == (1, State.QUEUED, "gpu-1", 1)
     assert (record.queued_at, record.started_at, record.ended_at, record.error) == (job.created_at, None, None, None)
     assert await journal.body_of(job.prompt_id) == BODY
     assert await journal.result_of(job.prompt_id) is None

@@ -1,0 +1,31 @@
+"""Requests of the first jobs that wait."""
+
+from __future__ import annotations
+
+from comfyui.jobs.journal.first_record import first_record
+from comfyui.jobs.kept_requests import KeptRequests
+from comfyui.models import PromptRequest
+from tests.support.journals import new_job, prompt_id
+
+
+def keep(kept: KeptRequests, number: int, size: int = 100) -> None:
+    request = PromptRequest(prompt={"1": {"class_type": "A", "inputs": {}}}).of_size(size)
+    kept.keep(first_record(new_job(number), number), request)
+
+
+def test_a_job_is_given_back_once_as_it_was_kept() -> None:
+    kept = KeptRequests()
+    keep(kept, 1)
+    found = kept.take(prompt_id(1))
+    assert found is not None
+    assert (found[0].prompt_id, found[0].number, found[1].size) == (prompt_id(1), 1, 100)
+    assert kept.take(prompt_id(1)) is None
+
+
+def test_it_has_as_many_and_as_large_ones_as_it_may() -> None:
+    kept = KeptRequests(most=3, most_bytes=1000)
+    for number, size in ((1, 100), (2, 901), (3, 900), (4, 0), (5, 0)):
+        keep(kept, number, size)
+    assert [kept.take(prompt_id(number)) is not None for number in range(1, 6)] == [True, False, True, True, False]
+    keep(kept, 6, 1000)
+    assert kept.take(prompt_id(6)) is not None
