@@ -7,10 +7,10 @@ while one waits, and what happens when the last one leaves is a setting.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any, Protocol, Self
+from typing import Protocol, Self
 from uuid import uuid4
 
 from comfyui.exceptions import (
@@ -38,6 +38,7 @@ from comfyui.jobs.history import JobHistory
 from comfyui.jobs.inputs import JobInputs
 from comfyui.jobs.job import Job, Listener, Reason
 from comfyui.jobs.journal.records import State
+from comfyui.jobs.moving import Moving
 from comfyui.jobs.origin import OURS, Origin
 from comfyui.jobs.queue import JobQueue
 from comfyui.jobs.queue_options import QueueOptions
@@ -98,6 +99,7 @@ class ComfyUIHandler:
     Attributes:
         admission, claims, verdicts: what an id, and an idempotency key, stands for; and take prompts as ComfyUI does.
         draining: it takes no more.
+        moving: gives a job that waits another place in the order.
         made, uploads: files that prompts have made, and that clients uploaded, where prompts wait in the gateway.
         fleet: what the servers have, as if they were one.
     """
@@ -138,6 +140,7 @@ class ComfyUIHandler:
         self.queue = JobQueue(entries, pool, self._turns, self._runs, brought, options.queue)
         self.standing = StandingJobs(pool, self._turns, self._runs, self.queue, self._cancels)
         self.admission = Admission(entries, self._runs, self.queue, brought)
+        self.moving = Moving(entries.journal, self._runs, self.queue, self._turns.numbers)
         self.removal = Removal(entries, pool, self.admission, self._runs, self.queue, self._turns, self._cancels)
         refusals = Refusals(pool, self._turns.abilities, catalogue, self.made, options.limits, runner.preflight)
         self.verdicts = Verdicts(self.admission, self._cancels, refusals, options.run_limits, options.limits)
@@ -278,11 +281,6 @@ class ComfyUIHandler:
             ComfyUIError: ComfyUI could not be told, so that the prompt may go on there; it can be cancelled again.
         """
         await self.removal.cancel(prompt_id, origin)
-
-    def workflow_of(self, prompt_id: str) -> Mapping[str, Any] | None:
-        """The workflow of a prompt in flight; None when it is not known (yet)."""
-        job = self._runs.live.get(prompt_id)
-        return job.workflow if job else None
 
     # State that probes ask for
 

@@ -271,6 +271,10 @@ class Entry:
             self.fence = self.fence.next()
         self._server = None
 
+    def move(self, turn: float | None) -> None:
+        """The job has another place in the order, as the journal has it already; None: that stays as it is."""
+        self.shown_number = self.shown_number if turn is None else turn
+
     def withdraw(self) -> None:
         """A server refused the prompt as it came: it was no job."""
         if self.added:

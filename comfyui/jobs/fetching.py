@@ -46,8 +46,8 @@ class Jobs(Protocol):
     def inputs_came(self, prompt_id: str) -> None:
         """The job may be handed on now."""
 
-    def inputs_failed(self, record: JobRecord, error: ComfyUIError) -> None:
-        """The job ends."""
+    def fail(self, record: JobRecord, error: ComfyUIError) -> None:
+        """The job ends with this error."""
 
 
 class InputFetching:
@@ -116,7 +116,7 @@ class InputFetching:
             except ComfyUIError as error:
                 without_room += isinstance(error, _WITHOUT_ROOM)
                 if record is not None and not 0 < without_room < _TRIES_WITHOUT_ROOM:
-                    self._jobs.inputs_failed(record, error)
+                    self._jobs.fail(record, error)
                     return
                 _log.warning("inputs.wait", prompt_id=prompt_id, reason=error.detail)
             failures += 1
@@ -125,7 +125,7 @@ class InputFetching:
     async def _fetch(self, record: JobRecord) -> None:
         request = await self._jobs.request_of(record)
         if request is None:
-            self._jobs.inputs_failed(record, ComfyUIError(NEEDS_SECRETS, prompt_id=record.prompt_id))
+            self._jobs.fail(record, ComfyUIError(NEEDS_SECRETS, prompt_id=record.prompt_id))
             return
         prompt_id = record.prompt_id
         last = self._unanswered[prompt_id] >= _TRIES_FOR_DEFINITIONS

@@ -296,6 +296,11 @@ class Job:
         if self.entry is not None:
             await self.entry.attached(backend.name, self.request, self.fingerprint)
 
+    def move(self, turn: float | None) -> None:
+        """See `Entry.move`."""
+        if self.entry is not None:
+            self.entry.move(turn)
+
     def put_back(self) -> None:
         """The attempt came to nothing, and the job waits in our queue again."""
         self._answer()

@@ -68,8 +68,18 @@ class Waiting(NamedTuple):
     lane: Lane = ANYWHERE
 
     def is_before(self, other: Waiting) -> bool:
-        """Whether it is first by priority and number, as if both were one owner's."""
-        return (-self.priority, self.number) < (-other.priority, other.number)
+        """Whether it is first by priority and turn, as if both were one owner's."""
+        return self._order < other._order
+
+    @property
+    def _order(self) -> tuple[int, float, int]:
+        return -self.priority, self.number if self.turn is None else self.turn, self.number
+
+    def moved(self, priority: int | None, turn: float | None) -> Waiting:
+        """The job at another place in the order; None: that stays as it is."""
+        return self._replace(
+            priority=self.priority if priority is None else priority, turn=self.turn if turn is None else turn
+        )
 
 
 class Standing(NamedTuple):
@@ -132,6 +142,12 @@ class Ticket:
         """It was found on the server, and has not begun. Not while it is in a line."""
         self.loaders, self.shape, self.lane = loaders, shape, lane
         self.began = False
+
+    def move(self, priority: int | None, turn: float | None) -> None:
+        """It has another place in the order; None: that stays. Not while it is in a line."""
+        self.priority = self.priority if priority is None else priority
+        self.order = self.order if turn is None else (turn, self.number)
+        self.passed_since = None
 
     def runs_on(self, lane: Lane) -> None:
         """Not while it is in a line."""

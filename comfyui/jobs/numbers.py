@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+from comfyui.jobs.lines import Waiting
 from comfyui.models import PromptRequest
+
+
+class InLine(NamedTuple):
+    """What decides when a job has its turn: see `Waiting`."""
+
+    priority: int
+    turn: float
+    number: int
+
+    def moved(self, priority: int | None, turn: float | None) -> InLine:
+        """The order after a change; None: that stays as it is."""
+        return InLine(self.priority if priority is None else priority, self.turn if turn is None else turn, self.number)
 
 
 class Numbers:
     """No two jobs get the same number. A *turn* is what orders the jobs of one owner: the journal's number, or the one
     that the caller asked for; of a job that is not in the journal yet it is the number that it is about to get.
+
+    It remembers the order of each job that has, or had, to wait, until the job is forgotten: a job whose server is lost
+    waits again where it was.
 
     Attributes:
         last_turn: of the last job that came, where it did not ask for another one.
@@ -15,6 +33,7 @@ class Numbers:
 
     def __init__(self) -> None:
         self._last = self.last_turn = 0
+        self._known: dict[str, InLine] = {}
 
     def next(self) -> int:
         """Later than all before it."""
@@ -25,10 +44,30 @@ class Numbers:
         """The journal has given this number to a job: the turns of those that come later are after it."""
         self.last_turn = max(self.last_turn, number)
 
-    def order_of(self, request: PromptRequest) -> tuple[float, int]:
-        """Turn and number of a job that is not in the journal yet."""
+    def remember(self, job: Waiting) -> None:
+        """The job waits, or has its place already."""
+        turn = job.number if job.turn is None else job.turn
+        self._known[job.prompt_id] = InLine(job.priority, turn, job.number)
+
+    def forget(self, prompt_id: str) -> None:
+        """The job has ended, or is not wanted any more."""
+        self._known.pop(prompt_id, None)
+
+    def known(self, prompt_id: str) -> InLine | None:
+        """The order of a job that is remembered."""
+        return self._known.get(prompt_id)
+
+    def move(self, prompt_id: str, priority: int | None, turn: float | None) -> None:
+        """The job has another place in the order now. None: that stays as it is."""
+        if (before := self._known.get(prompt_id)) is not None:
+            self._known[prompt_id] = before.moved(priority, turn)
+
+    def of(self, prompt_id: str, request: PromptRequest) -> InLine:
+        """The order of a job that is remembered, or else of one that is not in the journal yet."""
+        if (known := self._known.get(prompt_id)) is not None:
+            return known
         number = self.next()
         self.last_turn += 1
         if request.number is not None:
-            return request.number, number
-        return (-self.last_turn if request.front else self.last_turn), number
+            return InLine(request.priority, request.number, number)
+        return InLine(request.priority, -self.last_turn if request.front else self.last_turn, number)

@@ -28,11 +28,15 @@ class Origin:
 
     def admitted(self, request: PromptRequest) -> PromptRequest:
         """The request as this key may send it. Raises `RequestError` for what its rules do not allow."""
+        self.check_priority(request.priority)
+        return request
+
+    def check_priority(self, priority: int) -> None:
+        """Raises `RequestError` for a priority that this key may not ask for."""
         rules = self.rules
-        if rules is not None and request.priority > rules.max_priority:
+        if rules is not None and priority > rules.max_priority:
             detail = f"the key {rules.name!r} may ask for {rules.max_priority} at most (max_priority)"
             raise RequestError(f"priority: {detail}")
-        return request
 
     @property
     def is_confined(self) -> bool:

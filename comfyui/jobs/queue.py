@@ -10,7 +10,7 @@ import asyncio
 import math
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +19,6 @@ import structlog
 from comfyui.exceptions import (
     ComfyUIConflictError,
     ComfyUIError,
-    ComfyUIOverloadedError,
     JournalError,
 )
 from comfyui.jobs.entries import Entries
@@ -36,6 +35,7 @@ from comfyui.jobs.lines import Lane, Standing, Waiting
 from comfyui.jobs.origin import Origin
 from comfyui.jobs.pruning import sweep_inputs
 from comfyui.jobs.queue_options import QueueOptions
+from comfyui.jobs.queue_room import QueueRoom
 from comfyui.jobs.runs import NEEDS_SECRETS, Runs
 from comfyui.jobs.stored import request_of, secrets_of, with_secrets
 from comfyui.jobs.turns import Turns
@@ -81,7 +81,7 @@ class JobQueue:
         self._clock = clock
         self._rows: dict[str, _Row] = {}
         self._in_hand: dict[str, _Row] = {}
-        self._coming = 0
+        self._room = QueueRoom(self._rows, options.max_queued)
         self._storing: set[str] = set()
         self._may_store = asyncio.Event()
         self._may_store.set()
@@ -111,7 +111,7 @@ class JobQueue:
         self._tasks.start(self._hand_on_all(), "job queue")
         self._tasks.start(sweep_inputs(self._inputs), "sweep inputs")
         if self._options.max_queued_s:
-            expiring = ending_late(self._journal, self._options.max_queued_s, self._clock, self.has, self._end)
+            expiring = ending_late(self._journal, self._options.max_queued_s, self._clock, self.has, self.fail)
             self._tasks.start(expiring, "jobs that wait too long")
 
     async def close(self) -> None:
@@ -119,21 +119,9 @@ class JobQueue:
         await self._fetching.close()
         await self._tasks.close()
 
-    @contextmanager
-    def room(self) -> Iterator[None]:
-        """Keeps a place for a job until the block ends: by then it was `added`, or refused.
-
-        Raises `ComfyUIOverloadedError` where as many jobs wait, or are about to, as may.
-        """
-        if len(self._rows) + self._coming >= self._options.max_queued:
-            raise ComfyUIOverloadedError(
-                f"{self._options.max_queued} jobs are waiting already (MAX_QUEUED_JOBS); try again later"
-            )
-        self._coming += 1
-        try:
-            yield
-        finally:
-            self._coming -= 1
+    def room(self) -> AbstractContextManager[None]:
+        """See `QueueRoom.for_one`."""
+        return self._room.for_one()
 
     async def ready_for(
         self, request: PromptRequest, owner: str | None, files: Collection[str] = ()
@@ -162,12 +150,12 @@ class JobQueue:
         """A job waits in the journal. Its secrets are kept in memory, for as long as it is there."""
         if secrets := secrets_of(request):
             self._secrets[record.prompt_id] = secrets
-        waiting = self._waiting_of(record)
-        self._rows[record.prompt_id] = _Row(waiting)
+        self._rows[record.prompt_id] = _Row(self._waiting_of(record))
         files = self.files_of(record)
         needs = await self._turns.needs_of(request, record.owner, files.paths if files else ())
-        if record.prompt_id not in self._rows:
+        if (row := self._rows.get(record.prompt_id)) is None:
             return  # it has been cancelled
+        waiting = row.waiting  # it may have been moved
         self._rows[record.prompt_id] = _Row(waiting, needs)
         if record.is_fetching:
             self._late.add(record.prompt_id)
@@ -181,10 +169,6 @@ class JobQueue:
         """The inputs of a job are there now."""
         self._late.discard(prompt_id)
         self._wait_again(prompt_id)
-
-    def inputs_failed(self, record: JobRecord, error: ComfyUIError) -> None:
-        """The inputs of a job cannot be had."""
-        self._end(record, error)
 
     def left(self, prompt_id: str) -> None:
         """A job that waited waits no more, and was not handed on."""
@@ -214,12 +198,22 @@ class JobQueue:
         for prompt_id in held.keys() - self._late:
             self._wait_again(prompt_id)
 
+    def move(self, prompt_id: str, priority: int | None, turn: float | None) -> None:
+        """A job has another place in the order from now on, where it waits; None: that stays as it is."""
+        for rows in (self._rows, self._in_hand):
+            if (row := rows.get(prompt_id)) is not None:
+                rows[prompt_id] = replace(row, waiting=row.waiting.moved(priority, turn))
+        self._kept.take(prompt_id)  # its row has changed
+        self._turns.move(prompt_id, priority, turn)
+
     def kept(self, job: Job, secrets: Mapping[str, Any]) -> None:
         """A sync job that runs already becomes one of ours: it takes one of the places."""
         if not job.has_task or job.prompt_id in self._in_hand:
             return
-        number, priority = self._turns.numbers.next(), job.request.priority if job.request is not None else 0
-        waiting = Waiting(job.prompt_id, number, job.owner, priority=priority)
+        numbers, priority = self._turns.numbers, job.request.priority if job.request is not None else 0
+        if (known := numbers.known(job.prompt_id)) is not None:
+            priority = known.priority
+        waiting = Waiting(job.prompt_id, numbers.next(), job.owner, priority=priority)
         self._in_hand[job.prompt_id] = _Row(waiting)
         if secrets:
             self._secrets[job.prompt_id] = secrets
@@ -254,10 +248,11 @@ class JobQueue:
         """How many jobs are on no server: they wait for their turn, for inputs, or for a server to take them."""
         return self._turns.scheduler.waiting + sum(1 for _ in self.without_turn())
 
-    def is_held(self, prompt_id: str) -> bool:
-        """Whether the job waits here and the pause keeps it from its turn."""
-        waits = prompt_id in self._rows or self._turns.scheduler.knows(prompt_id)
-        return self.paused and waits and self._turns.scheduler.server_of(prompt_id) is None
+    def has_no_turn(self, prompt_id: str) -> bool:
+        """Whether the job waits here, and no server is chosen for it yet."""
+        scheduler = self._turns.scheduler
+        waits = prompt_id in self._rows or scheduler.knows(prompt_id)
+        return waits and scheduler.server_of(prompt_id) is None
 
     def position(self, prompt_id: str) -> int | None:
         """About how many jobs have their turn before it; None where it does not wait."""
@@ -354,7 +349,7 @@ class JobQueue:
             self._turns.drop(prompt_id)
             return
         if request is None:
-            self._end(record, ComfyUIError(NEEDS_SECRETS, prompt_id=prompt_id))
+            self.fail(record, ComfyUIError(NEEDS_SECRETS, prompt_id=prompt_id))
             return
         entry = live.entry if live is not None and live.entry is not None else self._entries.of(record)
         job = live or self._runs.add(prompt_id, entry=entry)
@@ -390,7 +385,7 @@ class JobQueue:
         if (row := self._rows.get(prompt_id)) is not None:
             self._turns.expect(row.waiting, row.needs)
 
-    def _end(self, record: JobRecord, error: ComfyUIError) -> None:
+    def fail(self, record: JobRecord, error: ComfyUIError) -> None:
         """A job that waits fails, also for those who wait for it."""
         if (live := self._runs.live.get(record.prompt_id)) is not None:
             live.fail(error)

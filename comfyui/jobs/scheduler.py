@@ -10,11 +10,11 @@ that one gets nothing more. Others may wait behind such a job.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from comfyui.jobs.lines import NO_NAMES, Lane, Lines, Standing, Ticket, Waiting
-from comfyui.jobs.server_places import ServerPlaces
+from comfyui.jobs.server_places import ServerPlaces, Servers
 from comfyui.jobs.shares import NO_TERMS, Share, Shares, Terms
 
 
@@ -59,7 +59,7 @@ class Scheduler:
     def __init__(self, options: SchedulerOptions = SchedulerOptions()) -> None:
         self._options = options
         self._lines = Lines()
-        self._servers: dict[str, ServerPlaces] = {}
+        self._servers = Servers()
         self._tickets: dict[str, Ticket] = {}
         self._shares = Shares(self._lines.least_used)
         self._taking: dict[str, ServerPlaces] = {}
@@ -85,10 +85,7 @@ class Scheduler:
             places: for prompts, with the one that runs; None: any number.
             many: it stands for many, and is for what no other server could run at once: it costs by the job.
         """
-        server = self._servers.get(name)
-        if server is None:
-            server = self._servers[name] = ServerPlaces(name, len(self._servers))
-        server.set(up=up and not drained, answers=up, others=others, places=places, is_many=many)
+        self._servers.named(name).set(up=up and not drained, answers=up, others=others, places=places, is_many=many)
 
     # Jobs
 
@@ -152,6 +149,13 @@ class Scheduler:
         ticket.runs_on(lane)
         self._lines.add(ticket)
 
+    def move(self, prompt_id: str, priority: int | None, turn: float | None) -> None:
+        """A job that waits in a line has another place in the order; None: that stays. See `Waiting`."""
+        if (ticket := self._tickets.get(prompt_id)) is not None and ticket.server is None:
+            self._lines.remove(ticket)
+            ticket.move(priority, turn)
+            self._lines.add(ticket)
+
     def shapes(self) -> Iterator[tuple[str, Hashable, Lane]]:
         """Id, shape and lane of each job that waits, here or behind another prompt: that may be taken back."""
         tickets = [ticket for ticket in self._tickets.values() if not ticket.began]
@@ -164,7 +168,7 @@ class Scheduler:
         if ticket is None or ticket.server is None:
             return []
         is_idle = kept is not None and not kept.is_busy and kept.is_open(now, self._options.in_turn_s)
-        if kept is None or not is_idle or not self._may_run(ticket.lane, kept.name):
+        if kept is None or not is_idle or not self._servers.may_run(ticket.lane, kept.name):
             self._take(ticket, ticket.server, 0.0)
             self._lines.add(ticket)
             return []
@@ -258,16 +262,12 @@ class Scheduler:
         ticket = self._tickets.get(prompt_id)
         if ticket is None or ticket.server is not None:
             return []
-        able = [server for name, server in self._servers.items() if self._is_able(ticket.lane, name)]
-        if any(server.up and self._gets_files(ticket.lane, server.name) for server in able):
-            return []
-        wanted = ticket.lane.files_on if any(server.up for server in able) else {server.name for server in able}
-        return [name for name, server in self._servers.items() if name in wanted and not server.up]
+        return self._servers.away_for(ticket.lane)
 
     def has_other(self, prompt_id: str) -> bool:
         """Whether another server than the one where the job is, is up and may run it."""
         ticket = self._tickets.get(prompt_id)
-        return ticket is not None and self._is_other_up(ticket.lane, {ticket.server})
+        return ticket is not None and self._servers.is_other_up(ticket.lane, {ticket.server})
 
     def ahead_of(self, prompt_id: str) -> int | None:
         """About how many jobs that wait have their turn before this one; None where it does not wait."""
@@ -278,21 +278,6 @@ class Scheduler:
     def _open(self, now: float, cleared: Mapping[Lane, ServerPlaces]) -> list[ServerPlaces]:
         shut, in_turn_s = cleared.values(), self._options.in_turn_s
         return [one for one in self._servers.values() if one not in shut and one.is_open(now, in_turn_s)]
-
-    def _may_run(self, lane: Lane, server: str) -> bool:
-        """Whether the job may be sent there now."""
-        return self._is_able(lane, server) and self._gets_files(lane, server)
-
-    def _is_able(self, lane: Lane, server: str) -> bool:
-        """Whether the server is not known to be unable, or all are."""
-        return server not in lane.no or lane.no.issuperset(self._servers)
-
-    def _gets_files(self, lane: Lane, server: str) -> bool:
-        """Whether the files that the job reads are there, or on servers that answer."""
-        return all(name == server or self._servers[name].answers for name in lane.files_on & self._servers.keys())
-
-    def _is_other_up(self, lane: Lane, than: Container[str | None]) -> bool:
-        return any(one.up and name not in than and self._may_run(lane, name) for name, one in self._servers.items())
 
     def _best_of(
         self, opened: Sequence[ServerPlaces], cleared: Mapping[Lane, ServerPlaces]
@@ -312,8 +297,8 @@ class Scheduler:
         return best
 
     def _best(self, lane: Lane, opened: Sequence[ServerPlaces]) -> Sequence[ServerPlaces]:
-        able = [server for server in opened if self._may_run(lane, server.name)]
-        if lane.avoid and self._is_other_up(lane, lane.avoid):
+        able = [server for server in opened if self._servers.may_run(lane, server.name)]
+        if lane.avoid and self._servers.is_other_up(lane, lane.avoid):
             able = [server for server in able if server.name not in lane.avoid]
         if lane.alone and (before := self._cleared.get(lane)) in able and all(server.is_busy for server in able):
             return [before]

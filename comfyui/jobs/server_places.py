@@ -1,8 +1,8 @@
-"""`ServerPlaces`: one server as the scheduler sees it: what is on it, and whether there is a place. Pure."""
+"""Servers as the scheduler sees them: what is on each, whether there is a place, and which may run what. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
 from comfyui.jobs.lines import NO_NAMES, Lane, Ticket
 
@@ -77,3 +77,38 @@ class ServerPlaces:
             if before and job.accepted and not job.began:
                 yield job
             before += 1
+
+
+class Servers(dict[str, ServerPlaces]):
+    """All servers, by their names, in the order in which they were first named."""
+
+    def named(self, name: str) -> ServerPlaces:
+        """The server, which is a new one where it was not named before."""
+        found = self.get(name)
+        if found is None:
+            found = self[name] = ServerPlaces(name, len(self))
+        return found
+
+    def may_run(self, lane: Lane, name: str) -> bool:
+        """Whether the job may be sent there now."""
+        return self._is_able(lane, name) and self._gets_files(lane, name)
+
+    def is_other_up(self, lane: Lane, than: Container[str | None]) -> bool:
+        """Whether a server is up that may run the job, and is not in `than`."""
+        return any(one.up and name not in than and self.may_run(lane, name) for name, one in self.items())
+
+    def away_for(self, lane: Lane) -> list[str]:
+        """Servers that are down, for which a job waits: all that may run it, or those that have its files."""
+        able = [server for name, server in self.items() if self._is_able(lane, name)]
+        if any(server.up and self._gets_files(lane, server.name) for server in able):
+            return []
+        wanted = lane.files_on if any(server.up for server in able) else {server.name for server in able}
+        return [name for name, server in self.items() if name in wanted and not server.up]
+
+    def _is_able(self, lane: Lane, name: str) -> bool:
+        """Whether the server is not known to be unable, or all are."""
+        return name not in lane.no or lane.no.issuperset(self)
+
+    def _gets_files(self, lane: Lane, name: str) -> bool:
+        """Whether the files that the job reads are there, or on servers that answer."""
+        return all(other == name or self[other].answers for other in lane.files_on & self.keys())

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 from comfyui.jobs.cancels import Cancels
 from comfyui.jobs.job import Job
@@ -54,6 +54,11 @@ class StandingJobs:
     def job(self, prompt_id: str) -> Job | None:
         """The job in hand, where there is one: it knows what the journal may not have yet."""
         return self._live.get(prompt_id) or self._canceling.get(prompt_id)
+
+    def workflow_of(self, prompt_id: str) -> Mapping[str, Any] | None:
+        """The workflow of a job in flight; None when it is not known (yet)."""
+        job = self._live.get(prompt_id)
+        return job.workflow if job else None
 
     def _running(self, listed: list[Standing]) -> list[Standing]:
         by_server: dict[str, list[Standing]] = {}

@@ -22,6 +22,7 @@ from comfyui.jobs.numbers import Numbers
 from comfyui.jobs.paces import Paces
 from comfyui.jobs.queue_options import TurnOptions
 from comfyui.jobs.scheduler import Place, Scheduler, SchedulerOptions, TakeBack
+from comfyui.jobs.servers_now import ServersNow
 from comfyui.jobs.shares import Terms, terms_of
 from comfyui.jobs.timers import Timers
 from comfyui.jobs.waiters import Waiters
@@ -69,7 +70,6 @@ class Turns:
         self._jobs: dict[str, Assignment] = {}
         self._needs: dict[str, Needs] = {}
         self.numbers = Numbers()
-        self._orders: dict[str, tuple[float, int]] = {}
         self._waiters = Waiters(pool, self._scheduler)
         self._departures = Departures(pool, self._scheduler, self._jobs, options.move_after_s)
         self._granted: set[str] = set()
@@ -78,10 +78,7 @@ class Turns:
         self._timers, self._paces = Timers(), Paces(options.ahead)
         self._tasks = SideTasks()
         self._log = structlog.get_logger(__name__)
-        for backend in pool.servers:
-            self._scheduler.set_server(backend.name, up=False)
-            if self._is_ours and isinstance(backend, Backend):
-                backend.watcher.tell_of_others()
+        self._servers_now = ServersNow(pool, self._scheduler, self.abilities, self._paces, options)
 
     def open(self) -> None:
         """Begin to hear of the servers."""
@@ -146,8 +143,16 @@ class Turns:
 
     def resume(self, job: Assignment, waiting: Waiting, server: str) -> None:
         """A job that is on the server already takes a place there, unless it has one or waits for one."""
+        if self.numbers.known(job.prompt_id) is None:
+            self.numbers.remember(waiting)
         if self._pool.named(server) is not None and not self._scheduler.knows(job.prompt_id):
             self._occupy(job, waiting, server)
+
+    def move(self, prompt_id: str, priority: int | None, turn: float | None) -> None:
+        """A job has another place in the order from now on, where it waits. None: that stays as it is."""
+        self.numbers.move(prompt_id, priority, turn)
+        self._scheduler.move(prompt_id, priority, turn)
+        self.decide()
 
     def position(self, prompt_id: str) -> int | None:
         """About how many jobs have their turn before it; None where it does not wait here."""
@@ -200,11 +205,11 @@ class Turns:
         ):
             return given
         self._scheduler.left(prompt_id, _executed_s(job))
-        place, number = self._orders.get(prompt_id) or self.numbers.order_of(request)
+        priority, place, number = self.numbers.of(prompt_id, request)
         # It was placed before it had its number.
         place = job.shown_number if math.isinf(place) and job.shown_number else place
         lane = Lane(alone=job.alone, files_on=frozenset(files_on))
-        self._add(Waiting(prompt_id, number, job.owner, request.priority, place, lane=lane), needs, avoid)
+        self._add(Waiting(prompt_id, number, job.owner, priority, place, lane=lane), needs, avoid)
         turn = self._waiters.add(job, None if job.stays else patience_s)
         self.decide()
         try:
@@ -231,8 +236,9 @@ class Turns:
     def found(self, job: Assignment, backend: Server) -> None:
         if (self._is_ours or job.stays) and self._scheduler.server_of(job.prompt_id) != backend.name:
             self._scheduler.left(job.prompt_id)
-            priority = 0 if job.request is None else job.request.priority
-            waiting = Waiting(job.prompt_id, self.numbers.next(), job.owner, priority)
+            known, number = self.numbers.known(job.prompt_id), self.numbers.next()
+            priority = known.priority if known else 0 if job.request is None else job.request.priority
+            waiting = Waiting(job.prompt_id, number, job.owner, priority)
             self._occupy(job, waiting, backend.name)
 
     async def found_waiting(self, job: Assignment, request: PromptRequest) -> None:
@@ -256,6 +262,8 @@ class Turns:
             self._paces.ran(self._scheduler.server_of(job.prompt_id), seconds)
             self._gone(job.prompt_id, seconds)
             self.decide()
+        else:
+            self.numbers.forget(job.prompt_id)
 
     def _given(self, prompt_id: str) -> Server | None:
         """The server where the job got a place that it has not taken up yet."""
@@ -269,14 +277,14 @@ class Turns:
 
     def _known(self, job: Waiting, needs: Needs | None, avoid: Collection[str] = ()) -> Waiting:
         """The job with all that the scheduler is to know of it; its order is kept."""
-        self._orders[job.prompt_id] = (job.number if job.turn is None else job.turn, job.number)
+        self.numbers.remember(job)
         alone = job.lane.alone and self._is_ours and self._options.places is not None
         lane = self.abilities.lane(needs, avoid, alone=alone, files_on=job.lane.files_on)
         return job._replace(loaders=frozenset() if needs is None else needs.models, shape=needs, lane=lane)
 
     def _occupy(self, job: Assignment, waiting: Waiting, server: str) -> None:
         self._jobs[job.prompt_id] = job
-        self._orders[job.prompt_id] = (waiting.number if waiting.turn is None else waiting.turn, waiting.number)
+        self.numbers.remember(waiting)
         self._scheduler.occupy(waiting, server, _now(), self._terms_of(waiting.owner))
 
     def _terms_of(self, owner: str | None) -> Terms:
@@ -285,7 +293,7 @@ class Turns:
     def _gone(self, prompt_id: str, seconds: float) -> None:
         self._scheduler.left(prompt_id, seconds)
         self._jobs.pop(prompt_id, None)
-        self._orders.pop(prompt_id, None)
+        self.numbers.forget(prompt_id)
         self._needs.pop(prompt_id, None)
         self._granted.discard(prompt_id)
 
@@ -337,18 +345,7 @@ class Turns:
         if self._owners is not None and self._owners.version != self._rules_version:
             self._rules_version = self._owners.version
             self._scheduler.set_terms(self._terms_of)
-        is_one_coming = False
-        for backend in self._pool.servers:  # the platform is the last of them
-            if not isinstance(backend, Backend):
-                # It has a queue of its own, and says to nobody how many of its workers are free. Its time costs money.
-                up = backend.ready and backend.takes_more and not is_one_coming
-                self._scheduler.set_server(backend.name, up=up, drained=backend.drained, places=None, many=True)
-                continue
-            up = backend.ready and backend.is_cleared and self.abilities.is_known(backend)
-            is_one_coming |= backend.is_new or (backend.ready and not up)
-            places = self._options.places if self._is_ours else self._paces.of(backend.name)
-            others = backend.watcher.others if self._is_ours and places is not None else 0
-            self._scheduler.set_server(backend.name, up=up, drained=backend.drained, others=others, places=places)
+        self._servers_now.tell()
 
     def _see_departures(self) -> None:
         """Where servers are away, beside that: one decides only where something waits."""

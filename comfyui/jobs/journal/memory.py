@@ -58,6 +58,7 @@ from comfyui.jobs.journal.writes import (
     KeptUpload,
     Place,
     PutBack,
+    Reorder,
     SendAgain,
     Sent,
     Start,
@@ -131,6 +132,7 @@ class MemoryJournal:
             Withdraw: self._withdraw,
             Place: self._place,
             PutBack: self._put_back,
+            Reorder: self._reorder,
             Start: self._start,
             Suspect: self._suspect,
             Died: self._deaths.died,
@@ -230,6 +232,16 @@ class MemoryJournal:
         if job is None or job.state not in _LIVE or job.server is None:
             return False
         return self._change_server(job, None, write.fence.attempt + 1)
+
+    def _reorder(self, write: Reorder) -> int:
+        job = self._current(write.fence.prompt_id, write.fence.run)
+        waits = job is not None and job.state in _LIVE and job.server is None
+        if job is None or not waits or job.attempt != write.fence.attempt:
+            return 0
+        number = self._next_number() if write.first else 1
+        turn = -number if write.first else job.turn
+        self._change(job, priority=job.priority if write.priority is None else write.priority, turn=turn)
+        return number
 
     def _change_server(self, job: JobRecord, server: str | None, attempt: int) -> bool:
         return self._change(job, server=server, attempt=attempt, begun=False, losses=job.losses + job.begun)

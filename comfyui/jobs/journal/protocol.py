@@ -62,7 +62,8 @@ class Journal(Protocol):
     # Writing
 
     async def write(self, write: Write) -> int:
-        """Returns when the write is committed: 0 where it changed nothing, and of an `Add` the job's number.
+        """Returns when the write is committed: 0 where it changed nothing; of an `Add` the job's number, and of a
+        `Reorder` that puts it first the number whose negative is its turn now.
 
         A caller that is cancelled does not undo it.
         """

@@ -19,6 +19,7 @@ from comfyui.jobs.journal.opening import connect
 from comfyui.jobs.journal.protocol import YOUNG_S, JournalObserver, WriteListener
 from comfyui.jobs.journal.questions import Questions
 from comfyui.jobs.journal.records import Fence
+from comfyui.jobs.journal.removing import kept_from
 from comfyui.jobs.journal.statements import Statements
 from comfyui.jobs.journal.used_keys import UsedKeys
 from comfyui.jobs.journal.writes import Add, Finish, Place, PutBack, Write, id_of
@@ -225,7 +226,7 @@ class SqliteJournal(Questions):
         if keep_days is not None:
             removed += await self._remove(now - max(YOUNG_S, keep_days * YOUNG_S), None)
         if keep is not None:
-            up_to = await self._ask(lambda sql: sql.kept_from(keep))
+            up_to = await self._ask(lambda sql: kept_from(sql.database, keep))
             if up_to is not None:
                 removed += await self._remove(now - YOUNG_S, up_to)
         return removed

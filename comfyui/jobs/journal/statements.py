@@ -19,7 +19,7 @@ from comfyui.jobs.journal.listing import page_of
 from comfyui.jobs.journal.outbox_statements import OutboxStatements
 from comfyui.jobs.journal.protocol import RUNS_KEPT
 from comfyui.jobs.journal.records import ENDS, JobFilter, JobRecord, RunRecord, State
-from comfyui.jobs.journal.removing import REMOVE_BODY, remove_labels, withdraw
+from comfyui.jobs.journal.removing import REMOVE_BODY, remove_ended, withdraw
 from comfyui.jobs.journal.rows import (
     FINISH_JOB,
     INSERT_JOB,
@@ -49,6 +49,7 @@ from comfyui.jobs.journal.writes import (
     Keep,
     Place,
     PutBack,
+    Reorder,
     SendAgain,
     Sent,
     Start,
@@ -86,6 +87,7 @@ class Statements:
             Withdraw: self._withdraw,
             Place: self._place,
             PutBack: self._put_back,
+            Reorder: self._reorder,
             Start: self._start,
             Suspect: functools.partial(suspect, database),
             Died: functools.partial(died, database),
@@ -182,6 +184,17 @@ class Statements:
             f" WHERE {_OF_THE_RUN} AND server IS NOT NULL",
             (write.fence.attempt + 1, *write.fence),
         )
+
+    def _reorder(self, write: Reorder) -> int:
+        number = self._next_number() if write.first else 1
+        changed = self._changed(
+            "UPDATE jobs SET priority = COALESCE(?, priority), turn = COALESCE(?, turn) WHERE prompt_id = ? AND run = ?"
+            " AND attempt = ? AND server IS NULL AND state IN ('queued', 'running')",
+            (write.priority, -number if write.first else None, *write.fence),
+        )
+        if not changed:
+            self._counter -= write.first
+        return changed and number
 
     def _start(self, write: Start) -> bool:
         fence = write.fence
@@ -286,36 +299,12 @@ class Statements:
 
     # Removing
 
-    def kept_from(self, keep: int) -> tuple[float, int] | None:
-        """Of the oldest finished job that is beyond the newest `keep`: all up to it are too many."""
-        row = self._execute(
-            "SELECT ended_at, end_number FROM jobs WHERE ended_at IS NOT NULL"
-            " ORDER BY ended_at DESC, end_number DESC LIMIT 1 OFFSET ?",
-            (keep,),
-        ).fetchone()
-        return None if row is None else (row[0], row[1])
-
     def remove(self, before: float, up_to: tuple[float, int] | None, limit: int) -> int:
-        """Removes up to `limit` jobs that ended before `before` and not after `up_to`; how many there were."""
-        narrowed, values = ("", ()) if up_to is None else (" AND (ended_at, end_number) <= (?, ?)", up_to)
-        rows = self._execute(
-            f"SELECT seq, body_id, labels, state FROM jobs WHERE ended_at < ?{narrowed} AND NOT EXISTS"  # noqa: S608
-            " (SELECT 1 FROM deliveries AS d WHERE d.seq = jobs.seq AND d.state = 'waiting')"
-            " ORDER BY ended_at, end_number LIMIT ?",
-            (before, *values, limit),
-        ).fetchall()
-        seqs = [(row[0],) for row in rows]
-        many = self.database.executemany
-        many("DELETE FROM deliveries WHERE seq = ?", seqs)
-        many("DELETE FROM runs WHERE seq = ?", seqs)
-        many("DELETE FROM attempts WHERE seq = ?", seqs)
-        many("DELETE FROM output_facts WHERE seq = ?", seqs)
-        remove_labels(self.database, ((seq, labels) for seq, _, labels, _ in rows))
-        many("DELETE FROM jobs WHERE seq = ?", seqs)
-        many(REMOVE_BODY, [(body_id,) for body_id in {row[1] for row in rows}])
-        for row in rows:
-            self._count_end(row[3], -1)
-        return len(rows)
+        """As `remove_ended`; how many there were."""
+        states = remove_ended(self.database, before, up_to, limit)
+        for state in states:
+            self._count_end(state, -1)
+        return len(states)
 
     # Questions
 

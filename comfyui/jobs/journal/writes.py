@@ -58,6 +58,21 @@ class PutBack:
 
 
 @dataclass(frozen=True, slots=True)
+class Reorder:
+    """A job that waits with us gets another place in the order. Place: queued or running, with exactly this attempt,
+    which is on no server.
+
+    Attributes:
+        priority: from now on; None: it stays.
+        first: it goes before all other jobs of its owner and priority, as `NewJob.front` says.
+    """
+
+    fence: Fence
+    priority: int | None = None
+    first: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Start:
     """ComfyUI has begun to execute the prompt, where it is placed. Place: queued or running."""
 
@@ -336,7 +351,7 @@ def id_of(write: Write) -> str | None:
     match write:
         case Add():
             return write.job.prompt_id
-        case Place() | PutBack() | Start() | Finish() | NoteAttempt() | DropAttempt():
+        case Place() | PutBack() | Reorder() | Start() | Finish() | NoteAttempt() | DropAttempt():
             return write.fence.prompt_id
         case Cancel() | Tell() | Again() | Keep() | Fetched() | SendAgain() | KnowOutputs():
             return write.prompt_id
@@ -349,6 +364,7 @@ Write = (
     | Withdraw
     | Place
     | PutBack
+    | Reorder
     | Start
     | Suspect
     | Died

@@ -263,7 +263,7 @@ def pending_job(gateway: GatewayState, look: Look, *, in_detail: bool) -> Pendin
     if record is not None and record.call is not None:
         body["workflow"] = record.call.to_json()
     queue = gateway.handler.queue
-    if queue.is_held(look.prompt_id):
+    if queue.paused and queue.has_no_turn(look.prompt_id):
         body["paused"] = True
     if servers := queue.waits_for(look.prompt_id):
         body["waits_for"] = servers

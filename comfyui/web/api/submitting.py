@@ -200,7 +200,7 @@ def call_of(
         order,
         asked.node_id,
         asked.previews,
-        lambda: gateway.handler.workflow_of(prompt_id),
+        lambda: gateway.handler.standing.workflow_of(prompt_id),
         asyncio.get_running_loop().time() + timeout_s,
     )
 

@@ -296,7 +296,7 @@ async def _progress(call: Call, prompt_id: str) -> AsyncIterator[Telling | None]
     if (call.context.meta or {}).get("progress_token") is None:
         yield None
         return
-    telling = Telling(partial(call.gateway.handler.workflow_of, prompt_id))
+    telling = Telling(partial(call.gateway.handler.standing.workflow_of, prompt_id))
     async with telling.to(call.context.session):
         yield telling
 

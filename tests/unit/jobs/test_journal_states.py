@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,6 +37,7 @@ from comfyui.jobs.journal.writes import (
     Keep,
     Place,
     PutBack,
+    Reorder,
     SendAgain,
     Start,
     Suspect,
@@ -148,6 +150,34 @@ class JournalMachine(RuleBasedStateMachine):
     @rule(fence=_FENCES)
     def put_back(self, fence: Fence) -> None:
         self._write(PutBack(fence), fence.prompt_id)
+
+    @rule(fence=_FENCES, priority=st.sampled_from([None, 0, 7]), first=st.booleans())
+    def reorder(self, fence: Fence, priority: int | None, first: bool) -> None:
+        self._reorder(Reorder(fence, priority, first))
+
+    @rule(number=_NUMBERS, priority=st.sampled_from([None, 0, 7]), first=st.booleans())
+    def reorder_now(self, number: int, priority: int | None, first: bool) -> None:
+        """It has a place more often."""
+        if (job := self._job(number)) is not None:
+            self._reorder(Reorder(job.fence, priority, first))
+
+    def _reorder(self, write: Reorder) -> None:
+        name = write.fence.prompt_id
+        before = self._job(name)
+        self._write(write, name)
+        after = self._job(name)
+        if before is None or after is None:
+            return
+        waits = before.state in {State.QUEUED, State.RUNNING} and before.server is None and before.fence == write.fence
+        if not waits:
+            assert after == before
+            return
+        wanted = before.priority if write.priority is None else write.priority
+        turn = after.turn if write.first else before.turn
+        assert after == replace(before, priority=wanted, turn=turn)
+        if write.first:
+            turns = [job.shown_number for one in (1, 2, 3) if (job := self._job(one)) is not None and job != after]
+            assert all(after.shown_number < turn for turn in turns), "it is before all that came, also those put first"
 
     @rule(fence=_FENCES, deliveries=_DELIVERIES)
     def start(self, fence: Fence, deliveries: tuple[NewDelivery, ...]) -> None:

@@ -49,6 +49,7 @@ class Fleet(RuleBasedStateMachine):
         self.jobs: dict[str, Waiting] = {}
         self.waiting: set[str] = set()
         self.runs: dict[str, int] = {}
+        self.moves = 0
         self.taking: list[TakeBack] = []
         self.slow = False
         self.stayed: set[str] = set()
@@ -185,6 +186,30 @@ class Fleet(RuleBasedStateMachine):
             world.queue = [one for one in world.queue if one != prompt_id]
             world.sent = [one for one in world.sent if one != prompt_id]
         self.decide()
+
+    @precondition(lambda self: self.known())
+    @rule(data=st.data(), priority=st.sampled_from([None, 0, 1, 2]), first=st.booleans())
+    def is_moved(self, data: st.DataObject, priority: int | None, first: bool) -> None:
+        """Only what waits gets another place in the order."""
+        prompt_id = data.draw(st.sampled_from(self.known()))
+        self.moves += 1
+        turn = -1000.0 - self.moves if first else None
+        if prompt_id in self.waiting:
+            self.checked["moved"] += 1
+            self.jobs[prompt_id] = self.jobs[prompt_id].moved(priority, turn)
+        self.scheduler.move(prompt_id, priority, turn)
+        self.check_positions()
+        self.decide()
+
+    def check_positions(self) -> None:
+        """Positions agree with the order: of one owner and priority, what has its turn later has more before it."""
+        ahead = {prompt_id: self.scheduler.ahead_of(prompt_id) or 0 for prompt_id in self.waiting}
+        for one in (self.jobs[prompt_id] for prompt_id in self.waiting):
+            for other in (self.jobs[prompt_id] for prompt_id in self.waiting):
+                if one.owner == other.owner and one.priority == other.priority and _order(one) < _order(other):
+                    assert ahead[one.prompt_id] < ahead[other.prompt_id]
+                if one.priority > other.priority:
+                    assert ahead[one.prompt_id] < ahead[other.prompt_id]
 
     @precondition(lambda self: self.taking)
     @rule()
