@@ -76,7 +76,7 @@ class ImageConverter:
             name, content_type_of(name), IteratedBody(_pieces(converted), len(converted)), {"converted": True}
         )
 
-    async def preview(self, content: OutputContent, max_bytes: int) -> bytes:
+    async def preview(self, content: OutputContent, max_bytes: int, kind: str = pictures.PREVIEW) -> bytes:
         """A small WebP of a picture, see `pictures.preview`. Raises `NotConvertedError` where there is none."""
         limit = self._limits.max_pixels
         async with self._slots:
@@ -87,8 +87,8 @@ class ImageConverter:
             self._check(found)
             async with self._memory.taken(found.memory):
                 if found.pixels <= _IN_THREAD_PIXELS:
-                    return await asyncio.to_thread(pictures.preview, data, max_bytes, limit)
-                return await _in_process(data, (pictures.PREVIEW, str(max_bytes), "", str(limit)))
+                    return await asyncio.to_thread(pictures.preview, data, max_bytes, limit, kind)
+                return await _in_process(data, (kind, str(max_bytes), "", str(limit)))
 
     async def _convert(self, data: bytes, conversion: ImageConversion) -> bytes:
         found = await asyncio.to_thread(pictures.look, data, conversion, self._limits.max_pixels)

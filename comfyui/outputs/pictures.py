@@ -35,10 +35,14 @@ _LONGEST_EXIF = 65_533 - 8  # of a JPEG's segment
 _BYTES_PER_PIXEL = {"jpeg": (10, 22), "webp": (28, 32), "png": (10, 14), "avif": (32, 40)}
 # Of a process that has Pillow loaded.
 _BYTES_AT_LEAST = 40_000_000
-PREVIEW = "preview"
-"""In place of a format, for the process: the quality is the most bytes then."""
+PREVIEW, THUMBNAIL = "preview", "thumbnail"
+"""Two kinds of small pictures: for a model that looks at a result, and for a list of many.
+
+In place of a format, for the process: the quality is the most bytes then.
+"""
 PREVIEWS = ((512, 70), (512, 55), (512, 40), (384, 40), (256, 40))
 """The longest side in pixels, and the quality of WebP."""
+SIZES = {PREVIEW: PREVIEWS, THUMBNAIL: ((320, 72), (320, 50), (240, 40), (160, 40))}
 # Most colour profiles are smaller, and one that is larger would be the most of a preview.
 _LONGEST_PREVIEW_PROFILE = 4096
 _PLAIN_MODES = frozenset({"RGB", "L", "1", "P", "YCbCr"})
@@ -89,17 +93,17 @@ def look_at_preview(data: bytes, max_pixels: int) -> Look:
         return Look(pixels, _BYTES_AT_LEAST + pixels * max(_BYTES_PER_PIXEL["webp"]) + 2 * len(data))
 
 
-def preview(data: bytes, max_bytes: int, max_pixels: int) -> bytes:
-    """A small WebP of a picture that has at most `max_bytes`, the first of `PREVIEWS` that does; of an animation the
-    first frame. Blocks for as long as it takes. Raises `NotConvertedError`.
+def preview(data: bytes, max_bytes: int, max_pixels: int, kind: str = PREVIEW) -> bytes:
+    """A small WebP of a picture that has at most `max_bytes`, the first of the kind's `SIZES` that does; of an
+    animation the first frame. Blocks for as long as it takes. Raises `NotConvertedError`.
     """
     with _opened(data, None, max_pixels) as image:
-        largest = PREVIEWS[0][0]
+        largest = SIZES[kind][0][0]
         image.draft(None, (largest, largest))  # a JPEG is read at the size that is wanted, or nearly
         picture = _in_mode_of(ImageOps.exif_transpose(image), "webp")
         profile = image.info.get("icc_profile") or b""
         profile = profile if len(profile) <= _LONGEST_PREVIEW_PROFILE else b""
-        for side, quality in PREVIEWS:
+        for side, quality in SIZES[kind]:
             picture.thumbnail((side, side))
             buffer = io.BytesIO()
             picture.save(buffer, "WEBP", quality=quality, icc_profile=profile)
@@ -236,8 +240,8 @@ def main(arguments: list[str]) -> int:
     os.nice(5)  # whoever waits for small things goes before
     data = sys.stdin.buffer.read()
     try:
-        if name == PREVIEW:
-            result = preview(data, int(quality), int(max_pixels))
+        if name in SIZES:
+            result = preview(data, int(quality), int(max_pixels), name)
         else:
             wanted = _Arguments(name, int(quality) if quality else None, metadata)
             result = convert(data, wanted, int(max_pixels))

@@ -1,0 +1,25 @@
+"""Videos that the host's ffmpeg makes; tests that need it are skipped where it is not installed."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from pathlib import Path
+
+import pytest
+
+
+def ffmpeg() -> str:
+    """The program; the test is skipped where there is none."""
+    found = shutil.which("ffmpeg")
+    if found is None:
+        pytest.skip("no ffmpeg: apt-get install --no-install-recommends ffmpeg")
+    return found
+
+
+async def make_video(path: Path, *options: str, size: str = "640x360", source: str = "testsrc=rate=10") -> Path:
+    """A second of a test picture, of the format that the path's ending names."""
+    made = ("-f", "lavfi", "-i", f"{source}:size={size}:duration=1")
+    process = await asyncio.create_subprocess_exec(ffmpeg(), "-v", "error", "-y", *made, *options, str(path))
+    assert await process.wait() == 0
+    return path
