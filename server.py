@@ -41,6 +41,7 @@ from comfyui.named.library import FleetDefinitions, NamedWorkflows
 from comfyui.outputs.delivery import Deliverer
 from comfyui.outputs.files import OutputFiles
 from comfyui.outputs.images import ImageConverter
+from comfyui.outputs.thumbnails import THUMBNAILS_FOLDER, Thumbnails
 from comfyui.servers.idle import freeing_when_idle
 from comfyui.servers.pool import BackendPool
 from comfyui.settings import ENV_FILE, MB, load
@@ -121,11 +122,13 @@ def create_app(
             runpod = await _runpod(options, pool, journal, metrics, stack, settings.shutdown_grace_seconds)
             if options.store is not None:
                 await stack.enter_async_context(options.store)
+            converter = ImageConverter(options.conversion)
+            thumbnails = await stack.enter_async_context(_thumbnails(settings, converter))
             files = await stack.enter_async_context(
                 OutputFiles(
                     pool.open_file,
                     options.store,
-                    converter=ImageConverter(options.conversion),
+                    converter=converter,
                     last_uploads_s=options.delivery.last_uploads_s,
                 )
             )
@@ -184,7 +187,7 @@ def create_app(
             if warm_up is not None:
                 await stack.enter_async_context(warm_up.running(handler))
             with draining_on_signal(handler, settings.shutdown_grace_seconds, on_drained):
-                yield Opened(handler, assets, deliverer, tickets, named)
+                yield Opened(handler, assets, deliverer, thumbnails, tickets, named)
 
     return Gateway(options.app, metrics, opening, journal=journal, on_failed=on_failed)
 
@@ -201,6 +204,10 @@ def _inputs(settings: Settings) -> InputStore:
     folder = None if settings.state_dir is None else settings.state_dir / FOLDER_NAME
     max_bytes = int(settings.max_stored_inputs_mb * MB)
     return InputStore(folder, max_bytes=max_bytes, keep_s=settings.inputs_keep_days * 86_400)
+
+
+def _thumbnails(settings: Settings, converter: ImageConverter) -> Thumbnails:
+    return Thumbnails(converter, None if settings.state_dir is None else settings.state_dir / THUMBNAILS_FOLDER)
 
 
 async def _runpod(

@@ -6,7 +6,7 @@ Nothing is stored of a file but its size and its hash. It is there as long as it
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -173,11 +173,22 @@ class JobOutputs:
     async def find(self, asset_id: str, origin: Origin) -> FoundOutput | None:
         """The output; None where there is none of this id, or none that the caller may have."""
         prompt_id = job_of(asset_id)
-        record = None if prompt_id is None else await self._journal.get(prompt_id)
+        if prompt_id is None:
+            return None
+        return await self._found(prompt_id, origin, lambda one, _index: one.id == asset_id)
+
+    async def at(self, prompt_id: str, index: int, origin: Origin) -> FoundOutput | None:
+        """As `find`: the output that stands there among all of this job."""
+        return await self._found(prompt_id, origin, lambda _one, place: place == index)
+
+    async def _found(
+        self, prompt_id: str, origin: Origin, is_wanted: Callable[[JobOutput, int], bool]
+    ) -> FoundOutput | None:
+        record = await self._journal.get(prompt_id)
         if record is None or not origin.sees(record.owner):
             return None
         made = await self.of(record)
-        found = next((one for one in made.outputs if one.id == asset_id), None)
+        found = next((one for index, one in enumerate(made.outputs) if is_wanted(one, index)), None)
         if found is None or (found.file is not None and not await self._may_have(found.file, record, made, origin)):
             return None
         return FoundOutput(record, found, Outputs(made.server, (found,), made.stored))

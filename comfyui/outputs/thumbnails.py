@@ -26,7 +26,8 @@ from comfyui.outputs.thumbnail_cache import ThumbnailCache
 from comfyui.tasks import SideTasks, heeded
 from comfyui.transport.body import IteratedBody, OpenBody
 
-FOLDER_NAME = "thumbnails"
+THUMBNAILS_FOLDER = "thumbnails"
+"""Below `STATE_DIR`."""
 _PIECE = 1 << 20
 # Names of files of which no small picture can be made: they are not tried again.
 _MOST_IMPOSSIBLE = 10_000
@@ -146,7 +147,7 @@ class Thumbnails:
                 self._impossible[name] = str(error)
                 while len(self._impossible) > _MOST_IMPOSSIBLE:
                     self._impossible.popitem(last=False)
-                _log.info("thumbnail.impossible", name=name, reason=str(error))
+                _log.info("thumbnail.impossible", output=name, reason=str(error))
                 raise ComfyUIUndeliverableError(str(error)) from None
             except TimeoutError:
                 raise ComfyUIUndeliverableError(f"it took more than {self._options.within_s:g} s") from None

@@ -23,6 +23,7 @@ from comfyui.jobs.usage import SentBytes
 from comfyui.metrics import Metrics
 from comfyui.named.library import NamedWorkflows
 from comfyui.outputs.delivery import Deliverer
+from comfyui.outputs.thumbnails import Thumbnails
 from comfyui.tasks import end_tasks
 from comfyui.web.api import named, ops, prompt_sync, queue, servers, tickets, usage, workflows
 from comfyui.web.api.door import Door
@@ -116,6 +117,7 @@ class Opened:
     handler: ComfyUIHandler
     assets: Assets
     deliverer: Deliverer
+    thumbnails: Thumbnails
     tickets: Tickets
     named: NamedWorkflows
 
@@ -258,6 +260,7 @@ class Gateway(FastAPI):
             handler=opened.handler,
             assets=opened.assets,
             deliverer=opened.deliverer,
+            thumbnails=opened.thumbnails,
             tickets=opened.tickets,
             named=opened.named,
             metrics=self._metrics,

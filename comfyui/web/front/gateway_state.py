@@ -17,6 +17,7 @@ from comfyui.metrics import Metrics
 from comfyui.named.library import NamedWorkflows
 from comfyui.named.model_names import ModelNames
 from comfyui.outputs.delivery import Deliverer
+from comfyui.outputs.thumbnails import Thumbnails
 from comfyui.owners import OwnerRules
 from comfyui.web.front.named_document import NamedDocuments
 from comfyui.web.front.rates import SubmissionRates
@@ -65,6 +66,7 @@ class GatewayState:
     handler: ComfyUIHandler
     assets: Assets
     deliverer: Deliverer
+    thumbnails: Thumbnails
     tickets: Tickets
     named: NamedWorkflows
     metrics: Metrics

@@ -64,26 +64,49 @@ async def of_output(
         else:
             return Response(status_code=302, headers={"Location": link, "Cache-Control": "no-store"})
     headers = _headers(output.name, facts.blake3 if facts else None)
+    return await as_it_is(request, outputs, found, facts, output.content_type, headers)
+
+
+async def as_it_is(
+    request: Request,
+    outputs: JobOutputs,
+    found: FoundOutput,
+    facts: OutputFacts | None,
+    kind: str,
+    headers: dict[str, str],
+) -> Response:
+    """The answer with the output's bytes, as of `kind` and with these headers, of which an ``ETag`` is compared.
+
+    Raises:
+        ContractError: it is not there any more.
+        ComfyUIError: its server does not answer.
+    """
+    output = found.output
     if output.file is None:
         content = await offloaded(len(output.text), output.content)
         whole = _whole_or_part(request, len(content), headers)
         if isinstance(whole, Response):
             return whole
         body: OpenBody = IteratedBody(_pieces(content[whole.start : whole.end + 1]), whole.size)
-        return _answer(request, body, output.content_type, headers, whole, len(content), AsyncExitStack())
+        return _answer(request, body, kind, headers, whole, len(content), AsyncExitStack())
     if request.method == "HEAD" and facts is not None:
         whole = _whole_or_part(request, facts.size, headers)
         if isinstance(whole, Response):
             return whole
-        return _answer(request, _nothing(), output.content_type, headers, whole, facts.size, AsyncExitStack())
-    return await _of_server(request, outputs, found, facts, headers)
+        return _answer(request, _nothing(), kind, headers, whole, facts.size, AsyncExitStack())
+    return await _of_server(request, outputs, found, facts, kind, headers)
 
 
 async def _of_server(
-    request: Request, outputs: JobOutputs, found: FoundOutput, facts: OutputFacts | None, headers: dict[str, str]
+    request: Request,
+    outputs: JobOutputs,
+    found: FoundOutput,
+    facts: OutputFacts | None,
+    kind: str,
+    headers: dict[str, str],
 ) -> Response:
-    kind, wanted = found.output.content_type, _range_of(request, headers)
-    if _is_known(request, headers):
+    wanted = _range_of(request, headers)
+    if is_known(request, headers):
         return Response(status_code=304, headers=headers)
     async with AsyncExitStack() as stack:
         if wanted is None:
@@ -174,7 +197,7 @@ def _range_of(request: Request, headers: Mapping[str, str]) -> str | None:
     return wanted
 
 
-def _is_known(request: Request, headers: Mapping[str, str]) -> bool:
+def is_known(request: Request, headers: Mapping[str, str]) -> bool:
     """Whether the client has this content already."""
     known = request.headers.get("if-none-match", "")
     return "ETag" in headers and headers["ETag"] in {one.strip().removeprefix("W/") for one in known.split(",")}
@@ -182,7 +205,7 @@ def _is_known(request: Request, headers: Mapping[str, str]) -> bool:
 
 def _whole_or_part(request: Request, size: int, headers: Mapping[str, str]) -> Part | Response:
     """The bytes to send, or the answer where there are none to be sent."""
-    if _is_known(request, headers):
+    if is_known(request, headers):
         return Response(status_code=304, headers=dict(headers))
     part = part_of(_range_of(request, headers), size)
     if part == "none":
