@@ -66,7 +66,7 @@ from comfyui.web.server.request_head import HeadLimits
 from comfyui.web.server.serving import ServingOptions
 
 _LONGEST_LINK_S = 366 * 24 * 3600
-# An international name stands there in its ASCII form: links are headers, too.
+# An international name is written in ASCII, because links are also sent as headers.
 _PUBLIC_URL = re.compile(
     r"https?://(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]+)?(?:/(?:[A-Za-z0-9._~!$&()*+,;=:@-]|%[0-9A-Fa-f]{2})*)*",
     re.IGNORECASE,
@@ -75,7 +75,7 @@ _PUBLIC_URL = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class GatewayOptions:
-    """What each part of a gateway is made with: what the settings say of it, and limits that are no settings."""
+    """The options of each part of a gateway: those that the settings set, and limits that are no settings."""
 
     app: AppOptions
     serving: ServingOptions
@@ -84,9 +84,9 @@ class GatewayOptions:
     conversion: ConversionLimits
     delivery: DeliveryOptions
     store: ObjectStore | None
-    """Not opened; None where no object store is set up."""
+    """Not open yet; None if no object store is set up."""
     runpod: RunPodOptions | None
-    """None where prompts run on ComfyUI."""
+    """None if all prompts run on ComfyUI."""
     sender: SenderOptions
     outbox: OutboxOptions = field(default_factory=OutboxOptions)
     named: NamedOptions = field(default_factory=NamedOptions)
@@ -95,7 +95,7 @@ class GatewayOptions:
 class Settings(
     ComfyUIFields, AnswerFields, PollFields, RecoveryFields, InputFields, NamedFields, S3ChoiceFields, LogFields
 ):
-    """The settings that workers have, too, and those of the gateway. Durations are in seconds."""
+    """The settings that the gateway shares with workers, and its own. Durations are in seconds."""
 
     server_host: Annotated[CommaList, AfterValidator(parse_listen)] = Field(
         default=("0.0.0.0",),  # noqa: S104 - a container's default
@@ -104,7 +104,7 @@ class Settings(
     server_port: int = Field(default=18188, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     comfyui_headers: SecretStr | None = Field(
         default=None,
-        description="Headers that ComfyUI asks for: lines of 'Name: value', or JSON, by address where they differ.",
+        description="Headers to send to ComfyUI: lines of 'Name: value', or JSON by address if they differ.",
     )
     comfyui_tls_verify: str = Field(
         default="true",
@@ -114,7 +114,9 @@ class Settings(
         default=("comfyui",),
         description="What runs prompts: comfyui, runpod (a serverless endpoint), or both: comfyui,runpod.",
     )
-    runpod_endpoint_id: str = Field(default="", description="The endpoint that runs prompts, with runpod in BACKEND.")
+    runpod_endpoint_id: str = Field(
+        default="", description="Id of the endpoint that runs prompts; needed with runpod in BACKEND."
+    )
     runpod_api_key: SecretStr | None = Field(
         default=None, description="RunPod's API key; needed with runpod in BACKEND."
     )
@@ -131,48 +133,50 @@ class Settings(
         allow_inf_nan=False,
         description="Days after which results and inputs in RUNPOD_DATA_DIR are removed; 0: never, as in ComfyUI.",
     )
-    default_timeout: float = Field(default=300, gt=0, description="Seconds that a request waits when it does not say.")
-    max_timeout: float = Field(
-        default=3600, gt=0, description="The longest that a request may ask to wait, in seconds."
+    default_timeout: float = Field(
+        default=300, gt=0, description="Seconds that a request waits if it does not say how long."
     )
+    max_timeout: float = Field(default=3600, gt=0, description="Most seconds that a request may ask to wait.")
     max_concurrent_requests: int = Field(
-        default=1000, ge=1, description="Requests that may wait at once; beyond it 429."
+        default=1000, ge=1, description="Requests that may wait at once; more get 429."
     )
     max_request_body_mb: float = Field(
         default=100, gt=0, description="Largest body of the gateway's own endpoints, in MB."
     )
     max_buffered_mb: float = Field(
-        default=1000, gt=0, description="Bodies of all requests in flight together, in MB; beyond it 429."
+        default=1000, gt=0, description="Bodies of all requests in flight together, in MB; more get 429."
     )
     max_json_values: int = Field(
-        default=250_000, ge=1000, description="Values of one JSON body, at every depth; beyond it 413."
+        default=250_000, ge=1000, description="Values of one JSON body, at every depth; more get 413."
     )
     max_json_depth: int = Field(
-        default=900, ge=16, le=900, description="Lists and objects within each other in one JSON body; beyond it 400."
+        default=900, ge=16, le=900, description="Lists and objects within each other in one JSON body; more get 400."
     )
-    max_workflow_nodes: int = Field(default=10_000, ge=1, description="Nodes of one workflow; beyond it 413.")
-    max_node_inputs: int = Field(default=1_000, ge=1, description="Inputs of one node; beyond it 413.")
+    max_workflow_nodes: int = Field(default=10_000, ge=1, description="Nodes of one workflow; more get 413.")
+    max_node_inputs: int = Field(default=1_000, ge=1, description="Inputs of one node; more get 413.")
     max_inputs: int = Field(
-        default=1_000, ge=1, description="Files that one request may bring, in whatever form; beyond it 413."
+        default=1_000, ge=1, description="Files that one request may bring, in any form; more get 413."
     )
     max_name_length: int = Field(
-        default=512, ge=16, le=4000, description="Characters of a node id, class or input name; beyond it 413."
+        default=512, ge=16, le=4000, description="Characters of a node id, class or input name; more get 413."
     )
     max_problems: int = Field(
-        default=500, ge=1, description="Errors that an answer lists, and warnings as many again; the rest are counted."
+        default=500, ge=1, description="Errors that an answer lists, and as many warnings; the rest are only counted."
     )
     max_header_kb: float = Field(
-        default=64, ge=1, le=1000, description="A request's target and headers together, in KB; beyond it 431."
+        default=64, ge=1, le=1000, description="A request's target and headers together, in KB; more get 431."
     )
-    max_header_fields: int = Field(default=200, ge=10, description="Header fields of one request; beyond it 431.")
+    max_header_fields: int = Field(default=200, ge=10, description="Header fields of one request; more get 431.")
     header_seconds: float = Field(
         default=20, gt=0, description="Seconds within which a connection must send the whole head of a request."
     )
     client_idle_seconds: float = Field(
-        default=60, gt=0, description="Seconds after which a client that neither sends its body nor reads is cut off."
+        default=60,
+        gt=0,
+        description="Seconds after which a client that neither sends its body nor reads is disconnected.",
     )
     min_body_kb_per_second: float = Field(
-        default=1, ge=0, description="Slowest body, in KB a second beyond CLIENT_IDLE_SECONDS of waiting; 0: any."
+        default=1, ge=0, description="Least KB a second of a body, after CLIENT_IDLE_SECONDS of waiting; 0: no limit."
     )
     oom_retries: int = Field(
         default=0, ge=0, le=10, description="How often a prompt that ran out of memory is submitted again, after /free."
@@ -181,15 +185,17 @@ class Settings(
         default=60, gt=0, description="Seconds without any execution after which ComfyUI's prompt worker is checked."
     )
     silent_after: float = Field(
-        default=600, gt=0, description="Seconds that a prompt may run without any event before the log tells of it."
+        default=600, gt=0, description="Seconds that a prompt may run without any event before it is logged."
     )
     dead_after: float = Field(
-        default=0, ge=0, description="Seconds without any event after which a server that runs is not ready; 0: never."
+        default=0,
+        ge=0,
+        description="Seconds without any event after which a server that runs a prompt is not ready; 0: never.",
     )
     cancel_on_timeout: bool = Field(default=True, description="Cancel the prompt when its last request timed out.")
     cancel_on_disconnect: bool = Field(default=True, description="Cancel the prompt when its last client went away.")
     cancel_on_shutdown: bool = Field(
-        default=False, description="Cancel what is in flight at shutdown; else it can be attached to again."
+        default=False, description="Cancel prompts in flight at shutdown; otherwise callers can attach to them again."
     )
     shutdown_grace_seconds: float = Field(
         default=30, ge=0, description="Seconds that prompts in flight get to finish after SIGTERM."
@@ -199,37 +205,38 @@ class Settings(
     )
     queue: Literal["auto", "gateway", "comfyui"] = Field(
         default="auto",
-        description="Where prompts wait: in the gateway or in ComfyUI; auto: in ComfyUI where it is the only server,"
-        " without KEYS_FILE.",
+        description="Place where prompts wait: gateway or comfyui; auto: comfyui with one server and no KEYS_FILE.",
     )
     state_dir: Path | None = Field(
         default=Path("gateway-state"),
-        description="Folder of the jobs, which outlive the gateway there. One gateway at a time; empty: in memory.",
+        description="Folder of the jobs, which survive a restart there. One gateway at a time; empty: in memory.",
     )
     jobs_keep_days: float = Field(
         default=7, ge=1, allow_inf_nan=False, description="Days after which jobs that have ended are removed."
     )
-    jobs_keep: int = Field(default=100_000, ge=1, description="Ended jobs that are kept, but for those of one day.")
+    jobs_keep: int = Field(
+        default=100_000, ge=1, description="Ended jobs that are kept; those of the last day are always kept."
+    )
     inputs_keep_days: float = Field(
         default=0,
         ge=0,
         allow_inf_nan=False,
-        description="Days that inputs of async jobs stay when no job needs them; 0: ComfyUI keeps its own only.",
+        description="Days that inputs of async jobs are kept when no job needs them; 0: only in ComfyUI.",
     )
     max_stored_inputs_mb: float = Field(
         default=10_000,
         gt=0,
-        description="Inputs of async jobs, uploads and assets, in MB; beyond it old uploads go, then 429.",
+        description="Inputs of async jobs, uploads and assets, in MB; above it, old uploads are removed, then 429.",
     )
     usage_keep_days: float = Field(
-        default=400, ge=1, allow_inf_nan=False, description="Days for which it is kept how much each key used."
+        default=400, ge=1, allow_inf_nan=False, description="Days for which the usage of each key is kept."
     )
-    max_queued_jobs: int = Field(default=10_000, ge=1, description="Async jobs that may wait; beyond it 429.")
+    max_queued_jobs: int = Field(default=10_000, ge=1, description="Async jobs that may wait; more get 429.")
     reattach_seconds: float = Field(
         default=60,
         ge=0,
         allow_inf_nan=False,
-        description="Seconds that a job with its caller's id waits for a caller who went away; 0: it is canceled.",
+        description="Seconds that a job with its caller's id waits for a caller who left; 0: it is canceled at once.",
     )
     max_execution_seconds: float = Field(
         default=0,
@@ -243,13 +250,13 @@ class Settings(
 
     webhook_secret: SecretList = Field(
         default=(),
-        description="Signs webhooks: base64 of 24 bytes or more, with or without whsec_; several sign in a rotation.",
+        description="Secrets that sign webhooks: base64 of 24 bytes or more; several during a rotation.",
     )
     webhook_url: WebUrl = Field(
-        default="", description="Is told of the end of every job; needs WEBHOOK_SECRET and PUBLIC_URL."
+        default="", description="URL that is told of the end of every job; needs WEBHOOK_SECRET and PUBLIC_URL."
     )
     webhook_url_allow: CommaList = Field(
-        default=(), description="Hosts, host:port or CIDRs that callers' webhooks may reach though they are not public."
+        default=(), description="Private hosts, host:port or CIDRs that callers' webhooks may reach."
     )
     max_multipart_mb: float = Field(
         default=1000,
@@ -260,7 +267,7 @@ class Settings(
         default=False, description="Check workflows against the node definitions before they are queued."
     )
     convert_max_megapixels: float = Field(
-        default=80, gt=0, description="Larger images pass unchanged where a request asks for another format."
+        default=80, gt=0, description="Largest image that is converted to another format; larger ones pass unchanged."
     )
     convert_at_once: int = Field(
         default=2, ge=1, le=64, description="Images that are converted at the same time; the others wait."
@@ -268,10 +275,10 @@ class Settings(
     convert_memory_mb: float = Field(
         default=2000,
         gt=0,
-        description="MB of memory that conversions may take together: others wait, and what needs more is not done.",
+        description="MB of memory that all conversions together may take; others wait, larger ones are not done.",
     )
     output_store: Literal["none", "s3"] = Field(
-        default="none", description="Where the files of requests go that do not say; s3 needs S3_BUCKET."
+        default="none", description="Store for the files of requests that name none; s3 needs S3_BUCKET."
     )
 
     api_keys: SecretList = Field(
@@ -299,20 +306,20 @@ class Settings(
     openai_edits: str | None = Field(default=None, description="The named workflow for edits that name no model.")
     public_url: WebUrl = Field(
         default="",
-        description="Where clients see the gateway (https://example.org/comfy): links in answers begin with it.",
+        description="URL of the gateway for clients (https://example.org/comfy); links in answers begin with it.",
     )
     link_seconds: int = Field(
         default=LINK_S,
         ge=1,
         le=_LONGEST_LINK_S,
-        description="Seconds that the links to files in a webhook open without a key, where keys are asked for.",
+        description="Seconds that links to files in a webhook open without a key, if keys are required.",
     )
     forwarded_allow_ips: CommaList = Field(
         default=DEFAULT_PROXIES,
         description="Addresses or CIDRs of reverse proxies whose X-Forwarded headers are believed; * for all.",
     )
     proxy_mode: ProxyMode = Field(
-        default="full", description="What is relayed: full, api (what client libraries need) or off (nothing)."
+        default="full", description="Paths that are relayed: full, api (those of client libraries) or off (none)."
     )
     proxy_deny: CommaList = Field(
         default=DEFAULT_DENY, description="Paths that are not relayed, with *; ! before one makes it an exception."
@@ -320,12 +327,12 @@ class Settings(
     proxy_timeout: float = Field(
         default=300,
         ge=0,
-        description="Seconds that a relayed request waits for ComfyUI's answer to begin; 0: no end.",
+        description="Seconds that a relayed request waits for ComfyUI's answer to begin; 0: no limit.",
     )
     max_upload_mb: float = Field(
         default=0,
         ge=0,
-        description="Largest body that is relayed or uploaded, in MB; 0: ComfyUI's own limit is enough.",
+        description="Largest body that is relayed or uploaded, in MB; 0: only ComfyUI's own limit.",
     )
     websocket_buffer_mb: float = Field(
         default=512,
@@ -363,7 +370,7 @@ class Settings(
         for origin in value:
             parts = urlsplit(origin)
             if origin != "*" and (not parts.scheme or not parts.netloc or parts.path.strip("/") or parts.query):
-                raise ValueError(f"{origin!r} is not an origin: scheme://host[:port] is wanted")
+                raise ValueError(f"{origin!r} is not an origin: it must be scheme://host[:port]")
         return tuple(origin.rstrip("/").lower() for origin in value)
 
     @field_validator("forwarded_allow_ips")
@@ -377,11 +384,11 @@ class Settings(
     def _public(cls, value: str) -> str:
         if value and not _PUBLIC_URL.fullmatch(value):
             raise ValueError(
-                "an http(s) URL with a host name is wanted, percent-encoded, without user, query and fragment:"
+                "must be an http(s) URL with a host name, percent-encoded, without user, query and fragment:"
                 " https://example.org/comfy"
             )
         if value and urlsplit(value).port == 0:  # raises for a port that is too large
-            raise ValueError("a port from 1 to 65535 is wanted")
+            raise ValueError("must have a port from 1 to 65535")
         return value.rstrip("/")
 
     @model_validator(mode="after")
@@ -401,7 +408,7 @@ class Settings(
     @classmethod
     def _backends(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if not value or len(set(value)) < len(value) or not set(value) <= {"comfyui", "runpod"}:
-            raise ValueError("comfyui, runpod or both are wanted: comfyui,runpod")
+            raise ValueError("must be comfyui, runpod or both: comfyui,runpod")
         return tuple(sorted(value))
 
     @field_validator("webhook_secret")
@@ -428,13 +435,13 @@ class Settings(
         return [name for name, value in given.items() if not value]
 
     def signer(self) -> Signer | None:
-        """What signs webhooks; None where none are sent."""
+        """The signer of webhooks; None if none are sent."""
         return None if self._missing_for_webhooks() else Signer([one.get_secret_value() for one in self.webhook_secret])
 
     @model_validator(mode="after")
     def _store_is_complete(self) -> Self:
         if self.output_store == "s3" and not self.s3_bucket:
-            raise ValueError("OUTPUT_STORE is s3, and S3_BUCKET is not set")
+            raise ValueError("OUTPUT_STORE is s3, but S3_BUCKET is not set")
         return self
 
     @model_validator(mode="after")
@@ -451,7 +458,7 @@ class Settings(
         if self.runs_on_comfyui:
             return self
         if len(self.comfyui_server_address) > 1:
-            raise ValueError("COMFYUI_SERVER_ADDRESS: with BACKEND=runpod one, the local ComfyUI")
+            raise ValueError("COMFYUI_SERVER_ADDRESS: BACKEND=runpod takes one address, that of the local ComfyUI")
         if self.preflight:
             raise ValueError("PREFLIGHT: with BACKEND=runpod only the endpoint's worker knows its nodes and models")
         return self
@@ -480,7 +487,7 @@ class Settings(
 
     @property
     def runs_on_comfyui(self) -> bool:
-        """Whether ComfyUI servers run prompts. Else the first one has everything but prompts."""
+        """Whether ComfyUI servers run prompts. If not, the first one serves everything but prompts."""
         return "comfyui" in self.backend
 
     @property
@@ -522,7 +529,7 @@ class Settings(
     def _app_options(self) -> AppOptions:
         max_body_bytes = int(self.max_request_body_mb * MB)
         keys, keys_file = self._keys()
-        # PUBLIC_URL's own name is one of those by which the gateway may be called.
+        # PUBLIC_URL's own name is one of the names by which the gateway may be called.
         public_host = urlsplit(self.public_url).hostname
         return AppOptions(
             keys=keys,
@@ -642,7 +649,7 @@ class Settings(
         )
 
     def with_comfyui_at(self, address: str) -> Self:
-        """The same, with one ComfyUI that is plain and asks for nothing."""
+        """The same settings with one plain ComfyUI that needs no headers."""
         plain = {"comfyui_server_address": (address,), "comfyui_headers": None, "comfyui_tls_verify": "true"}
         return self.model_copy(update=plain)
 
@@ -664,7 +671,7 @@ class Settings(
         )
 
     def accesses(self) -> dict[str, ServerAccess]:
-        """What each address of ComfyUI is sent, and how its certificate is checked.
+        """The headers for each address of ComfyUI, and how its certificate is checked.
 
         Raises:
             SettingsError: a file that COMFYUI_TLS_VERIFY names cannot be used.
@@ -678,7 +685,7 @@ class Settings(
             raise SettingsError(f"COMFYUI_TLS_VERIFY: {error}") from error
 
     def warmup_prompt(self) -> dict[str, Any] | None:
-        """The workflow of the file that WARMUP_WORKFLOW names; None where it is not set.
+        """The workflow of the file that WARMUP_WORKFLOW names; None if it is not set.
 
         Raises:
             SettingsError: the file cannot be read, or has no workflow in API format.

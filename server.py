@@ -58,7 +58,7 @@ from comfyui.web.server.serving import Server, relieve_the_collector, run
 from config import GatewayOptions, Settings
 
 _log = structlog.get_logger("gateway")
-# Of keys, in the line of the start.
+# How many names of keys the line of the start has.
 _NAMES_SHOWN = 100
 _JOURNAL_UNUSABLE = 74  # sysexits.h: EX_IOERR
 
@@ -90,7 +90,7 @@ def create_app(
     @asynccontextmanager
     async def opening() -> AsyncIterator[Opened]:
         if settings.state_dir is None:
-            _log.info("jobs.in_memory", detail="STATE_DIR is empty: jobs end with the gateway")
+            _log.info("jobs.in_memory", detail="STATE_DIR is empty: a restart forgets all jobs")
         async with AsyncExitStack() as stack:
             pool = await stack.enter_async_context(
                 BackendPool.connect(
@@ -183,7 +183,9 @@ def create_app(
                     )
                 )
             elif await some_wait(journal):
-                _log.warning("webhooks.wait", detail="WEBHOOK_SECRET or PUBLIC_URL is not set: what waits is not sent")
+                _log.warning(
+                    "webhooks.wait", detail="WEBHOOK_SECRET or PUBLIC_URL is not set: webhooks that wait are not sent"
+                )
             if warm_up is not None:
                 await stack.enter_async_context(warm_up.running(handler))
             with draining_on_signal(handler, settings.shutdown_grace_seconds, on_drained):
@@ -218,10 +220,10 @@ async def _runpod(
     stack: AsyncExitStack,
     lock_wait_s: float,
 ) -> Elsewhere | None:
-    """What runs prompts on RunPod; None where nothing does. Raises `JournalError`."""
+    """The server that stands for RunPod; None if no prompts run there. Raises `JournalError`."""
     if options.runpod is None:
         return None
-    # Gateways without it need not load it.
+    # Gateways without RunPod need not load it.
     from comfyui.executors.runpod.server import RunPodServer
 
     unfinished = functools.partial(unfinished_prompts, journal)
@@ -253,7 +255,7 @@ async def _serve(settings: Settings) -> None:
     keys = options.app.keys.shown_names()[:_NAMES_SHOWN] or None
     _log.info("gateway.starting", comfyui=settings.shown_addresses, runpod=runpod, keys=keys, version=VERSION)
     relieve_the_collector()
-    # The kernel takes 0.1 s for it, and nobody has to wait for that.
+    # The kernel takes 0.1 s for it; the start does not wait.
     threading.Thread(target=use_huge_pages, name="huge pages", daemon=True).start()
     try:
         sockets = bind(settings.server_host, settings.server_port)
@@ -293,13 +295,13 @@ def main() -> int:
         usage=f"{prog} [-h] [--fallback-engine]\n       {prog} keys add NAME --role ROLE ...",
         description="Serves the gateway. Its settings are environment variables: docs/configuration.md.",
     )
-    # Without its own `prog` a command's help would begin with both lines of the usage.
+    # Without its own `prog`, a command's help would begin with both lines of the usage.
     commands = parser.add_subparsers(prog=prog, dest="command", metavar="keys", title="instead of serving")
     keys_command.add_arguments(commands.add_parser("keys", help="make API keys in KEYS_FILE: see keys add --help"))
     parser.add_argument(
         "--fallback-engine",
         action="store_true",
-        help="where no ComfyUI answers, start the embedded engine (a simulation) and use that",
+        help="if no ComfyUI answers, start the embedded engine (a simulation) and use it",
     )
     arguments = parser.parse_args()
     try:
@@ -321,7 +323,7 @@ def main() -> int:
 
 
 def __getattr__(name: str) -> Any:
-    """``app`` for ``uvicorn server:app``, made when it is asked for: an import alone reads no environment."""
+    """``app`` for ``uvicorn server:app``, made on first access: an import alone reads no environment."""
     if name != "app":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return create_app(_settings())

@@ -55,9 +55,9 @@ The status is fixed by the class, never guessed from a message. ``retryable`` sa
 when it is simply sent again; job platforms map it to their own retries. `comfyui.web.front.errors` makes HTTP answers
 of these classes.
 
-The classes below the tree have no HTTP status, since no client is ever told of them under their own name: they carry a
-reason from one of our modules to another, which makes one of the tree of it, or they end a connection or a process.
-`comfyui.engine` and `comfyui.sdk` import nothing of ours and have their own.
+The classes below the tree have no HTTP status, because clients never see them: they carry a reason from one of our
+modules to another, which raises an error of the tree for it, or they end a connection or a process. `comfyui.engine`
+and `comfyui.sdk` import nothing of ours and have their own errors.
 """
 
 from __future__ import annotations
@@ -74,9 +74,9 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 NodeErrors = Mapping[str, Sequence[str]]
-# Servers, and what each lacks, that an error names.
+# How many servers an error names, and how many missing things of each.
 _MAX_LACKS = 5
-# Parameters that an error's text names; its body has all of them.
+# How many parameters an error's text names; its body has all of them.
 _MAX_SHOWN = 20
 
 
@@ -84,11 +84,11 @@ class ComfyUIError(Exception):
     """Base of all. ``detail`` is shown to clients: it names no path, key, header or traceback of the server.
 
     Attributes:
-        detail: what went wrong and, where there is something to do, what to do.
-        prompt_id: ComfyUI's id of the prompt, when one is known; callers can attach to it again.
+        detail: what went wrong and, if something can be done, what to do.
+        prompt_id: ComfyUI's id of the prompt, when it is known; callers can attach to the prompt again.
         node_errors: node id to messages.
-        saved: a `models.PromptResult` with what ComfyUI's history has of a prompt that failed or was interrupted, so
-            with what other nodes had saved before; None where it has nothing.
+        saved: a `models.PromptResult` of a prompt that failed or was interrupted: the outputs that other nodes had
+            saved before, from ComfyUI's history; None if it has none.
     """
 
     title: ClassVar[str] = "Internal error"
@@ -104,7 +104,7 @@ class ComfyUIError(Exception):
         self.saved: Any = None
 
     def __copy__(self) -> Self:
-        """The same error without its traceback, cause and context, which keep all that their frames had."""
+        """The same error without its traceback, cause and context, which keep everything in their frames alive."""
         error = type(self).__new__(type(self), *self.args)
         vars(error).update(vars(self))
         return error
@@ -114,10 +114,10 @@ class ComfyUIValidationError(ComfyUIError):
     """The workflow was refused, by us or by ComfyUI.
 
     Attributes:
-        upstream: ComfyUI's own body where it was ComfyUI.
-        lacks: what each server lacks by its name, where none has all that the workflow needs.
-        answer: what ComfyUI would say of it, where it was not asked.
-        codes: what is wrong, as `comfyui.workflows.preflight.Problem` names it; empty where it was not looked for.
+        upstream: ComfyUI's own body, if ComfyUI refused it.
+        lacks: the name of each server to what it lacks, if no server has all that the workflow needs.
+        answer: what ComfyUI would answer, if it was not asked.
+        codes: the problems, named as in `comfyui.workflows.preflight.Problem`; empty if they were not looked for.
     """
 
     title = "Workflow validation failed"
@@ -142,7 +142,7 @@ class ComfyUIValidationError(ComfyUIError):
         self.codes = frozenset(codes)
 
     def lacked_by(self, servers: Mapping[str, Sequence[str]]) -> Self:
-        """Says what each server lacks, where none has all that the workflow needs."""
+        """Adds what each server lacks to the error, which no server can run."""
         self.lacks = servers
         if servers:
             said = [f"{name} lacks {', '.join(lacks[:_MAX_LACKS])}" for name, lacks in servers.items()]
@@ -151,7 +151,7 @@ class ComfyUIValidationError(ComfyUIError):
 
 
 class ComfyUILimitError(ComfyUIValidationError):
-    """The request has more of something than a setting allows; ``detail`` says of what, and names the setting."""
+    """The request is over a limit that a setting sets; ``detail`` says of what, and names the setting."""
 
     title = "Over a limit"
     code = "limit_exceeded"
@@ -159,7 +159,7 @@ class ComfyUILimitError(ComfyUIValidationError):
 
 
 class ComfyUIDepthError(ComfyUILimitError):
-    """The JSON is nested more deeply than a setting allows, or than Python, and so ComfyUI, can read."""
+    """The JSON is nested more deeply than a setting allows, or than Python (and so ComfyUI) can read."""
 
     status = 400
 
@@ -168,7 +168,7 @@ class ComfyUIInputError(ComfyUIError):
     """An input could not be staged: bad base64, a refused or failing URL, too large.
 
     Attributes:
-        field: where the caller gave it, ``images[1].image``; empty where that is not known yet.
+        field: where the caller gave the input, such as ``images[1].image``; empty if that is not known yet.
         reason: ``detail`` without the field.
     """
 
@@ -182,7 +182,7 @@ class ComfyUIInputError(ComfyUIError):
         self.reason = reason
 
     def in_field(self, field: str) -> Self:
-        """The same error, about what the caller gave as `field`."""
+        """The same error for the caller's field `field`."""
         error = copy(self)
         error.args = (f"{field}: {self.reason}",)
         error.field, error.detail = field, error.args[0]
@@ -190,13 +190,13 @@ class ComfyUIInputError(ComfyUIError):
 
 
 class ComfyUIInputUnavailableError(ComfyUIInputError):
-    """An input could not be fetched for a reason that may pass: the server that has it fails, or cannot be reached.
+    """An input could not be fetched for a reason that may pass: its server fails, or cannot be reached.
 
-    It was tried again already. The status is still 400: what failed is not the gateway, and another gateway would not
-    do better.
+    The fetch was already retried. The status is 400 nevertheless: the gateway did not fail, and another gateway would
+    not do better.
 
     Attributes:
-        server: the name of the ComfyUI server that has it, where it is one of ours; else empty.
+        server: the name of the ComfyUI server that has the input; empty if it is none of ours.
     """
 
     title = "Input could not be fetched"
@@ -218,7 +218,7 @@ class ComfyUIInputUnavailableError(ComfyUIInputError):
 
 
 class ComfyUIJobInputError(ComfyUIInputUnavailableError):
-    """As its base, for an async job: it ends with one code whatever the reason is that an input cannot be fetched."""
+    """An input of an async job could not be fetched; such a job ends with this one code, whatever the reason."""
 
     code = "input_failed"
 
@@ -269,7 +269,7 @@ class SlowRequestError(RequestError):
 
 
 class Breach(enum.Enum):
-    """What a `ContractError` is about: the code and the status that Comfy API v2 has for it."""
+    """The cause of a `ContractError`, with its code and status in Comfy API v2."""
 
     NOT_READABLE = ("invalid_request", 400)
     INVALID_REQUEST = ("invalid_request", 422)
@@ -304,16 +304,16 @@ class BadParameter(TypedDict):
 
     message: Annotated[str, Field(description="What is wrong, and what is allowed.")]
     allowed: NotRequired[
-        Annotated[Any, Field(description="The allowed values or names, a hundred at most; else the JSON Schema.")]
+        Annotated[Any, Field(description="The allowed values or names, a hundred at most; otherwise the JSON Schema.")]
     ]
-    closest: NotRequired[Annotated[Any, Field(description="The allowed value, or the name, that is most like it.")]]
+    closest: NotRequired[Annotated[Any, Field(description="The allowed value or name that is most similar.")]]
 
 
 class ParametersError(RequestError):
     """Parameters of a named workflow that are not known, are missing, or have values that do not fit.
 
     Attributes:
-        parameters: every one of them by its name.
+        parameters: every wrong parameter by its name.
     """
 
     title = "Invalid parameters"
@@ -328,11 +328,11 @@ class ParametersError(RequestError):
 
 
 class ImageCallError(RequestError):
-    """A call of OpenAI's image API cannot be done.
+    """A call of OpenAI's image API cannot be run.
 
     Attributes:
         param: the field that is wrong.
-        reason: OpenAI's word for it.
+        reason: OpenAI's name for the cause.
     """
 
     def __init__(
@@ -359,7 +359,7 @@ class HeadTooLargeError(RequestHeadError):
 
 
 class NotAcceptableError(ComfyUIError):
-    """What ``Accept`` asks for is not what there is to give."""
+    """The gateway cannot return anything that the request's ``Accept`` allows."""
 
     title = "Not acceptable"
     code = "not_acceptable"
@@ -390,17 +390,17 @@ class ComfyUIShutdownError(ComfyUIConnectionError):
 
 
 class ComfyUIDescriptorsError(ComfyUIConnectionError):
-    """This process has as many files open as it may: no server is to blame, and none is taken out of rotation."""
+    """This process has as many open files as it may have. No server is to blame, and none is taken out of rotation."""
 
     title = "Too many open files"
     code = "descriptors_exhausted"
 
 
 class ComfyUIDiskError(ComfyUIError):
-    """A folder of the gateway cannot be used: nothing was taken or sent. ``detail`` names the setting of the folder.
+    """A folder of the gateway cannot be used; nothing was accepted or sent. ``detail`` names the setting of the folder.
 
     Attributes:
-        path: of the file, for the log; None where it does not matter.
+        path: the file, for the log; None if it does not matter.
     """
 
     title = "The gateway's disk cannot be used"
@@ -412,13 +412,15 @@ class ComfyUIDiskError(ComfyUIError):
 
 
 class JournalError(ComfyUIDiskError):
-    """The journal, or what lies beside it, cannot be read or written: a full disk, say. It is as it was before."""
+    """The journal, or a file beside it, cannot be read or written, because the disk is full, for example. It is
+    unchanged.
+    """
 
 
 class ComfyUIServerError(ComfyUIError):
     """ComfyUI answered with an unexpected status, or with something that is not the JSON it should be.
 
-    ``upstream_status`` is the HTTP status that ComfyUI sent, 200 when only the body was wrong.
+    ``upstream_status`` is the HTTP status that ComfyUI sent; it is 200 if only the body was wrong.
     """
 
     title = "ComfyUI answered unexpectedly"
@@ -432,11 +434,11 @@ class ComfyUIServerError(ComfyUIError):
 
 
 class ComfyUIUnreadableError(ComfyUIServerError):
-    """ComfyUI's answer came whole and cannot be read: to ask again would bring the same."""
+    """ComfyUI's answer is complete and cannot be read; the same request would bring the same answer."""
 
 
 class ComfyUICredentialsError(ComfyUIServerError):
-    """ComfyUI, or a proxy before it, answered 401 or 403 to the gateway's own request: it did nothing."""
+    """ComfyUI, or a proxy in front of it, answered 401 or 403 to the gateway's own request and did nothing."""
 
     title = "ComfyUI refuses the gateway"
     code = "credentials_refused"
@@ -451,20 +453,20 @@ class ComfyUICredentialsError(ComfyUIServerError):
 
 
 class ComfyUISubmissionError(ComfyUIServerError):
-    """The reply to a submission was lost, and whether ComfyUI took the prompt could not be found out."""
+    """The reply to a submission was lost, and the gateway could not find out whether ComfyUI accepted the prompt."""
 
     title = "Submission could not be confirmed"
     code = "submission_unknown"
 
 
 class RunPodRefusedError(ComfyUIServerError):
-    """RunPod does not let us: the key, the endpoint's id or its URL is wrong. ``detail`` names the setting."""
+    """RunPod refuses the gateway: the key, the endpoint's id or its URL is wrong. ``detail`` names the setting."""
 
     retryable = False
 
 
 class ComfyUIPromptLostError(ComfyUIError):
-    """ComfyUI forgot the prompt (it restarted, say) and the retries are used up."""
+    """ComfyUI forgot the prompt, after a restart for example, and no retries are left."""
 
     title = "Prompt was lost"
     code = "prompt_lost"
@@ -488,7 +490,9 @@ class ComfyUIPromptQuarantinedError(ComfyUIError):
 
 
 class ComfyUIDeliveryError(ComfyUIError):
-    """The prompt is rendered, and none of its files could be stored or read. The same again delivers what is there."""
+    """The prompt is rendered, and none of its files could be stored or read. The same request again delivers the
+    result.
+    """
 
     title = "Files could not be delivered"
     code = "delivery_failed"
@@ -497,7 +501,7 @@ class ComfyUIDeliveryError(ComfyUIError):
 
 
 class ComfyUIUndeliverableError(ComfyUIError):
-    """The prompt is rendered, and its files cannot be had or stored, however often it is tried."""
+    """The prompt is rendered, and its files cannot be read or stored, however often it is tried."""
 
     title = "Files cannot be delivered"
     code = "undeliverable"
@@ -514,7 +518,7 @@ class StorageError(ComfyUIError):
 
 
 class StorageRefusedError(StorageError):
-    """The request asks for a place that it may not have: another bucket, a link that lives too long."""
+    """The request asks for a place that it may not use: another bucket, or a link that lives too long."""
 
     title = "Place in the object store refused"
     code = "storage_refused"
@@ -523,7 +527,7 @@ class StorageRefusedError(StorageError):
 
 
 class ResultTooLargeError(ComfyUIError):
-    """The files do not fit into a platform's reply, and there is nowhere else to put them."""
+    """The files do not fit into a platform's reply, and there is no other place for them."""
 
     title = "Result too large"
     code = "result_too_large"
@@ -542,7 +546,7 @@ class ComfyUITaskError(ComfyUIError):
     """A node raised while it ran.
 
     Attributes:
-        node_id, node_type: where; None when ComfyUI did not say.
+        node_id, node_type: the node; None when ComfyUI did not name it.
         exception_type: the class name as ComfyUI reports it, such as ``torch.OutOfMemoryError``.
         traceback_tail: the last lines of the node's traceback, for logs and workers; file paths are cut to their names.
     """
@@ -585,7 +589,7 @@ class ComfyUIConflictError(ComfyUIError):
 
 
 TAKEN: Final = "this prompt_id is taken; choose another, or leave it out"
-"""For an id that is another owner's, of whom nothing is told."""
+"""The text for an id of another owner, about whom it tells nothing."""
 
 
 class ComfyUINotFoundError(ComfyUIError):
@@ -597,11 +601,11 @@ class ComfyUINotFoundError(ComfyUIError):
 
 
 class NamedWorkflowNotFoundError(ComfyUINotFoundError):
-    """There is no named workflow of this name."""
+    """No named workflow has this name."""
 
 
 class NamedWorkflowForbiddenError(ComfyUIError):
-    """The caller's key may run other workflows only."""
+    """The caller's key may run only other workflows."""
 
     title = "Forbidden"
     code = "forbidden"
@@ -609,7 +613,7 @@ class NamedWorkflowForbiddenError(ComfyUIError):
 
 
 class NamedWorkflowUnusableError(ComfyUIError):
-    """The file of a named workflow cannot be used as it is; ``detail`` says why, to whoever wrote it."""
+    """The file of a named workflow cannot be used; ``detail`` tells its author why."""
 
     title = "Workflow unusable"
     code = "workflow_unusable"
@@ -617,7 +621,7 @@ class NamedWorkflowUnusableError(ComfyUIError):
 
 
 class ComfyUIOverloadedError(ComfyUIError):
-    """The gateway is at its limit of waiting requests."""
+    """The gateway has as many waiting requests as it allows."""
 
     title = "Too many requests are waiting"
     code = "overloaded"
@@ -634,7 +638,7 @@ class TooManySubmissionsError(ComfyUIOverloadedError):
 
 
 class TooManyStreamsError(ComfyUIOverloadedError):
-    """The caller has as many streams of events open as it may."""
+    """The caller has as many open streams of events as it may have."""
 
     title = "Too many streams"
 
@@ -646,7 +650,7 @@ class TooManyConnectionsError(ComfyUIOverloadedError):
     status = 503
 
 
-# Of our settings, and of the job platforms.
+# Errors of our settings, and of the job platforms.
 
 
 class SettingsError(Exception):
@@ -654,18 +658,18 @@ class SettingsError(Exception):
 
 
 class QueueError(Exception):
-    """The queue of tasks could not be asked: worth trying again. The text has no address and no key."""
+    """The queue of tasks could not be reached; a retry may succeed. The text has no address and no key."""
 
 
 class QueueSetupError(QueueError):
-    """The queue will not work before somebody changes something; the text says what."""
+    """The queue cannot work until someone changes something; the text says what."""
 
 
 class TaskFailedError(Exception):
-    """A task failed, and another try may mend it: LittleHorse retries what its task function raises so."""
+    """A task failed, and a retry may succeed: LittleHorse retries when its task function raises this."""
 
 
-# Of a client's connection: there is nobody to answer.
+# Errors of a client's connection, which leave no client to answer.
 
 
 class ClientGoneError(Exception):
@@ -673,10 +677,10 @@ class ClientGoneError(Exception):
 
 
 class StalledClientError(ConnectionAbortedError):
-    """A client was given up in the middle of its answer: the server ends the connection."""
+    """A client was given up in the middle of its answer; the server closes the connection."""
 
 
-# Of our HTTP to ComfyUI; `comfyui.transport.drivers` and the relay translate them.
+# Errors of our HTTP to ComfyUI; `comfyui.transport.drivers` and the relay translate them.
 
 
 class InvalidRequestError(ValueError):
@@ -684,23 +688,23 @@ class InvalidRequestError(ValueError):
 
 
 class FramingError(Exception):
-    """An answer is not valid HTTP/1.1; the text says in what."""
+    """An answer is not valid HTTP/1.1; the text says why."""
 
 
 class Http1Error(Exception):
-    """Base of what a request to ComfyUI fails with."""
+    """Base of the errors of a request to ComfyUI."""
 
 
 class ConnectError(Http1Error):
-    """No connection could be made: nothing was sent."""
+    """No connection could be made; nothing was sent."""
 
 
 class NoAnswerError(Http1Error):
-    """The connection ended before the answer's headers had come."""
+    """The connection ended before the headers of the answer arrived."""
 
 
 class InvalidAnswerError(NoAnswerError):
-    """What came is not HTTP/1.1; the text says in what."""
+    """The answer is not HTTP/1.1; the text says why."""
 
 
 class AnswerTimeoutError(NoAnswerError):
@@ -716,21 +720,21 @@ class AnswerTooLongError(Http1Error):
 
 
 class NotPermittedError(OSError):
-    """A name has addresses, and none that may be connected to. An `OSError`, as aiohttp expects of a resolver."""
+    """A name has addresses, but none that may be connected to. An `OSError`, as aiohttp expects of a resolver."""
 
 
 class NoSuchNameError(OSError):
-    """The name is none that a name server could know."""
+    """No name server could know this name."""
 
 
-# Of contents that cannot be read; the text is a reason that a client may see.
+# Errors of contents that cannot be read; clients may see their text.
 
 
 class JSONError(ValueError):
     """A text that is not JSON, or not readable.
 
     Attributes:
-        beyond_limits: it may well be JSON, but it is nested too deeply or has an integer with too many digits.
+        beyond_limits: the text may be JSON, but it is nested too deeply or has an integer with too many digits.
     """
 
     def __init__(self, reason: str, *, beyond_limits: bool = False) -> None:
@@ -739,7 +743,7 @@ class JSONError(ValueError):
 
 
 class InflateError(ValueError):
-    """A body is not what its coding says, or is not whole."""
+    """A body does not match its coding, or is not complete."""
 
 
 class UncertainLayoutError(Exception):
@@ -756,7 +760,7 @@ WITH_RETRY_AFTER: Final = (
 
 
 def retry_after_s(error: ComfyUIError) -> int | None:
-    """How many seconds a client is asked to wait, as ``Retry-After``; None where it is not asked to."""
+    """The seconds that a client is asked to wait, as ``Retry-After``; None if it is not asked to wait."""
     return error.retry_after_s if isinstance(error, WITH_RETRY_AFTER) else None
 
 
@@ -765,15 +769,17 @@ class ErrorBody(TypedDict):
 
     error: Annotated[str, Field(description="A title for people.")]
     type: Annotated[str, Field(description="The stable name of the error; docs/api.md lists all of them.")]
-    detail: Annotated[str, Field(description="What went wrong and, where there is something to do, what to do.")]
-    prompt_id: Annotated[str | None, Field(description="The prompt, where one is known; it can be attached to again.")]
+    detail: Annotated[str, Field(description="What went wrong and, if something can be done, what to do.")]
+    prompt_id: Annotated[str | None, Field(description="The prompt, if it is known; callers can attach to it again.")]
     node_errors: Annotated[dict[str, list[str]], Field(description="Messages by the id of their node.")]
     timestamp: Annotated[str, Field(description="UTC, to the second.", json_schema_extra={"format": "date-time"})]
-    request_id: Annotated[str | None, Field(description="As in X-Request-ID, and in every line of the log.")]
+    request_id: Annotated[
+        str | None, Field(description="The request, as in X-Request-ID and in every line of the log.")
+    ]
     parameters: NotRequired[
         Annotated[
             dict[str, BadParameter],
-            Field(description="Of `invalid_parameters`: what is wrong with each parameter of a named workflow."),
+            Field(description="Only for `invalid_parameters`: what is wrong with each parameter of a named workflow."),
         ]
     ]
 

@@ -59,12 +59,12 @@ class Metrics:
         )
         self.oldest_waiting_job_seconds = Gauge(
             "comfyui_gateway_oldest_waiting_job_seconds",
-            "For how long the first of the async jobs that are on no server has waited; 0 when none waits.",
+            "Seconds that the oldest async job without a server has waited; 0 when none waits.",
             registry=self.registry,
         )
         self.queue_paused = Gauge(
             "comfyui_gateway_queue_paused",
-            "1 while the gateway's queue is paused, so that nothing begins that waits there.",
+            "1 while the gateway's queue is paused, so that no prompt leaves it.",
             registry=self.registry,
         )
         self.journal_writes = Counter(
@@ -105,7 +105,7 @@ class Metrics:
         )
         self.server_drained = Gauge(
             "comfyui_gateway_server_drained",
-            "1 while this ComfyUI server is to get no more prompts.",
+            "1 while this ComfyUI server is drained and gets no more prompts.",
             ["server"],
             registry=self.registry,
         )
@@ -173,7 +173,9 @@ class Metrics:
         )
 
     def key_label(self, owner: str) -> str:
-        """The label of an owner's key: names of KEYS_FILE, so many at most, since each is a series of its own."""
+        """The label of an owner's key. Only the first names of KEYS_FILE get one, because each is a time series; the
+        others share ``other``.
+        """
         name = key_of(owner)
         if is_given_name(name):
             return "API_KEYS"

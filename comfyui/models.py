@@ -1,4 +1,6 @@
-"""What crosses this package's boundary: a request with its input files, a result with its output files. All frozen."""
+"""The values that cross this package's boundary: requests with their input files, results with their output files. All
+are frozen.
+"""
 
 from __future__ import annotations
 
@@ -23,13 +25,13 @@ _SMALLEST_WORKFLOW = {
     "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "example"}},
 }
 SECRETS = ("api_key_comfy_org", "auth_token_comfy_org")
-"""What ComfyUI takes out of `extra_data` before it keeps a prompt, and so do we."""
-# Characters. All of a long text at once would hold up other threads.
+"""ComfyUI removes these from `extra_data` before it keeps a prompt, and so do we."""
+# In characters. A long text in one piece would block other threads.
 _HASHED_AT_ONCE = 1 << 20
 
 
 def _plain_name(name: str) -> str:
-    """A file name that can leave no folder; raises ValueError, which pydantic reports under the field's name."""
+    """A file name that stays in its folder; raises ValueError, which pydantic reports under the field's name."""
     if not name or name in {".", ".."} or "/" in name or "\\" in name or "\0" in name:
         raise ValueError("must be a plain file name; use subfolder for the folder")
     return name
@@ -44,14 +46,14 @@ def _relative_folder(folder: str) -> str:
 
 
 def _not_empty(text: str) -> str:
-    """Not pydantic's `min_length`, which counts all characters of a long text."""
+    """Used instead of pydantic's `min_length`, which counts all characters of a long text."""
     if not text:
         raise ValueError("must not be empty")
     return text
 
 
 def _not_bool(number: object) -> object:
-    """pydantic takes true for 1."""
+    """Refuses true and false, which pydantic takes for 1 and 0."""
     if isinstance(number, bool):
         raise ValueError("must be a whole number, not true or false")
     return number
@@ -62,7 +64,9 @@ Folder = Annotated[str, Field(max_length=1024), AfterValidator(_relative_folder)
 
 
 class Given(BaseModel):
-    """A body in which an optional field that is null counts as not given, as many clients write what they leave out."""
+    """A body in which null counts as not given for an optional field, because many clients write null for what they
+    leave out.
+    """
 
     @model_validator(mode="before")
     @classmethod
@@ -95,37 +99,42 @@ StoreName = Literal["s3", "none"]
 
 
 class ImageConversion(Given):
-    """Still images in another format; `comfyui.outputs.images` does it, and says where it does not."""
+    """How still images are converted to another format; `comfyui.outputs.images` says which are not."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: ImageFormat
-    quality: int | None = Field(default=None, ge=1, le=100, description="For all but png; 90 when not given.")
-    metadata: Metadata = Field(default="keep", description="The workflow that ComfyUI writes into its files, and EXIF.")
+    quality: int | None = Field(default=None, ge=1, le=100, description="For every format but png; 90 when not given.")
+    metadata: Metadata = Field(default="keep", description="ComfyUI's workflow in the file, and EXIF.")
 
 
 class OutputPlace(Given):
-    """Where the files go: object storage, with links in `images[].url`."""
+    """The place for the files: object storage, with links in `images[].url`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    store: StoreName = Field(description="`none`: not stored, where OUTPUT_STORE stores by default.")
-    bucket: str | None = Field(default=None, max_length=63, description="Another than S3_BUCKET: S3_ALLOWED_BUCKETS.")
+    store: StoreName = Field(description="`none`: do not store, even if OUTPUT_STORE does so by default.")
+    bucket: str | None = Field(
+        default=None, max_length=63, description="A bucket of S3_ALLOWED_BUCKETS; S3_BUCKET when not given."
+    )
     prefix: str | None = Field(default=None, max_length=512, description="Folder below S3_PREFIX.")
-    presign_seconds: int | None = Field(default=None, ge=1, description="How long the links work.")
+    presign_seconds: int | None = Field(default=None, ge=1, description="Seconds that the links work.")
 
 
 WebhookEvent = Literal["prompt.started", "prompt.succeeded", "prompt.failed", "prompt.canceled", "prompt.lost"]
 
 
 class Webhook(Given):
-    """Who is told of the job, and of what. It needs WEBHOOK_SECRET and PUBLIC_URL."""
+    """The receiver of a job's events, and the events that it gets. It needs WEBHOOK_SECRET and PUBLIC_URL."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    url: str = Field(max_length=2048, description="An http(s) URL without user and password; POST is sent there.")
+    url: str = Field(max_length=2048, description="An http(s) URL without user and password, which gets a POST.")
     events: tuple[WebhookEvent, ...] | None = Field(
-        default=None, min_length=1, max_length=5, description="The four ends when not given."
+        default=None,
+        min_length=1,
+        max_length=5,
+        description="The events to send; the four ends of a job when not given.",
     )
 
 
@@ -144,62 +153,63 @@ class PromptRequest(Given):
     client_id: str | None = Field(
         default=None, max_length=256, description="A websocket client of the caller that gets ComfyUI's messages."
     )
-    extra_data: dict[str, Any] | None = Field(default=None, description="As in ComfyUI; passed on.")
-    front: bool = Field(default=False, description="As in ComfyUI: to the front of the queue.")
+    extra_data: dict[str, Any] | None = Field(default=None, description="ComfyUI's extra_data, passed on.")
+    front: bool = Field(default=False, description="ComfyUI's front: to the front of the queue.")
     number: float | None = Field(
-        default=None, allow_inf_nan=False, description="As in ComfyUI: the priority; lower runs first."
+        default=None, allow_inf_nan=False, description="ComfyUI's number: the priority; lower runs first."
     )
     partial_execution_targets: list[str] | None = Field(
-        default=None, description="As in ComfyUI: only these output nodes."
+        default=None, description="As ComfyUI's: run only these output nodes."
     )
-    convert: ImageConversion | None = Field(default=None, description="Still images in another format.")
+    convert: ImageConversion | None = Field(default=None, description="Convert still images to another format.")
     output: OutputPlace | None = Field(default=None, description="Put the files into object storage.")
     labels: Annotated[dict[str, str], AfterValidator(check_labels)] = Field(
         default_factory=dict,
-        description="Up to 16 pairs of text by which the list of jobs can be narrowed.",
+        description="Up to 16 pairs of text by which the list of jobs can be filtered.",
         examples=[{"order": "1234"}],
     )
     priority: Annotated[int, BeforeValidator(_not_bool)] = Field(
-        default=0, ge=-1_000_000, le=1_000_000, description="The highest runs first, where prompts wait in the gateway."
+        default=0, ge=-1_000_000, le=1_000_000, description="The highest runs first, if prompts wait in the gateway."
     )
-    webhook: Webhook | None = Field(default=None, description="Who is told when the job ends; see docs/webhooks.md.")
+    webhook: Webhook | None = Field(default=None, description="What is told of the job; see docs/webhooks.md.")
     _size: int = PrivateAttr(default=0)
     _call: NamedCall | None = PrivateAttr(default=None)
 
     @property
     def size(self) -> int:
-        """Bytes of the body that it came in, which say how long work on it may take; 0 when that is not known."""
-        # By the attribute's name pydantic looks in four places first: 3.6 us, three times a prompt.
+        """The request's body in bytes, by which work on it is judged as long or short; 0 if that is not known."""
+        # A pydantic attribute takes 3.6 us to read, because four other places are looked in first; this one is read
+        # three times a prompt.
         size: int = (self.__pydantic_private__ or {}).get("_size", 0)
         return size
 
     def of_size(self, size: int) -> Self:
-        """This request, which now knows its size."""
+        """This request with the size of its body."""
         self._size = size
         return self
 
     @property
     def call(self) -> NamedCall | None:
-        """The named workflow that this request was made of; None where a caller sent the graph itself."""
+        """The named workflow that this request was made of; None if a caller sent the graph itself."""
         return cast("NamedCall | None", (self.__pydantic_private__ or {}).get("_call"))
 
     def of_named(self, call: NamedCall | None) -> Self:
-        """This request, made of a named workflow by this call. No body of a caller can say so."""
+        """This request, made of a named workflow by this call. A caller's body cannot set it."""
         self._call = call
         return self
 
     def without_order(self) -> Self:
-        """This request, without the place that it asked for."""
+        """This request without the place in the queue that it asked for."""
         if not self.front and self.number is None:
             return self
         return self.model_copy(update={"front": False, "number": None}).of_size(self.size)
 
     def fingerprint(self) -> str:
-        """SHA-256 over what decides the result: two requests with the same id must agree in it.
+        """SHA-256 over everything that decides the result: two requests with the same id must have the same.
 
-        A long `image` stands in it by its own SHA-256, which is made piece by piece. The secrets of `extra_data` are
-        not in it: a token that was renewed makes no other request. In place of a bound graph stand the name and the
-        parameters as they were given: a seed that was chosen makes no other request.
+        A long `image` counts by its own SHA-256, which is computed piece by piece. The secrets of `extra_data` do not
+        count: a renewed token does not change the request. A bound graph counts by its name and the parameters as they
+        were given: a seed that the gateway chose does not change the request.
         """
         if self.call is not None:
             given = {"named": self.call.digest, "extra_data": _without_secrets(self.extra_data)}
@@ -253,11 +263,11 @@ class OutputFile:
 
     @property
     def url(self) -> str:
-        """Where the gateway serves it, relative to the gateway's own address."""
+        """The path below the gateway's own address at which the gateway serves the file."""
         return f"/view?{view_query(self.filename, self.subfolder, self.type)}"
 
     def of_prompt(self, prompt_id: str) -> OutputFile:
-        """The file as clients name it where many servers are one ComfyUI: see `comfyui.merged_files`."""
+        """The file under the name that clients see if many servers appear as one: see `comfyui.merged_files`."""
         return replace(self, subfolder=merged_subfolder(prompt_id, self.subfolder))
 
     def to_json(self) -> FileEntry:
@@ -273,10 +283,10 @@ class OutputFile:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Where the time went, in seconds. ``queued`` is what is left of the wait without ComfyUI's execution.
+    """Seconds that each stage took. ``queued`` is the rest of the wait, without ComfyUI's execution.
 
     Attributes:
-        nodes: of each node that ran, by its id; None where that is not known.
+        nodes: seconds by the id of each node that ran; None if they are not known.
     """
 
     staging_s: float = 0.0
@@ -308,12 +318,12 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class DeliveredFile:
-    """A file that is in the object store, or `error`: why it is not.
+    """A file in the object store, or `error`, which says why it is not there.
 
     Attributes:
-        facts: of the file as it is stored, which may be a converted one.
+        facts: those of the stored file, which may be a converted one.
         size: in bytes.
-        blake3: of the file as it is stored, in hex; "" where that is not known.
+        blake3: of the stored file, in hex; "" if it is not known.
     """
 
     facts: FileFacts = field(default_factory=FileFacts)
@@ -326,12 +336,12 @@ class DeliveredFile:
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """What became of a result's files in the object store, when its job ended.
+    """How a result's files were stored when its job ended.
 
     Attributes:
-        output: where they were wanted; None where the gateway stores by default.
-        convert: how they were wanted.
-        files: in the order of the result's.
+        output: the place that was asked for; None if the gateway stores by default.
+        convert: the conversion that was asked for.
+        files: in the order of the result's files.
     """
 
     output: OutputPlace | None
@@ -341,7 +351,7 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What ComfyUI's history says of a prompt beside its outputs: ``messages`` as kind and data, and ``meta``."""
+    """What ComfyUI's history says about a prompt besides its outputs: ``messages`` as kind and data, and ``meta``."""
 
     messages: Sequence[tuple[str, Mapping[str, Any]]]
     meta: Mapping[str, Any]
@@ -354,12 +364,12 @@ class PromptResult:
     Attributes:
         outputs: ComfyUI's history outputs, verbatim: node id to output key to list.
         files: every file of every output node, in node order.
-        node_errors: outputs that ComfyUI accepted the prompt without: node id to messages.
+        node_errors: node id to messages, for outputs that ComfyUI left out when it accepted the prompt.
         server: the name (`ComfyUIClient.name`) of the ComfyUI server that ran it and holds its files.
         simulated: that server is a simulation, such as the embedded engine.
-        delivery: None where no file was stored when the job ended.
-        told: None where it is not known, or too much to be kept.
-        call: how the named workflow was called that it is the result of; None where a graph was sent.
+        delivery: None if no file was stored when the job ended.
+        told: None if it is not known, or too large to keep.
+        call: the call of the named workflow that has this result; None if a graph was sent.
     """
 
     prompt_id: str
@@ -375,13 +385,13 @@ class PromptResult:
 
     @property
     def shown_outputs(self) -> Mapping[str, Any]:
-        """`outputs` as answers have them: of a named workflow only those that have names, where any has one."""
+        """`outputs` as answers have them: only the named ones, if the named workflow names any."""
         if self.call is None or not self.call.outputs:
             return self.outputs
         return {node_id: output for node_id, output in self.outputs.items() if node_id in self.call.outputs}
 
     def of_call(self, call: NamedCall | None) -> PromptResult:
-        """The result of a named workflow's call: where its outputs have names, only their files count."""
+        """The result of a named workflow's call: if its outputs have names, only their files count."""
         if call is None:
             return self
         files = tuple(file for file in self.files if file.node_id in call.outputs) if call.outputs else self.files

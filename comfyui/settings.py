@@ -1,8 +1,8 @@
 """Groups of settings that the gateway and the workers share. Each name has its type, default, unit and check only here.
 
-A process inherits the groups that it needs and adds its own settings. A process that needs another default declares the
-field again with the same annotated type, and so changes the default only. Nothing is read at import: `load` reads the
-environment, and the `.env` file that its caller names. Durations are in seconds; an MB is 1,000,000 bytes.
+A process inherits the groups that it needs and adds its own settings. To change a default, it declares the field again
+with the same annotated type. Nothing is read at import: `load` reads the environment, and the `.env` file that its
+caller names. Durations are in seconds; an MB is 1,000,000 bytes.
 """
 
 from __future__ import annotations
@@ -31,31 +31,31 @@ from comfyui.exceptions import SettingsError
 from comfyui.limits import AnswerLimits
 
 MB = 1_000_000
-# What entry points read beside the environment, from the working directory.
+# The file in the working directory that entry points read besides the environment.
 ENV_FILE = Path(".env")
-# The longest life of a link that S3's signature version 4 allows.
+# The longest lifetime of a link that S3's signature version 4 allows.
 MAX_PRESIGN_SECONDS = 7 * 24 * 3600
-# How alike an unknown variable and a setting's name must be to count as a misspelling; 1 is equal.
+# The similarity from which an unknown variable counts as a misspelled setting; 1 is equal.
 _ALIKE = 0.93
 
 
 def split_commas(value: Any) -> Any:
-    """A text as the tuple of its parts between commas, without blanks and empty parts; anything else as it is."""
+    """The parts of a text between commas, without blanks and empty parts; any other value unchanged."""
     if isinstance(value, str):
         return tuple(part.strip() for part in value.split(",") if part.strip())
     return value
 
 
 def check_http_url(value: str) -> str:
-    """The value when it is empty or an http(s) URL; raises ValueError for others."""
+    """The value if it is empty or an http(s) URL; raises ValueError for others."""
     parts = urlsplit(value)
     if value and (parts.scheme not in {"http", "https"} or not parts.netloc or "@" in parts.netloc):
-        raise ValueError("an http(s) URL without a user is wanted")
+        raise ValueError("must be an http(s) URL without a user")
     return value
 
 
 def check_address(value: str) -> str:
-    """The value when it is an address of ComfyUI; raises ValueError for others."""
+    """The value if it is an address of ComfyUI; raises ValueError for others."""
     parse_server_address(value)
     return value
 
@@ -67,7 +67,7 @@ def _check_addresses(value: tuple[str, ...]) -> tuple[str, ...]:
         if names.count(name) > 1:
             raise ValueError(f"{name!r} is given to more than one server; jobs are kept by the server's name")
         if urls.count(url) > 1:
-            raise ValueError(f"{str(url)!r} stands there more than once: each address is a server of its own")
+            raise ValueError(f"{str(url)!r} is listed more than once: each address is one server")
     return value
 
 
@@ -79,30 +79,32 @@ CommaList = Annotated[tuple[str, ...], NoDecode, BeforeValidator(split_commas)]
 SecretList = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(split_commas)]
 WebUrl = Annotated[str, AfterValidator(check_http_url)]
 
-# Fields that have another default in some process.
+# Fields whose default differs in some process.
 ServerAddresses = Annotated[
     CommaList,
     AfterValidator(_check_addresses),
-    Field(description="ComfyUI as host:port or URL; for the gateway, commas for several, with names: gpu-1=host:port."),
+    Field(description="ComfyUI as host:port or URL; the gateway takes several: gpu-1=host:port,gpu-2=host:port."),
 ]
 MaxInputMb = Annotated[
     float, Field(gt=0, description="Largest single input (base64, data URI, URL or form part), in MB.")
 ]
-InputUrlTimeout = Annotated[float, Field(gt=0, description="Seconds for one input URL, with all its tries.")]
+InputUrlTimeout = Annotated[float, Field(gt=0, description="Seconds for one input URL, including retries.")]
 PresignSeconds = Annotated[
     int,
-    Field(ge=1, le=MAX_PRESIGN_SECONDS, description="Seconds that links work when a request or job does not say."),
+    Field(
+        ge=1, le=MAX_PRESIGN_SECONDS, description="Seconds that links work if a request or job does not say how long."
+    ),
 ]
 
 
 class FieldGroup(BaseSettings):
-    """What all settings have in common. The class itself reads the environment only; see `load` for `.env`."""
+    """The base of all settings. The class itself reads only the environment; see `load` for `.env`."""
 
     model_config = SettingsConfigDict(extra="ignore", frozen=True, hide_input_in_errors=True)
 
 
 class LogFields(FieldGroup):
-    """What is logged, and where to."""
+    """The level and the destination of the log."""
 
     log_level: Annotated[
         Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"],
@@ -115,7 +117,7 @@ class LogFields(FieldGroup):
 
 
 class AnswerFields(FieldGroup):
-    """How much ComfyUI may send at once."""
+    """The most that ComfyUI may send at once."""
 
     max_answer_mb: float = Field(
         default=256, gt=0, description="Largest answer of ComfyUI that is read as a whole (history, queue, …), in MB."
@@ -129,11 +131,11 @@ class AnswerFields(FieldGroup):
 
 
 class ComfyUIFields(FieldGroup):
-    """Where ComfyUI is, and how patiently it is asked."""
+    """The addresses of ComfyUI, and its time limits."""
 
     comfyui_server_address: ServerAddresses = ("127.0.0.1:8188",)
     http_timeout: float = Field(
-        default=30, gt=0, description="Seconds for one request to ComfyUI; for files: of silence."
+        default=30, gt=0, description="Seconds for one request to ComfyUI; for files, seconds without data."
     )
     http_retries: int = Field(
         default=3, ge=0, le=20, description="Further tries of a request to ComfyUI after the first."
@@ -149,7 +151,7 @@ class PollFields(FieldGroup):
 
 
 class RecoveryFields(FieldGroup):
-    """What follows when ComfyUI crashes, forgets a prompt, or has nothing to do."""
+    """What follows if ComfyUI crashes, forgets a prompt, or has nothing to do."""
 
     lost_prompt_retries: int = Field(
         default=1, ge=0, le=10, description="How often a prompt is submitted again when ComfyUI crashed or forgot it."
@@ -158,22 +160,22 @@ class RecoveryFields(FieldGroup):
         default=2,
         ge=0,
         le=100,
-        description="Times that a workflow may end ComfyUI's process before it is refused; 0: never.",
+        description="How often a workflow may crash ComfyUI before it is refused; 0: it never is.",
     )
     quarantine_seconds: float = Field(
-        default=600, gt=0, description="Seconds within which these count, and for which the workflow is refused."
+        default=600, gt=0, description="Seconds for which a crash counts, and for which the workflow is refused."
     )
     free_after_idle: float = Field(
-        default=0, ge=0, description="Seconds without work after which ComfyUI unloads its models (/free); 0: never."
+        default=0, ge=0, description="Idle seconds after which ComfyUI unloads its models (/free); 0: never."
     )
 
 
 class InputFields(FieldGroup):
-    """What a request or job may bring as inputs."""
+    """Limits of the inputs of a request or job."""
 
     max_input_mb: MaxInputMb = 512
     input_url_allow: CommaList = Field(
-        default=(), description="Hosts, host:port or CIDRs that input URLs may reach though they are not public."
+        default=(), description="Private hosts, host:port or CIDRs that input URLs may reach."
     )
     input_url_timeout: InputUrlTimeout = 60
 
@@ -187,7 +189,7 @@ class NamedFields(FieldGroup):
 
     workflows_dir: Path | None = Field(
         default=Path("workflows"),
-        description="Folder of the named workflows, which is watched. It need not exist; empty: there are none.",
+        description="Folder of the named workflows, which is watched and need not exist; empty: no named workflows.",
     )
 
     @field_validator("workflows_dir", mode="before")
@@ -197,7 +199,7 @@ class NamedFields(FieldGroup):
 
 
 class S3Fields(FieldGroup):
-    """An object store for output files; there is none without a bucket. `outputs.stores.s3.s3_store` makes it."""
+    """An object store for output files, which is not used without a bucket. `outputs.stores.s3.s3_store` makes it."""
 
     s3_bucket: str = Field(
         default="", description="Bucket for outputs; with it, requests may ask for store s3, and workers store there."
@@ -205,11 +207,13 @@ class S3Fields(FieldGroup):
     s3_region: str = Field(default="us-east-1", min_length=1, description="Region of the bucket.")
     s3_endpoint_url: WebUrl = Field(default="", description="URL of a compatible store; empty: AWS.")
     s3_public_endpoint_url: WebUrl = Field(
-        default="", description="Where clients reach the store, for links, when that is not S3_ENDPOINT_URL."
+        default="", description="URL of the store for clients, for links, if it is not S3_ENDPOINT_URL."
     )
-    s3_access_key_id: SecretStr | None = Field(default=None, description="Empty: from where AWS's tools take it.")
-    s3_secret_access_key: SecretStr | None = Field(default=None, description="Belongs to S3_ACCESS_KEY_ID.")
-    s3_session_token: SecretStr | None = Field(default=None, description="Only for temporary keys.")
+    s3_access_key_id: SecretStr | None = Field(
+        default=None, description="Id of the access key; empty: from where AWS's tools take it."
+    )
+    s3_secret_access_key: SecretStr | None = Field(default=None, description="Secret of S3_ACCESS_KEY_ID.")
+    s3_session_token: SecretStr | None = Field(default=None, description="Session token, only for temporary keys.")
     s3_prefix: str = Field(default="", description="Folder of all outputs in the bucket.")
     s3_addressing_style: Literal["auto", "path", "virtual"] = Field(
         default="auto", description="path (host/bucket/key) suits most compatible stores."
@@ -221,19 +225,19 @@ class S3Fields(FieldGroup):
         return self.s3_access_key_id, self.s3_secret_access_key
 
     def other_buckets(self) -> tuple[str, ...]:
-        """The buckets beside S3_BUCKET that a request or job may name."""
+        """The buckets besides S3_BUCKET that a request or job may name."""
         return ()
 
     @model_validator(mode="after")
     def _keys_are_a_pair(self) -> Self:
         access_key_id, secret_key = self.s3_keys()
         if bool(access_key_id) != bool(secret_key):
-            raise ValueError("S3_ACCESS_KEY_ID and S3_SECRET_ACCESS_KEY are of use only together")
+            raise ValueError("S3_ACCESS_KEY_ID and S3_SECRET_ACCESS_KEY must be set together")
         return self
 
 
 class S3ChoiceFields(S3Fields):
-    """An object store whose bucket a request or job may choose."""
+    """An object store; a request or job may choose its bucket."""
 
     s3_allowed_buckets: CommaList = Field(default=(), description="Other buckets that a request or job may name.")
 
@@ -245,7 +249,7 @@ _Fields = TypeVar("_Fields", bound=FieldGroup)
 
 
 def variables(settings: type[FieldGroup]) -> dict[str, FieldInfo]:
-    """The environment variables that these settings are read from, each with its field."""
+    """Each environment variable that these settings are read from, with its field."""
     return {(field.alias or name).upper(): field for name, field in settings.model_fields.items()}
 
 
@@ -281,5 +285,5 @@ def _misspelt(environ: Mapping[str, str], known: Mapping[str, FieldInfo]) -> lis
     for name in environ:
         close = difflib.get_close_matches(name.upper(), known, n=1, cutoff=_ALIKE)
         if close and name.upper() not in known:
-            problems.append(f"{name}: there is no such setting; did you mean {close[0]}?")
+            problems.append(f"{name}: no such setting; did you mean {close[0]}?")
     return problems

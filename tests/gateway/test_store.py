@@ -156,7 +156,7 @@ async def test_events_end_with_links(storing_gateway: RunningGateway) -> None:
     ("settings", "says"),
     [
         ({"output_store": "s3"}, "S3_BUCKET is not set"),
-        ({"s3_bucket": "b" * 3, "s3_access_key_id": "x"}, "only together"),
+        ({"s3_bucket": "b" * 3, "s3_access_key_id": "x"}, "must be set together"),
         ({"s3_bucket": "abc", "s3_endpoint_url": "http://key:secret@host"}, "without a user"),
     ],
 )
