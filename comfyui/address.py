@@ -1,4 +1,4 @@
-"""How a ComfyUI server is addressed: where it is, which headers it asks for, and whose certificates it may show."""
+"""The address of a ComfyUI server, the headers that it needs, and the certificates that it may show."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from comfyui.headers import may_be_set
 _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]+")
 _ALL = "*"
-# What stands before the address in `gpu-1=10.0.0.5:8188`.
+# The name before the address in `gpu-1=10.0.0.5:8188`.
 _NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]{0,63})=(?=.)")
 _CREDENTIALS = re.compile(r"(?<=://).*@|^(?!\w+://).*@", re.DOTALL)
 # ComfyUI's own default.
@@ -27,12 +27,12 @@ _PORT = 8188
 
 @dataclass(frozen=True, slots=True)
 class ServerAddress:
-    """Where a server is.
+    """The address of one server.
 
     Attributes:
-        url: its base, without a user and without a slash at the end.
-        authorization: the header's value for the user and password of the address; "" when it has none. Secret.
-        given_name: as the operator calls the server; "" where it has no name.
+        url: the base URL, without a user and without a slash at the end.
+        authorization: the header's value for the user and password of the address; "" if it has none. Secret.
+        given_name: the operator's name for the server; "" if it has none.
     """
 
     url: URL
@@ -41,13 +41,15 @@ class ServerAddress:
 
     @property
     def name(self) -> str:
-        """What logs, metrics and jobs call the server: its name, or the address with its path, since two servers may
-        stand behind one proxy."""
+        """The server's name in logs, metrics and jobs: the given one, or the address with its path, because two servers
+        may stand behind one proxy.
+        """
         return self.given_name or f"{self.url.host}:{self.url.port}{self.url.path.rstrip('/')}"
 
 
 def parse_server_address(address: str) -> ServerAddress:
-    """``host``, ``host:port`` or a URL, perhaps with a user and password, perhaps with a name: ``gpu-1=host:port``.
+    """Parses ``host``, ``host:port`` or a URL, each optionally with a user and password, and with a name:
+    ``gpu-1=host:port``.
 
     Raises:
         ValueError: with the reason, never with a password.
@@ -71,17 +73,17 @@ def parse_server_address(address: str) -> ServerAddress:
 
 
 def _shown(address: str) -> str:
-    """The address without what may be a user and a password."""
+    """The address without anything that may be a user and a password."""
     return _CREDENTIALS.sub("***@", address)
 
 
 @dataclass(frozen=True, slots=True)
 class ServerAccess:
-    """For one server.
+    """The headers and the certificate check of one server.
 
     Attributes:
         headers: sent with every request and websocket, in place of a client's own of the same name. Secret.
-        tls: None where certificates are to be those that the system trusts.
+        tls: None for the certificates that the system trusts.
     """
 
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -115,7 +117,7 @@ def parse_verify(text: str, addresses: Sequence[str]) -> dict[str, bool | Path]:
     wanted: Mapping[str, Any] = _object(text) if text.lstrip().startswith("{") else {_ALL: text}
     _check_addresses(wanted, addresses)
     found: dict[str, bool | Path] = dict.fromkeys(addresses, True)
-    # What is said of one server goes over what is said of all.
+    # The value for one server wins over the value for all.
     for address, verify in sorted(wanted.items(), key=lambda pair: pair[0] != _ALL):
         for each in addresses if address == _ALL else _meant(address, addresses):
             found[each] = _verify(verify)
@@ -123,7 +125,7 @@ def parse_verify(text: str, addresses: Sequence[str]) -> dict[str, bool | Path]:
 
 
 def tls_context(verify: bool | Path) -> ssl.SSLContext | None:
-    """For `ServerAccess.tls`. Raises ValueError where a file cannot be used."""
+    """The value of `ServerAccess.tls`. Raises ValueError if a file cannot be used."""
     if verify is True:
         return None
     context = ssl.create_default_context()
@@ -144,7 +146,7 @@ def _verify(value: Any) -> bool | Path:
     if isinstance(value, bool):
         return value
     if not isinstance(value, str) or not value.strip():
-        raise ValueError("true, false or the path of a file with certificates is wanted")
+        raise ValueError("must be true, false or the path of a file with certificates")
     word = value.strip().lower()
     if word in {"true", "false", "1", "0", "yes", "no", "on", "off"}:
         return word in {"true", "1", "yes", "on"}
@@ -155,7 +157,7 @@ def _by_address(text: str, addresses: Sequence[str]) -> dict[str, Mapping[str, A
     if not text.lstrip().startswith("{"):
         lines = [line.partition(":") for line in text.splitlines() if line.strip()]
         if not all(colon for _, colon, _ in lines):
-            raise ValueError("lines of 'Name: value' are wanted, or JSON")
+            raise ValueError("must be lines of 'Name: value', or JSON")
         return {_ALL: {name.strip(): value.strip() for name, _, value in lines}}
     members = _object(text)
     of_all = {name: value for name, value in members.items() if not isinstance(value, dict)}
@@ -168,20 +170,20 @@ def _object(text: str) -> dict[str, Any]:
     try:
         members = json.loads(text)
     except ValueError as error:
-        raise ValueError("it begins with { and is no JSON") from error
+        raise ValueError("it begins with { and is not JSON") from error
     if not isinstance(members, dict):
-        raise ValueError("a JSON object is wanted")
+        raise ValueError("must be a JSON object")
     return members
 
 
 def _check_addresses(named: Mapping[str, Any], addresses: Sequence[str]) -> None:
     for address in named:
         if address != _ALL and not _meant(address, addresses):
-            raise ValueError(f"{_shown(address)!r} is not written so in COMFYUI_SERVER_ADDRESS")
+            raise ValueError(f"{_shown(address)!r} is not an address of COMFYUI_SERVER_ADDRESS")
 
 
 def _meant(address: str, addresses: Sequence[str]) -> list[str]:
-    """The servers that are written so, with their name, by their name alone, or without it."""
+    """The servers that an operator's text means: an address with its name, a name alone, or an address without it."""
     return [
         each
         for each in addresses
@@ -191,8 +193,8 @@ def _meant(address: str, addresses: Sequence[str]) -> list[str]:
 
 def _check_header(name: str, value: Any) -> None:
     if not _TOKEN.fullmatch(name):
-        raise ValueError(f"{name[:50]!r} is no header's name")
+        raise ValueError(f"{name[:50]!r} is not a valid header name")
     if not may_be_set(name):
         raise ValueError(f"{name} cannot be set: the gateway sets it for each request")
     if not isinstance(value, str) or not _VALUE.fullmatch(value):
-        raise ValueError(f"the value of {name} is no text that a header can have")
+        raise ValueError(f"the value of {name} cannot be sent in a header")

@@ -1,9 +1,9 @@
-"""Large JSON texts, read without holding up other threads.
+"""Reads large JSON texts without blocking other threads.
 
 A parser keeps Python's lock from its first byte to its last: 100 MB took 0.2 s as one string and 5 s as many small
-objects, in which no other thread ran, the event loop's included. So a large text is first looked through in short
-pieces. That counts its values and its depth, and a text over a limit is refused before any object is made of it. Long
-strings (base64 of pictures, mostly) are cut out, decoded in pieces, and put in again.
+objects, while no other thread ran, not even the event loop's. So a large text is first scanned in short pieces. The
+scan counts its values and its depth, and refuses a text over a limit before any object is made of it. Long strings
+(mostly base64 of pictures) are cut out, decoded in pieces, and put in again.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ from comfyui.jsonio import loads
 from comfyui.limits import Limits, over
 from comfyui.offload import ON_LOOP_BYTES
 
-# A longer name of a member is refused: names are not cut out.
+# A longer name of a member is refused, because names are not cut out.
 _LONGEST_NAME = 128 * 1024
-# So is a number that fills a whole piece.
+# A number that fills a whole piece is refused too.
 _LONGEST_NUMBER = 64 * 1024
 _STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
 _whole_string = re.compile(_STRING, re.DOTALL)
-# As many whole tokens as there are: it ends at the end, or at the quote of a string that does not end there.
+# Matches as many whole tokens as possible: it ends at the end, or at the quote of a string that does not end there.
 _tokens = re.compile(rb'(?:[^"]++|' + _STRING + rb")*+", re.DOTALL)
-# The inside of a string: it ends at the end, at the closing quote, or at what no string may contain.
+# Matches the inside of a string: it ends at the end, at the closing quote, or at a character that no string may
+# contain.
 _inside = re.compile(rb'[^"\\\x00-\x1f]*+(?:\\(?:u[0-9a-fA-F]{4}|[^u\x00-\x1f])[^"\\\x00-\x1f]*+)*+', re.DOTALL)
 _space = re.compile(rb"[ \t\r\n]*+")
 _string_or_blanks = re.compile(rb"(" + _STRING + rb")|[ \t\r\n]{2,}+", re.DOTALL)
@@ -41,13 +42,15 @@ _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 @dataclass(frozen=True, slots=True)
 class Steps:
-    """How much is done in one step, in bytes. Other values are for tests: they change the time, and no result."""
+    """How much is done in one step, in bytes. Other values are for tests: they change the time, never the result."""
 
     whole: int = ON_LOOP_BYTES
     """A text up to this size is parsed as it is."""
     scanned: int = 128 * 1024
     parsed: int = 2 << 20
-    """What a parser reads in some milliseconds. From a longer text all strings are cut out but those up to `short`."""
+    """A parser reads this much in some milliseconds. All strings are cut out of a longer text, except those up to
+    `short`.
+    """
     short: int = 64
     decoded: int = 1 << 20
 
@@ -56,17 +59,17 @@ _STEPS = Steps()
 
 
 class _NotJsonError(Exception):
-    """The text is no JSON, and the parser says better why."""
+    """The text is not JSON; the parser says better why."""
 
 
 def load(text: bytes | bytearray, limits: Limits, steps: Steps = _STEPS) -> Any:
-    """What `jsonio.loads` makes of a JSON text.
+    """Reads a JSON text as `jsonio.loads` does.
 
     Raises:
         ComfyUILimitError: more values or more depth than `limits` allows. Values are not counted in a short text.
         JSONError: from `jsonio.loads`.
     """
-    # No text is deeper than it has brackets.
+    # The depth of a text is at most the number of its brackets.
     if len(text) <= steps.whole and text.count(b"[") + text.count(b"{") <= limits.max_json_depth:
         return loads(text)
     try:
@@ -83,7 +86,7 @@ def load(text: bytes | bytearray, limits: Limits, steps: Steps = _STEPS) -> Any:
 
 
 class _Scan:
-    """One way through a text, which counts and makes nothing.
+    """One pass over a text, which counts and makes nothing.
 
     Attributes:
         blanks: bytes between the tokens that mean nothing.
@@ -98,7 +101,7 @@ class _Scan:
         self.blanks = 0
 
     def long_strings(self) -> list[tuple[int, int]]:
-        """Where the long strings are, from quote to quote. Raises `ComfyUILimitError`."""
+        """Each long string as its positions from quote to quote. Raises `ComfyUILimitError`."""
         found: list[tuple[int, int]] = []
         text, steps, position = self._text, self._steps, 0
         cuts = len(text) > steps.parsed
@@ -116,7 +119,7 @@ class _Scan:
         return found if cuts else []
 
     def _count(self, outside: bytes) -> None:
-        """Take in what stands between strings."""
+        """Count the text between strings."""
         self.blanks += len(outside.translate(None, _NO_BLANKS))
         if len(outside) >= _LONGEST_NUMBER and not outside.translate(None, _OF_NUMBERS):
             raise ComfyUILimitError(f"a number in the JSON has more than {_LONGEST_NUMBER} characters")
@@ -132,7 +135,7 @@ class _Scan:
 
 
 def _without_blanks(text: bytes | bytearray, steps: Steps) -> bytes:
-    """The same JSON with one blank in place of many: a parser passes over 100 MB of them in one go."""
+    """The same JSON with one blank for many: a parser passes over 100 MB of them in one step."""
     parts: list[bytes | bytearray] = []
     position = 0
     while position < len(text):
@@ -147,7 +150,7 @@ def _without_blanks(text: bytes | bytearray, steps: Steps) -> bytes:
 
 
 def _end_of_string(text: bytes | bytearray, start: int, steps: Steps) -> int:
-    """The position behind the closing quote."""
+    """The position after the closing quote."""
     position = start + 1
     while True:
         end = _boundary(text, position, steps)
@@ -165,7 +168,7 @@ def _boundary(text: bytes | bytearray, position: int, steps: Steps) -> int:
 
 
 def _skeleton(text: bytes | bytearray, strings: list[tuple[int, int]], steps: Steps) -> tuple[bytes, dict[str, str]]:
-    """The text with a mark in place of each long string, and the strings by their marks."""
+    """The text with a mark for each long string, and the strings by their marks."""
     secret = secrets.token_hex(16)  # which no text of a caller contains by chance or on purpose
     parts: list[bytes | bytearray] = []
     by_mark: dict[str, str] = {}
@@ -189,7 +192,7 @@ def _decoded(text: bytes | bytearray, position: int, stop: int, steps: Steps) ->
     """The inside of a string in pieces."""
     while position < stop:
         end = _boundary(text, position, steps)
-        # Neither within a character of several bytes nor between the two halves of a pair.
+        # A cut must not fall within a character of several bytes, nor between the two halves of a surrogate pair.
         while end < stop and text[end] & 0xC0 == 0x80:
             end += 1
         if _low_surrogate.match(text, end, stop):

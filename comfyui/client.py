@@ -1,7 +1,8 @@
 """`ComfyUIClient`: pooled connections to ONE ComfyUI server, and its verbs.
 
 Verbs mirror ComfyUI's routes. Reads and other idempotent calls are retried on connection errors and 502/503/504 with
-exponential back-off and jitter; a submission never is, since ComfyUI does not check ids for duplicates (trap 10).
+exponential back-off and jitter. A submission is never retried, because ComfyUI does not check ids for duplicates (trap
+10).
 """
 
 from __future__ import annotations
@@ -43,20 +44,20 @@ from comfyui.transport.drivers import REFUSING, Http1Transport, OpenReply, RawRe
 from comfyui.transport.form_names import file_disposition
 from comfyui.transport.over_aiohttp import AiohttpTransport, aiohttp_errors, refusing_redirects
 
-# ComfyUI itself answers 403 for a file outside of its folders.
+# ComfyUI itself answers 403 for a file outside its folders.
 _NO_KEY = frozenset({401})
 _log = structlog.get_logger(__name__)
 _LOGGED_BODY = 2000
 _SAID_BODY = 200
-# A path of the server, of which a client sees the last part only.
+# A path of the server, of which a client sees only the last part.
 _SERVER_PATH = re.compile(r"(?<![\w:/.])/(?:[\w.@+-]+/)+([\w.@+-]+)")
 _RETRIED_STATUSES = frozenset({502, 503, 504})
 _BACKOFF = Backoff(start_s=0.1, max_s=5.0)
 _CONNECTIONS = 100
-# A submission that is cancelled on its way gets so long to arrive, so that the cancel that follows finds it in ComfyUI.
+# Time for a submission that is cancelled on its way to arrive, so that the cancel after it finds the prompt in ComfyUI.
 _LAST_WORD_S = 5.0
 _JSON = {"Content-Type": "application/json"}
-# ComfyUI reads it where it is the first message.
+# ComfyUI reads this only as the first message.
 _OUR_FEATURES = '{"type": "feature_flags", "data": {"supports_preview_metadata": true}}'
 
 _NO_HEADERS: Mapping[str, str] = {}
@@ -65,7 +66,7 @@ _T = TypeVar("_T")
 
 
 ServerSocket = aiohttp.ClientWebSocketResponse[Literal[False]]
-"""One to ComfyUI, whose text is not decoded: most of it is never read."""
+"""A websocket to ComfyUI. Its text is not decoded, because most of it is never read."""
 
 
 class ComfyUIClient:
@@ -73,11 +74,11 @@ class ComfyUIClient:
 
     Args:
         address: ``host:port`` or URL; a user and password in the URL are sent as basic auth.
-        timeout_s: for one request that returns JSON; for bodies of files it is the longest silence.
+        timeout_s: for one request that returns JSON; for a file's body, the longest silence.
         retries: further tries of an idempotent request after the first, and of the rest of a file.
-        backoff: between them.
-        lean: send requests by `Http1Transport`; aiohttp is then for the websocket and for uploads only.
-        access: credentials and trust beside the address.
+        backoff: the delays between these tries.
+        lean: send requests by `Http1Transport`; aiohttp then serves only the websocket and uploads.
+        access: the headers and the certificates.
         answers: how much the server may send at once.
     """
 
@@ -120,7 +121,7 @@ class ComfyUIClient:
                     connector=aiohttp.TCPConnector(
                         limit=_CONNECTIONS, keepalive_timeout=30.0, ssl=True if self.tls is None else self.tls
                     ),
-                    # A cookie of one caller's answer must never reach another caller's request.
+                    # A cookie from one caller's answer must never reach another caller's request.
                     cookie_jar=aiohttp.DummyCookieJar(),
                     headers=self.credentials,
                     trace_configs=[refusing_redirects()],
@@ -143,16 +144,16 @@ class ComfyUIClient:
     # Prompts
 
     async def queue_prompt(self, body: Mapping[str, Any], *, size: int = 0) -> Queued:
-        """``POST /prompt``, once. When it is cancelled on its way, it gets a moment to arrive all the same.
+        """``POST /prompt``, once. If it is cancelled on its way, it still gets a moment to arrive.
 
         Args:
-            size: about how many bytes it has as JSON, where that may be many.
+            size: about how many bytes it has as JSON, if that may be many.
 
         Raises:
-            ComfyUIValidationError: refused; ``upstream`` is ComfyUI's body, None where ComfyUI could not read ours.
-            ComfyUIConnectionError: ``sent`` says whether ComfyUI may have taken it all the same.
+            ComfyUIValidationError: refused; ``upstream`` is ComfyUI's body, None if ComfyUI could not read ours.
+            ComfyUIConnectionError: ``sent`` says whether ComfyUI may have accepted it nevertheless.
             ComfyUIDiskError: the gateway's own server in front of RunPod did not take it.
-            ComfyUIServerError: an unexpected answer; ComfyUI may have taken it.
+            ComfyUIServerError: an unexpected answer; ComfyUI may have accepted it.
         """
         try:
             text = await offloaded(size, jsonio.dumps_for_comfyui, body)
@@ -165,16 +166,16 @@ class ComfyUIClient:
         return replies.queued(answer)
 
     async def forward_prompt(self, body: bytes, headers: Mapping[str, str]) -> RawReply:
-        """``POST /prompt`` with a body that is not ours to read; any status is an answer."""
+        """``POST /prompt`` with a caller's body that we do not read; any status is an answer."""
         headers = {name: value for name, value in headers.items() if name.title() not in self.credentials}
         reply = await self._fetch("POST", "/prompt", body=body, headers=headers)
         if reply.status == 401 and self.credentials:
-            # It is not the client's key that was wrong.
+            # The client's key was not wrong.
             raise ComfyUICredentialsError("POST /prompt", upstream_status=reply.status)
         return reply
 
     async def forward_get(self, target: str, route: str) -> RawReply:
-        """``GET`` of a path that is not ours to read; any status is an answer.
+        """``GET`` of a path whose answer we do not read; any status is an answer.
 
         Args:
             target: path and query, percent-encoded.
@@ -186,7 +187,7 @@ class ComfyUIClient:
         return reply
 
     async def get_history(self, prompt_id: str) -> HistoryEntry | None:
-        """The history entry, None while ComfyUI has none (queued, running, unknown or forgotten: trap 6).
+        """The history entry; None while ComfyUI has none (queued, running, unknown or forgotten: trap 6).
 
         Raises:
             ComfyUIUnreadableError: the answer, or the entry, is not what it should be.
@@ -195,13 +196,14 @@ class ComfyUIClient:
         return await self._get(path, "/history/{id}", functools.partial(replies.history_entry, prompt_id=prompt_id))
 
     async def get_queue(self) -> dict[str, QueueItem]:
-        """Everything that runs or waits, by id. It carries every workflow whole: not for a ticking poll."""
+        """Every running or pending prompt, by id. The answer has every workflow whole: too much for a regular poll."""
         return await self._get("/queue", "/queue", replies.queue_items)
 
     async def get_job(self, prompt_id: str) -> QueueItem | bool | None:
-        """Its place in the queue without everybody else's workflows, where ComfyUI can tell; None where it cannot.
+        """The prompt's place in the queue, without other callers' workflows; None if ComfyUI has no such route.
 
-        Else whether ComfyUI knows it at all: True for one that has ended, whose history says how.
+        For a prompt that is not in the queue: whether ComfyUI knows it. True means that it has ended; its history says
+        how.
         """
         if not self._tells_jobs:
             return None
@@ -210,7 +212,7 @@ class ComfyUIClient:
         async def ask() -> QueueItem | bool | None:
             reply = await self._fetch("GET", path, route="/api/jobs/{id}")
             if reply.status in {404, 405} and not reply.body.startswith(b"{"):
-                self._tells_jobs = False  # the route is what it does not know
+                self._tells_jobs = False  # the route is what ComfyUI does not know
                 return None
             if reply.status == 404:
                 return False
@@ -224,23 +226,23 @@ class ComfyUIClient:
         return await self._get("/prompt", "/prompt", replies.queue_remaining, retries=0)
 
     async def delete_from_queue(self, *prompt_ids: str) -> None:
-        """Take these out of the pending ones; nothing happens to those that are not pending."""
+        """Removes pending prompts; nothing happens to those that are not pending."""
         await self._post("/queue", {"delete": prompt_ids})
 
     async def clear_queue(self) -> None:
-        """Take all out that are pending, whoever submitted them."""
+        """Removes all pending prompts, of all submitters."""
         await self._post("/queue", {"clear": True})
 
     async def delete_from_history(self, *prompt_ids: str) -> None:
-        """Forget how these ended, before an id is submitted again; nothing happens to those that are not there."""
+        """Forgets how these prompts ended, before an id is submitted again; unknown ids are ignored."""
         await self._post("/history", {"delete": prompt_ids})
 
     async def interrupt(self, prompt_id: str) -> None:
-        """Interrupt it if it is the one that runs. Never without an id: that would stop somebody else's."""
+        """Interrupts the prompt if it runs. Never without an id: that would stop another caller's."""
         await self._post("/interrupt", {"prompt_id": prompt_id})
 
     async def cancel_job(self, prompt_id: str) -> bool | None:
-        """Atomic dequeue-or-interrupt where ComfyUI has it; None where it has not."""
+        """Dequeues or interrupts atomically, if ComfyUI has that route; None if not."""
         path = f"/api/jobs/{quote(prompt_id, safe='')}/cancel"
 
         async def send() -> bool | None:
@@ -250,7 +252,7 @@ class ComfyUIClient:
         return await self._retrying(send, self._retries)
 
     async def free(self, *, unload_models: bool = True, free_memory: bool = True) -> None:
-        """Let ComfyUI drop its models and caches before the next prompt."""
+        """Tells ComfyUI to drop its models and caches before the next prompt."""
         await self._post("/free", {"unload_models": unload_models, "free_memory": free_memory})
 
     # Files
@@ -266,7 +268,7 @@ class ComfyUIClient:
     ) -> JSON:
         """``POST /upload/image``: any medium. Returns ``{name, subfolder, type}`` as ComfyUI stored it.
 
-        Overwriting makes it idempotent; an iterator can be read only once, so only bytes are sent again.
+        Overwriting makes it idempotent. Only bytes are sent again, because an iterator can be read only once.
         """
         retries = self._retries if isinstance(content, bytes) else 0
 
@@ -286,9 +288,9 @@ class ComfyUIClient:
     async def upload_mask(
         self, filename: str, mask: AsyncIterator[bytes], original: Mapping[str, str], *, subfolder: str
     ) -> JSON:
-        """``POST /upload/mask``: the original with the mask's transparency, in place of what has the name there.
+        """``POST /upload/mask``: the original with the mask's transparency replaces the file of that name.
 
-        ComfyUI answers so, too, where it does not have the original: then there is no such file afterwards.
+        ComfyUI gives the same answer if it does not have the original; then there is no such file afterwards.
         """
         ref = jsonio.dumps(original).decode()
         form = upload_form(filename, mask, {"subfolder": subfolder, "overwrite": "true", "original_ref": ref})
@@ -301,14 +303,14 @@ class ComfyUIClient:
         return _json(reply, "POST /upload/mask")
 
     async def files_in(self, folder_type: str) -> list[str]:
-        """Names of the files right below one of ComfyUI's folders, the newest first; [] where it does not tell."""
+        """Names of the files directly below one of ComfyUI's folders, newest first; [] if it does not list them."""
         reply = await self._fetch("GET", f"/internal/files/{folder_type}", route="/internal/files/*")
         names = jsonio.loads(reply.body) if reply.status == 200 else []
         return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
 
     @asynccontextmanager
     async def view(self, filename: str, subfolder: str = "", folder_type: str = "output") -> AsyncIterator[OpenBody]:
-        """One file; when the connection breaks, its rest is asked for.
+        """One file; if the connection breaks, the rest is requested.
 
         Raises:
             ComfyUINotFoundError: ComfyUI does not have it (any more).
@@ -332,7 +334,7 @@ class ComfyUIClient:
             body.close()
 
     async def size_of(self, file: OutputFile) -> int | None:
-        """Bytes of the file that ``/view`` would send; asks for none of them. None where ComfyUI does not have it."""
+        """Bytes of the file that ``/view`` would send, without requesting any. None if ComfyUI does not have it."""
 
         async def ask() -> int | None:
             reply = await self._fetch("HEAD", file.url, route="/view")
@@ -343,11 +345,11 @@ class ComfyUIClient:
         return await self._retrying(ask, self._retries)
 
     async def open_view(self, file: OutputFile, headers: Mapping[str, str] = _NO_HEADERS) -> OpenReply:
-        """What ``/view`` answers to a question with these headers, whatever its status. The caller closes it."""
+        """ComfyUI's answer to ``/view`` with these headers, whatever its status. The caller closes it."""
         return await self._open_view(file.url, headers)
 
     async def _rest(self, target: str, first: OpenReply, start: int) -> OpenBody:
-        """The file of `first` from byte `start` on; anything else would be spliced into what was sent before."""
+        """The file of `first` from byte `start` on; any other content would corrupt the file that was begun."""
         version, size = first.header(b"etag"), first.body.length
         reply = await self._open_view(target, {"Range": f"bytes={start}-"} | ({"If-Range": version} if version else {}))
         expected = f"bytes {start}-{size - 1}/{size}" if size else ""
@@ -368,7 +370,7 @@ class ComfyUIClient:
     # Facts about the server
 
     async def object_info(self) -> JSON:
-        """Every node definition; some MB on a server with many models and custom nodes."""
+        """All node definitions; some MB on a server with many models and custom nodes."""
         return await self._get("/object_info", "/object_info", replies.object_info)
 
     async def system_stats(self) -> JSON:
@@ -377,10 +379,10 @@ class ComfyUIClient:
     # Websocket
 
     async def connect_websocket(self, client_id: str, *, heartbeat_s: float) -> ServerSocket:
-        """Open ``/ws`` under `client_id`, to be read by `Frames`; text comes as bytes.
+        """Opens ``/ws`` under `client_id`, to be read by `Frames`; text comes as bytes.
 
-        ComfyUI is told that we know previews with metadata, and answers with its own features.
-        A server that says nothing for `heartbeat_s` is pinged, and the socket ends when half of that passes again.
+        The first message tells ComfyUI that we know previews with metadata; it answers with its own features. A server
+        that is silent for `heartbeat_s` is pinged, and the socket ends after another half of that.
 
         Raises:
             ComfyUIConnectionError: also when ComfyUI refuses the upgrade.
@@ -406,7 +408,7 @@ class ComfyUIClient:
     # Requests
 
     async def _get(self, path: str, route: str, shaped: Callable[[JSON], _T], *, retries: int | None = None) -> _T:
-        """What `shaped` makes of the answer; a long one is read and shaped beside the event loop."""
+        """The result of `shaped` for the answer; a long one is read and shaped beside the event loop."""
 
         async def fetch() -> _T:
             reply = await self._fetch("GET", path, route=route)
@@ -457,7 +459,7 @@ class ComfyUIClient:
 
 
 def upload_form(filename: str, content: Any, fields: Mapping[str, str]) -> aiohttp.MultipartWriter:
-    """The body of ``/upload/image`` and ``/upload/mask``: a file that ComfyUI stores under exactly this name.
+    """The body of ``/upload/image`` and ``/upload/mask``, with the exact name that ComfyUI shall store.
 
     aiohttp's own form percent-encodes the name, and ComfyUI does not decode it: ``my photo.png`` became
     ``my%20photo.png``.
@@ -495,7 +497,7 @@ def may_pass(error: ComfyUIError) -> bool:
 
 
 def _failure(what: str, reply: RawReply) -> ComfyUIError:
-    """An unexpected answer, but for one that our own server in front of RunPod gives for its disk."""
+    """The error for an unexpected answer, except the one that our own server in front of RunPod gives for its disk."""
     if reply.status == ComfyUIDiskError.status:
         with suppress(JSONError, KeyError, TypeError):
             said = jsonio.loads(reply.body)
@@ -507,7 +509,7 @@ def _failure(what: str, reply: RawReply) -> ComfyUIError:
 def _unexpected(
     what: str, status: int, *, refusing: Collection[int] = REFUSING, body: bytes = b""
 ) -> ComfyUIServerError:
-    """The log has the start of what ComfyUI said, the error its first line, without the server's paths."""
+    """The log has the start of ComfyUI's answer; the error has its first line, without the server's paths."""
     text = body[:_LOGGED_BODY].decode(errors="replace").strip()
     if text:
         _log.warning("comfyui.unexpected_answer", request=what, status=status, body=text)

@@ -1,4 +1,4 @@
-"""ComfyUI's websocket frames as frozen event types. A frame that is not known is kept, never fatal.
+"""ComfyUI's websocket frames as frozen event types. An unknown frame is kept, never fatal.
 
 The shapes are those of ComfyUI's ``server.py`` and ``execution.py``; docs/comfyui.md lists who gets which.
 """
@@ -73,7 +73,7 @@ class Executed:
 
 @dataclass(frozen=True, slots=True)
 class ExecutionSuccess:
-    """Comes before history is written: not yet the end."""
+    """Comes before the history is written, so it is not yet the end."""
 
     prompt_id: str
 
@@ -99,7 +99,9 @@ class Preview:
 
 @dataclass(frozen=True, slots=True)
 class QueuePosition:
-    """Not ComfyUI's: the watcher works it out. ``position`` prompts are before it, so 0 is next or running."""
+    """Not from ComfyUI: the watcher computes it. ``position`` prompts come before this one; 0 is the next or the
+    running one.
+    """
 
     prompt_id: str
     position: int
@@ -128,7 +130,7 @@ Event = (
 
 
 def parse_text(frame: bytes) -> Event:
-    """One text frame. Never raises: what cannot be read becomes `Unknown`."""
+    """Parses one text frame. Never raises: unreadable text becomes `Unknown`."""
     try:
         message = big_json.load(frame, JSON_OF_COMFYUI)
         kind, data = message["type"], message["data"]
@@ -138,7 +140,7 @@ def parse_text(frame: bytes) -> Event:
 
 
 def event_of(kind: Any, data: Any) -> Event:
-    """An event by its type and data, as a text frame has them. Never raises."""
+    """The event of a type and data, as a text frame has them. Never raises."""
     try:
         return _known(kind, data)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
@@ -188,7 +190,7 @@ def _object(value: Any) -> Mapping[str, Any]:
 
 
 def parse_binary(frame: bytes) -> Event:
-    """One binary frame: 4 bytes big-endian type, then the payload. Never raises."""
+    """Parses one binary frame: 4 bytes big-endian type, then the payload. Never raises."""
     kind = int.from_bytes(frame[:4], "big")
     try:
         if kind == _PREVIEW_IMAGE:
@@ -205,5 +207,5 @@ def parse_binary(frame: bytes) -> Event:
 
 
 def prompt_id_of(event: Event) -> str | None:
-    """The prompt that the event is about, None for those that are about no prompt."""
+    """The prompt of an event; None for events about no prompt."""
     return getattr(event, "prompt_id", None)

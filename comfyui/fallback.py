@@ -1,4 +1,4 @@
-"""`--fallback-engine`: an embedded engine, a simulation, where no ComfyUI answers."""
+"""`--fallback-engine`: an embedded engine, a simulation, if no ComfyUI answers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PATIENCE_S = 3.0
 
 @asynccontextmanager
 async def fallback_engine(accesses: Mapping[str, ServerAccess]) -> AsyncIterator[str | None]:
-    """The address of an embedded engine, which runs as long as the context; None where a ComfyUI answers.
+    """The address of an embedded engine that runs as long as the context; None if a ComfyUI answers.
 
     Args:
         accesses: by the addresses of the ComfyUI servers.
@@ -37,7 +37,7 @@ async def fallback_engine(accesses: Mapping[str, ServerAccess]) -> AsyncIterator
         line = (await process.stdout.readline()).decode() if process.stdout else ""
         match = re.search(r"https?://\S+", line)
         if match is None:
-            raise SettingsError("the embedded engine did not start; its output stands above")
+            raise SettingsError("the embedded engine did not start; see its output above")
         yield match[0]
     finally:
         if process.returncode is None:
@@ -48,7 +48,7 @@ async def fallback_engine(accesses: Mapping[str, ServerAccess]) -> AsyncIterator
 async def _answers(address: str, access: ServerAccess) -> bool:
     async with ComfyUIClient(address, timeout_s=_PATIENCE_S, retries=0, access=access) as client:
         with contextlib.suppress(ComfyUIError):
-            with contextlib.suppress(ComfyUICredentialsError):  # it is there, and the log says what it wants
+            with contextlib.suppress(ComfyUICredentialsError):  # ComfyUI is there, and the log says what it wants
                 await client.get_queue_remaining()
             return True
     return False

@@ -1,4 +1,4 @@
-"""`Feed`: tells those who listen to something, for as long as they do."""
+"""`Feed` passes news to listeners."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ ListenerT = TypeVar("ListenerT")
 
 
 class Feed(Generic[ListenerT]):
-    """Whoever has news iterates over it and calls each listener; without listeners that costs next to nothing."""
+    """The owner of news iterates over it and calls each listener; without listeners that costs almost nothing."""
 
     __slots__ = ("_listeners",)
 
@@ -22,7 +22,7 @@ class Feed(Generic[ListenerT]):
 
     @contextmanager
     def heard_by(self, listener: ListenerT) -> Iterator[None]:
-        """Until the block ends `listener` is told."""
+        """`listener` is called until the block ends."""
         self._listeners = (*self._listeners, listener)
         try:
             yield

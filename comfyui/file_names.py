@@ -1,4 +1,4 @@
-"""What the name of a file says: its media type, and the query by which ComfyUI serves it."""
+"""The media type of a file by its name, and the query by which ComfyUI serves it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _CONTENT_TYPES = {
     ".webm": "video/webm",
     ".webp": "image/webp",
 }
-# What no query needs to quote.
+# Characters that need no quoting in a query.
 _PLAIN = re.compile(r"[A-Za-z0-9_.~/-]*")
 
 
@@ -45,7 +45,7 @@ def _type_of_ending(ending: str) -> str:
 def view_query(filename: str, subfolder: str, folder_type: str) -> str:
     """The query of ComfyUI's ``/view`` for a file."""
     if _PLAIN.fullmatch(filename + subfolder + folder_type):
-        # As below, at a tenth of its time.
+        # The same as below, in a tenth of the time.
         return f"filename={filename}&subfolder={subfolder}&type={folder_type}".replace("/", "%2F")
     # A name that is not UTF-8 on ComfyUI's disk has lone surrogates: ComfyUI answers that there is no such file.
     query = {"filename": filename, "subfolder": subfolder, "type": folder_type}

@@ -1,7 +1,7 @@
-"""`ComfyUIHandler`: run a workflow and return its result. Knows no transport: HTTP and the workers sit on top of it.
+"""`ComfyUIHandler` runs a workflow and returns its result. It knows no transport: HTTP and the workers use it.
 
-A prompt is run by the one task of its `Job`, however many requests wait for it. Requests come and go; the job goes on
-while one waits, and what happens when the last one leaves is a setting.
+Each prompt is run by the one task of its `Job`, however many requests wait for it. The job goes on while at least one
+request waits; a setting decides what happens when the last one leaves.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ from comfyui.workflows.api_format import check_api_format
 
 @dataclass(frozen=True, slots=True)
 class HandlerOptions:
-    """How the handler behaves; the fields are the settings of the same names (docs/configuration.md)."""
+    """Options of the handler; the fields are the settings of the same names (docs/configuration.md)."""
 
     max_concurrent_requests: int = 1000
     cancel_on_disconnect: bool = True
@@ -73,35 +73,35 @@ class HandlerOptions:
     run_limits: RunLimits = field(default_factory=RunLimits)
     queue: QueueOptions = field(default_factory=QueueOptions)
     last_cancels_s: float = 5.0
-    """At the end, for cancels that are under way. It is no setting."""
+    """For cancels that still run at the end. Not a setting."""
     looks_back_s: float = 1.0
-    """For ComfyUI to say how a prompt ended that was interrupted, where we show its history. It is no setting."""
+    """For ComfyUI to say how an interrupted prompt ended, if we show its history. Not a setting."""
     limits: Limits = DEFAULT_LIMITS
     runner: RunnerOptions = field(default_factory=RunnerOptions)
 
 
 class Readiness(Protocol):
-    """Something that keeps the gateway from saying that it is ready, though it takes prompts."""
+    """A reason for which the gateway is not ready, although it accepts prompts."""
 
     def why_not_ready(self, *, in_detail: bool) -> str | None:
-        """The reason; None when there is none. Not `in_detail`: no addresses, no messages."""
+        """The reason; None if there is none. Without `in_detail`, it has no addresses and no messages."""
 
 
 class ComfyUIHandler:
-    """Open it with ``async with``. The pool and the stager belong to whoever made them.
+    """Open it with ``async with``. The pool and the stager belong to their creator.
 
     Args:
-        also_ready: what must be ready beside the servers.
-        entries, inputs, deliverer: open; belong to whoever opened them. In memory, in a temporary folder, and none.
-        elsewhere: runs what the pool's server that is no ComfyUI gets.
-        owners: know what each owner may have and see; None: everything.
+        also_ready: what must be ready besides the servers.
+        entries, inputs, deliverer: open; they belong to their creator. Default: memory, a temporary folder, none.
+        elsewhere: runs the prompts of the pool's server that is no ComfyUI.
+        owners: the rules of each owner: what it may use and see; None: everything.
 
     Attributes:
-        admission, claims, verdicts: what an id, and an idempotency key, stands for; and take prompts as ComfyUI does.
-        draining: it takes no more.
-        moving: gives a job that waits another place in the order.
-        made, uploads: files that prompts have made, and that clients uploaded, where prompts wait in the gateway.
-        fleet: what the servers have, as if they were one.
+        admission, claims, verdicts: resolve ids and idempotency keys, and accept prompts as ComfyUI does.
+        draining: whether it accepts no more prompts.
+        moving: gives a waiting job another place in the order.
+        made, uploads: files made by prompts, and files uploaded by clients, if prompts wait in the gateway.
+        fleet: the definitions of all servers, as if they were one.
     """
 
     def __init__(
@@ -150,7 +150,7 @@ class ComfyUIHandler:
         self._idle.set()
 
     async def __aenter__(self) -> Self:
-        """Takes up what the journal has. Raises `JournalError`."""
+        """Resumes the jobs of the journal. Raises `JournalError`."""
         await self.fleet.open()
         await self.uploads.open()
         await self._quarantine.open()
@@ -172,7 +172,7 @@ class ComfyUIHandler:
         if self._owns_inputs:
             await self._inputs.__aexit__(*_exc)
 
-    # What callers do
+    # The calls of clients
 
     async def submit_prompt_sync(
         self,
@@ -185,16 +185,16 @@ class ComfyUIHandler:
         origin: Origin = OURS,
         told: bool = False,
     ) -> PromptResult:
-        """Run the workflow and wait for it; the same ``prompt_id`` again joins it, or returns what it gave.
+        """Runs the workflow and waits for it; the same ``prompt_id`` again joins the run, or returns its result.
 
         Args:
-            files: further inputs; held for as long as the prompt needs them, which may be longer than this call.
-            fresh_id: a new UUID to use when the request has no ``prompt_id``; one is made when not given.
+            files: further inputs; kept as long as the prompt needs them, which may be longer than this call.
+            fresh_id: a new UUID to use if the request has no ``prompt_id``; one is made when not given.
             listener: gets the prompt's events while this call waits.
-            told: the caller is told the id at once, and may come back with it after a restart.
+            told: whether the caller learns the id at once, and may return with it after a restart.
 
         Raises:
-            ComfyUIError: any of the tree, with the ``prompt_id`` where there is one.
+            ComfyUIError: any of the tree, with the ``prompt_id`` if there is one.
         """
         with self._admitted():
             await offloaded(request.size, check_api_format, request.prompt, self._options.limits)
@@ -214,14 +214,14 @@ class ComfyUIHandler:
     async def submit_async(
         self, request: PromptRequest, files: SpooledFiles | None, *, fresh_id: str, origin: Origin, wait_s: float
     ) -> Look:
-        """Take the workflow, and run it when its turn comes, whoever is there.
+        """Accepts the workflow and runs it when its turn comes, whether or not a caller waits.
 
         Args:
-            files: further inputs; they are taken away from where they are.
-            wait_s: how long to wait for its end. A caller that leaves meanwhile changes nothing.
+            files: further inputs; they are moved away.
+            wait_s: how long to wait for the end. A caller that leaves before changes nothing.
 
         Raises:
-            ComfyUIError: it was not taken.
+            ComfyUIError: it was not accepted.
         """
         self.refuse_when_draining()
         await offloaded(request.size, check_api_format, request.prompt, self._options.limits)
@@ -234,7 +234,7 @@ class ComfyUIHandler:
         return await self.look_within(prompt_id, wait_s, origin) if wait_s and not look.state.is_end else look
 
     async def look_within(self, prompt_id: str, wait_s: float, origin: Origin = OURS) -> Look:
-        """As `look`, once the prompt has ended, also in ComfyUI, or after so long."""
+        """The result of `look`, after the prompt has ended in ComfyUI too, or after `wait_s`."""
         with suppress(ComfyUIError, TimeoutError):
             async with asyncio.timeout(wait_s):
                 with suppress(ComfyUIError):
@@ -243,7 +243,7 @@ class ComfyUIHandler:
         return await self.look(prompt_id, origin)
 
     async def look(self, prompt_id: str, origin: Origin = OURS) -> Look:
-        """How the prompt is now. Raises `ComfyUINotFoundError` where neither we nor ComfyUI know it."""
+        """The present state of the prompt. Raises `ComfyUINotFoundError` if neither we nor ComfyUI know it."""
         try:
             return await self.admission.look(prompt_id, origin)
         except ComfyUINotFoundError:
@@ -259,9 +259,9 @@ class ComfyUIHandler:
     async def attach(
         self, prompt_id: str, *, timeout_s: float, listener: Listener | None = None, origin: Origin = OURS
     ) -> PromptResult:
-        """Wait for a prompt that is queued, running or finished, whoever queued it, before a restart too.
+        """Waits for a prompt that is queued, running or finished, whoever queued it, even before a restart.
 
-        It only looks on: when this call times out or is given up, the prompt goes on.
+        It only watches: when this call times out or is given up, the prompt goes on.
 
         Raises:
             ComfyUINotFoundError: neither we nor ComfyUI know it, or it is another owner's.
@@ -274,15 +274,15 @@ class ComfyUIHandler:
             return await self._wait(found, timeout_s, listener, may_cancel=False)
 
     async def cancel(self, prompt_id: str, origin: Origin = OURS) -> None:
-        """Take the prompt out of ComfyUI, for all who wait for it.
+        """Takes the prompt out of ComfyUI, for all that wait for it.
 
         Raises:
-            ComfyUINotFoundError: it is not in flight here, and in no queue of ComfyUI; or it is another owner's.
-            ComfyUIError: ComfyUI could not be told, so that the prompt may go on there; it can be cancelled again.
+            ComfyUINotFoundError: it is not in flight here and in no queue of ComfyUI, or it is another owner's.
+            ComfyUIError: ComfyUI could not be told, so the prompt may go on there; the call can be repeated.
         """
         await self.removal.cancel(prompt_id, origin)
 
-    # State that probes ask for
+    # State for probes
 
     @property
     def waiting(self) -> int:
@@ -290,7 +290,7 @@ class ComfyUIHandler:
         return self._waiting
 
     def why_not_ready(self, *, in_detail: bool = True) -> str | None:
-        """Why a prompt would not be accepted now; None when it would. Not `in_detail`: no addresses, no messages."""
+        """Why a prompt would be refused now; None if not. Without `in_detail`, no addresses and no messages."""
         if self.draining:
             return "shutting down"
         if self._waiting >= self._options.max_concurrent_requests:
@@ -300,11 +300,11 @@ class ComfyUIHandler:
         return self._also_ready.why_not_ready(in_detail=in_detail) if self._also_ready is not None else None
 
     def refuse_when_full(self) -> None:
-        """Raise what `submit_prompt_sync` would raise now, before a body is read for nothing.
+        """Raises the error that `submit_prompt_sync` would raise now, before a body is read in vain.
 
         Raises:
             ComfyUIShutdownError: draining.
-            ComfyUIOverloadedError: as many requests wait as may.
+            ComfyUIOverloadedError: the limit of waiting requests is reached.
         """
         self.refuse_when_draining()
         limit = self._options.max_concurrent_requests
@@ -315,7 +315,7 @@ class ComfyUIHandler:
     # Shutdown
 
     async def drain(self, grace_s: float) -> None:
-        """Take nothing new, wait for what is in flight, then answer the rest with 503 and their prompt_id."""
+        """Accepts nothing new, waits for the prompts in flight, then answers the rest with 503 and their prompt_id."""
         self.draining = True
         try:
             async with asyncio.timeout(grace_s):
@@ -326,7 +326,7 @@ class ComfyUIHandler:
     async def _answer_all(self) -> None:
         jobs = list(self._runs.live.values())
         if not self._options.cancel_on_shutdown:
-            # Their callers are told the ids, and may come back with them.
+            # Their callers learn the ids, and may return with them.
             told = [job.entry.tell(job.request) for job in jobs if job.entry is not None and not job.ended]
             await asyncio.gather(*told)
         for job in jobs:
@@ -339,7 +339,7 @@ class ComfyUIHandler:
                 job.abandon(ComfyUIShutdownError(detail, prompt_id=job.prompt_id))
 
     def refuse_when_draining(self) -> None:
-        """Raise what `drain` refuses with."""
+        """Raises the error with which `drain` refuses."""
         if self.draining:
             self.metrics.rejected.labels("draining").inc()
             raise ComfyUIShutdownError("the gateway is shutting down and takes no new prompts")
@@ -377,15 +377,15 @@ class ComfyUIHandler:
                 self._abandoned(job, left)
 
     def _abandoned(self, job: Job, reason: Reason) -> None:
-        """The last request left before the end: it takes the prompt with it, where that is wanted."""
+        """The last request left before the end: the prompt is cancelled, if that is set."""
         if job.stays:
             if not job.has_task:
-                # It waits in our queue: a row is enough.
+                # The job waits in our queue: its row is enough.
                 self._runs.drop(job)
         elif job.request is None:
-            # Somebody else's prompt: it goes on, and nobody looks.
+            # Another caller's prompt goes on, and no request waits for it here.
             job.abandon(given_up(reason, job.prompt_id))
-            self._runs.drop(job)  # at once: who comes now must not join what is over
+            self._runs.drop(job)  # at once: a new request must not join a job that is over
             job.stop()
         elif job.cancel_wanted is not None:
             if job.cancel_wanted == "disconnect" and job.may_be_asked_for and (wait_s := self._options.reattach_s):

@@ -1,4 +1,4 @@
-"""Which headers cross between clients and ComfyUI, in both directions: the one set of rules, with explicit sets.
+"""The rules for headers that cross between clients and ComfyUI, in both directions, as explicit sets.
 
 Names are lower-case bytes. The relay, ``POST /prompt``, the writer of requests and the settings
 all take their rules from here.
@@ -25,7 +25,7 @@ FRAMING: Final = frozenset(
         *(b"te", b"trailer"),
     }
 )
-"""They say where a message ends, whose it is, or what becomes of its connection: only what writes a head sets them."""
+"""Framing, recipient and fate of the connection: only the code that writes a head sets them."""
 _HOP_BY_HOP: Final = frozenset(
     {
         *(b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"proxy-connection", b"te"),
@@ -34,31 +34,31 @@ _HOP_BY_HOP: Final = frozenset(
 )
 _FORWARDED: Final = frozenset({b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host"})
 TOLD_BY_PROXIES: Final = _FORWARDED | {b"x-forwarded-prefix", b"x-forwarded-port", b"x-real-ip", b"forwarded"}
-"""They say of a request what its sender cannot know: who asks, and by which address. Believed from trusted proxies."""
+"""The client and the address of a request, as proxies tell it. Only trusted proxies are believed."""
 # Answered by the gateway's server itself, or written for ComfyUI's connection. The length follows from the body.
 _NOT_SENT: Final = _HOP_BY_HOP | FRAMING
 _NOT_SENT_ANEW: Final = _NOT_SENT | _FORWARDED
-# Framing, meaning of the body, whose request it is and what it may: ``Connection`` never takes one of these away.
+# Framing, meaning of the body, recipient and rights of the request: ``Connection`` never removes one of these.
 _FOR_EVERY_HOP: Final = TOLD_BY_PROXIES | {
     *(b"authorization", b"content-disposition", b"content-encoding", b"content-length", b"content-range"),
     *(b"content-security-policy", b"content-type", b"cookie", b"host", b"origin", b"referer", b"sec-fetch-site"),
     *(b"set-cookie", b"transfer-encoding", b"www-authenticate", b"x-api-key", b"x-content-type-options"),
-    # Of ComfyUI's --multi-user: without it, a request is that of the user "default".
+    # A header of ComfyUI's --multi-user: without it, a request is that of the user "default".
     *(b"x-request-id", b"comfy-user"),
 }
-# What may stand in a URL as it is; all else is percent-encoded.
+# Characters that may stand in a URL; all others are percent-encoded.
 _OF_URLS: Final = "!#$%&'()*+,/:;=?@[]~"
 _REWRITTEN: Final = frozenset({b"origin", b"referer", b"sec-fetch-site"})
 _OF_BROWSERS: Final = _REWRITTEN | {b"accept-encoding"}
-# The client library writes them for its own handshake.
+# The client library writes these for its own handshake.
 _OF_THE_HANDSHAKE: Final = frozenset(
     {b"sec-websocket-key", b"sec-websocket-version", b"sec-websocket-extensions", b"sec-websocket-protocol"}
 )
 # Our own servers set Date; a second one would not be HTTP.
 _NOT_RETURNED: Final = _HOP_BY_HOP | {b"date"}
 AUTOMATIC: Final = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
-"""What aiohttp adds by itself, and a request that passes through must not have where its client did not send it."""
-# COMFYUI_HEADERS cannot set them: beside the framing, where a request goes, and who asks for what.
+"""aiohttp adds these by itself; a relayed request must not have them unless its client sent them."""
+# COMFYUI_HEADERS cannot set these: besides the framing, the target of a request and the client that it comes from.
 _OF_EACH_REQUEST: Final = re.compile(
     r"origin|accept-encoding|proxy-connection|x-forwarded-.*|content-.*|transfer-.*|sec-.*", re.IGNORECASE
 )
@@ -68,10 +68,10 @@ _ABSOLUTE: Final = re.compile(r"(?:([A-Za-z][A-Za-z0-9+.-]*):)?//([^/?#]*)(.*)",
 
 @dataclass(frozen=True, slots=True)
 class Sender:
-    """Who sent a request, as ComfyUI is told in ``X-Forwarded``.
+    """The sender of a request, as ComfyUI learns it from ``X-Forwarded``.
 
     Attributes:
-        address: of the client, or of the last proxy before us; empty where it is not known.
+        address: of the client, or of the last proxy before us; empty if it is not known.
         secure: the request came over TLS, to us or to that proxy.
     """
 
@@ -92,16 +92,16 @@ def to_comfyui(
     sender: Sender | None,
     handshake: bool = False,
 ) -> list[tuple[bytes, bytes]]:
-    """The headers of a client's request, for ComfyUI; ``Host`` and the framing are its connection's to write.
+    """The headers of a client's request, for ComfyUI, without ``Host`` and framing, which the connection writes.
 
-    ComfyUI refuses a browser whose ``Origin`` is not its ``Host`` (trap 14), and the newest one whatever is cross-site.
-    The gateway has made that check against its own host (`comfyui.web.front.origins`), so ComfyUI is told its own
-    address.
+    ComfyUI refuses a browser whose ``Origin`` is not its ``Host`` (trap 14), and the newest one refuses every
+    cross-site request. The gateway has made that check against its own host (`comfyui.web.front.origins`), so it tells
+    ComfyUI ComfyUI's own address.
 
     Args:
-        credentials: headers that ComfyUI asks for (names in lower case); they take the place of the client's own.
-        sender: None where another server of ours has told ComfyUI of it already.
-        handshake: of a websocket.
+        credentials: headers that ComfyUI needs (names in lower case); they replace the client's own.
+        sender: None if another server of ours has already told ComfyUI.
+        handshake: whether it opens a websocket.
     """
     dropped = _NOT_SENT if sender is None else _NOT_SENT_ANEW
     if names := _connection_names(raw_headers):
@@ -136,10 +136,10 @@ def to_comfyui(
 
 
 def of_submission(headers: RawHeaders) -> dict[str, str]:
-    """The headers of a client's ``POST /prompt`` that ComfyUI may look at; its length and codings are set anew."""
+    """The headers of a client's ``POST /prompt`` that ComfyUI may see; length and codings are written by the sender."""
     dropped = _NOT_SENT_ANEW | _OF_BROWSERS | _connection_names(headers)
     kept = ((name, value) for name, value in headers if name not in dropped)
-    # One character for each byte, as our own transport sends them: what came arrives.
+    # Latin-1 has one character for each byte, as our own transport sends them, so every byte arrives unchanged.
     return {
         "content-type": "application/json",
         **{name.decode("latin-1"): value.decode("latin-1") for name, value in kept},
@@ -147,7 +147,7 @@ def of_submission(headers: RawHeaders) -> dict[str, str]:
 
 
 def _rewritten(name: bytes, value: bytes, own: str) -> bytes:
-    """Nothing where it is not sent: a Referer that is no address."""
+    """The header's value for ComfyUI; empty for a Referer that is no address, which is not sent."""
     if name == b"origin":
         return own.encode()
     if name == b"referer":
@@ -159,7 +159,7 @@ def _rewritten(name: bytes, value: bytes, own: str) -> bytes:
 def to_client(raw_headers: RawHeaders, status: int, upstream: URL, public: str) -> list[tuple[bytes, bytes]]:
     """The headers of ComfyUI's answer, for the client.
 
-    `public` is the gateway's address as the client knows it: origin, and path where it is served below one.
+    `public` is the gateway's address as the client knows it: origin, and the path below which it is served.
 
     Raises:
         ComfyUIServerError: a ``Location`` that is no URL.
@@ -175,7 +175,7 @@ def to_client(raw_headers: RawHeaders, status: int, upstream: URL, public: str) 
 
 
 def _connection_names(headers: RawHeaders) -> frozenset[bytes]:
-    """What ``Connection`` names is for this hop alone; it cannot name what the next hop must have."""
+    """The names in ``Connection`` are for this hop only; it cannot name headers that the next hop needs."""
     names = frozenset[bytes]()
     for name, value in headers:
         if name == b"connection":
@@ -184,7 +184,7 @@ def _connection_names(headers: RawHeaders) -> frozenset[bytes]:
 
 
 def _location(value: bytes, upstream: URL, public: str) -> bytes:
-    """A redirect to ComfyUI's own address, or past the path that the gateway is below, would lead around it."""
+    """A redirect to ComfyUI's own address, or past the gateway's path, would lead around the gateway."""
     text = _url(value)
     match = _ABSOLUTE.fullmatch(text)
     below = upstream.raw_path.rstrip("/")
@@ -204,10 +204,10 @@ def _location(value: bytes, upstream: URL, public: str) -> bytes:
 
 
 def _url(value: bytes) -> str:
-    """A `Location` with what no URL may have percent-encoded."""
+    """A `Location` with all characters percent-encoded that no URL may have."""
     text = quote(value, safe=_OF_URLS)
     try:
-        _ = urlsplit(text).port  # is read here: a port that is no number is an error
+        _ = urlsplit(text).port  # a port that is no number is an error here
     except ValueError as error:
         raise ComfyUIServerError("ComfyUI's answer has a Location that is no URL") from error
     return text
@@ -218,7 +218,7 @@ def _rooted(rest: str) -> str:
 
 
 def as_text(headers: RawHeaders) -> list[tuple[str, str]]:
-    """For aiohttp, which sends them as UTF-8: what is valid UTF-8 is read as that, to arrive as the same bytes."""
+    """For aiohttp, which sends text as UTF-8: valid UTF-8 is decoded as such, so the same bytes arrive."""
     return [(name.decode("latin-1"), text_of(value)) for name, value in headers]
 
 

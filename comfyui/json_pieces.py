@@ -1,7 +1,7 @@
-"""Large values, written as JSON without holding up other threads.
+"""Writes large values as JSON without blocking other threads.
 
-The writer, too, keeps Python's lock from its first byte to its last: 50 MB took up to 0.2 s. So a large value is
-written in pieces. Its size is estimated from what it has in it, and only as far as that decides.
+The writer keeps Python's lock from its first byte to its last: 50 MB took up to 0.2 s. So a large value is written in
+pieces. Its size is estimated from its contents, and only as far as needed.
 """
 
 from __future__ import annotations
@@ -11,21 +11,23 @@ from typing import Any
 
 from comfyui.jsonio import dumps
 
-# What is written in a millisecond or so.
+# The size of a piece, which is written in about a millisecond.
 PIECE = 256 * 1024
-# About what a value takes beside its text.
+# About how many bytes a value takes besides its text.
 _VALUE = 8
-# Of the levels of a value that are divided; deeper ones are written as they are.
+# How many levels of a value are divided; deeper ones are written as they are.
 _DEEPEST = 50
 
 
 def is_large(value: Any, size: int = PIECE) -> bool:
-    """Whether the JSON has about `size` bytes or more. Only strings, dicts with such keys, and lists can be large."""
+    """Whether the JSON has about `size` bytes or more. Only strings, lists, and dicts with strings as keys can be
+    large.
+    """
     return _size(value, size) >= size
 
 
 def pieces(value: Any, size: int = PIECE) -> Iterator[bytes]:
-    """What `jsonio.dumps` writes, in pieces of about `size` bytes; a small value is one piece."""
+    """The JSON of `jsonio.dumps` in pieces of about `size` bytes; a small value is one piece."""
     return _pieces(value, size, 0)
 
 
@@ -38,7 +40,7 @@ def _pieces(value: Any, size: int, depth: int) -> Iterator[bytes]:
             yield dumps(value[start : start + size])[1:-1]
         yield b'"'
     elif isinstance(value, dict):
-        # A member's text without the braces; `{key: 0}` is for the text of the name alone.
+        # The text of a member without the braces; `{key: 0}` makes the text of the name alone.
         members = ((member, {key: member}, dumps({key: 0})[1:-2]) for key, member in value.items())
         yield from _members(b"{", members, b"}", size, depth)
     elif isinstance(value, list):
@@ -50,7 +52,7 @@ def _pieces(value: Any, size: int, depth: int) -> Iterator[bytes]:
 def _members(
     lead: bytes, members: Iterator[tuple[Any, Any, bytes]], closing: bytes, size: int, depth: int
 ) -> Iterator[bytes]:
-    """`members`: each value, the value in a container of its own, and what stands before it."""
+    """`members`: each value, alone in a container, and the text before it."""
     batch = bytearray()
     for member, alone, name in members:
         if is_large(member, size):
@@ -67,7 +69,7 @@ def _members(
 
 
 def _size(value: Any, most: int) -> int:
-    """About how many bytes its JSON has, counted until there are `most`."""
+    """About how many bytes the JSON has, counted up to `most`."""
     size = 0
     pending = [value]
     while pending and size < most:

@@ -1,8 +1,8 @@
-"""The one JSON reader, and the two JSON writers: one for our own answers, one for what goes to ComfyUI.
+"""The one JSON reader, and the two JSON writers: one for our own answers, one for requests to ComfyUI.
 
 ComfyUI reads and writes JSON as Python does: with NaN and infinities, lone surrogates and integers of any size. orjson
-does most of the work; what it refuses, or would change, is read and written here as Python would. `dumps` writes strict
-JSON, for everyone; `dumps_for_comfyui` changes no value.
+does most of the work; whatever it refuses, or would change, is read and written here as Python would do it. `dumps`
+writes strict JSON, for everyone; `dumps_for_comfyui` changes no value.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _TO_DIGIT_RUNS = bytes(ord("0") if byte in b"-0123456789" else ord(".") for byte
 _BEYOND_64_BITS = re.compile(rb"-[0-9]{19}|[0-9]{21}|(?:1[89]|[2-9][0-9])[0-9]{18}")
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _BYTE_ORDER_MARKS = (
-    # The longer ones first: that of UTF-32 begins like that of UTF-16.
+    # The longer marks first: that of UTF-32 begins like that of UTF-16.
     (codecs.BOM_UTF32_LE, "UTF-32"),
     (codecs.BOM_UTF32_BE, "UTF-32"),
     (codecs.BOM_UTF16_LE, "UTF-16"),
@@ -44,7 +44,8 @@ dies, for all callers. Some levels are left for node packs that look at requests
 
 
 class NonFinite(float):
-    """NaN or an infinity that was read. orjson writes such a plain float as null without asking; this one it asks for.
+    """NaN or an infinity that was read. orjson writes a plain float of this kind as null without a call; for this type
+    it makes a call.
 
     Code that makes values for ComfyUI must not make plain NaN or infinities.
     """
@@ -53,11 +54,11 @@ class NonFinite(float):
 
 
 def loads(text: bytes | bytearray | str) -> Any:
-    """What the text says, as `json.loads` reads it; a UTF-8 byte order mark is skipped.
+    """The value of a JSON text, as `json.loads` reads it; a UTF-8 byte order mark is skipped.
 
     Raises:
-        JSONError: it is no JSON, in another encoding than UTF-8, nested deeper than Python's recursion limit lets it
-            read, or it has an integer of more than `sys.get_int_max_str_digits` digits.
+        JSONError: it is not JSON, is encoded in another encoding than UTF-8, is nested deeper than Python's recursion
+            limit allows, or has an integer of more than `sys.get_int_max_str_digits` digits.
     """
     data = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
     try:
@@ -72,10 +73,10 @@ def loads(text: bytes | bytearray | str) -> Any:
 def dumps(value: Any, *, indent: bool = False) -> bytes:
     """Strict JSON for our own answers and records: NaN and infinities become null, lone surrogates U+FFFD.
 
-    Integers stay exact. Raises TypeError for what JSON has no form for.
+    Integers stay exact. Raises TypeError for a value that JSON cannot express.
 
     Args:
-        indent: two blanks for each level, where orjson can write the value.
+        indent: two blanks for each level, if orjson can write the value.
     """
     try:
         return orjson.dumps(value, default=_null, option=orjson.OPT_INDENT_2 if indent else None)
@@ -97,7 +98,9 @@ def dumps_for_comfyui(value: Any) -> bytes:
 
 
 def canonical(value: Any) -> bytes:
-    """The same text for the same values, whatever the order of members: for a fingerprint. As `dumps_for_comfyui`."""
+    """The same text for the same values, whatever the order of members, for a fingerprint. Otherwise as
+    `dumps_for_comfyui`.
+    """
     try:
         return orjson.dumps(value, default=_constant, option=orjson.OPT_SORT_KEYS)
     except TypeError:
@@ -105,7 +108,7 @@ def canonical(value: Any) -> bytes:
 
 
 def without_surrogates(text: str) -> str:
-    """The text as UTF-8 can carry it: U+FFFD in place of lone surrogates."""
+    """The text with U+FFFD for each lone surrogate, which UTF-8 cannot carry."""
     return text if text.isascii() else _SURROGATES.sub("\ufffd", text)
 
 
@@ -156,7 +159,7 @@ def _float(text: str) -> float:
 
 
 def _null(value: Any) -> None:
-    """orjson asks for what it does not know."""
+    """orjson calls this for a type that it does not know."""
     if not isinstance(value, NonFinite):
         raise TypeError(f"{type(value).__name__} has no form in JSON")
 
@@ -184,7 +187,7 @@ def _as_python(value: Any) -> str:
 
 
 def _scalar(value: Any) -> str:
-    """A number, true, false, null, or what only orjson has a form for (a UUID, a date)."""
+    """A number, true, false, null, or a type that only orjson can write (a UUID, a date)."""
     if type(value) is int:
         return str(value)
     return orjson.dumps(value, default=_null).decode()
@@ -193,7 +196,7 @@ def _scalar(value: Any) -> str:
 def _written(
     value: Any, scalar: Callable[[Any], str], *, sort_keys: bool = False, max_depth: float = math.inf
 ) -> bytes:
-    """Without recursion, so that what could be read can be written, however deeply it is nested."""
+    """Written without recursion, so that every value that could be read can be written, however deeply it is nested."""
     texts: list[str] = []
     open_values = [_parts(value, scalar, sort_keys=sort_keys)]
     while open_values:
@@ -210,7 +213,7 @@ def _written(
     return "".join(texts).encode()
 
 
-# The text of a value in pieces, and in the place of each value in it that has members, its own parts.
+# The text of a value in pieces; a value with members is replaced by its own parts.
 _Parts = Iterator["str | _Parts"]
 
 

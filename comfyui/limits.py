@@ -1,4 +1,4 @@
-"""How much of each kind a request may bring. The web layer, the handler and the checks share one set of limits."""
+"""How much of each kind a request may bring. The web layer, the handler and the checks share these limits."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from comfyui.exceptions import ComfyUILimitError, ComfyUIUnreadableError
 
-# A name in a refusal is cut here: it may be as long as the body.
+# A name is cut to this many characters in a refusal: it may be as long as the body.
 _SHOWN = 60
 _MOST_NAMED = 20
 
@@ -18,12 +18,12 @@ class Limits:
 
     Attributes:
         max_json_values: values in one JSON body, of all kinds and at every depth.
-        max_json_depth: lists and objects within each other in one JSON body; Python's limit is 1000.
-        max_workflow_nodes: nodes of one workflow, those of its subgraphs included.
+        max_json_depth: nesting depth of lists and objects in one JSON body; Python's limit is 1000.
+        max_workflow_nodes: nodes of one workflow, including its subgraphs.
         max_node_inputs: inputs of one node.
         max_inputs: files that are staged for one prompt.
         max_name_length: characters of a node id, a class name or an input's name.
-        max_problems: errors that an answer lists, and warnings as many again.
+        max_problems: errors that an answer lists, and as many warnings.
     """
 
     max_json_values: int = 250_000
@@ -40,7 +40,7 @@ DEFAULT_LIMITS = Limits()
 
 @dataclass(frozen=True, slots=True)
 class AnswerLimits:
-    """How much ComfyUI may send at once. It is trusted with prompts, and still one wrong answer must not end us.
+    """How much ComfyUI may send at once. It is trusted with prompts, but one wrong answer must not end us.
 
     Attributes:
         max_bytes: of an answer that is read as a whole.
@@ -60,25 +60,25 @@ class AnswerLimits:
 
 DEFAULT_ANSWERS = AnswerLimits()
 JSON_OF_COMFYUI = Limits(max_json_values=1_000_000)
-"""For its long answers and messages. A million values are read in a fraction of a second."""
+"""The limits of ComfyUI's long answers and messages. A million values are read in a fraction of a second."""
 
 
 def over(what: str, limit: int, setting: str) -> ComfyUILimitError:
-    """The refusal of what is over a limit: ``The workflow has more than 10000 nodes (MAX_WORKFLOW_NODES)``.
+    """The error for something over a limit: ``The workflow has more than 10000 nodes (MAX_WORKFLOW_NODES)``.
 
     Args:
-        what: with ``{limit}`` where the limit is to stand; it may have names of a caller in it.
+        what: the text, with ``{limit}`` for the limit; it may contain names from a caller.
     """
     return ComfyUILimitError(f"{what.replace('{limit}', str(limit))} ({setting})")
 
 
 def short(name: str, most: int = _SHOWN) -> str:
-    """A name as a text for people shows it, in `most` characters."""
+    """A name for people to read, cut to `most` characters."""
     return name if len(name) <= most else f"{name[:most]}…"
 
 
 def named(names: Iterable[str], count: int) -> str:
-    """The first of `count` names in one line, and how many more there are."""
+    """The first of `count` names in one line, and the number of the others."""
     shown = [short(name) for name, _ in zip(names, range(_MOST_NAMED), strict=False)]
     more = f" and {count - _MOST_NAMED} more" if count > _MOST_NAMED else ""
     return ", ".join(shown) + more

@@ -1,7 +1,7 @@
-"""Names of output files where many servers are one ComfyUI: the subfolder begins with the id of the file's prompt.
+"""Names of output files if many servers appear as one ComfyUI: the subfolder begins with the id of the file's prompt.
 
-Two servers may each have a file `ComfyUI_00001_.png`. The id says which prompt made the one that is meant, and the
-journal on which server that prompt ran. Pure; what ComfyUI itself is asked for has its own subfolder.
+Two servers may each have a file `ComfyUI_00001_.png`. The id says which prompt made the file, and the journal says on
+which server that prompt ran. Pure functions; ComfyUI itself is always asked with its own subfolder.
 """
 
 from __future__ import annotations
@@ -10,36 +10,36 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-# As the gateway writes each id: a canonical UUID in lower case.
+# The form in which the gateway writes each id: a canonical UUID in lower case.
 _PROMPT_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
-# Some nodes tell the model that they made as a plain path below the output folder, under this key.
+# Some nodes report the model that they made as a plain path below the output folder, under this key.
 _PATHS = "result"
 _MODELS = (".obj", ".fbx", ".gltf", ".glb", ".usdz", ".stl", ".ply", ".splat", ".spz", ".ksplat")
-# Levels of lists and objects below the outputs of a prompt. ComfyUI's own files are on the third one.
+# How many levels of lists and objects below a prompt's outputs are searched. ComfyUI's own files are on the third one.
 _DEEPEST = 16
 
 
 class OfPrompt(NamedTuple):
-    """What a merged subfolder says: whose file it is, and ComfyUI's own subfolder."""
+    """The contents of a merged subfolder: the prompt of the file, and ComfyUI's own subfolder."""
 
     prompt_id: str
     subfolder: str
 
 
 def is_prompt_id(text: str) -> bool:
-    """Whether it is spelt as the gateway spells ids. ComfyUI takes any text, and most of it could be a folder."""
+    """Whether the text is spelt as the gateway spells ids. ComfyUI takes any text, and most of it could be a folder."""
     return _PROMPT_ID.fullmatch(text) is not None
 
 
 def merged_subfolder(prompt_id: str, subfolder: str) -> str:
-    """ComfyUI's subfolder of a file of that prompt, as clients are told it."""
+    """ComfyUI's subfolder of a file of that prompt, as clients see it."""
     return f"{prompt_id}/{subfolder}" if subfolder else prompt_id
 
 
 def from_merged(subfolder: str) -> OfPrompt | None:
-    """What was merged; None for a subfolder that does not begin with an id. The rest is as it came, unchecked."""
+    """The parts of a merged subfolder; None for one that does not begin with an id. The rest is unchecked."""
     prompt_id, slash, rest = subfolder.partition("/")
-    # Nothing that `merged_subfolder` makes ends there.
+    # `merged_subfolder` makes nothing that ends like this.
     if not is_prompt_id(prompt_id) or (slash and not rest):
         return None
     return OfPrompt(prompt_id, rest)
@@ -51,9 +51,9 @@ def to_merged(prompt_id: str, file: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def merged_outputs(prompt_id: str, outputs: Any) -> Any:
-    """The outputs of a prompt, or of one node, with merged subfolders. What has no files is the same object.
+    """The outputs of a prompt, or of one node, with merged subfolders. An object without files is returned itself.
 
-    Whatever is no file of ComfyUI's stays as it is: outputs of custom nodes may be any JSON.
+    Everything that is no file of ComfyUI's stays as it is: outputs of custom nodes may be any JSON.
     """
     return _merged(prompt_id, outputs, 0)
 

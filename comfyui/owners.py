@@ -1,4 +1,4 @@
-"""Whose a job is: owners by the names of their keys, and the rules of each key."""
+"""The owners of jobs, named after their keys, and the rules of each key."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ _GIVEN = re.compile(r"key-[0-9a-f]{8}|external")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyRules:
-    """What the holder of one key may.
+    """The rights and limits of one key's holder.
 
     Attributes:
         name: of the key. Each owner of a job is such a name, or ``name/person`` (see `key_of`).
-        webhook_secret: signs the webhooks of this key's jobs; None where the gateway has none for it.
-        max_queued: jobs of the key that wait at once; a further one is refused. None: any number.
+        webhook_secret: signs the webhooks of this key's jobs; None if the gateway has none for it.
+        max_queued: jobs of the key that may wait at once; a further one is refused. None: any number.
         per_minute: submissions of the key within 60 seconds; a further one is refused. None: any number.
-        max_running: jobs of the key that run at once; others wait, and none is refused. None: any number.
+        max_running: jobs of the key that may run at once; others wait, and none is refused. None: any number.
         max_priority: the highest `priority` that a submission may ask for.
-        weight: the key's part of the servers where several wait, in proportion to the weights of the others.
+        weight: the key's share of the servers if several keys wait, in proportion to the other weights.
         user_header: the lower-case name of the header that names the person behind a shared key.
-        workflows: names of the workflows that it may run, and then no others; None: any workflow.
+        workflows: names of the only workflows that it may run; None: any workflow.
     """
 
     name: str
@@ -45,9 +45,9 @@ class KeyRules:
 
 
 def confined_to(owner: str | None, rules: OwnerRules | None) -> str | None:
-    """The name of the key whose files a job may read and nothing else; None where it may read all.
+    """The name of the key, if the job may read only that key's files; None if it may read all.
 
-    A key that was taken away has no rules any more: its jobs stay confined.
+    A key that was removed has no rules, but its jobs stay confined.
     """
     if owner is None or rules is None:
         return None
@@ -56,18 +56,18 @@ def confined_to(owner: str | None, rules: OwnerRules | None) -> str | None:
 
 
 class OwnerRules(Protocol):
-    """Knows the rules of each owner, as the keys are now."""
+    """Gives the rules of each owner, from the present keys."""
 
     @property
     def version(self) -> int:
-        """Another number after each change."""
+        """A number that is different after each change."""
 
     def rules_of(self, owner: str | None) -> KeyRules | None:
-        """The rules of the owner's key. None without keys, and for a key that is not there any more."""
+        """The rules of the owner's key. None without keys, and for a key that was removed."""
 
 
 def owner_of(key_name: str, person: str = "") -> str:
-    """What is written down as the owner of a job."""
+    """The owner of a job as it is stored."""
     return f"{key_name}/{person}" if person else key_name
 
 
@@ -82,15 +82,15 @@ def folder_of(key: str) -> str:
 
 
 def place_of(folder_type: str, subfolder: str, filename: str) -> str:
-    """One text for a file of ComfyUI, by which it is known whose it is."""
+    """One text for a file of ComfyUI, by which its owner is found."""
     return f"{folder_type}/{subfolder}/{filename}"
 
 
 def is_given_name(name: str) -> bool:
-    """Whether the gateway gives this name itself: to a key of API_KEYS, or to what came to a server past it."""
+    """Whether the gateway itself gives this name: to a key of API_KEYS, or to prompts that reached a server past it."""
     return _GIVEN.fullmatch(name) is not None
 
 
 def person_of(owner: str) -> str:
-    """The person behind the owner's key; "" where none is named."""
+    """The person behind the owner's key; "" if none is named."""
     return owner.partition("/")[2]

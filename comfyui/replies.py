@@ -1,7 +1,7 @@
 """ComfyUI's answers as frozen types. Their shapes are checked here and nowhere else.
 
-What an answer is about must be right; otherwise it is a `ComfyUIUnreadableError` that says what is wrong. Members that
-only tell more are left out where they are not what they should be: nodes, proxies and forks write there, too.
+The main content of an answer must be right; otherwise a `ComfyUIUnreadableError` says what is wrong. Additional members
+that are malformed are left out: nodes, proxies and forks write there, too.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def queued(answer: Mapping[str, Any]) -> Queued:
 
 
 def queue_items(answer: Mapping[str, Any]) -> dict[str, QueueItem]:
-    """What runs or waits, by id. An item without an id of its own is left out."""
+    """Running and pending prompts, by id. An item without an id of its own is left out."""
     items: dict[str, QueueItem] = {}
     for name, running in (("queue_pending", False), ("queue_running", True)):
         listed = answer.get(name)
@@ -81,7 +81,7 @@ def queue_items(answer: Mapping[str, Any]) -> dict[str, QueueItem]:
 
 
 def queue_item_of_job(job: Mapping[str, Any], prompt_id: str) -> QueueItem | None:
-    """The answer of ``/api/jobs/{id}``; None for a job that is in the queue no more."""
+    """The answer of ``/api/jobs/{id}``; None for a job that is no longer in the queue."""
     if job.get("status") not in ("pending", "in_progress"):
         return None
     number, workflow = _number(job.get("priority")), _object(job.get("workflow"))
@@ -99,7 +99,7 @@ def queue_remaining(answer: Mapping[str, Any]) -> int:
 
 
 def history_entry(answer: Mapping[str, Any], prompt_id: str) -> HistoryEntry | None:
-    """The entry of this prompt; None where the history has none."""
+    """The entry of this prompt; None if the history has none."""
     if prompt_id not in answer:
         return None
     what, entry = "GET /history/{id}", answer[prompt_id]
@@ -124,8 +124,9 @@ def history_entry(answer: Mapping[str, Any], prompt_id: str) -> HistoryEntry | N
 
 
 def object_info(answer: Mapping[str, Any]) -> JSON:
-    """Node definitions by class, without what is no definition, and each without members that are not what they are
-    declared to be: a node of one pack must not fail what is asked about all others."""
+    """Node definitions by class, without malformed definitions, and each without malformed members: a node of one pack
+    must not break questions about all others.
+    """
     return {
         class_type: _definition(definition) for class_type, definition in answer.items() if isinstance(definition, dict)
     }
@@ -198,7 +199,7 @@ def _place(item: Any) -> tuple[float, Mapping[str, Any], Mapping[str, Any], Sequ
 
 
 def _number(value: Any) -> float | None:
-    """A place in an order; NaN is none, and an integer beyond all floats is an infinity."""
+    """A place in an order; None for NaN, an infinity for an integer beyond all floats."""
     if not isinstance(value, int | float) or value != value:
         return None
     try:

@@ -1,11 +1,11 @@
-"""How long to wait before the next try, and the loop that tries a call again.
+"""The delay before the next try, and the loop that repeats a call.
 
-Every loop of ours that waits because something failed takes its delays from `Backoff`. A loop that only repeats a call
-is `retry`; one that keeps something open, or has more than one reason to go round, is written out and asks `delay_s`.
+Every loop of ours that waits because of a failure takes its delays from `Backoff`. A loop that only repeats a call is
+`retry`; a loop that keeps something open, or goes round for several reasons, is written out and asks `delay_s`.
 
-Not tenacity, nor stamina that stands on it: nearly every call succeeds at its first try, and each prompt makes several.
-There `retry` costs 1 µs and tenacity 60 µs, and neither has a delay for the loops that are no calls. The islands
-`engine` and `sdk` have their own.
+tenacity (and stamina, which uses it) is too slow: nearly every call succeeds at its first try, and each prompt makes
+several. `retry` costs 1 µs, tenacity 60 µs, and neither has a delay for loops that are no calls. The islands `engine`
+and `sdk` have their own.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from typing import Any, TypeVar
 
 _T = TypeVar("_T")
 _E = TypeVar("_E", bound=Exception)
-# 2**30 times any start is above any limit of ours; a larger power would only be a larger number.
+# 2**30 times any start is above any limit of ours, so a larger power is not needed.
 _LARGEST_POWER = 30
 
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
-    """Delays that double with each failure: this is the only place that has their growth.
+    """Delays that double with each failure. Only this class knows how they grow.
 
     Attributes:
         start_s: the longest delay after the first failure.
-        max_s: the longest delay of all.
-        jitter: chooses a number between two, so that many clients of one server do not come back together.
+        max_s: the longest delay.
+        jitter: chooses a number between two, so that the clients of one server do not all return at the same time.
     """
 
     start_s: float
@@ -50,7 +50,7 @@ def _always(_error: Exception) -> bool:
 
 
 def _untold(_error: Exception, _failures: int) -> None:
-    """For a caller that does not want to know."""
+    """The default for `told`."""
 
 
 async def retry(
@@ -64,17 +64,17 @@ async def retry(
     told: Callable[[_E, int], Any] = _untold,
     clock: Callable[[], float] = time.monotonic,
 ) -> _T:
-    """The result of `work`, which is called again while it raises one of the errors `on`.
+    """The result of `work`, which is called again while it raises an error of `on`.
 
     Args:
         retries: further calls after the first.
-        within_s: no further call is made when so much time has passed since the first one.
-        worth: False for an error that will be the same at the next try.
-        told: called, within the handling of the error, with each error that is followed by a further try, and with
-            their number.
+        within_s: no further call is made after this time since the first one.
+        worth: False for an error that a further try would repeat.
+        told: called in the handler of each error that is followed by a further try, with the error and the number of
+            failures.
 
     Raises:
-        The last error of `work`, and at once any error that is none of `on` or not `worth` another try.
+        The last error of `work`; at once, any error that is not of `on` or not `worth` another try.
     """
     failures = 0
     deadline = clock() + within_s
@@ -90,7 +90,7 @@ async def retry(
 
 
 def retry_after_of(value: str, now: float) -> float:
-    """Seconds of a ``Retry-After``, which is a number or a date; 0 where it says nothing that is understood."""
+    """Seconds of a ``Retry-After``, which is a number or a date; 0 if it cannot be read."""
     if value.isascii() and value.isdigit():
         return float(value[:9])
     try:

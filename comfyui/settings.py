@@ -285,5 +285,5 @@ def _misspelt(environ: Mapping[str, str], known: Mapping[str, FieldInfo]) -> lis
     for name in environ:
         close = difflib.get_close_matches(name.upper(), known, n=1, cutoff=_ALIKE)
         if close and name.upper() not in known:
-            problems.append(f"{name}: no such setting; did you mean {close[0]}?")
+            problems.append(f"{name}: there is no such setting; did you mean {close[0]}?")
     return problems

@@ -1,4 +1,4 @@
-"""Tasks that run beside their owner: how they are started, how they are ended, and how an event is waited for."""
+"""Tasks that run beside their owner: how they start and end, and how an event is waited for."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _log = structlog.get_logger(__name__)
 
 
 class SideTasks:
-    """Keeps tasks referenced while they run, tells of each that fails by a mistake of ours, and ends with all of them.
+    """Keeps tasks referenced while they run, reports each that fails by a bug of ours, and ends with all of them.
 
     Open it with ``async with``, or call `close`.
 
     Args:
-        crashed: called with a task that ended with an error, in place of a line in the log. An owner that cannot work
+        crashed: called with a task that ended with an error, instead of a line in the log. An owner that cannot work
             without its tasks stops there.
     """
 
@@ -34,10 +34,11 @@ class SideTasks:
         await self.close()
 
     def start(self, work: Coroutine[Any, Any, _T], name: str, context: Context | None = None) -> asyncio.Task[_T]:
-        """Runs `work` in a task of this name, which the log has when it fails.
+        """Runs `work` in a task of this name, which the log shows if it fails.
 
         Args:
-            context: in which it runs; a copy of the caller's when not given. What it logs has what that binds.
+            context: the context of the task; a copy of the caller's when not given. Its log lines have the values bound
+                there.
         """
         task = asyncio.create_task(work, name=name, context=context)
         self._tasks.add(task)
@@ -45,14 +46,14 @@ class SideTasks:
         return task
 
     async def join(self, timeout_s: float | None = None) -> None:
-        """Returns when all tasks that run now have ended by themselves, or after `timeout_s`."""
+        """Returns when all present tasks have ended by themselves, or after `timeout_s`."""
         if others := self._others():
             await asyncio.wait(others, timeout=timeout_s)
 
     async def close(self, *, patience_s: float = 0.0) -> None:
-        """Returns when all tasks have ended; those that run after `patience_s` are cancelled.
+        """Returns when all tasks have ended; those that still run after `patience_s` are cancelled.
 
-        A task that calls it goes on.
+        A task that calls it is not ended.
         """
         if patience_s:
             await self.join(patience_s)
@@ -72,7 +73,7 @@ def _log_crash(task: asyncio.Task[Any]) -> None:
 
 
 def heeded(task: asyncio.Task[Any]) -> None:
-    """For a task that has failed when nobody waits for it any more: its error is no news."""
+    """Marks the error of a task as seen, when no one waits for the task any more."""
     if not task.cancelled():
         task.exception()
 
@@ -80,11 +81,11 @@ def heeded(task: asyncio.Task[Any]) -> None:
 async def end_tasks(*tasks: asyncio.Task[Any]) -> None:
     """Cancels the tasks and returns when all have ended, however they end.
 
-    An error that a task raises while it is being ended is logged, since nobody is left to ask for it. The outcome of a
-    task that had ended before is its owner's business.
+    An error that a task raises while it is ended is logged, because no one else will read it. The outcome of a task
+    that had ended before is its owner's concern.
 
     Raises:
-        asyncio.CancelledError: the caller was cancelled meanwhile. The tasks have ended then, too.
+        asyncio.CancelledError: the caller was cancelled meanwhile. The tasks have ended nevertheless.
     """
     running = [task for task in tasks if not task.done()]
     try:
@@ -98,14 +99,14 @@ async def end_tasks(*tasks: asyncio.Task[Any]) -> None:
 async def _end(tasks: Collection[asyncio.Task[Any]]) -> None:
     for task in tasks:
         task.cancel()
-    # It waits for all of them even when the caller is cancelled meanwhile, and then raises that.
+    # Waits for all of them even if the caller is cancelled meanwhile, and then raises that.
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def happens_within(event: asyncio.Event, timeout_s: float | None) -> bool:
     """Waits for the event; whether it came within `timeout_s` (None: for ever).
 
-    Not `asyncio.wait_for`: up to Python 3.11 it swallows a cancellation that comes together with the event.
+    `asyncio.wait_for` is not used: up to Python 3.11 it swallows a cancellation that comes together with the event.
     """
     try:
         async with asyncio.timeout(timeout_s):

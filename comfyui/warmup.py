@@ -1,4 +1,4 @@
-"""Warming up: a workflow that loads the models is run before the gateway says that it is ready."""
+"""Warming up: a workflow that loads the models runs before the gateway reports that it is ready."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from comfyui.tasks import SideTasks
 from comfyui.workflows.api_format import check_api_format
 
 _PATIENCE_S = 60.0
-# A server whose node definitions are not known yet gets none in the first one.
+# A server whose node definitions are not known yet gets no prompt in the first round.
 _ROUNDS = 3
 _BACKOFF = Backoff(start_s=1.0, max_s=30.0)
 
@@ -33,7 +33,7 @@ def load_workflow(path: Path) -> dict[str, Any]:
     """A workflow in API format from a file.
 
     Raises:
-        ValueError: it cannot be read or is no such workflow; the text says why.
+        ValueError: it cannot be read or is not such a workflow; the text says why.
     """
     try:
         workflow = jsonio.loads(path.read_bytes())
@@ -49,10 +49,10 @@ def load_workflow(path: Path) -> dict[str, Any]:
 
 
 class WarmUp:
-    """Runs a workflow once on each server that is up, again and again until it worked; meanwhile nothing is ready.
+    """Runs a workflow on each server that is up, again and again until it worked; the gateway is not ready before.
 
-    Prompts are taken all the same: only the probe tells that they may be slow. A workflow that fails keeps the gateway
-    unready on purpose, so that a rollout stops before the old version is gone.
+    Prompts are accepted nevertheless: only the probe says that they may be slow. A workflow that fails keeps the
+    gateway unready on purpose, so that a rollout stops while the old version still runs.
     """
 
     def __init__(self, workflow: dict[str, Any], *, timeout_s: float) -> None:
@@ -62,11 +62,13 @@ class WarmUp:
 
     def why_not_ready(self, *, in_detail: bool) -> str | None:
         """See `comfyui.handler.Readiness`."""
-        return self._missing if in_detail or self._missing is None else "not warm: WARMUP_WORKFLOW has not run through"
+        return (
+            self._missing if in_detail or self._missing is None else "not warm: WARMUP_WORKFLOW has not yet succeeded"
+        )
 
     @asynccontextmanager
     async def running(self, handler: ComfyUIHandler) -> AsyncIterator[None]:
-        """Warm the servers of `handler` beside the ``async with`` body."""
+        """Warms the servers of `handler` beside the ``async with`` body."""
         async with SideTasks() as tasks:
             tasks.start(self._run(handler), "warm up")
             yield
@@ -97,8 +99,8 @@ class WarmUp:
                 return
 
     async def _run_on_all(self, handler: ComfyUIHandler) -> set[str]:
-        """The names of the servers that have run it. Raises what the first run failed with."""
-        # The least busy server is chosen for each, so that every one gets one.
+        """The names of the servers that have run it. Raises the error of the first run."""
+        # Each prompt goes to the least busy server, so that every server gets one.
         runs = [
             handler.submit_prompt_sync(PromptRequest(prompt=self._workflow), timeout_s=self._timeout_s)
             for _ in _to_warm(handler.pool)
@@ -112,5 +114,5 @@ class WarmUp:
 
 
 def _to_warm(pool: BackendPool) -> Sequence[Server]:
-    """RunPod starts and ends its machines itself, and bills each run: it is warmed only where nothing else is there."""
+    """RunPod starts and ends its machines itself, and bills each run: it is warmed only if there is no other server."""
     return [server for server in pool.ready if server in pool.servers] or pool.ready_servers

@@ -142,7 +142,7 @@ async def test_a_probe_tells_addresses_and_reasons_to_those_with_a_key_only(
         "healthy": None,
         "unreachable": "ComfyUI servers: 1 starting",
         "broken": "ComfyUI servers: 1 broken",
-        "cold": "not warm: WARMUP_WORKFLOW has not run through",
+        "cold": "not warm: WARMUP_WORKFLOW has not yet succeeded",
     }
     assert ready.get("reason") == expected[state]
 

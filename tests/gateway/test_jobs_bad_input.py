@@ -150,7 +150,7 @@ async def test_the_query_of_a_submission_is_refused_by_name(
         ({"labels": {"a": "\x00"}}, f"labels: the value of 'a' {UNFIT}"),
         ({"labels": {"a": "b\u202ec"}}, f"labels: the value of 'a' {UNFIT}"),
         ({"labels": {"a": "\ud800"}}, f"labels: the value of 'a' {UNFIT}"),
-        ({"labels": {f"k{n}": "" for n in range(17)}}, "labels: at most 16 labels are taken; these are 17"),
+        ({"labels": {f"k{n}": "" for n in range(17)}}, "labels: at most 16 labels are allowed; these are 17"),
         ({"labels": ["a"]}, "labels: Input should be an object"),
         ({"labels": "a=b"}, "labels: Input should be an object"),
         ({"label": {"a": "b"}}, "label: there is no such field"),
