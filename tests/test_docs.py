@@ -154,6 +154,13 @@ def test_every_log_line_is_described_with_its_level_logger_and_fields() -> None:
         assert line == lines[event], f"{event}: docs/data.md first, the source second"
 
 
+def test_the_index_has_each_page_of_the_docs() -> None:
+    folder = ROOT / "docs"
+    linked = re.findall(r"\]\(([\w-]+\.md)\)", page("README.md"))
+    pages = {path.name for path in folder.glob("*.md")} - {"README.md"}
+    assert sorted(pages) == sorted(set(linked))
+
+
 @pytest.mark.parametrize("name", ["reliability.md", "comfy-api-v2.md"])
 def test_every_promise_names_a_test_that_exists(name: str) -> None:
     named = set(re.findall(r"`(test_\w+)`", page(name)))

@@ -48,7 +48,11 @@ python() {
     *) "$PYTHON" "$@" ;;
   esac
 }
-curl() { command curl --silent --show-error --fail-with-body --header "X-API-Key: $KEY" "$@"; }
+# Again, since a named workflow is there a moment after its file.
+curl() {
+  command curl --silent --show-error --fail-with-body --retry 10 --retry-delay 1 --retry-all-errors \\
+    --header "X-API-Key: $KEY" "$@"
+}
 make() { "$PYTHON" "$ROOT/examples/$1.py"; }
 jq() { "$PYTHON" -c 'import json, sys; [print(one["path"]) for one in json.load(sys.stdin)["images"]]'; }
 """
@@ -81,7 +85,7 @@ def name_of(page: Path) -> str:
 async def gateway_for(page: Path, folder: Path) -> AsyncIterator[RunningGateway]:
     """It asks for a key, and knows its own address, where the page is about that."""
     text = page.read_text()
-    workflows = folder / "workflows"
+    workflows = folder / "my-workflows"
     await asyncio.to_thread(shutil.copytree, ROOT / "examples/workflows", workflows)
     for suffix in (".json", ".toml"):  # the portrait that docs/workflows.md writes has the parameters of this one
         shutil.copyfile(workflows / f"text-to-image{suffix}", workflows / f"portrait{suffix}")
@@ -119,7 +123,6 @@ async def folder_of(folder: Path) -> Path:
     """The examples, and the files that pages call their reader's own."""
 
     def make() -> None:
-        folder.mkdir()
         shutil.copytree(ROOT / "examples", folder / "examples")
         shutil.copy(ROOT / "examples/txt2img.json", folder / "workflow.json")
         graph = json.loads((ROOT / "examples/txt2img.json").read_text())
@@ -174,9 +177,9 @@ def test_a_block_that_is_not_run_says_why(page: Path) -> None:
     "page", [page for page in PAGES if any(one.mark is None for one in blocks_of(page))], ids=name_of
 )
 async def test_the_commands_and_programs_of_the_docs_work(tmp_path: Path, page: Path) -> None:
-    folder = await folder_of(tmp_path / "reader")
+    folder = await folder_of(tmp_path)
     blocks = [one for one in blocks_of(page) if one.mark is None]
-    async with gateway_for(page, tmp_path) as gateway:
+    async with gateway_for(page, folder) as gateway:
         jobs = await jobs_on(gateway)
         commands = [as_run(one, gateway, jobs) for one in blocks if one.language == "sh"]
         await run(folder, gateway, "bash", "-c", _PREAMBLE + "\n".join(commands))
