@@ -97,6 +97,9 @@ _TARGETS: Mapping[tuple[str, str], tuple[str, Any]] = {
     ("GET", "/api/v2/jobs/*/events"): ("/api/v2/jobs/{job}/events", None),
     ("GET", "/api/v2/jobs/*/logs"): ("/api/v2/jobs/{job}/logs", None),
     ("POST", "/api/v2/jobs/*/cancel"): ("/api/v2/jobs/{job}/cancel", None),
+    ("POST", "/console/jobs/*/again"): ("/console/jobs/{job}/again", None),
+    ("POST", "/console/jobs/*/changed"): ("/console/jobs/{job}/changed", None),
+    ("POST", "/console/jobs/*/webhook"): ("/console/jobs/{job}/webhook", None),
     ("GET", "/models/*"): ("/models/checkpoints", None),
     ("GET", "/view_metadata/*"): ("/view_metadata/loras?filename=x.safetensors", None),
     ("GET", "/object_info/*"): ("/object_info/KSampler", None),
@@ -194,6 +197,9 @@ class _Asking:
     async def _status(self, example: Example, key: str) -> int:
         headers = bearer(key) if key else {}
         target = self._filled(example.target)
+        if target.startswith("/console"):
+            # The console takes changes from its own pages only.
+            headers["Origin"] = self.gateway.url
         if example.method == "websocket":
             try:
                 async with self.http.ws_connect(target, headers=headers):

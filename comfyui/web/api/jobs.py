@@ -227,15 +227,20 @@ async def page_of_jobs(request: Request, asked: ListCall) -> JobList:
 
 async def sent_again(request: Request, prompt_id: str) -> Response:
     """The answer to a POST that wants a job's webhooks sent again."""
+    record, deliveries = await webhooks_again(request, prompt_id)
+    shown = SentAgain(prompt_id=prompt_id, webhook=_webhooks(record.webhook, deliveries))
+    return json_response(202, shown, {"Cache-Control": "no-store"})
+
+
+async def webhooks_again(request: Request, prompt_id: str) -> tuple[JobRecord, list[Delivery]]:
+    """Sends the webhooks of a job's present run again; the job, and these webhooks. Raises as `send_again`."""
     gateway = gateway_of(request)
     journal, origin = gateway.handler.journal, origin_of(request)
     known = await journal.get(prompt_id)
     if known is not None and not origin.sees(known.owner):
         raise ComfyUINotFoundError(UNKNOWN_JOB, prompt_id=prompt_id)
     gateway.options.webhooks.check_enabled(gateway.keys.rules_of(known.owner) if known else origin.rules)
-    record, deliveries = await send_again(journal, gateway.handler.entries.announcements, prompt_id)
-    shown = SentAgain(prompt_id=prompt_id, webhook=_webhooks(record.webhook, deliveries))
-    return json_response(202, shown, {"Cache-Control": "no-store"})
+    return await send_again(journal, gateway.handler.entries.announcements, prompt_id)
 
 
 def pending(request: Request, look: Look, preferred: Preferences) -> Response:

@@ -11,6 +11,7 @@ from typing import Any
 import jinja2
 from fastapi import Request, Response
 
+from comfyui.jsonio import without_surrogates
 from comfyui.web.console.static_files import static_files
 from comfyui.web.console.texts import TEXTS
 from comfyui.web.console.viewer import visitor_of
@@ -50,8 +51,11 @@ def fragment(request: Request, template: str, **context: Any) -> str:
 
 
 def render(template: str, **context: Any) -> str:
-    """A template for no request in particular: the caller gives `root`, `static` and `visitor` where it needs them."""
-    return _environment().get_template(template).render(**context)
+    """A template for no request in particular: the caller gives `root`, `static` and `visitor` where it needs them.
+
+    UTF-8 cannot carry lone surrogates, which a workflow may have: U+FFFD stands in their place.
+    """
+    return without_surrogates(_environment().get_template(template).render(**context))
 
 
 def root_of(request: Request) -> str:
