@@ -326,7 +326,11 @@ async def test_a_change_that_no_page_of_ours_sends_is_refused(gateway: RunningGa
 
 
 async def test_webhooks_are_shown_and_sent_again(engine: Engine) -> None:
-    settings = {"webhook_secret": SECRET, "public_url": "https://gw.example", "webhook_url_allow": ["127.0.0.0/8"]}
+    settings: dict[str, Any] = {
+        "webhook_secret": SECRET,
+        "public_url": "https://gw.example",
+        "webhook_url_allow": ["127.0.0.0/8"],
+    }
     async with receiver() as hook, running_gateway(engine.url, **settings) as gateway:
         url = hook.url("/hook?token=secret")
         prompt_id = await submit(gateway, invert_workflow(), webhook={"url": url})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import secrets
@@ -191,7 +190,7 @@ def _kind_of(value: Any) -> Kind:
 
 def _shown(field: str, node_id: str, name: str, value: Any) -> Value:
     kind = _kind_of(value)
-    text = value if kind == "text" else json.dumps(value, ensure_ascii=False)
+    text = value if kind == "text" else jsonio.dumps_for_comfyui(value).decode()
     shown = jsonio.without_surrogates(text[:_LONGEST_SHOWN])
     return Value(field, node_id, name, kind, shown, len(text) > _LONGEST_SHOWN)
 
