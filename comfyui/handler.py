@@ -98,7 +98,7 @@ class ComfyUIHandler:
 
     Attributes:
         admission, claims, verdicts: resolve ids and idempotency keys, and accept prompts as ComfyUI does.
-        draining: whether it accepts no more prompts.
+        draining: set once it accepts no more prompts.
         moving: gives a waiting job another place in the order.
         made, uploads: files made by prompts, and files uploaded by clients, if prompts wait in the gateway.
         fleet: the definitions of all servers, as if they were one.
@@ -146,7 +146,7 @@ class ComfyUIHandler:
         self.verdicts = Verdicts(self.admission, self._cancels, refusals, options.run_limits, options.limits)
         parts = (entries, pool, self._runner, self._runs, self.queue, self._cancels)
         self._recovery = Recovery(*parts, reattach_s=options.reattach_s)
-        self._waiting, self.draining, self._idle = 0, False, asyncio.Event()
+        self._waiting, self.draining, self._idle = 0, asyncio.Event(), asyncio.Event()
         self._idle.set()
 
     async def __aenter__(self) -> Self:
@@ -160,7 +160,7 @@ class ComfyUIHandler:
         return self
 
     async def __aexit__(self, *_exc: object) -> None:
-        self.draining = True
+        self.draining.set()
         await self._recovery.close()
         await self.removal.close()
         await self.queue.close()
@@ -291,7 +291,7 @@ class ComfyUIHandler:
 
     def why_not_ready(self, *, in_detail: bool = True) -> str | None:
         """Why a prompt would be refused now; None if not. Without `in_detail`, no addresses and no messages."""
-        if self.draining:
+        if self.draining.is_set():
             return "shutting down"
         if self._waiting >= self._options.max_concurrent_requests:
             return f"at the limit of {self._options.max_concurrent_requests} waiting requests"
@@ -316,7 +316,7 @@ class ComfyUIHandler:
 
     async def drain(self, grace_s: float) -> None:
         """Accepts nothing new, waits for the prompts in flight, then answers the rest with 503 and their prompt_id."""
-        self.draining = True
+        self.draining.set()
         try:
             async with asyncio.timeout(grace_s):
                 await self._idle.wait()
@@ -340,7 +340,7 @@ class ComfyUIHandler:
 
     def refuse_when_draining(self) -> None:
         """Raises the error with which `drain` refuses."""
-        if self.draining:
+        if self.draining.is_set():
             self.metrics.rejected.labels("draining").inc()
             raise ComfyUIShutdownError("the gateway is shutting down and takes no new prompts")
 
@@ -394,5 +394,5 @@ class ComfyUIHandler:
                 self._cancels.give_up(job, job.cancel_wanted)
 
     def _did_not_come_back(self, job: Job, joined: int) -> None:
-        if job.joined == joined and not job.ended and not job.stays and not self.draining:
+        if job.joined == joined and not job.ended and not job.stays and not self.draining.is_set():
             self._cancels.give_up(job, "disconnect")

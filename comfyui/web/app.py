@@ -36,6 +36,7 @@ from comfyui.web.comfyui.hub.hub import Hub, HubOptions
 from comfyui.web.comfyui.proxy import Relay, RelayOptions
 from comfyui.web.comfyui.upstreams import Upstreams
 from comfyui.web.console import routes as console
+from comfyui.web.console.feed import Consoles, keep_consoles
 from comfyui.web.front.auth import Guard
 from comfyui.web.front.entry import Entry
 from comfyui.web.front.errors import install_error_handlers
@@ -237,7 +238,9 @@ class Gateway(FastAPI):
                 _following(self.app_options),
                 nullcontext() if self._mcp is None else self._mcp.running(),
                 SentBytes(found.handler.journal).writing() as sent,
+                Consoles(found.handler, self.app_options.keys, self.app_options.web.keep_alive_s) as consoles,
             ):
+                keep_consoles(self, consoles)
                 self._serve_requests(found, upstreams, hub, sent)
                 opened.set()
                 await stop.wait()

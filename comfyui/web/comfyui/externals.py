@@ -15,6 +15,8 @@ from comfyui.web.comfyui.job_items import ShownJob
 OWNER = "external"
 # Seconds. What a server said is shown again for so long, and so long a server may take to say it.
 _FRESH_S = 1.0
+# As long as it tells of no change of its queue, it need not be asked so often.
+_SILENT_S = 10.0
 _PATIENCE_S = 2.0
 
 
@@ -23,7 +25,7 @@ class Externals:
 
     def __init__(self, handler: ComfyUIHandler) -> None:
         self._handler = handler
-        self._known: dict[Backend, tuple[float, list[QueueItem]]] = {}
+        self._known: dict[Backend, tuple[float, int, list[QueueItem]]] = {}
 
     def count(self) -> int:
         """How many there are, as far as is known."""
@@ -31,17 +33,27 @@ class Externals:
 
     async def all(self) -> tuple[list[ShownJob], list[ShownJob]]:
         """Those that run, and those that wait. A server that does not answer soon has none."""
-        found = await asyncio.gather(*(self._on(backend) for backend in self._servers()))
-        items = [item for some in found for item in some]
+        items = [item for some in (await self.by_server()).values() for item in some]
         return list(_shown(items, running=True)), list(_shown(items, running=False))
 
+    async def by_server(self) -> dict[str, list[QueueItem]]:
+        """As `all`, by the names of the servers that have some."""
+        servers = self._servers()
+        found = await asyncio.gather(*(self._on(backend) for backend in servers))
+        return {backend.name: items for backend, items in zip(servers, found, strict=True) if items}
+
     def _servers(self) -> list[Backend]:
-        return [backend for backend in self._handler.pool.ready if backend.watcher.others]
+        # Where prompts wait in ComfyUI's own queue, nobody counts those of others: any may be.
+        ours = self._handler.queue.are_all_here
+        ready = self._handler.pool.ready
+        return [one for one in ready if (one.watcher.others if ours else one.watcher.queue_remaining)]
 
     async def _on(self, backend: Backend) -> list[QueueItem]:
-        at, items = self._known.get(backend, (float("-inf"), []))
-        if time.monotonic() - at < _FRESH_S:
+        at, signs, items = self._known.get(backend, (float("-inf"), -1, []))
+        has_said_nothing = backend.watcher.connected and backend.watcher.signs == signs
+        if time.monotonic() - at < (_SILENT_S if has_said_nothing else _FRESH_S):
             return items
+        signs = backend.watcher.signs
         try:
             async with asyncio.timeout(_PATIENCE_S):
                 queue = await backend.client.get_queue()
@@ -51,7 +63,7 @@ class Externals:
         # What is ours and has ended here may be there for a moment longer.
         ours = {prompt_id for prompt_id in ids if await self._handler.journal.get(prompt_id) is not None}
         items = [queue[prompt_id] for prompt_id in ids if prompt_id not in ours]
-        self._known[backend] = time.monotonic(), items
+        self._known[backend] = time.monotonic(), signs, items
         return items
 
 

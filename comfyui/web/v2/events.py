@@ -103,7 +103,7 @@ class _Stream:
         if record is None:
             return
         async with following(self._gateway.handler.admission, record, self._news) as job:
-            while not self._gateway.handler.draining:
+            while not self._gateway.handler.draining.is_set():
                 self._news.came.clear()
                 if job is None or job.ended:
                     self._look = await look_at(self._request)
