@@ -7,7 +7,6 @@ from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Self
 
-import structlog
 from fastapi import FastAPI, Request
 
 from comfyui import jsonio
@@ -24,13 +23,13 @@ from comfyui.web.console.server_facts import ServerFacts
 from comfyui.web.console.static_files import static_files
 from comfyui.web.console.viewer import Visitor
 
-_log = structlog.get_logger("console")
-
 PROGRESS_EVERY_S = 0.08
 """Between two messages of progress."""
 _LOOK_EVERY_S = 0.5
 # Of a server that goes down, say, nobody is told.
 _LOOK_UNASKED_S = 1.0
+# Ends that wait to be told while the journal cannot be read.
+_ENDS_KEPT = 1000
 
 
 class Consoles:
@@ -56,7 +55,7 @@ class Consoles:
         self._has_changed = False
         self._timer: asyncio.TimerHandle | None = None
         self._flushed_at = 0.0
-        self._tasks = SideTasks(self._failed)
+        self._tasks = SideTasks()
         self._hearing = ExitStack()
         self._always = SideTasks()
 
@@ -116,7 +115,7 @@ class Consoles:
     def _start(self) -> None:
         self._hearing.enter_context(self._handler.pool.frames.heard_by(self))
         self._hearing.enter_context(self._handler.journal.writes.heard_by(self))
-        self._tasks = SideTasks(self._failed)
+        self._tasks = SideTasks()
         self._tasks.start(self._look(), "consoles look")
         self._tasks.start(self._show_life(), "consoles alive")
 
@@ -130,11 +129,6 @@ class Consoles:
         self._running.clear()
         self.view.forget()
         self._ended.clear()
-
-    def _failed(self, task: asyncio.Task[Any]) -> None:
-        """A mistake of ours: the consoles come back, and begin anew."""
-        _log.critical("side_task.crashed", task=task.get_name(), exc_info=task.exception())
-        self._end_all()
 
     async def _end_with_gateway(self) -> None:
         await self._handler.draining.wait()
@@ -218,6 +212,13 @@ class Consoles:
     # Servers, the queue, and ends
 
     async def _look(self) -> None:
+        try:
+            await self._look_on()
+        except Exception:
+            self._end_all()  # they come back, and all begins anew
+            raise
+
+    async def _look_on(self) -> None:
         while True:
             await happens_within(self._news, _LOOK_UNASKED_S)
             self._news.clear()
@@ -253,8 +254,8 @@ class Consoles:
             return
         try:
             records = await self._handler.journal.get_all(ended)
-        except JournalError as error:
-            _log.warning("console.ends_not_told", detail=error.detail)
+        except JournalError:
+            self._ended = [*ended, *self._ended][-_ENDS_KEPT:]  # readiness and log say why
             return
         for record in records:
             if record.state.is_end:
