@@ -1,7 +1,8 @@
 """`FreshJobs`: jobs that were submitted a moment ago. Their callers ask for them at once, and are answered from memory.
 
-A quick job has often ended before its caller asks for the first time. The sizes of its files are asked for as soon as
-its nodes have told of them, so that the answer waits for no server, and its end need not be read from the journal.
+A quick job has often ended before its caller asks for the first time. The sizes of its files are asked for in the very
+turn in which its nodes tell of them, before its history is: ComfyUI answers one question after the other, and the
+answer to the caller waited 0.6 ms longer where a task had to wake up first. The end is not read from the journal.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 from comfyui.assets.outputs import JobOutput, outputs_of
 from comfyui.jobs.job import Job
@@ -40,32 +41,34 @@ class FreshJob:
     def __init__(self, job: Job, outputs: Measures, tasks: SideTasks) -> None:
         self.job = job
         self._outputs = outputs
+        self._tasks = tasks
         self._known: dict[str, OutputFacts] = {}
-        self._asked: set[str] = set()
+        self._asked: dict[str, Any] = {}
         self._attempt: tuple[Fence, str] | None = None
-        self._measuring = tasks.start(self._measure(), f"measure {job.prompt_id}")
+        self._measuring: set[asyncio.Task[None]] = set()
+        job.follow_outputs(self._look)
 
     async def facts(self) -> Mapping[str, OutputFacts]:
         """What is known of the files of the job, which has ended: by the ids of the outputs. Not of all, perhaps."""
-        await asyncio.wait([self._measuring])
+        while self._measuring:
+            await asyncio.wait(self._measuring)
         return self._known
 
     def stop(self) -> None:
         """Ask for no more."""
-        self._measuring.cancel()
+        self.job.unfollow_outputs(self._look)
+        for task in self._measuring:
+            task.cancel()
 
-    async def _measure(self) -> None:
+    def _look(self) -> None:
         job = self.job
-        while not job.ended:
-            told = {event.node: dict(event.output) for event in job.made()}
-            if told and job.backend is not None:
-                await self._ask(job.backend.name, outputs_of(job.prompt_id, told))
-            await job.made_more(len(told))
         if job.state is State.SUCCEEDED:
             result = job.result()
-            await self._ask(result.server, outputs_of(job.prompt_id, result.outputs))
+            self._ask(result.server, result.outputs)
+        elif job.backend is not None and not job.ended:
+            self._ask(job.backend.name, {event.node: dict(event.output) for event in job.made()})
 
-    async def _ask(self, server: str, made: list[JobOutput]) -> None:
+    def _ask(self, server: str, made: Mapping[str, Any]) -> None:
         if self.job.entry is None:
             return
         attempt = self.job.entry.fence, server
@@ -74,12 +77,23 @@ class FreshJob:
             self._attempt = attempt
             self._asked.clear()
             self._known.clear()
-        fresh = [one for one in made if one.id not in self._asked]
+        # ComfyUI's history says the same of a node as its event, most of the time.
+        new = {node: output for node, output in made.items() if node not in self._asked or self._asked[node] != output}
+        if new:
+            self._asked |= new
+            task = self._tasks.start(self._measure(attempt, new), f"measure {self.job.prompt_id}")
+            self._measuring.add(task)
+            task.add_done_callback(self._measuring.discard)
+
+    async def _measure(self, attempt: tuple[Fence, str], made: Mapping[str, Any]) -> None:
+        (prompt_id, run, _), server = attempt
+        found = outputs_of(prompt_id, made)
+        fresh = [one for one in found if one.id not in self._known]
         if not fresh:
             return
-        self._asked |= {one.id for one in fresh}
-        fence = attempt[0]
-        self._known |= {one.id: one for one in await self._outputs.measured(fence.prompt_id, fence.run, server, fresh)}
+        measured = await self._outputs.measured(prompt_id, run, server, fresh)
+        if attempt == self._attempt:
+            self._known |= {one.id: one for one in measured}
 
 
 class FreshJobs:

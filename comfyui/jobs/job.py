@@ -112,7 +112,7 @@ class Job:
         self._executed: dict[str, Executed] = {}
         self._waiting: set[asyncio.Future[None]] = set()
         self._asking: set[asyncio.Future[None]] = set()
-        self._reading: set[asyncio.Future[None]] = set()
+        self._looks: set[Callable[[], None]] = set()
         self._task: asyncio.Task[None] | None = None
         self._limit: asyncio.Timeout | None = None
         self._cancelled_with: tuple[State, ComfyUIError] | None = None
@@ -365,8 +365,8 @@ class Job:
         elif isinstance(event, Executed):
             if self.collects:
                 self._executed[event.node] = event
-                for woken in self._reading:
-                    _set(woken)
+                for look in self._looks:
+                    look()
             if self.owner is not None:
                 self._shown.update(_places_in(event))
         for listener in tuple(self._listeners):
@@ -447,16 +447,14 @@ class Job:
             self._waiting.discard(woken)
         return self.ended
 
-    async def made_more(self, nodes: int) -> None:
-        """Returns once another number of nodes than this has told of what it made, or there is an outcome."""
-        if self.ended or len(self._executed) != nodes:
-            return
-        woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._reading.add(woken)
-        try:
-            await woken
-        finally:
-            self._reading.discard(woken)
+    def follow_outputs(self, look: Callable[[], None]) -> None:
+        """Calls `look` now, each time that a node has told of what it made, and once there is an outcome."""
+        self._looks.add(look)
+        look()
+
+    def unfollow_outputs(self, look: Callable[[], None]) -> None:
+        """`look` is not to be called any more."""
+        self._looks.discard(look)
 
     # The verdict
 
@@ -553,8 +551,10 @@ class Job:
 
     def _end(self, state: State) -> None:
         self.state = state
-        for woken in (*self._waiting, *self._asking, *self._reading):
+        for woken in (*self._waiting, *self._asking):
             _set(woken)
+        for look in self._looks:
+            look()
 
     @property
     def failure_code(self) -> str:
