@@ -137,6 +137,7 @@ def preflight(
     targets: Collection[str] | None = None,
     new_choices_checked: bool = False,
     limits: Limits = DEFAULT_LIMITS,
+    names_closest: bool = True,
 ) -> list[Problem]:
     """Everything that is wrong with a workflow in API format, in node order, errors and warnings.
 
@@ -147,8 +148,10 @@ def preflight(
         staged: ``(node id, input name)`` of inputs whose file is placed in ComfyUI before the workflow is queued.
         targets: as ``partial_execution_targets``; None: every output node.
         new_choices_checked: this ComfyUI checks the choices of new (V3) nodes too; 0.3.64 does not, later ones do.
+        names_closest: whether problems name what may have been meant, for which long lists are compared.
     """
-    return _Check(prompt, object_info, frozenset(staged), targets, new_choices_checked, limits).run()
+    lookups = _MAX_LOOKUPS if names_closest else 0
+    return _Check(prompt, object_info, frozenset(staged), targets, new_choices_checked, limits, lookups).run()
 
 
 def refusal(problems: Sequence[Problem]) -> ComfyUIValidationError | None:
@@ -185,6 +188,7 @@ class _Check:
         targets: Collection[str] | None,
         new_choices_checked: bool,
         limits: Limits,
+        lookups: int,
     ) -> None:
         self._prompt = prompt
         self._info = object_info
@@ -200,7 +204,7 @@ class _Check:
         self._choices: dict[int, _Choices] = {}
         """By the identity of the list, which is kept with it."""
         self._by_title: dict[str, tuple[str, ...]] | None = None
-        self._lookups_left = _MAX_LOOKUPS
+        self._lookups_left = lookups
         self._found = _Found(limits.max_problems)
 
     def run(self) -> list[Problem]:
