@@ -33,6 +33,7 @@ from comfyui.jobs.admission import UNKNOWN, Admission, Look
 from comfyui.jobs.cancels import Cancels, given_up
 from comfyui.jobs.claims import Claims
 from comfyui.jobs.entries import Entries
+from comfyui.jobs.etas import Etas
 from comfyui.jobs.fingerprints import fingerprint_of
 from comfyui.jobs.history import JobHistory
 from comfyui.jobs.inputs import JobInputs
@@ -138,6 +139,7 @@ class ComfyUIHandler:
         self._runs = Runs(self._runner, self._cancels, limits, self.metrics, deliverer, shows_history=ours)
         brought = JobInputs(self._inputs, stager, pool, self.uploads, options.limits)
         self.queue = JobQueue(entries, pool, self._turns, self._runs, brought, options.queue)
+        self.etas = Etas(pool, self._turns, self._runs)
         self.standing = StandingJobs(pool, self._turns, self._runs, self.queue, self._cancels)
         self.admission = Admission(entries, self._runs, self.queue, brought)
         self.moving = Moving(entries.journal, self._runs, self.queue, self._turns.numbers)

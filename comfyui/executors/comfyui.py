@@ -117,10 +117,13 @@ class PromptRunner:
             ComfyUIConflictError: ComfyUI knows it from another request.
             ComfyUIError: whatever else went wrong in the end.
         """
+        ran_s = 0.0
         try:
-            return await self._run(job)
+            result = await self._run(job)
+            ran_s = result.timings.executing_s
+            return result
         finally:
-            self._places.leave(job)
+            self._places.leave(job, ran_s)
 
     async def _run(self, job: Assignment) -> PromptResult:
         if job.placed_before and (attempt := await job.attempts.found()) is not None:

@@ -60,5 +60,5 @@ class Places(Protocol):
     def accepted(self, job: Assignment) -> None:
         """ComfyUI has the prompt in its queue."""
 
-    def leave(self, job: Assignment) -> None:
-        """The place of the prompt is free, where it has one."""
+    def leave(self, job: Assignment, ran_s: float) -> None:
+        """The place of the prompt is free, where it has one. `ran_s`: how long it ran, where it ended well; else 0."""

@@ -138,6 +138,10 @@ class Ticket:
         self.placing = 0
         self.accepted = self.began = False
 
+    @property
+    def standing(self) -> Standing:
+        return Standing(self.prompt_id, self.share.name, self.server, self.accepted)
+
     def wait(self, loaders: frozenset[str], shape: Hashable, lane: Lane) -> None:
         """It was found on the server, and has not begun. Not while it is in a line."""
         self.loaders, self.shape, self.lane = loaders, shape, lane

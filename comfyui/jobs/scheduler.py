@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from comfyui.jobs.lines import NO_NAMES, Lane, Lines, Standing, Ticket, Waiting
+from comfyui.jobs.lines import ANYWHERE, NO_NAMES, Lane, Lines, Standing, Ticket, Waiting
 from comfyui.jobs.server_places import ServerPlaces, Servers
 from comfyui.jobs.shares import NO_TERMS, Share, Shares, Terms
 
@@ -54,14 +54,17 @@ class TakeBack:
 
 
 class Scheduler:
-    """All jobs that wait and all servers. What happens is told by its methods; `decide` says what to do."""
+    """All jobs that wait and all servers. What happens is told by its methods; `decide` says what to do.
+
+    `shares` has what each owner has and used: it is to be asked, and told nothing.
+    """
 
     def __init__(self, options: SchedulerOptions = SchedulerOptions()) -> None:
         self._options = options
         self._lines = Lines()
         self._servers = Servers()
         self._tickets: dict[str, Ticket] = {}
-        self._shares = Shares(self._lines.least_used)
+        self.shares = Shares(self._lines.least_used)
         self._taking: dict[str, ServerPlaces] = {}
         # By the lane of the job for which it is cleared, as the last decision said.
         self._cleared: dict[Lane, ServerPlaces] = {}
@@ -92,12 +95,12 @@ class Scheduler:
     def add(self, job: Waiting, terms: Terms = NO_TERMS) -> None:
         """The job waits from now on, wherever it was before."""
         self.left(job.prompt_id)
-        self._lines.add(self._ticket(job, self._shares.of(job.owner, terms)))
+        self._lines.add(self._ticket(job, self.shares.of(job.owner, terms)))
 
     def occupy(self, job: Waiting, server: str, now: float, terms: Terms = NO_TERMS) -> None:
         """The job is on the server already. It counts as one that runs, until `found_waiting`."""
         self.left(job.prompt_id)
-        ticket = self._ticket(job, self._shares.of(job.owner, terms))
+        ticket = self._ticket(job, self.shares.of(job.owner, terms))
         self._put(ticket, self._servers[server], now)
         ticket.accept()
         ticket.begin()
@@ -135,7 +138,7 @@ class Scheduler:
             self._lines.remove(ticket)
         else:
             self._take(ticket, ticket.server, seconds)
-        self._shares.perhaps_idle(ticket.share)
+        self.shares.perhaps_idle(ticket.share)
 
     def set_lane(self, prompt_id: str, lane: Lane) -> None:
         """It has become known on which servers a job that waits, here or behind another prompt, can run."""
@@ -155,6 +158,11 @@ class Scheduler:
             self._lines.remove(ticket)
             ticket.move(priority, turn)
             self._lines.add(ticket)
+
+    def shape_of(self, prompt_id: str) -> Hashable:
+        """What the lane of a job was found from; None where that is not known."""
+        ticket = self._tickets.get(prompt_id)
+        return None if ticket is None else ticket.shape
 
     def shapes(self) -> Iterator[tuple[str, Hashable, Lane]]:
         """Id, shape and lane of each job that waits, here or behind another prompt: that may be taken back."""
@@ -187,7 +195,7 @@ class Scheduler:
 
     def set_terms(self, terms_of: Callable[[str | None], Terms]) -> None:
         """Each owner is on these terms from now on."""
-        self._shares.set_terms(terms_of)
+        self.shares.set_terms(terms_of)
 
     # Deciding
 
@@ -228,8 +236,8 @@ class Scheduler:
         server = _first_for(job.loaders, able)
         if not server.is_busy and self._waits_elsewhere(server, job.priority) is not None:
             return None
-        if (share := self._shares.of(job.owner, terms)).account.is_full:
-            self._shares.perhaps_idle(share)
+        if (share := self.shares.of(job.owner, terms)).account.is_full:
+            self.shares.perhaps_idle(share)
             return None
         self._cleared = {}
         self._put(self._ticket(job, share), server, now)
@@ -248,14 +256,21 @@ class Scheduler:
 
     def standing(self) -> list[Standing]:
         """All jobs: those on servers in the order in which they came there, then the others about in turn."""
-        placed = [ticket for ticket in self._tickets.values() if ticket.server is not None]
-        placed.sort(key=lambda ticket: ticket.placing)
-        waiting = self._lines.in_turn(self._shares.mean_s)
-        return [Standing(one.prompt_id, one.share.name, one.server, one.accepted) for one in (*placed, *waiting)]
+        return [*self.placed(), *self.in_turn()]
 
-    def count(self, owns: Callable[[str | None], bool]) -> int:
-        """How many jobs wait or are on a server, of owners that `owns` picks."""
-        return sum(share.waiting + share.placed for share in self._shares.all() if owns(share.name))
+    def in_turn(self) -> Iterator[Standing]:
+        """The jobs that wait, about in turn. Take what is needed before anything else happens here."""
+        return (ticket.standing for ticket in self._lines.in_turn(self.shares.mean_s))
+
+    def placed(self) -> list[Standing]:
+        """The jobs on servers, in the order in which they came there."""
+        placed = [ticket for ticket in self._tickets.values() if ticket.server is not None]
+        return [ticket.standing for ticket in sorted(placed, key=lambda ticket: ticket.placing)]
+
+    def able(self, prompt_id: str) -> list[str]:
+        """The servers that are up and may run a job that waits. One that stands for many is left out."""
+        ticket = self._tickets.get(prompt_id)
+        return self._servers.able(ANYWHERE if ticket is None else ticket.lane)
 
     def waits_for(self, prompt_id: str) -> list[str]:
         """Servers that are down, for which a job waits: all that may run it, or those that have its files."""
@@ -273,7 +288,7 @@ class Scheduler:
         """About how many jobs that wait have their turn before this one; None where it does not wait."""
         ticket = self._tickets.get(prompt_id)
         waits = ticket is not None and ticket.server is None
-        return self._lines.ahead_of(ticket, self._shares.mean_s) if ticket is not None and waits else None
+        return self._lines.ahead_of(ticket, self.shares.mean_s) if ticket is not None and waits else None
 
     def _open(self, now: float, cleared: Mapping[Lane, ServerPlaces]) -> list[ServerPlaces]:
         shut, in_turn_s = cleared.values(), self._options.in_turn_s
@@ -361,13 +376,13 @@ class Scheduler:
     def _put(self, ticket: Ticket, server: ServerPlaces, now: float) -> None:
         self._placings += 1
         ticket.put(server.name, now, self._placings)
-        ticket.charge(self._shares.placed(ticket.share))
+        ticket.charge(self.shares.placed(ticket.share))
         server.put(ticket)
 
     def _take(self, ticket: Ticket, server: str, seconds: float) -> None:
         self._servers[server].take(ticket)
         ticket.put(None)
-        self._shares.left(ticket.share, ticket.charged, seconds)
+        self.shares.left(ticket.share, ticket.charged, seconds)
 
     def _free(self, prompt_id: str) -> ServerPlaces | None:
         """The server that was kept for the job is open again."""

@@ -93,6 +93,10 @@ class Servers(dict[str, ServerPlaces]):
         """Whether the job may be sent there now."""
         return self._is_able(lane, name) and self._gets_files(lane, name)
 
+    def able(self, lane: Lane) -> list[str]:
+        """The servers that are up and may run the job. One that stands for many is left out."""
+        return [name for name, one in self.items() if one.up and not one.is_many and self.may_run(lane, name)]
+
     def is_other_up(self, lane: Lane, than: Container[str | None]) -> bool:
         """Whether a server is up that may run the job, and is not in `than`."""
         return any(one.up and name not in than and self.may_run(lane, name) for name, one in self.items())

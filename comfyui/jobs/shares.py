@@ -5,11 +5,11 @@ An owner is charged in executed seconds, divided by its weight. While a job runs
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from comfyui.owners import KeyRules, key_of
+from comfyui.owners import KeyRules, OwnerRules, key_of
 
 # Of the seconds of an owner's jobs, how much the newest one counts.
 _NEWEST = 0.25
@@ -42,6 +42,29 @@ def terms_of(owner: str | None, rules: KeyRules | None) -> Terms:
     if rules is None:
         return NO_TERMS if owner is None else Terms(account=key_of(owner))
     return Terms(rules.weight, rules.name, rules.max_running)
+
+
+class OwnerTerms:
+    """What each owner may have, as the keys are now. `owners`: None where all may have the same."""
+
+    def __init__(self, owners: OwnerRules | None) -> None:
+        self._owners = owners
+        self._version = 0
+
+    @property
+    def may_change(self) -> bool:
+        """Whether keys are asked for, which others may change at any time."""
+        return self._owners is not None
+
+    def of(self, owner: str | None) -> Terms:
+        """What this owner may have."""
+        return terms_of(owner, None if self._owners is None else self._owners.rules_of(owner))
+
+    def have_changed(self) -> bool:
+        """Whether anything has changed since this was asked last."""
+        version = 0 if self._owners is None else self._owners.version
+        has_changed, self._version = version != self._version, version
+        return has_changed
 
 
 class Ranked(Protocol):
@@ -161,9 +184,13 @@ class Shares:
             self._level(share)
         return share
 
-    def all(self) -> Iterable[Share]:
-        """Of all owners that are remembered."""
-        return self._shares.values()
+    def count(self, owns: Callable[[str | None], bool]) -> int:
+        """How many jobs wait or are on a server, of owners that `owns` picks."""
+        return sum(share.waiting + share.placed for share in self._shares.values() if owns(share.name))
+
+    def waiting(self) -> dict[str | None, int]:
+        """Those who have jobs that wait for their turn, and how many."""
+        return {share.name: share.waiting for share in self._shares.values() if share.waiting}
 
     def set_terms(self, terms_of: Callable[[str | None], Terms]) -> None:
         """All owners are on these terms from now on. Whose account an owner has stays."""

@@ -39,7 +39,7 @@ class StandingJobs:
     def count(self, owns: Owns) -> int:
         """How many there are."""
         others = (*self._being_cancelled(), *self._without_turn())
-        return self._scheduler.count(owns) + sum(owns(one.owner) for one in others)
+        return self._scheduler.shares.count(owns) + sum(owns(one.owner) for one in others)
 
     def now(self, owns: Owns) -> StandingNow:
         """All of them. A job that ran, and is placed again, is the first of those that are pending."""

@@ -21,9 +21,10 @@ from comfyui.jobs.lines import Lane, Waiting
 from comfyui.jobs.numbers import Numbers
 from comfyui.jobs.paces import Paces
 from comfyui.jobs.queue_options import TurnOptions
+from comfyui.jobs.run_times import RunTimes
 from comfyui.jobs.scheduler import Place, Scheduler, SchedulerOptions, TakeBack
 from comfyui.jobs.servers_now import ServersNow
-from comfyui.jobs.shares import Terms, terms_of
+from comfyui.jobs.shares import OwnerTerms
 from comfyui.jobs.timers import Timers
 from comfyui.jobs.waiters import Waiters
 from comfyui.models import PromptRequest
@@ -53,6 +54,7 @@ class Turns:
     Attributes:
         numbers: the order in which jobs come.
         abilities: which servers can run what.
+        run_times: how long prompts ran before.
     """
 
     def __init__(
@@ -60,7 +62,7 @@ class Turns:
     ) -> None:
         self._pool = pool
         self._options, self._catalogue = options, catalogue
-        self._owners, self._rules_version = owners, 0
+        self._terms = OwnerTerms(owners)
         self._is_ours = options.queue == "gateway"
         self._takes_back = self._is_ours and len(pool.servers) > 1
         affinity_wait_s = options.affinity_wait_s if self._is_ours else 0.0
@@ -69,15 +71,14 @@ class Turns:
         self._lanes_of = 0
         self._jobs: dict[str, Assignment] = {}
         self._needs: dict[str, Needs] = {}
-        self.numbers = Numbers()
+        self.numbers, self.run_times = Numbers(), RunTimes()
         self._waiters = Waiters(pool, self._scheduler)
         self._departures = Departures(pool, self._scheduler, self._jobs, options.move_after_s)
         self._granted: set[str] = set()
         self._due: deque[str] = deque()
         self._is_due = asyncio.Event()
         self._timers, self._paces = Timers(), Paces(options.ahead)
-        self._tasks = SideTasks()
-        self._log = structlog.get_logger(__name__)
+        self._tasks, self._log = SideTasks(), structlog.get_logger(__name__)
         self._servers_now = ServersNow(pool, self._scheduler, self.abilities, self._paces, options)
 
     def open(self) -> None:
@@ -116,7 +117,7 @@ class Turns:
         prompt_id = job.prompt_id
         self._jobs[prompt_id], self._needs[prompt_id] = job, needs
         self._look_at_servers()
-        waiting, terms = self._known(waiting, needs), self._terms_of(waiting.owner)
+        waiting, terms = self._known(waiting, needs), self._terms.of(waiting.owner)
         are_lanes_known = self._lanes_of == self.abilities.generation
         if are_lanes_known and self._scheduler.place_at_once(waiting, _now(), terms):
             self._granted.add(prompt_id)
@@ -157,6 +158,11 @@ class Turns:
     def position(self, prompt_id: str) -> int | None:
         """About how many jobs have their turn before it; None where it does not wait here."""
         return 0 if prompt_id in self._granted else self._scheduler.ahead_of(prompt_id)
+
+    def known_needs(self, prompt_id: str) -> Needs | None:
+        """What the workflow of a job that waits or is on a server needs; None where it was not looked at."""
+        found = self._needs.get(prompt_id) or self._scheduler.shape_of(prompt_id)
+        return found if isinstance(found, Needs) else None
 
     @property
     def are_all_here(self) -> bool:
@@ -255,8 +261,9 @@ class Turns:
             self._scheduler.accepted(job.prompt_id)
             self.decide()
 
-    def leave(self, job: Assignment) -> None:
+    def leave(self, job: Assignment, ran_s: float) -> None:
         self._clearing.left(job.prompt_id)
+        self.run_times.ended(job.prompt_id, self._needs.get(job.prompt_id), ran_s)
         if job.prompt_id in self._jobs:
             seconds = _executed_s(job)
             self._paces.ran(self._scheduler.server_of(job.prompt_id), seconds)
@@ -273,7 +280,7 @@ class Turns:
         return self._pool.named(self._scheduler.server_of(prompt_id) or "")
 
     def _add(self, job: Waiting, needs: Needs | None, avoid: Collection[str] = ()) -> None:
-        self._scheduler.add(self._known(job, needs, avoid), self._terms_of(job.owner))
+        self._scheduler.add(self._known(job, needs, avoid), self._terms.of(job.owner))
 
     def _known(self, job: Waiting, needs: Needs | None, avoid: Collection[str] = ()) -> Waiting:
         """The job with all that the scheduler is to know of it; its order is kept."""
@@ -285,10 +292,7 @@ class Turns:
     def _occupy(self, job: Assignment, waiting: Waiting, server: str) -> None:
         self._jobs[job.prompt_id] = job
         self.numbers.remember(waiting)
-        self._scheduler.occupy(waiting, server, _now(), self._terms_of(waiting.owner))
-
-    def _terms_of(self, owner: str | None) -> Terms:
-        return terms_of(owner, None if self._owners is None else self._owners.rules_of(owner))
+        self._scheduler.occupy(waiting, server, _now(), self._terms.of(waiting.owner))
 
     def _gone(self, prompt_id: str, seconds: float) -> None:
         self._scheduler.left(prompt_id, seconds)
@@ -335,16 +339,15 @@ class Turns:
             if (end := self._waiters.check_patience(now)) is not None:
                 self._timers.by("patience", end, self.decide)
             self._timers.by("tell", now + self._waiters.tell_after_s, self._waiters.tell_positions)
-        if self._owners is not None and self._scheduler.waiting:
+        if self._terms.may_change and self._scheduler.waiting:
             self._timers.by("rules", now + _RULES_S, self.decide)
         if (look_at := self._scheduler.next_look(now)) is not None:
             self._timers.by("look", look_at, self.decide)
 
     def _look_at_servers(self) -> None:
         """The scheduler knows the rules and the servers as they are now."""
-        if self._owners is not None and self._owners.version != self._rules_version:
-            self._rules_version = self._owners.version
-            self._scheduler.set_terms(self._terms_of)
+        if self._terms.have_changed():
+            self._scheduler.set_terms(self._terms.of)
         self._servers_now.tell()
 
     def _see_departures(self) -> None:

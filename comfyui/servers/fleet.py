@@ -22,6 +22,8 @@ from comfyui.workflows.union import Differences, differences, union_of
 
 # Seconds for which node definitions, with the lists of files in them, are shown again without a question to a server.
 _FRESH_S = 1.0
+# So long someone waits for a server that is to free its memory.
+_PATIENCE_S = 5.0
 # Classes of each kind that a report has by name.
 _NAMED = 20
 
@@ -63,15 +65,35 @@ class Fleet:
             ComfyUINotFoundError: there is no such server.
             JournalError: it cannot be kept.
         """
-        server = self._pool.named(name)
-        if server is None:
-            names = ", ".join(each.name for each in self._pool.servers)
-            raise ComfyUINotFoundError(f"there is no server {name!r}; there are {names}")
+        server = self._named(name)
         await self._journal.write(Drain(name, drained))
         if server.drained != drained:
             server.drain(drained)
             self._log.info("server.drained" if drained else "server.resumed", server=name)
         return server
+
+    async def free(self, name: str) -> None:
+        """Have one server drop its models and caches before its next prompt.
+
+        Raises:
+            ComfyUINotFoundError: there is no such ComfyUI server.
+            ComfyUIError: it has not taken it.
+        """
+        server = self._named(name)
+        if not isinstance(server, Backend):
+            raise ComfyUINotFoundError(f"{name!r} is no ComfyUI server: nothing can be freed there")
+        try:
+            async with asyncio.timeout(_PATIENCE_S):
+                await server.client.free()
+        except TimeoutError:
+            raise ComfyUIConnectionError(f"{name} has not answered within {_PATIENCE_S:g} s") from None
+        self._log.info("server.freed", server=name)
+
+    def _named(self, name: str) -> Server:
+        if (server := self._pool.named(name)) is not None:
+            return server
+        names = ", ".join(each.name for each in self._pool.servers)
+        raise ComfyUINotFoundError(f"there is no server {name!r}; there are {names}")
 
     async def definitions(self) -> ObjectInfo:
         """The node definitions of all servers that take prompts; where none does, of all that did. As long as no server

@@ -16,6 +16,7 @@ import aiohttp
 import pytest
 
 from comfyui.engine import Engine
+from comfyui.exceptions import ComfyUINotFoundError, ComfyUIServerError
 from comfyui.jobs.journal.records import State
 from comfyui.jobs.journal.sqlite import SqliteJournal
 from comfyui.jobs.queue_options import QueueOptions
@@ -565,6 +566,18 @@ async def test_all_servers_free_their_memory_and_one_that_is_down_is_no_reason_t
             await server.set_faults({"status": {"status": 500, "route": "/free"}})
         status, told = await post(gateway, "/free", {})
         assert (status, json.loads(told)["type"]) == (502, "server_error")
+
+
+async def test_one_server_alone_frees_its_memory() -> None:
+    async with engines(2) as servers, running_gateway(*(one.url for one in servers)) as gateway:
+        fleet, names = gateway.handler.fleet, [one.name for one in gateway.handler.pool.backends]
+        await fleet.free(names[1])
+        assert [requests(server, "POST /free") for server in servers] == [0, 1]
+        with pytest.raises(ComfyUINotFoundError, match=f"there are {names[0]}, {names[1]}"):
+            await fleet.free("gpu-9")
+        await servers[1].set_faults({"status": {"status": 500, "route": "/free"}})
+        with pytest.raises(ComfyUIServerError):
+            await fleet.free(names[1])
 
 
 # Bodies that ComfyUI cannot use

@@ -722,7 +722,7 @@ def test_jobs_are_listed_in_the_order_in_which_they_run(jobs: list[tuple[str, in
         scheduler.add(job, Terms(weight if owner == "ann" else 1.0))
     listed = [standing.prompt_id for standing in scheduler.standing()]
     assert [standing.owner for standing in scheduler.standing()] == [jobs[int(name) - 1][0] for name in listed]
-    assert scheduler.count(lambda owner: owner == "ann") == sum(owner == "ann" for owner, _, _ in jobs)
+    assert scheduler.shares.count(lambda owner: owner == "ann") == sum(owner == "ann" for owner, _, _ in jobs)
     order = in_turn(scheduler)
     # Each job takes one second, as is assumed of owners of whom nothing is known.
     assert listed == order

@@ -1,0 +1,74 @@
+"""When jobs of a gateway begin and end, from how long others ran before."""
+
+from __future__ import annotations
+
+import asyncio
+
+import aiohttp
+import pytest
+
+from comfyui.engine import Engine
+from comfyui.handler import ComfyUIHandler
+from comfyui.jobs.forecast import UNKNOWN
+from tests.support.jobs import fetch, look, status_is, submit
+from tests.support.running import engines, running_gateway, sleep_workflow, until
+
+
+async def test_a_job_that_waits_begins_after_what_is_before_it_on_the_servers_that_can_run_it() -> None:
+    async with engines(2) as servers, running_gateway(*(server.url for server in servers)) as gateway:
+        etas = gateway.handler.etas
+        jobs = [await submit(gateway.http, sleep_workflow(0.4, tag=tag)) for tag in range(2)]
+        assert etas.now().of(jobs[0]).ends_s is None, "nothing ran before"
+        for prompt_id in jobs:
+            await fetch(gateway.http, prompt_id)
+        jobs = [await submit(gateway.http, sleep_workflow(600, tag=10 + tag)) for tag in range(10)]
+        running = await until(lambda: _running(gateway.http, jobs), lambda found: len(found) == 2)
+        # Known by what the others took: about 0.4 s each.
+        eta = etas.now().of(running[0])
+        assert eta.begins_s == 0.0
+        found = [etas.now().of(prompt_id) for prompt_id in jobs[4:]]
+        begins = [eta.begins_s for eta in found if eta.begins_s is not None]
+        assert len(begins) == 6
+        assert begins == sorted(begins)
+        assert 0.3 <= begins[0] <= 3.0, "one is behind what runs on each server"
+        assert 0.5 <= begins[-1] - begins[0] <= 3.0, "five others, on two servers"
+        assert all(eta.ends_s is not None and eta.begins_s is not None and eta.ends_s > eta.begins_s for eta in found)
+        await gateway.handler.queue.pause(True)
+        assert etas.now().of(jobs[-1]) == UNKNOWN, "the queue is paused"
+
+
+async def _running(http: aiohttp.ClientSession, jobs: list[str]) -> list[str]:
+    return [one for one in jobs if (await look(http, one))[1].get("status") == "running"]
+
+
+@pytest.mark.parametrize("looks", [True, False])
+async def test_a_prompt_past_the_queue_has_a_forecast_where_someone_looked_at_one_before(
+    engine: Engine, looks: bool
+) -> None:
+    async with running_gateway(engine.url, queue="comfyui") as gateway:
+        for tag in range(2):
+            call = asyncio.create_task(gateway.prompt_sync(sleep_workflow(600, tag=tag)))
+            (prompt_id,) = await until(lambda: _begun(gateway.handler), lambda found: len(found) == 1)
+            if tag or looks:
+                eta = gateway.handler.etas.now().of(prompt_id)
+                assert eta.begins_s == 0.0
+                assert (eta.ends_s is not None) is (bool(tag) and looks)
+            engine.wake(prompt_id)
+            assert (await call)[0] == 200
+
+
+async def _begun(handler: ComfyUIHandler) -> list[str]:
+    now = handler.standing.now(lambda _owner: True)
+    standing = [one.prompt_id for one in (*now.running, *now.pending)]
+    return [one for one in standing if (job := handler.standing.job(one)) is not None and job.began_at is not None]
+
+
+async def test_a_failed_run_says_nothing_of_the_next_one(engine: Engine) -> None:
+    async with running_gateway(engine.url, queue="gateway") as gateway:
+        prompt_id = await submit(gateway.http, sleep_workflow(600))
+        await status_is(gateway.http, prompt_id, "running")
+        async with gateway.http.delete(f"/prompt_sync/{prompt_id}") as response:
+            assert response.status == 200
+        another = await submit(gateway.http, sleep_workflow(600, tag=2))
+        await status_is(gateway.http, another, "running")
+        assert gateway.handler.etas.now().of(another).ends_s is None
