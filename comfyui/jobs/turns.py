@@ -76,9 +76,9 @@ class Turns:
         self._departures = Departures(pool, self._scheduler, self._jobs, options.move_after_s)
         self._granted: set[str] = set()
         self._due: deque[str] = deque()
-        self._is_due = asyncio.Event()
+        self._is_due, self._tasks = asyncio.Event(), SideTasks()
         self._timers, self._paces = Timers(), Paces(options.ahead)
-        self._tasks, self._log = SideTasks(), structlog.get_logger(__name__)
+        self._log = structlog.get_logger(__name__)
         self._servers_now = ServersNow(pool, self._scheduler, self.abilities, self._paces, options)
 
     def open(self) -> None:
