@@ -70,7 +70,7 @@ def bind(
             if isinstance(value, Missing):
                 continue
         if parameter.seed and value == RANDOM:
-            value = _seed(parameter, rng)
+            value = rng.randint(*seeds_of(parameter))
         used[name] = value
         if name in files:
             used[name] = f"file:{files[name]}"
@@ -159,14 +159,15 @@ def _fitted(
     return chosen, problems
 
 
-def _seed(parameter: Parameter, rng: Random) -> int:
+def seeds_of(parameter: Parameter) -> tuple[int, int]:
+    """The lowest and the highest seed that is chosen where none is given."""
     lowest = max(int(parameter.minimum or 0), 0)
     highest = _MOST_CHOSEN if parameter.maximum is None else min(int(parameter.maximum), _MOST_CHOSEN)
     if highest < lowest:
         # All that is allowed is below zero, or beyond what every program reads.
         lowest = int(parameter.minimum or 0)
         highest = lowest if parameter.maximum is None else int(parameter.maximum)
-    return rng.randint(lowest, highest)
+    return lowest, highest
 
 
 def _filled(workflow: NamedWorkflow, bound: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ NO_LINK: Mapping[str, Any] = {
 }
 """What ComfyUI would take for a link, or make one of: no value is that."""
 _EXAMPLE_URL = "https://example.org/"
-_EXAMPLE_ENDINGS: Mapping[Medium, str] = {
+EXAMPLE_ENDINGS: Mapping[Medium, str] = {
     "image": ".png",
     "video": ".mp4",
     "audio": ".wav",
@@ -122,7 +122,7 @@ def _default_shown(parameter: Parameter) -> dict[str, Any]:
 def _example(parameter: Parameter) -> Any:
     if parameter.kind == "file":
         medium = parameter.medium or "file"
-        return f"{_EXAMPLE_URL}{parameter.name}{_EXAMPLE_ENDINGS[medium]}"
+        return f"{_EXAMPLE_URL}{parameter.name}{EXAMPLE_ENDINGS[medium]}"
     for value in (parameter.default, parameter.own, *_guesses(parameter)):
         if value is not MISSING and accepted(parameter, value):
             return value

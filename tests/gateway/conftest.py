@@ -56,6 +56,7 @@ from tests.support.openai_models import write_models
 from tests.support.processes import engine_process
 from tests.support.receivers import SECRET, Receiver, receiver
 from tests.support.relaying import fetch
+from tests.support.run_forms import every_folder
 from tests.support.running import (
     RunningGateway,
     engines,
@@ -634,3 +635,21 @@ async def mcp_named(engine: Engine, tmp_path: Path) -> AsyncIterator[RunningGate
     """Serves `/mcp`, with the workflows of `tests.support.named_folder`."""
     async with running_gateway(engine.url, workflows_dir=named_folder(tmp_path / "workflows"), mcp=True) as running:
         yield running
+
+
+@pytest.fixture
+async def run_forms(engine: Engine, tmp_path: Path) -> AsyncIterator[RunningGateway]:
+    """A gateway with the workflows of `every_folder`."""
+    folder = every_folder(tmp_path / "workflows")
+    async with running_gateway(engine.url, workflows_dir=folder, queue="gateway") as gateway:
+        yield gateway
+
+
+@pytest.fixture
+async def run_keyed(engine: Engine, tmp_path: Path) -> AsyncIterator[RunningGateway]:
+    """The same with keys; carol's may run `flat` only, twice a minute."""
+    carol = table("carol", CAROL, workflows=["flat"], per_minute=2)
+    keys = write_keys(tmp_path / "keys.toml", f"{KEYS}\n{carol}")
+    folder = every_folder(tmp_path / "workflows")
+    async with running_gateway(engine.url, workflows_dir=folder, keys_file=keys) as gateway:
+        yield gateway

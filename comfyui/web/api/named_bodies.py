@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from random import Random
-from typing import Any
+from typing import Any, Protocol
 
 from fastapi import Request
 
@@ -23,6 +23,16 @@ from comfyui.web.front.request_state import state_of
 
 # In a form, a parameter of such a kind may be JSON: there is no other way to write a list.
 _MAY_BE_JSON = frozenset({"any"})
+_NO_LISTS: Mapping[str, list[bytes]] = {}
+
+
+class ReadsForm(Protocol):
+    """What the text fields of a form say."""
+
+    def __call__(
+        self, texts: Mapping[str, bytes | bytearray], workflow: NamedWorkflow, limits: Limits, /
+    ) -> dict[str, Any]:
+        """The JSON body that says the same. Raises `RequestError`, `ComfyUILimitError`."""
 
 
 async def named_submission(request: Request, submitting: Submitting, workflow: NamedWorkflow) -> Submission:
@@ -41,24 +51,44 @@ async def named_submission(request: Request, submitting: Submitting, workflow: N
         gateway.handler.refuse_when_draining()
     # A call that is sent again with its key has the same seeds.
     rng = None if submitting.key_id is None else Random(str(submitting.key_id))  # noqa: S311
+    if is_form(request.scope):
+        return await form_submission(request, workflow, of_form, rng=rng)
+    pieces = await pieces_of(request)
+    size = sum(map(len, pieces))
+    values = await offloaded(size, _of_json, pieces, workflow, gateway.options.limits)
+    options = _taken_options(values)
+    return Submission(await prepared(gateway, workflow, values, options, size=size, rng=rng))
+
+
+async def form_submission(
+    request: Request,
+    workflow: NamedWorkflow,
+    read: ReadsForm,
+    *,
+    lists: Mapping[str, list[bytes]] = _NO_LISTS,
+    more_parts: int = 0,
+    rng: Random | None = None,
+) -> Submission:
+    """What is posted as a form. Raises what `named_submission` raises of a body.
+
+    Args:
+        lists: as of `FormLimits`.
+        more_parts: so many fields the form may have beside a parameter each.
+    """
+    gateway = gateway_of(request)
     limits = gateway.options.limits
-    if not is_form(request.scope):
-        pieces = await pieces_of(request)
-        size = sum(map(len, pieces))
-        values = await offloaded(size, _of_json, pieces, workflow, limits)
-        options = _taken_options(values)
-        return Submission(await prepared(gateway, workflow, values, options, size=size, rng=rng))
     form_limits = FormLimits(
         gateway.options.max_input_bytes,
         gateway.options.max_body_bytes,
         state_of(request.scope).hold,
-        max_parts=limits.max_inputs + len(workflow.parameters) + 1,
+        max_parts=limits.max_inputs + len(workflow.parameters) + 1 + more_parts,
+        lists=lists,
         text_fields={OPTIONS, *(one.name for one in workflow.parameters if one.kind == "text")},
     )
     texts, files = await read_form(request.stream(), request.headers["content-type"], form_limits)
     size = sum(map(len, texts.values()))
     try:
-        values = await offloaded(size, _of_form, texts, workflow, limits)
+        values = await offloaded(size, read, texts, workflow, limits)
         options = _taken_options(values)
         if files is None:
             return Submission(await prepared(gateway, workflow, values, options, size=size, rng=rng))
@@ -78,7 +108,7 @@ def _of_json(pieces: list[bytes], workflow: NamedWorkflow, limits: Limits) -> di
     return json_object(text, "the body", limits, f"{{{wanted}}}") if text.strip() else {}
 
 
-def _of_form(texts: Mapping[str, bytes | bytearray], workflow: NamedWorkflow, limits: Limits) -> dict[str, Any]:
+def of_form(texts: Mapping[str, bytes | bytearray], workflow: NamedWorkflow, limits: Limits) -> dict[str, Any]:
     """The fields of a form as the JSON body that says the same."""
     values: dict[str, Any] = {}
     for name, text in texts.items():
@@ -87,12 +117,13 @@ def _of_form(texts: Mapping[str, bytes | bytearray], workflow: NamedWorkflow, li
             continue
         parameter, value = workflow.by_name.get(name), plain_text(name, text)
         if parameter is None or parameter.kind == "text" or value:
-            values[name] = _of_field(parameter, value, limits)
+            values[name] = value_of_field(parameter, value, limits)
         # What a browser sends for a field that was left empty is not given; only a text can be empty.
     return values
 
 
-def _of_field(parameter: Parameter | None, value: str, limits: Limits) -> Any:
+def value_of_field(parameter: Parameter | None, value: str, limits: Limits) -> Any:
+    """The value that a text field of a form stands for."""
     if parameter is None or not (parameter.many or parameter.kind in _MAY_BE_JSON):
         return value
     try:

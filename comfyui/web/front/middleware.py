@@ -38,7 +38,7 @@ _LONGEST_ADDRESS = 64
 _FORM = b"multipart/form-data"
 # The endpoints that keep a form's files on disk; whatever else reads a body has it in memory.
 _PATHS = frozenset({"/v1/images/edits", "/prompt_sync", "/validate", "/api/v2/assets"})
-_PATHS_BELOW = "/workflows/"
+_PATHS_BELOW = ("/workflows/", "/console/run/")
 
 
 def is_form(scope: Scope) -> bool:

@@ -92,6 +92,8 @@ TABLE: tuple[Row, ...] = (
     Row("gateway", "POST", "/console/jobs/*/again", OWN, NO, counted=True),
     Row("gateway", "POST", "/console/jobs/*/changed", OWN, NO, graph=True, counted=True),
     *_rows("gateway", "POST", "/console/jobs/*/webhook", OWN, NO),
+    Row("gateway", "POST", "/console/run/*", OWN, NO, counted=True),
+    *_rows("gateway", "POST", "/console/run/*/code", OWN, ALL),
     # About the gateway. A ticket opens for its bearer what its maker may open.
     *_rows("gateway", "POST", "/tickets", ALL, NO),
     *_rows("gateway", "GET", "/openapi.json /docs", ALL, ALL),

@@ -21,7 +21,7 @@ export function tell(text, { alert = false } = {}) {
   if (!alert) setTimeout(() => toast.remove(), 5000)
 }
 
-/** Sends a form, and gives what the gateway answers: {message, to, follow}. Throws an Error with the reason. */
+/** Sends a form, and gives what the gateway answers: {message, to, follow}. Throws an Error with the reason and the `answer`. */
 export async function send(form, submitter) {
   const data = new FormData(form, submitter)
   const isFile = form.enctype === 'multipart/form-data'
@@ -36,7 +36,7 @@ export async function send(form, submitter) {
     throw new Error(body.dataset.unreachable)
   }
   const found = await answer.json().catch(() => ({}))
-  if (!answer.ok) throw new Error(found.message || found.detail || answer.statusText)
+  if (!answer.ok) throw Object.assign(new Error(found.message || found.detail || answer.statusText), { answer: found })
   return found
 }
 

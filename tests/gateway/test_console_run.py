@@ -1,0 +1,248 @@
+"""`/console/run`: forms of named workflows without a browser, as one without scripts sends them."""
+
+from __future__ import annotations
+
+import html
+import re
+from typing import Any
+
+import pytest
+
+from comfyui.engine import Engine
+from tests.support.keys import ALICE, BOB, CAROL, ROOT, WATCHER, bearer
+from tests.support.named_folder import png
+from tests.support.run_forms import LARGEST_SEED, changed, form_of, post_form
+from tests.support.running import RunningGateway, running_gateway, until
+
+
+async def _page(gateway: RunningGateway, path: str, **asked: Any) -> str:
+    async with gateway.http.get(path, **asked) as response:
+        assert response.status == 200, await response.text()
+        return await response.text()
+
+
+async def _used(gateway: RunningGateway, to: str, **asked: Any) -> dict[str, Any]:
+    """The values with which the job at the end of a path was run, once it has succeeded."""
+    prompt_id = to.rpartition("/")[2]
+
+    async def ask() -> Any:
+        async with gateway.http.get(f"/prompt_sync/{prompt_id}?timeout=0", **asked) as response:
+            return response.status, await response.json()
+
+    status, body = await until(ask, lambda found: found[0] != 202)
+    assert status == 200, body
+    used: dict[str, Any] = body["workflow"]["parameters"]
+    return used
+
+
+# The list
+
+
+async def test_the_list_has_title_description_and_the_reason_of_what_cannot_be_used(run_forms: RunningGateway) -> None:
+    text = await _page(run_forms, "/console/run")
+    assert '<a href="../console/run/every">Every &lt;kind&gt;</a>' in text
+    assert "Has a parameter of every kind." in text
+    assert "77" in text  # the node that the sidecar of `broken` names
+    assert 'href="../console/run/broken"' not in text
+
+
+async def test_without_workflows_the_page_says_what_to_do(engine: Engine) -> None:
+    async with running_gateway(engine.url, workflows_dir=None) as gateway:
+        assert "WORKFLOWS_DIR" in await _page(gateway, "/console/run")
+
+
+async def test_a_key_sees_its_workflows_only(run_keyed: RunningGateway) -> None:
+    carol = bearer(CAROL)
+    text = await _page(run_keyed, "/console/run", headers=carol)
+    assert re.findall(r'href="../console/run/([^"]+)"', text) == ["flat"]
+    assert "broken" not in text
+    async with run_keyed.http.get("/console/run/every", headers=carol) as response:
+        assert response.status == 403
+    text = await _page(run_keyed, "/console/run/every", headers=bearer(ROOT))
+    assert "Every &lt;kind&gt;" in text
+
+
+# The form
+
+
+async def test_a_form_has_the_field_that_fits_each_parameter(run_forms: RunningGateway) -> None:
+    text = await _page(run_forms, "/console/run/every")
+    assert re.search(r'<textarea id="field-prompt" name="prompt"[^>]*required', text)
+    assert "What is &amp; is not &lt;shown&gt;." in text
+    assert re.search(r'<input type="range"[^>]*min="1" max="20"[^>]*value="7.5"', text)
+    assert re.search(r'<input id="field-steps" name="steps" value="2"[^>]*inputmode="numeric"', text)
+    assert re.search(r'<select id="field-sampler"', text)
+    assert 'type="checkbox" id="field-lossless" name="lossless" value="true" checked' in text
+    assert "A whole number from 1 to 30" in text
+    assert text.index("<details>") < text.index('id="field-prefix"')
+    # No number is left to the browser, which would change it.
+    assert 'type="number"' not in text
+
+
+async def test_a_form_as_it_comes_runs_and_leads_to_the_job(run_forms: RunningGateway) -> None:
+    fields = changed(await form_of(run_forms, "every"), prompt="a fox")
+    status, _, to = await post_form(run_forms, "every", fields)
+    assert status == 303
+    assert re.fullmatch(r"\.\./\.\./console/jobs/[0-9a-f-]{36}", to)
+    used = await _used(run_forms, to)
+    assert 0 <= used.pop("seed") < 2**53
+    assert used == {
+        "prompt": "a fox",
+        "cfg": 7.5,
+        "steps": 2,
+        "sampler": "euler",
+        "lossless": True,
+        "prefix": "every",
+    }
+
+
+async def test_what_a_browser_sends_becomes_the_value_that_is_meant(run_forms: RunningGateway) -> None:
+    fields = changed(
+        await form_of(run_forms, "every"),
+        prompt="a fox\nin the snow\n",
+        seed=str(LARGEST_SEED),
+        cfg="3.25",
+        lossless=None,
+        steps="",
+    )
+    status, done, _ = await post_form(run_forms, "every", fields, script=True)
+    assert (status, done["follow"]) == (200, False)
+    used = await _used(run_forms, done["to"])
+    assert used["prompt"] == "a fox\nin the snow\n"
+    assert used["seed"] == LARGEST_SEED
+    assert (used["cfg"], used["lossless"]) == (3.25, False)
+    assert "steps" not in used  # an empty field is not given, and the workflow has its own
+
+
+async def test_a_file_of_a_form_goes_to_its_parameter(run_forms: RunningGateway, engine: Engine) -> None:
+    fields = await form_of(run_forms, "inverted")
+    status, _, to = await post_form(run_forms, "inverted", fields, [("image", "photo.png", png())])
+    assert status == 303
+    assert (await _used(run_forms, to))["image"].startswith("file:image-sha256-")
+
+
+async def test_what_is_wrong_stands_at_its_field_and_nothing_typed_is_lost(run_forms: RunningGateway) -> None:
+    fields = changed(await form_of(run_forms, "every"), prompt="a <fox>", steps="500", cfg="1e", prefix="p")
+    status, text, _ = await post_form(run_forms, "every", fields)
+    assert status == 422
+    said = {
+        name: html.unescape(why)
+        for name, why in re.findall(r'<p class="why" id="field-([a-z]+)-why">([^<]+)</p>', text)
+    }
+    assert said == {
+        "steps": "must be a whole number from 1 to 30, not 500",
+        "cfg": "must be a number from 1.0 to 20.0, not '1e'",
+    }
+    assert re.search(
+        r'name="steps" value="500"[^>]*aria-describedby="[^"]*field-steps-why"[^>]*aria-invalid="true"', text
+    )
+    assert re.search(r'id="run"[^>]*data-first="field-cfg"', text)
+    assert "a &lt;fox&gt;</textarea>" in text
+    async with run_forms.http.post("/workflows/every", json={"prompt": "a", "steps": "500", "cfg": "1e"}) as response:
+        api = (await response.json())["parameters"]
+    assert said == {name: found["message"] for name, found in api.items()}
+    status, body, _ = await post_form(run_forms, "every", fields, script=True)
+    assert (status, body["parameters"]) == (422, api)
+
+
+async def test_an_error_of_what_is_folded_opens_it_and_one_of_no_field_stands_above(run_forms: RunningGateway) -> None:
+    fields = [*changed(await form_of(run_forms, "flat"), seed="-1"), ("nonsense", "1")]
+    status, text, _ = await post_form(run_forms, "flat", fields)
+    assert status == 422
+    problem = re.search(r'id="problem">([^<]+)<', text)
+    assert problem is not None
+    assert "nonsense" in problem[1]
+    _, text, _ = await post_form(run_forms, "every", changed(await form_of(run_forms, "every"), prompt=None))
+    assert "is required: a text" in text
+
+
+@pytest.mark.parametrize("headers", [{"Origin": "http://evil.example"}, {"Origin": ""}])
+async def test_only_a_page_of_ours_runs_a_workflow(run_forms: RunningGateway, headers: dict[str, str]) -> None:
+    fields = await form_of(run_forms, "flat")
+    status, _, _ = await post_form(run_forms, "flat", fields, headers=headers)
+    assert status == 403
+    assert run_forms.handler.waiting == 0
+
+
+async def test_a_key_of_role_read_sees_a_form_and_runs_nothing(run_keyed: RunningGateway) -> None:
+    fields = await form_of(run_keyed, "flat", headers=bearer(WATCHER))
+    assert "Run</button>" not in await _page(run_keyed, "/console/run/flat", headers=bearer(WATCHER))
+    status, _, _ = await post_form(run_keyed, "flat", fields, headers=bearer(WATCHER))
+    assert status == 403
+
+
+async def test_forms_count_among_the_submissions_of_a_key(run_keyed: RunningGateway) -> None:
+    carol = bearer(CAROL)
+    fields = await form_of(run_keyed, "flat", headers=carol)
+    answers = [await post_form(run_keyed, "flat", fields, script=True, headers=carol) for _ in range(3)]
+    assert [status for status, _, _ in answers] == [200, 200, 429]
+    status, _, _ = await post_form(run_keyed, "every", fields, headers=carol)
+    assert status in (403, 429)
+
+
+# A job's values, and its run
+
+
+async def test_a_form_is_filled_in_as_a_job_was_run(run_forms: RunningGateway) -> None:
+    fields = changed(await form_of(run_forms, "every"), prompt="a <fox>", cfg="3.25", lossless=None)
+    _, _, to = await post_form(run_forms, "every", fields)
+    used = await _used(run_forms, to)
+    again = await form_of(run_forms, "every", f"?from={to.rpartition('/')[2]}")
+    assert ("seed", str(used["seed"])) in again
+    assert {("prompt", "a <fox>"), ("cfg", "3.25")} <= set(again)
+    assert "lossless" not in dict(again)
+    _, _, to = await post_form(run_forms, "every", again)
+    assert await _used(run_forms, to) == used
+
+
+async def test_nobody_is_shown_the_values_or_the_run_of_another_key_s_job(run_keyed: RunningGateway) -> None:
+    alice, bob = bearer(ALICE), bearer(BOB)
+    fields = changed(await form_of(run_keyed, "every", headers=alice), prompt="a secret fox")
+    _, _, to = await post_form(run_keyed, "every", fields, headers=alice)
+    prompt_id = to.rpartition("/")[2]
+    await _used(run_keyed, to, headers=alice)
+    for query in (f"?from={prompt_id}", ""):
+        assert "secret" not in str(await form_of(run_keyed, "every", query, headers=bob))
+        assert prompt_id not in await _page(run_keyed, "/console/run/every", headers=bob)
+    assert prompt_id in await _page(run_keyed, "/console/run/every", headers=alice)
+    assert "secret" in str(await form_of(run_keyed, "every", f"?from={prompt_id}", headers=bearer(WATCHER)))
+    for path in (f"/console/run/every/jobs/{prompt_id}", f"/console/run/every?job={prompt_id}"):
+        async with run_keyed.http.get(path, headers=bob) as response:
+            assert response.status == 404
+        async with run_keyed.http.get(path, headers=alice) as response:
+            assert response.status == 200
+
+
+async def test_the_part_of_a_run_says_where_it_is_and_what_it_made(run_forms: RunningGateway) -> None:
+    async with run_forms.http.post("/queue/pause") as response:
+        assert response.status == 200
+    fields = await form_of(run_forms, "flat")
+    _, done, _ = await post_form(run_forms, "flat", fields, script=True)
+    prompt_id = done["to"].rpartition("/")[2]
+    path = f"/console/run/flat/jobs/{prompt_id}"
+    text = await _page(run_forms, path)
+    assert f'data-job="{prompt_id}" data-state="queued"' in text
+    assert "paused" in text
+    async with run_forms.http.post("/queue/resume") as response:
+        assert response.status == 200
+    await _used(run_forms, done["to"])
+    text = await _page(run_forms, path)
+    assert "data-ended" in text
+    (address,) = re.findall(r'<img src="../../([^"]+)"', text)  # of the named output only
+    async with run_forms.http.get(f"/{address}") as response:
+        assert (response.status, response.content_type) == (200, "image/png")
+    # It is taken in by the page, whose links begin there.
+    assert f'href="../../console/run/flat?from={prompt_id}"' in text
+
+
+async def test_the_part_of_a_run_that_failed_says_why(run_forms: RunningGateway, engine: Engine) -> None:
+    fields = changed(await form_of(run_forms, "inverted"))
+    _, done, _ = await post_form(run_forms, "inverted", fields, [("image", "photo.png", b"no picture")], script=True)
+    path = f"/console/run/inverted/jobs/{done['to'].rpartition('/')[2]}"
+
+    async def ask() -> str:
+        return await _page(run_forms, path)
+
+    text = await until(ask, lambda text: "data-ended" in text)
+    assert 'class="alert"' in text
+    assert "Failed" in text
