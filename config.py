@@ -166,7 +166,6 @@ class Settings(
     max_header_kb: float = Field(
         default=64, ge=1, le=1000, description="A request's target and headers together, in KB; more get 431."
     )
-    max_header_fields: int = Field(default=200, ge=10, description="Header fields of one request; more get 431.")
     header_seconds: float = Field(
         default=20, gt=0, description="Seconds within which a connection must send the whole head of a request."
     )
@@ -180,9 +179,6 @@ class Settings(
     )
     oom_retries: int = Field(
         default=0, ge=0, le=10, description="How often a prompt that ran out of memory is submitted again, after /free."
-    )
-    stalled_after: float = Field(
-        default=60, gt=0, description="Seconds without any execution after which ComfyUI's prompt worker is checked."
     )
     silent_after: float = Field(
         default=600, gt=0, description="Seconds that a prompt may run without any event before it is logged."
@@ -508,7 +504,6 @@ class Settings(
                 http_timeout_s=self.http_timeout,
                 http_retries=self.http_retries,
                 poll_interval_s=self.poll_interval,
-                stalled_after_s=self.stalled_after,
                 silent_after_s=self.silent_after,
                 dead_after_s=self.dead_after,
                 answers=self.answers(),
@@ -654,9 +649,7 @@ class Settings(
         return self.model_copy(update=plain)
 
     def _head_limits(self) -> HeadLimits:
-        return HeadLimits(
-            max_bytes=int(self.max_header_kb * 1000), max_fields=self.max_header_fields, seconds=self.header_seconds
-        )
+        return HeadLimits(max_bytes=int(self.max_header_kb * 1000), seconds=self.header_seconds)
 
     def _runpod_options(self) -> RunPodOptions | None:
         if "runpod" not in self.backend or self.runpod_api_key is None:

@@ -220,18 +220,13 @@ class S3Fields(FieldGroup):
     )
     s3_presign_seconds: PresignSeconds = 3600
 
-    def s3_keys(self) -> tuple[SecretStr | None, SecretStr | None]:
-        """The id of the access key, and the secret one."""
-        return self.s3_access_key_id, self.s3_secret_access_key
-
     def other_buckets(self) -> tuple[str, ...]:
         """The buckets besides S3_BUCKET that a request or job may name."""
         return ()
 
     @model_validator(mode="after")
     def _keys_are_a_pair(self) -> Self:
-        access_key_id, secret_key = self.s3_keys()
-        if bool(access_key_id) != bool(secret_key):
+        if bool(self.s3_access_key_id) != bool(self.s3_secret_access_key):
             raise ValueError("S3_ACCESS_KEY_ID and S3_SECRET_ACCESS_KEY must be set together")
         return self
 

@@ -30,6 +30,7 @@ def page(name: str) -> str:
 # The sections of docs/configuration.md whose rows are read by one process; rows of the others say by which.
 SECTIONS = {
     "The gateway": "gateway",
+    "For experts: the gateway": "gateway",
     "The RunPod worker": "RunPod",
     "The LittleHorse worker": "LittleHorse",
     "The Postgres worker": "Postgres",

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from comfyui.outputs.stores.s3 import S3Store, s3_store
 from comfyui.settings import (
@@ -69,9 +69,6 @@ class StoringWorkerSettings(CommonWorkerSettings, ComfyUIFields, S3Fields):
     The keys of the store have other names, too, which only workers had. The shared names win where both are set.
     """
 
-    s3_access_key: SecretStr | None = Field(default=None, description="The older name of S3_ACCESS_KEY_ID.")
-    s3_secret_key: SecretStr | None = Field(default=None, description="The older name of S3_SECRET_ACCESS_KEY.")
-
     comfyui_output_dir: Path | None = Field(default=None, description="ComfyUI's output folder; when set, cleaned.")
     comfyui_start_timeout: float = Field(default=600, gt=0, description="Seconds that ComfyUI may take to answer.")
     comfyui_stop_grace: float = Field(
@@ -103,9 +100,6 @@ class StoringWorkerSettings(CommonWorkerSettings, ComfyUIFields, S3Fields):
     def _store_is_usable(self) -> Self:
         self.store()
         return self
-
-    def s3_keys(self) -> tuple[SecretStr | None, SecretStr | None]:
-        return self.s3_access_key_id or self.s3_access_key, self.s3_secret_access_key or self.s3_secret_key
 
     def cleaned_output_dir(self) -> Path | None:
         return self.comfyui_output_dir

@@ -12,6 +12,7 @@ import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,7 @@ from comfyui.sdk import GatewayClient
 from comfyui.servers.backend import Backend
 from comfyui.transport.http1 import Http1Client
 from comfyui.web.server.connections import Connections
-from config import Settings
+from config import GatewayOptions, Settings
 from server import create_app
 from tests.support.calls import Calls
 from tests.support.credentials import CERTIFICATE, TOKEN
@@ -255,8 +256,12 @@ async def gpu_pair() -> AsyncIterator[tuple[Engine, Engine, RunningGateway]]:
 @pytest.fixture
 async def guarded_heads(engine: Engine) -> AsyncIterator[RunningGateway]:
     """A gateway that asks for keys, with small limits for heads."""
-    limits: dict[str, Any] = {"max_header_kb": 4, "max_header_fields": 20, "header_seconds": 0.3}
-    async with running_gateway(engine.url, api_keys="k", **limits) as running:
+
+    def with_few_fields(made: GatewayOptions) -> GatewayOptions:
+        return replace(made, serving=replace(made.serving, heads=replace(made.serving.heads, max_fields=20)))
+
+    limits: dict[str, Any] = {"max_header_kb": 4, "header_seconds": 0.3}
+    async with running_gateway(engine.url, changed=with_few_fields, api_keys="k", **limits) as running:
         yield running
 
 

@@ -343,7 +343,7 @@ async def test_a_gpu_fault_turns_readiness_red_until_comfyui_is_restarted(
 
 async def test_a_dead_prompt_worker_behind_http_200_is_found_and_reported(engine: Engine) -> None:
     await engine.set_faults({"prompt_thread_dead": {}})
-    async with running_gateway(engine.url, stalled_after=0.5) as gateway:
+    async with running_gateway(engine.url, changed=server_options(stalled_after_s=0.5)) as gateway:
         waiting = asyncio.create_task(gateway.prompt_sync(invert_workflow()))
         async with asyncio.timeout(30):
             while (await ready_status(gateway)) != 503:
@@ -417,7 +417,7 @@ async def test_a_cached_result_is_no_sign_that_a_gpu_works_again(gateway: Runnin
 
 async def test_a_dead_prompt_worker_outlives_a_reconnect_and_not_a_restart(engine: Engine) -> None:
     await engine.set_faults({"prompt_thread_dead": {}})
-    async with running_gateway(engine.url, stalled_after=0.5) as gateway:
+    async with running_gateway(engine.url, changed=server_options(stalled_after_s=0.5)) as gateway:
         waiting = asyncio.create_task(gateway.prompt_sync(invert_workflow()))
         await until(lambda: ready_status(gateway), lambda status: status == 503)
         await reconnected(gateway, engine)
@@ -459,7 +459,9 @@ def resubmissions(gateway: RunningGateway, reason: str) -> float:
 
 async def test_a_worker_that_died_while_it_ran_something_is_told(engine: Engine) -> None:
     await engine.set_faults({"prompt_thread_dies": {}})
-    async with running_gateway(engine.url, stalled_after=0.3, silent_after=0.6, changed=POLLS_SOON) as gateway:
+    async with running_gateway(
+        engine.url, silent_after=0.6, changed=server_options(poll_interval_s=0.1, tick_s=0.1, stalled_after_s=0.3)
+    ) as gateway:
         with capture_logs() as lines:
             dead = asyncio.create_task(gateway.prompt_sync(invert_workflow(), timeout=6, prompt_id=DEAD))
             await prompts_are_queued(engine, 1)
@@ -492,7 +494,7 @@ async def test_a_worker_that_died_while_it_ran_something_is_told(engine: Engine)
 
 async def test_a_worker_that_counts_as_dead_is_out_of_rotation_until_it_runs_again(engine: Engine) -> None:
     await engine.set_faults({"prompt_thread_dies": {}})
-    async with running_gateway(engine.url, stalled_after=0.3, dead_after=0.6) as gateway:
+    async with running_gateway(engine.url, dead_after=0.6, changed=server_options(stalled_after_s=0.3)) as gateway:
         waiting = asyncio.create_task(gateway.prompt_sync(invert_workflow(), timeout=20))
         await until(lambda: ready_status(gateway), lambda status: status == 503)
         assert "prompt worker counts as dead" in await reason_not_ready(gateway)
@@ -504,7 +506,9 @@ async def test_a_worker_that_counts_as_dead_is_out_of_rotation_until_it_runs_aga
 
 
 async def test_one_long_node_with_events_is_not_silent(engine: Engine) -> None:
-    async with running_gateway(engine.url, stalled_after=0.1, silent_after=0.2, dead_after=5) as gateway:
+    async with running_gateway(
+        engine.url, silent_after=0.2, dead_after=5, changed=server_options(stalled_after_s=0.1)
+    ) as gateway:
         workflow = sleep_workflow(1)
         workflow["4"]["inputs"]["steps"] = 40
         with capture_logs() as lines:

@@ -178,8 +178,8 @@ def test_secrets_are_in_no_repr_of_the_settings(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("DATABASE_URL", "postgresql://u:s3cret-word@h/x")
     monkeypatch.setenv("SUPABASE_URL", "https://x.supabase.co")
     monkeypatch.setenv("SUPABASE_SERVICE_ROLE_KEY", "s3cret-word")
-    monkeypatch.setenv("S3_ACCESS_KEY", "id")
-    monkeypatch.setenv("S3_SECRET_KEY", "s3cret-word")
+    monkeypatch.setenv("S3_ACCESS_KEY_ID", "id")
+    monkeypatch.setenv("S3_SECRET_ACCESS_KEY", "s3cret-word")
     assert "s3cret-word" not in repr(PostgresWorkerSettings())
 
 

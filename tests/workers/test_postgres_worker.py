@@ -69,8 +69,8 @@ def s3_settings(url: str) -> dict[str, str]:
     return {
         "s3_bucket": POSTGRES_BUCKET,
         "s3_endpoint_url": url,
-        "s3_access_key": ACCESS_KEY,
-        "s3_secret_key": SECRET_KEY,
+        "s3_access_key_id": ACCESS_KEY,
+        "s3_secret_access_key": SECRET_KEY,
         "s3_addressing_style": "path",
     }
 

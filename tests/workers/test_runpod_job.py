@@ -539,19 +539,6 @@ def test_settings_come_from_the_environment_with_reasons_for_bad_ones(monkeypatc
 
 
 @pytest.mark.parametrize("settings", [RunPodSettings, PostgresWorkerSettings])
-def test_the_workers_older_names_of_the_s3_keys_hold_where_the_gateway_s_are_not_set(
-    monkeypatch: pytest.MonkeyPatch, settings: type[StoringWorkerSettings]
-) -> None:
-    monkeypatch.setenv("S3_ACCESS_KEY", "old id")
-    monkeypatch.setenv("S3_SECRET_KEY", "old secret")
-    assert load(settings).s3_keys() == (SecretStr("old id"), SecretStr("old secret"))
-    monkeypatch.setenv("S3_ACCESS_KEY_ID", "id")
-    assert load(settings).s3_keys() == (SecretStr("id"), SecretStr("old secret"))
-    monkeypatch.setenv("S3_SECRET_ACCESS_KEY", "secret")
-    assert load(settings).s3_keys() == (SecretStr("id"), SecretStr("secret"))
-
-
-@pytest.mark.parametrize("settings", [RunPodSettings, PostgresWorkerSettings])
 def test_a_bucket_that_cannot_be_is_named_by_its_variable(
     monkeypatch: pytest.MonkeyPatch, settings: type[StoringWorkerSettings]
 ) -> None:

@@ -243,8 +243,8 @@ async def test_files_are_in_a_real_s3_server_before_the_reply_links_them(job_api
         **job_api.environment(),
         "S3_BUCKET": "runpod-renders",
         "S3_ENDPOINT_URL": seaweedfs,
-        "S3_ACCESS_KEY": object_store.ACCESS_KEY,
-        "S3_SECRET_KEY": object_store.SECRET_KEY,
+        "S3_ACCESS_KEY_ID": object_store.ACCESS_KEY,
+        "S3_SECRET_ACCESS_KEY": object_store.SECRET_KEY,
         "S3_ADDRESSING_STYLE": "path",
     }
     async with running_worker(environment) as worker, aiohttp.ClientSession() as http:

@@ -69,15 +69,14 @@ def s3_store(fields: S3Fields) -> S3Store | None:
     """The store that the settings name, not opened; None without a bucket. Raises ValueError as `S3Store`."""
     if not fields.s3_bucket:
         return None
-    access_key, secret_key = fields.s3_keys()
     options = S3Settings(
         fields.s3_bucket,
         region=fields.s3_region,
         endpoint_url=fields.s3_endpoint_url or None,
         public_endpoint_url=fields.s3_public_endpoint_url or None,
         prefix=fields.s3_prefix,
-        access_key=access_key,
-        secret_key=secret_key,
+        access_key=fields.s3_access_key_id,
+        secret_key=fields.s3_secret_access_key,
         session_token=fields.s3_session_token,
         addressing_style=fields.s3_addressing_style,
         presign_seconds=fields.s3_presign_seconds,

@@ -64,7 +64,7 @@ class HeadWatch:
         self.stop()
         limits = self._limits
         if len(fields) > limits.max_fields:
-            raise HeadTooLargeError(f"the request has more than {limits.max_fields} header fields (MAX_HEADER_FIELDS)")
+            raise HeadTooLargeError(f"the request has more than {limits.max_fields} header fields")
         if len(target) + sum([len(name) + len(value) for name, value in fields]) > limits.max_bytes:
             raise self._too_large()
 
