@@ -5,7 +5,7 @@ An owner is charged in executed seconds, divided by its weight. While a job runs
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -191,6 +191,10 @@ class Shares:
     def waiting(self) -> dict[str | None, int]:
         """Those who have jobs that wait for their turn, and how many."""
         return {share.name: share.waiting for share in self._shares.values() if share.waiting}
+
+    def by_owner(self) -> Iterator[tuple[str | None, int, int]]:
+        """Each owner that is remembered, with how many of its jobs wait and how many are on a server."""
+        yield from ((share.name, share.waiting, share.placed) for share in self._shares.values())
 
     def set_terms(self, terms_of: Callable[[str | None], Terms]) -> None:
         """All owners are on these terms from now on. Whose account an owner has stays."""

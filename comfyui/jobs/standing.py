@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from comfyui.jobs.lines import Standing
 from comfyui.jobs.queue import JobQueue
 from comfyui.jobs.runs import Runs
 from comfyui.jobs.turns import Turns
+from comfyui.owners import key_of
 from comfyui.servers.backend import Backend
 from comfyui.servers.pool import BackendPool
 
@@ -24,6 +26,13 @@ class StandingNow(NamedTuple):
 
     running: list[Standing]
     pending: list[Standing]
+
+
+class KeyCounts(NamedTuple):
+    """How many jobs of one key have not ended. `placed`: on a server, which is what `max_running` limits."""
+
+    waiting: int
+    placed: int
 
 
 class StandingJobs:
@@ -40,6 +49,18 @@ class StandingJobs:
         """How many there are."""
         others = (*self._being_cancelled(), *self._without_turn())
         return self._scheduler.shares.count(owns) + sum(owns(one.owner) for one in others)
+
+    def by_key(self) -> dict[str, KeyCounts]:
+        """The counts of each key that has jobs, by its name; "" stands for jobs without one."""
+        waiting, placed = Counter[str](), Counter[str]()
+        for owner, waiting_now, placed_now in self._scheduler.shares.by_owner():
+            key = key_of(owner or "")
+            waiting[key] += waiting_now
+            placed[key] += placed_now
+        for one in (*self._being_cancelled(), *self._without_turn()):
+            (waiting if one.server is None else placed)[key_of(one.owner or "")] += 1
+        keys = waiting.keys() | placed.keys()
+        return {key: KeyCounts(waiting[key], placed[key]) for key in keys if waiting[key] or placed[key]}
 
     def now(self, owns: Owns) -> StandingNow:
         """All of them. A job that ran, and is placed again, is the first of those that are pending."""

@@ -37,6 +37,7 @@ from comfyui.web.comfyui.proxy import Relay, RelayOptions
 from comfyui.web.comfyui.upstreams import Upstreams
 from comfyui.web.console import routes as console
 from comfyui.web.console.feed import Consoles, keep_consoles
+from comfyui.web.console.static_files import static_folder
 from comfyui.web.front.auth import Guard
 from comfyui.web.front.entry import Entry
 from comfyui.web.front.errors import install_error_handlers
@@ -299,6 +300,7 @@ class Gateway(FastAPI):
                 tickets=running.tickets,
                 guesses=Guesses(options.guesses),
                 rates=running.rates,
+                login_files=static_folder(),
             ),
             # From here on it is for the gateway: all else, and every websocket, goes to ComfyUI.
             Middleware(

@@ -56,5 +56,5 @@ async def test_what_a_page_s_policy_blocks_and_what_it_asks_elsewhere_is_seen(ke
         await console.page.evaluate("fetch('http://127.0.0.1:9/').catch(() => null)")
         assert any("another host: http://127.0.0.1:9/" in one for one in console.faults)
         console.faults.clear()
-        await console.sign_in(ALICE, "/queue")
-        assert console.page.url == f"{console.gateway.url}/queue"
+        await console.sign_in(ALICE)
+        assert console.page.url == f"{console.gateway.url}/console"

@@ -29,6 +29,9 @@ async def _sign_in(browser: aiohttp.ClientSession, address: str) -> str:
     async with browser.get(address, headers=_PAGE) as page:
         assert page.status == 200
         login, html = str(page.url), await page.text()
+    for path in re.findall(r'<link [^>]*href="([^"]*)"', html):
+        async with browser.get(urljoin(login, path)) as file:
+            assert (file.status, file.headers["X-Content-Type-Options"]) == (200, "nosniff"), path
     action = re.search(r'<form method="post" action="([^"]*)"', html)
     target = re.search(r'name="next" type="hidden" value="([^"]*)"', html)
     assert action is not None

@@ -169,7 +169,7 @@ async def fits(page: Any) -> None:
         """() => {
             const width = document.documentElement.clientWidth
             if (document.documentElement.scrollWidth <= width) return []
-            const inside = one => one.closest('[data-scrolls]') ?? one
+            const inside = one => one.closest('.scroll') ?? one
             return [...document.querySelectorAll('body *')]
                 .filter(one => inside(one).getBoundingClientRect().right > width + 1)
                 .slice(0, 10).map(one => one.outerHTML.slice(0, 160))

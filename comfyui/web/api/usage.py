@@ -24,7 +24,8 @@ router = APIRouter(default_response_class=Response)
 _NAMES = ("day", "key", "person", "workflow")
 _DAY = "[0-9]{4}-[0-9]{2}-[0-9]{2}"
 _DAYS_SHOWN = 30
-_MOST_ROWS = 10_000
+MOST_ROWS = 10_000
+"""So many are read at most; one more says that there are further ones."""
 
 
 def _a_day(value: str) -> str:
@@ -107,6 +108,26 @@ class UsageReport(TypedDict):
     more: NotRequired[Annotated[bool, Field(description="There are further rows: ask for fewer days.")]]
 
 
+async def rows_of(request: Request, by: tuple[str, ...], since: str, until: str) -> list[UsageRow]:
+    """What was used from day to day, as far as the caller may see it: up to `MOST_ROWS` rows and one more.
+
+    Raises `JournalError`.
+    """
+    gateway = gateway_of(request)
+    caller = state_of(request.scope).caller
+    own = caller is not None and caller.rules.role == "user"
+    query = UsageQuery(
+        by=by,
+        since=since,
+        until=until,
+        key=caller.rules.name if caller is not None and own else None,
+        person=(caller.person or None) if caller is not None and own else None,
+        limit=MOST_ROWS + 1,
+    )
+    gateway.sent.write()
+    return await gateway.handler.journal.usage(query)
+
+
 @router.get(
     "/usage",
     summary="What each key used",
@@ -121,22 +142,10 @@ class UsageReport(TypedDict):
 async def usage(request: Request) -> Response:
     """Prompts by outcome, seconds on the GPU and bytes, summed by key, workflow or day. A user's key sees its own."""
     asked = read(UsageCall, request)
-    gateway = gateway_of(request)
     since, until = asked.days(day_of(time.time()))
-    caller = state_of(request.scope).caller
-    own = caller is not None and caller.rules.role == "user"
-    query = UsageQuery(
-        by=asked.names(),
-        since=since,
-        until=until,
-        key=caller.rules.name if caller is not None and own else None,
-        person=(caller.person or None) if caller is not None and own else None,
-        limit=_MOST_ROWS + 1,
-    )
-    gateway.sent.write()
-    rows = await gateway.handler.journal.usage(query)
-    answer = UsageReport(since=query.since, until=query.until, usage=[_entry(row) for row in rows[:_MOST_ROWS]])
-    if len(rows) > _MOST_ROWS:
+    rows = await rows_of(request, asked.names(), since, until)
+    answer = UsageReport(since=since, until=until, usage=[_entry(row) for row in rows[:MOST_ROWS]])
+    if len(rows) > MOST_ROWS:
         answer["more"] = True
     return json_response(200, answer, {"Cache-Control": "no-store"})
 

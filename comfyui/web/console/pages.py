@@ -12,7 +12,7 @@ import jinja2
 from fastapi import Request, Response
 
 from comfyui.jsonio import without_surrogates
-from comfyui.web.console.static_files import static_files
+from comfyui.web.console.static_files import static_folder
 from comfyui.web.console.texts import TEXTS
 from comfyui.web.console.viewer import visitor_of
 
@@ -40,11 +40,10 @@ def fragment(request: Request, template: str, **context: Any) -> str:
     (the texts), `visitor`, and the filters of this module.
     """
     root = root_of(request)
-    files = static_files()
     return render(
         template,
         root=root,
-        static=f"{root}console/static/{files.digest}/",
+        static=f"{root}{static_folder()}",
         visitor=visitor_of(request),
         **context,
     )

@@ -5,7 +5,14 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response
 
 from comfyui.exceptions import ComfyUINotFoundError
-from comfyui.web.console import files, job, now, run
+from comfyui.web.console import (
+    files,
+    job,
+    keys,
+    now,
+    run,
+    usage,
+)
 from comfyui.web.console.errors import ConsoleRoute
 from comfyui.web.console.static_files import static_answer
 from comfyui.web.console.texts import TEXTS
@@ -25,5 +32,13 @@ async def no_page(request: Request) -> Response:
     raise ComfyUINotFoundError(TEXTS.errors.no_page.format(path=request.url.path))
 
 
-ROUTERS = (now.router, files.router, job.router, run.router, _rest)
+ROUTERS = (
+    now.router,
+    files.router,
+    job.router,
+    run.router,
+    usage.router,
+    keys.router,
+    _rest,
+)
 """The last one has the paths that no page has."""

@@ -40,6 +40,11 @@ def static_files() -> StaticFiles:
     return StaticFiles(digest.hexdigest()[:16], dict(found))
 
 
+def static_folder() -> str:
+    """Where the files are served, below the root of the gateway, with a slash at its end."""
+    return f"console/static/{static_files().digest}/"
+
+
 def static_answer(name: str) -> Response:
     """The file of this name. A page of before an update gets the present one."""
     data = static_files().files.get(name)

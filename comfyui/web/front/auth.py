@@ -16,7 +16,7 @@ from comfyui.web.front.guesses import Guesses
 from comfyui.web.front.headers import header
 from comfyui.web.front.hosts import KnownHosts
 from comfyui.web.front.keys import Caller, KeyRing, session_in, without_session
-from comfyui.web.front.login import LOGIN, LOGOUT, answer_login, answer_logout, redirect_to_login
+from comfyui.web.front.login import LOGIN, LOGIN_FILES, LOGOUT, answer_login, answer_logout, redirect_to_login
 from comfyui.web.front.origins import Origins, Page, answer_preflight, is_preflight, with_grant
 from comfyui.web.front.paths import PROBES, server_path, target_of
 from comfyui.web.front.rates import SubmissionRates
@@ -34,6 +34,9 @@ class Guard:
 
     Without keys the name by which the gateway is called must be one of `hosts` (403). What it lets through no longer
     carries the gateway's own key or cookie: they are not for ComfyUI.
+
+    Args:
+        login_files: the folder with the files of the login page, below the root: ``console/static/…/``.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class Guard:
         tickets: Tickets,
         guesses: Guesses,
         rates: SubmissionRates,
+        login_files: str,
     ) -> None:
         self._app = app
         self._keys = keys
@@ -56,6 +60,7 @@ class Guard:
         self._tickets = tickets
         self._guesses = guesses
         self._rates = rates
+        self._login_files = login_files
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         page = self._origins.page_of(scope)
@@ -104,7 +109,7 @@ class Guard:
         if scope["type"] == "http" and scope["path"] in {LOGIN, LOGOUT}:
             try:
                 if scope["path"] == LOGIN:
-                    response = await answer_login(scope, receive, self._keys, self._metrics)
+                    response = await answer_login(scope, receive, self._keys, self._metrics, self._login_files)
                 else:
                     response = answer_logout(scope)
             except ClientDisconnect:
@@ -115,6 +120,8 @@ class Guard:
             await response(scope, receive, send)
         elif (caller := self._caller(scope, page)) is not None:
             await self._let_in(caller, scope, receive, send)
+        elif self._is_login_file(scope):
+            await self._app(self._without_credentials(scope), receive, send)
         elif _is_navigation(scope):
             await redirect_to_login(scope)(scope, receive, send)
         else:
@@ -167,6 +174,12 @@ class Guard:
     async def _too_many_guesses(self, scope: Scope, receive: Receive, send: Send) -> None:
         detail = "too many wrong keys are waiting for their answer"
         await refusal(scope, 429, detail, {"Retry-After": "5", "Connection": "close"})(scope, receive, send)
+
+    def _is_login_file(self, scope: Scope) -> bool:
+        """Whether this asks for what the login page loads: a file that everyone may have, spelt plainly."""
+        folder, _, name = scope["path"].rpartition("/")
+        is_one = f"{folder}/" == f"/{self._login_files}" and name in LOGIN_FILES
+        return is_one and scope["type"] == "http" and scope["method"] == "GET"
 
     def _caller(self, scope: Scope, page: Page) -> Caller | None:
         for name, value in scope["headers"]:

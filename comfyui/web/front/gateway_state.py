@@ -18,7 +18,7 @@ from comfyui.named.library import NamedWorkflows
 from comfyui.named.model_names import ModelNames
 from comfyui.outputs.delivery import Deliverer
 from comfyui.outputs.thumbnails import Thumbnails
-from comfyui.owners import OwnerRules
+from comfyui.web.front.keys import KeyRing
 from comfyui.web.front.named_document import NamedDocuments
 from comfyui.web.front.rates import SubmissionRates
 from comfyui.web.front.streams import OpenStreams
@@ -71,7 +71,7 @@ class GatewayState:
     named: NamedWorkflows
     metrics: Metrics
     sent: SentBytes
-    keys: OwnerRules
+    keys: KeyRing
     keys_file: Warnings | None = None
     rates: SubmissionRates = field(default_factory=SubmissionRates)
     streams: OpenStreams = field(default_factory=OpenStreams)

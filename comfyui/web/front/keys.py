@@ -133,6 +133,10 @@ class KeyRing:
         """The names of KEYS_FILE, in the order of the file."""
         return [caller.rules.name for caller in self._by_place.values() if caller.named]
 
+    def callers(self) -> list[Caller]:
+        """One for each key, in the order of `shown_names`."""
+        return list(self._by_place.values())
+
     @property
     def version(self) -> int:
         """See `comfyui.owners.OwnerRules`."""

@@ -15,10 +15,12 @@ from comfyui.web.front.forwarded import prefix_of
 from comfyui.web.front.keys import COOKIE, KeyRing
 
 LOGIN, LOGOUT = "/login", "/logout"
+LOGIN_FILES = frozenset({"console.css", "icon.svg"})
+"""What the page loads; a browser gets it without a key."""
 _MAX_FORM_BYTES = 16 * 1024
 _HEADERS = {
     "Cache-Control": "no-store",
-    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; form-action 'self';"
+    "Content-Security-Policy": "default-src 'none'; style-src 'self'; img-src 'self'; form-action 'self';"
     " frame-ancestors 'none'; base-uri 'none'",
     # Not no-referrer: with that, the form's own POST has the Origin "null" and is refused.
     "Referrer-Policy": "same-origin",
@@ -29,34 +31,21 @@ _PAGE = """<!doctype html>
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
 <title>Sign in · ComfyUI</title>
-<style>
-:root {{ color-scheme: light dark; --back: #f4f4f5; --card: #fff; --text: #18181b; --line: #d4d4d8; --accent: #2563eb }}
-@media (prefers-color-scheme: dark) {{
-  :root {{ --back: #18181b; --card: #27272a; --text: #f4f4f5; --line: #52525b; --accent: #3b82f6 }}
-}}
-* {{ box-sizing: border-box }}
-body {{ margin: 0; min-height: 100vh; display: grid; place-items: center; background: var(--back);
-  color: var(--text); font: 16px/1.5 system-ui, sans-serif }}
-form {{ width: min(22rem, calc(100vw - 2rem)); padding: 2rem; background: var(--card);
-  border: 1px solid var(--line); border-radius: .75rem }}
-h1 {{ margin: 0 0 1.25rem; font-size: 1.25rem }}
-label {{ display: block; margin-bottom: .375rem; font-size: .875rem }}
-input, button {{ width: 100%; padding: .625rem .75rem; font: inherit; border-radius: .5rem }}
-input {{ color: inherit; background: transparent; border: 1px solid var(--line) }}
-input:focus-visible, button:focus-visible {{ outline: 2px solid var(--accent); outline-offset: 2px }}
-button {{ margin-top: 1rem; border: 0; background: var(--accent); color: #fff; font-weight: 600; cursor: pointer }}
-p {{ margin: 0 0 1rem; padding: .5rem .75rem; border-radius: .5rem; background: #b91c1c; color: #fff }}
-</style>
+<link rel="icon" href="{files}icon.svg" type="image/svg+xml">
+<link rel="stylesheet" href="{files}console.css">
 </head>
-<body>
-<form method="post" action="login">
+<body class="sign-in">
+<main>
+<form method="post" action="login" class="card fields">
 <h1>Sign in to ComfyUI</h1>
-{message}<label for="key">API key</label>
-<input id="key" name="key" type="password" autocomplete="current-password" required autofocus>
+{message}<div><label for="key">API key</label>
+<input id="key" name="key" type="password" autocomplete="current-password" required autofocus></div>
 <input name="next" type="hidden" value="{next}">
-<button>Sign in</button>
+<button class="first">Sign in</button>
 </form>
+</main>
 </body>
 </html>
 """
@@ -69,11 +58,15 @@ def redirect_to_login(scope: Scope) -> Response:
     return RedirectResponse(_seen(scope, f"{LOGIN}?next={quote(target, safe='')}"), 303, _HEADERS)
 
 
-async def answer_login(scope: Scope, receive: Receive, keys: KeyRing, metrics: Metrics) -> Response:
-    """GET shows the form; POST takes the key and sets the cookie."""
+async def answer_login(scope: Scope, receive: Receive, keys: KeyRing, metrics: Metrics, files: str) -> Response:
+    """GET shows the form; POST takes the key and sets the cookie.
+
+    Args:
+        files: where the console's stylesheet is, relative to the login page: ``console/static/…/``.
+    """
     if scope["method"] in {"GET", "HEAD"}:
         query = parse_qs(scope["query_string"].decode("latin-1"))
-        return _page(query.get("next", ["/"])[0])
+        return _page(query.get("next", ["/"])[0], files)
     if scope["method"] != "POST":
         return refusal(scope, 405, "the login page takes GET and POST", {"Allow": "GET, HEAD, POST"})
     form = await _form(Request(scope, receive))
@@ -83,7 +76,7 @@ async def answer_login(scope: Scope, receive: Receive, keys: KeyRing, metrics: M
     target = form.get("next", ["/"])[0]
     if token is None:
         metrics.rejected.labels("unauthorized").inc()
-        return _page(target, message="This key is not known here.", status=401)
+        return _page(target, files, message="This key is not known here.", status=401)
     response = RedirectResponse(_seen(scope, _local(target)), 303, _HEADERS)
     response.set_cookie(
         COOKIE,
@@ -121,9 +114,11 @@ def _cookie_path(scope: Scope) -> str | None:
     return prefix_of(scope) or None
 
 
-def _page(target: str, *, message: str = "", status: int = 200) -> Response:
-    shown = f'<p role="alert">{escape(message)}</p>\n' if message else ""
-    return HTMLResponse(_PAGE.format(message=shown, next=escape(_local(target), quote=True)), status, _HEADERS)
+def _page(target: str, files: str, *, message: str = "", status: int = 200) -> Response:
+    shown = f'<p class="alert" role="alert">{escape(message)}</p>\n' if message else ""
+    return HTMLResponse(
+        _PAGE.format(message=shown, next=escape(_local(target), quote=True), files=files), status, _HEADERS
+    )
 
 
 def _local(target: str) -> str:

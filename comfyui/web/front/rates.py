@@ -25,11 +25,19 @@ class SubmissionRates:
         if limit is None:
             return 0
         now = self._clock()
-        times = self._times.setdefault(rules.name, deque())
-        while times and times[0] <= now - _WINDOW_S:
-            times.popleft()
+        times = self._recent(rules.name, now)
         if len(times) < limit:
             times.append(now)
             return 0
         # The limit may have been lowered: then more than one has to be over.
         return max(1, math.ceil(times[len(times) - limit] + _WINDOW_S - now))
+
+    def used(self, rules: KeyRules) -> int:
+        """How many submissions of the last 60 seconds are counted; 0 for a key without `per_minute`."""
+        return 0 if rules.per_minute is None else len(self._recent(rules.name, self._clock()))
+
+    def _recent(self, key: str, now: float) -> deque[float]:
+        times = self._times.setdefault(key, deque())
+        while times and times[0] <= now - _WINDOW_S:
+            times.popleft()
+        return times

@@ -89,6 +89,7 @@ TABLE: tuple[Row, ...] = (
     *_rows("gateway", "DELETE", "/mcp", OWN, OWN),
     # The console: its pages show what the visitor may see.
     *_rows("gateway", "GET", "/console /console/**", OWN, ALL),
+    *_rows("gateway", "GET", "/console/keys", NO, ALL),
     Row("gateway", "POST", "/console/jobs/*/again", OWN, NO, counted=True),
     Row("gateway", "POST", "/console/jobs/*/changed", OWN, NO, graph=True, counted=True),
     *_rows("gateway", "POST", "/console/jobs/*/webhook", OWN, NO),
