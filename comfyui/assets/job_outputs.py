@@ -124,8 +124,7 @@ class JobOutputs:
 
     async def of_all(self, records: Sequence[JobRecord]) -> tuple[list[Outputs], Mapping[str, OutputFacts]]:
         """What each of these jobs has made, and what is known of all that, by id; no server is asked."""
-        by_job = await self._all_kept([record.prompt_id for record in records if record.state.is_end])
-        made = [by_job.get(record.prompt_id) or await self.of(record) for record in records]
+        made = await self.of_each(records)
         known: dict[str, OutputFacts] = {}
         for record, one in zip(records, made, strict=True):
             known |= await _facts_by_itself(record, one)
@@ -133,6 +132,11 @@ class JobOutputs:
         known = _together(known, {one.id: one for one in measured})
         self._measure_later(records, made, known)
         return made, known
+
+    async def of_each(self, records: Sequence[JobRecord]) -> list[Outputs]:
+        """What each of these jobs has made."""
+        by_job = await self._all_kept([record.prompt_id for record in records if record.state.is_end])
+        return [by_job.get(record.prompt_id) or await self.of(record) for record in records]
 
     def _measure_later(
         self, records: Sequence[JobRecord], made: Sequence[Outputs], known: Mapping[str, OutputFacts]

@@ -30,7 +30,7 @@ async def made_file(
 ) -> str:
     """The id of a job that has written one file, of which `content` is all."""
     before = set(engine.folders.output.rglob("*"))
-    body = {"prompt": writing(extension=extension, size=len(content) % 1000 + 1)}
+    body = {"prompt": writing(extension=extension, size=len(before) + 1)}
     async with gateway.http.post("/prompt_sync", json=body, headers=bearer(key) if key else {}) as response:
         answer = await response.json()
         assert response.status == 200, answer

@@ -17,9 +17,9 @@ def ffmpeg() -> str:
     return found
 
 
-async def make_video(path: Path, *options: str, size: str = "640x360", source: str = "testsrc=rate=10") -> Path:
+async def make_video(path: Path, *options: str, source: str = "testsrc=rate=10:size=640x360") -> Path:
     """A second of a test picture, of the format that the path's ending names."""
-    made = ("-f", "lavfi", "-i", f"{source}:size={size}:duration=1")
+    made = ("-f", "lavfi", "-i", f"{source}:duration=1")
     process = await asyncio.create_subprocess_exec(ffmpeg(), "-v", "error", "-y", *made, *options, str(path))
     assert await process.wait() == 0
     return path

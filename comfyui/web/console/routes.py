@@ -10,6 +10,7 @@ from comfyui.web.console import (
     job,
     keys,
     now,
+    results,
     run,
     usage,
 )
@@ -34,6 +35,7 @@ async def no_page(request: Request) -> Response:
 
 ROUTERS = (
     now.router,
+    results.router,
     files.router,
     job.router,
     run.router,

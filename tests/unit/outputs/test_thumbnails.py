@@ -101,7 +101,7 @@ async def test_a_thumbnail_has_at_most_so_many_bytes() -> None:
     ],
 )
 async def test_of_a_video_the_first_picture_is_shown(tmp_path: Path, name: str, codec: tuple[str, ...]) -> None:
-    data = (await make_video(tmp_path / name, *codec, source="color=red")).read_bytes()
+    data = (await make_video(tmp_path / name, *codec, source="color=red:size=640x360")).read_bytes()
     folder = tmp_path / "thumbnails"
     async with Thumbnails(ImageConverter(), folder) as thumbnails:
         image = shown(await thumbnails.of("a", "video/mp4", opening(data)))
@@ -172,7 +172,7 @@ async def test_a_video_that_is_too_large_is_refused(tmp_path: Path, known: bool)
 
 
 async def test_a_playlist_that_is_called_a_video_opens_no_other_file(tmp_path: Path) -> None:
-    secret = await make_video(tmp_path / "secret.mp4", *H264, source="color=red")
+    secret = await make_video(tmp_path / "secret.mp4", *H264, source="color=red:size=640x360")
     lists = [
         f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nfile://{secret}\n#EXT-X-ENDLIST\n",
         f"ffconcat version 1.0\nfile {secret}\n",

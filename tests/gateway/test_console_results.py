@@ -1,0 +1,223 @@
+"""The console's results: which jobs a page has, for whom, and what it costs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from html import unescape
+from pathlib import Path
+from urllib.parse import urlencode
+
+import pytest
+
+from comfyui.engine import Engine
+from comfyui.jobs.journal.cursor import cursor_of
+from comfyui.jobs.journal.records import ENDS, JobFilter
+from comfyui.jobs.journal.sqlite import FILE_NAME, SqliteJournal
+from tests.support.engine_workflows import sleeping, txt2img, writing
+from tests.support.jobs import submit
+from tests.support.keys import ALICE, BOB, KEYS, ROOT, WATCHER, bearer, write_keys
+from tests.support.many_jobs import many_jobs
+from tests.support.named_folder import named_folder
+from tests.support.outputs import made_file, png
+from tests.support.running import RunningGateway, running_gateway
+from tests.support.target import node
+
+
+async def shown(
+    gateway: RunningGateway, query: Mapping[str, str] | str = "", *, key: str | None = None, status: int = 200
+) -> str:
+    """The page."""
+    given = query if isinstance(query, str) else urlencode(query)
+    async with gateway.http.get(f"/console/results?{given}", headers=bearer(key) if key else {}) as response:
+        text = await response.text()
+        assert response.status == status, text
+        return text
+
+
+def jobs_in(text: str) -> list[str]:
+    """Ids of the jobs on a page, in their order."""
+    return re.findall(r'href="[./]*console/jobs/([0-9a-f-]{36})"', text)
+
+
+def older_in(text: str) -> str | None:
+    """The query of the next page."""
+    found = re.search(r'rel="next" href="[./]*console/results\?([^"]*)"', text)
+    return None if found is None else unescape(found[1])
+
+
+async def run(
+    gateway: RunningGateway, workflow: Mapping[str, object], *, key: str | None = None, **fields: object
+) -> str:
+    body = {"prompt": workflow, **fields}
+    async with gateway.http.post("/prompt_sync", json=body, headers=bearer(key) if key else {}) as response:
+        answer = await response.json()
+        prompt_id: str = answer["prompt_id"]
+        return prompt_id
+
+
+def failing(message: str) -> dict[str, object]:
+    return {
+        "1": node("SimulatedError", exception_type="RuntimeError", message=message),
+        "2": node("PreviewAny", source=["1", 0]),
+    }
+
+
+async def test_without_jobs_the_page_says_so(gateway: RunningGateway) -> None:
+    assert "Nothing has ended yet" in await shown(gateway)
+
+
+async def test_each_medium_is_shown_in_its_way(gateway: RunningGateway, engine: Engine) -> None:
+    shows = {
+        "png": '<img src="../console/thumbs/{id}/0"',
+        "gif": '<img src="../console/thumbs/{id}/0"',
+        "mp4": '<video class="tile" src="../console/files/{id}/0"',
+        "flac": '<audio src="../console/files/{id}/0"',
+        "glb": 'href="../console/files/{id}/0" download',
+        "svg": 'href="../console/files/{id}/0" download',
+        "html": 'href="../console/files/{id}/0" download',
+    }
+    for extension, html in shows.items():
+        prompt_id = await made_file(gateway, engine, extension, png())
+        text = await shown(gateway)
+        assert jobs_in(text)[0] == prompt_id, "newest first"
+        assert html.format(id=prompt_id) in text
+
+
+async def test_what_jobs_bring_is_text_and_no_html(gateway: RunningGateway) -> None:
+    bad = "<script>alert(1)</script>'\"&"
+    await run(gateway, {"1": node("PreviewAny", source=bad)}, labels={"a": bad})
+    await run(gateway, failing(bad))
+    for query in ({}, {"text": bad}, {"label": f"a={bad}"}, {"workflow": bad, "cursor": bad}, {"state": bad}):
+        async with gateway.http.get(f"/console/results?{urlencode(query)}") as response:
+            text = await response.text()
+        assert "<script>alert" not in text
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in await shown(gateway)
+
+
+async def test_of_a_job_with_many_files_the_first_are_shown(gateway: RunningGateway) -> None:
+    await run(gateway, writing(count=50, extension="png"))
+    text = await shown(gateway)
+    assert text.count("console/thumbs/") == 4
+    assert "46 more" in text
+
+
+async def test_a_job_that_has_not_ended_is_no_result(gateway: RunningGateway) -> None:
+    prompt_id = await submit(gateway.http, sleeping(60))
+    assert jobs_in(await shown(gateway)) == []
+    await gateway.http.delete(f"/prompt_sync/{prompt_id}")
+    assert jobs_in(await shown(gateway)) == [prompt_id]
+
+
+async def test_results_are_found_by_each_filter(engine: Engine, tmp_path: Path) -> None:
+    async with running_gateway(engine.url, workflows_dir=named_folder(tmp_path / "workflows")) as gateway:
+        fox = await run(gateway, txt2img(text="a red fox", steps=1), labels={"order": "12", "to": "ann"})
+        hen = await run(gateway, failing("no hen in memory"), labels={"order": "12"})
+        async with gateway.http.post("/workflows/flat", json={"seed": 5}) as response:
+            named = (await response.json())["prompt_id"]
+        found = {
+            "state=failed": [hen],
+            "state=succeeded": [named, fox],
+            "state=lost": [],
+            "workflow=flat": [named],
+            "label=order%3D12": [hen, fox],
+            "label=to%3Dann": [fox],
+            "label=to%3D": [],
+            # A sync call's prompt is not kept, and what is known of the job is.
+            "text=order%3D12": [hen, fox],
+            "text=hen+MEMORY": [hen],
+            f"text={fox[:13]}": [fox],
+            "text=flat": [named],
+            "text=nothing+has+this": [],
+            "state=failed&text=ann": [],
+            "state=&workflow=&label=&text=&cursor=&other=1": [named, hen, fox],
+        }
+        for query, expected in found.items():
+            assert jobs_in(await shown(gateway, query)) == expected, query
+
+
+async def test_the_prompt_of_an_async_job_is_searched(gateway: RunningGateway) -> None:
+    async with gateway.http.post(
+        "/prompt_sync",
+        json={"prompt": txt2img(text="a RED fox", steps=1)},
+        headers={"Prefer": "respond-async, wait=20"},
+    ) as response:
+        prompt_id = (await response.json())["prompt_id"]
+    assert jobs_in(await shown(gateway, "text=red+FOX")) == [prompt_id]
+    assert "No job fits all of this" in await shown(gateway, "text=red+hen")
+
+
+@pytest.mark.parametrize(
+    ("query", "reason"),
+    [
+        ("state=running", "State: choose one of the list."),
+        ("label=x", "Label: write it as key=value."),
+        ("label=a+b%3Dx", "Label: the key"),
+        ("cursor=x", "cursor: it is none of ours"),
+    ],
+)
+async def test_what_cannot_be_looked_for_is_told_by_its_name(gateway: RunningGateway, query: str, reason: str) -> None:
+    text = await shown(gateway, query, status=400)
+    assert reason in unescape(text)
+
+
+async def test_each_sees_its_own_results(engine: Engine, tmp_path: Path) -> None:
+    async with running_gateway(engine.url, keys_file=write_keys(tmp_path / "keys.toml", KEYS)) as gateway:
+        alices, bobs = [await run(gateway, writing(), key=key) for key in (ALICE, BOB)]
+        for key, expected in ((ALICE, [alices]), (BOB, [bobs]), (WATCHER, [bobs, alices]), (ROOT, [bobs, alices])):
+            text = await shown(gateway, key=key)
+            assert jobs_in(text) == expected
+            assert ('name="owner"' in text) is (key in {WATCHER, ROOT})
+        for key in (WATCHER, ROOT):
+            assert jobs_in(await shown(gateway, "owner=alice", key=key)) == [alices]
+            assert jobs_in(await shown(gateway, f"owner=bob&text={bobs}", key=key)) == [bobs]
+        # A user's own name for another's does not lead there, nor does a cursor of another's list.
+        assert jobs_in(await shown(gateway, "owner=alice", key=BOB)) == [bobs]
+        assert jobs_in(await shown(gateway, f"text={alices}", key=BOB)) == []
+
+
+async def test_pages_have_each_job_once(gateway: RunningGateway) -> None:
+    made = [await run(gateway, writing(size=number + 1), labels={"n": str(number)}) for number in range(53)]
+    first = await shown(gateway)
+    assert jobs_in(first) == made[:4:-1]
+    query = older_in(first)
+    assert query is not None
+    await run(gateway, writing(size=999))
+    second = await shown(gateway, query)
+    assert jobs_in(second) == made[4::-1]
+    assert older_in(second) is None
+    assert "To the newest results" in second
+
+
+async def test_a_page_deep_in_100_000_jobs_costs_as_much_as_the_first(engine: Engine, tmp_path: Path) -> None:
+    async with running_gateway(engine.url, state_dir=str(tmp_path)) as gateway:
+        await run(gateway, writing())
+    many_jobs(tmp_path / FILE_NAME, 100_000)
+    async with running_gateway(engine.url, state_dir=str(tmp_path)) as gateway:
+        journal = gateway.handler.journal
+        assert isinstance(journal, SqliteJournal)
+        steps = 0
+
+        def count() -> None:
+            nonlocal steps
+            steps += 1
+
+        await journal._ask(lambda sql: sql.database.set_progress_handler(count, 50))
+
+        found: list[str] = []
+        costs = []
+        list_of_all = JobFilter(states=ENDS)
+        for query in ("", *(f"cursor={cursor_of(seq, list_of_all)}" for seq in (90_000, 50_000, 100))):
+            steps = 0
+            ids = jobs_in(await shown(gateway, query))
+            costs.append(steps)
+            assert len(ids) == 48
+            found += ids
+        assert len(set(found)) == len(found)
+        assert max(costs) < 1.5 * min(costs)
+        # Of a word that one job in 26 has, a page is full at once; for one that none has, many jobs are looked at.
+        assert len(jobs_in(await shown(gateway, {"text": "note c"}))) == 48
+        none = await shown(gateway, {"text": "zebra"})
+        assert jobs_in(none) == []
+        assert "Searched back to" in none
+        assert older_in(none) is not None
