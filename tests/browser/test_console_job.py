@@ -8,8 +8,9 @@ import pytest
 
 from tests.support.browsing import frontend_root
 from tests.support.console import PATIENCE_MS, PHONE, Console, accessible, fits, open_console, tab_to
-from tests.support.engine_workflows import txt2img
+from tests.support.engine_workflows import sleeping, txt2img
 from tests.support.running import RunningGateway, invert_workflow, until
+from tests.support.target import node
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -17,18 +18,21 @@ _TITLES = "window.app.graph.nodes.map(node => node.title).sort()"
 _PREFIXES = "window.app.graph.nodes.filter(node => node.type === 'SaveImage').map(node => node.widgets[0].value)"
 
 
-async def ended(gateway: RunningGateway, prompt: dict[str, Any], **fields: Any) -> str:
-    """The id of an async job that has ended."""
+async def submitted(gateway: RunningGateway, prompt: dict[str, Any], **fields: Any) -> str:
     body = {"prompt": prompt, **fields}
     async with gateway.http.post("/prompt_sync", json=body, headers={"Prefer": "respond-async"}) as answer:
-        prompt_id = str((await answer.json())["prompt_id"])
+        return str((await answer.json())["prompt_id"])
 
-    async def state() -> bool:
-        record = await gateway.handler.journal.get(prompt_id)
-        return record is not None and record.state.is_end
 
-    await until(state, bool)
+async def ended(gateway: RunningGateway, prompt: dict[str, Any], **fields: Any) -> str:
+    """The id of an async job that has ended."""
+    prompt_id = await submitted(gateway, prompt, **fields)
+    await end_of(gateway, prompt_id)
     return prompt_id
+
+
+async def end_of(gateway: RunningGateway, prompt_id: str) -> None:
+    await until(lambda: gateway.handler.journal.get(prompt_id), lambda job: job is not None and job.state.is_end)
 
 
 async def test_a_graph_and_an_editor_s_workflow_open_in_comfyui() -> None:
@@ -60,3 +64,96 @@ async def opened(console: Console) -> Any:
     page = await popup.value
     await page.wait_for_function("window.app?.graph", timeout=4 * PATIENCE_MS)
     return page
+
+
+async def test_a_job_is_followed_from_the_queue_to_its_end() -> None:
+    async with open_console(servers=1, queue="gateway") as console:
+        page, engine = console.page, console.engines[0]
+        first, second = [await submitted(console.gateway, sleeping(seconds, 4)) for seconds in (61.0, 62.0)]
+        await console.open(f"/console/jobs/{second}")
+        await page.wait_for_selector("#job[data-state=queued]")
+        engine.wake(first)
+        await page.wait_for_selector("#job[data-state=running] progress")
+        await page.wait_for_function("document.querySelector('[data-node]')?.textContent === 'SimulatedSleep'")
+        # What somebody types meanwhile stays.
+        await page.get_by_label("steps").fill("7")
+        engine.wake(second)
+        await page.wait_for_selector("#job[data-state=succeeded]")
+        assert await page.locator("progress").count() == 0
+        await page.get_by_role("button", name="Run again").wait_for()
+        assert await page.get_by_label("steps").input_value() == "7"
+
+
+async def test_a_feed_that_breaks_misses_no_end() -> None:
+    async with open_console(servers=1) as console:
+        page, engine = console.page, console.engines[0]
+        console.allowed += ["ERR_INTERNET_DISCONNECTED"]
+        prompt_id = await submitted(console.gateway, sleeping(61.0))
+        await console.open(f"/console/jobs/{prompt_id}")
+        await page.wait_for_selector("#job[data-state=running]")
+        await page.context.set_offline(True)
+        engine.wake(prompt_id)
+        await until(
+            lambda: console.gateway.handler.journal.get(prompt_id), lambda job: job is not None and job.state.is_end
+        )
+        await page.context.set_offline(False)
+        await page.wait_for_selector("#job[data-state=succeeded]")
+
+
+async def test_a_job_runs_again_and_with_changes_by_keyboard() -> None:
+    async with open_console(servers=2) as console:
+        page = console.page
+        prompt_id = await ended(console.gateway, invert_workflow(prefix="keys"))
+        await console.open(f"/console/jobs/{prompt_id}")
+        await tab_to(page, "Run again", tag="button")
+        await page.keyboard.press("Enter")
+        await page.wait_for_url(lambda url: "/console/jobs/" in url and prompt_id not in url)
+        again = page.url.rpartition("/")[2]
+        await page.wait_for_selector("#job[data-state=succeeded]")
+        await tab_to(page, "filename_prefix")
+        await page.keyboard.press("Control+A")
+        await page.keyboard.type("changed")
+        await tab_to(page, "Run with these values", tag="button")
+        await page.keyboard.press("Enter")
+        await page.wait_for_url(lambda url: "/console/jobs/" in url and again not in url)
+        await page.wait_for_selector("#job[data-state=succeeded]")
+        await page.get_by_role("link", name="changed_00001_.png", exact=True).wait_for()
+        shown = page.get_by_role("img", name="Picture changed_00001_.png")
+        await page.wait_for_function(
+            "image => image.complete && image.naturalWidth > 0", arg=await shown.element_handle()
+        )
+
+
+async def test_a_wrong_value_is_told_at_once_and_nothing_is_lost() -> None:
+    async with open_console(servers=1) as console:
+        console.allowed.append("status of 422")
+        prompt_id = await ended(console.gateway, invert_workflow())
+        await console.open(f"/console/jobs/{prompt_id}")
+        await console.page.get_by_label("width").fill("wide")
+        await console.page.get_by_role("button", name="Run with these values").click()
+        await console.page.get_by_role("alert").get_by_text("EmptyImage (node 1), width: a number is wanted").wait_for()
+        assert await console.page.get_by_label("width").input_value() == "wide"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_every_part_of_the_page_is_accessible_and_fits_a_phone(scheme: Any) -> None:
+    async with open_console(servers=1, scheme=scheme, size=PHONE) as console:
+        prompt = txt2img(text="a long text " * 50)
+        prompt["10"] = node("SimulatedError", exception_type="ValueError", message="x" * 300, value=["8", 0])
+        prompt["11"] = node("PreviewAny", source=["10", 0])
+        labels = {"order-of-somebody-with-a-long-key": "v" * 200}
+        failed = await ended(console.gateway, prompt, labels=labels)
+        for prompt_id in (failed, await ended(console.gateway, txt2img())):
+            await console.open(f"/console/jobs/{prompt_id}")
+            await console.page.wait_for_load_state("networkidle")
+            await accessible(console.page)
+            await fits(console.page)
+
+
+async def test_without_javascript_the_forms_work() -> None:
+    async with open_console(servers=1, javascript=False) as console:
+        prompt_id = await ended(console.gateway, txt2img(seed=3))
+        await console.open(f"/console/jobs/{prompt_id}")
+        await console.page.get_by_role("button", name="Run with new seeds").click()
+        await console.page.wait_for_url(lambda url: "/console/jobs/" in url and prompt_id not in url)
+        assert not await console.page.get_by_role("button", name="Open in ComfyUI").is_visible()

@@ -84,7 +84,11 @@ async def test_a_job_that_succeeded_has_files_values_and_times(gateway: RunningG
     text = text_of(page)
     for part in ("Succeeded", "Label order 1234", "Priority 3", "My sampler KSampler · 3", "seed 77", "a red fox"):
         assert part in text, part
-    assert re.search(r'<a href="\.\./\.\./[^"]+">txt2img_00001_\.png</a>', page)
+    for part in ("files", "thumbs"):
+        async with gateway.http.get(f"/console/{part}/{prompt_id}/0") as answer:
+            assert answer.status == 200
+            assert answer.content_type.startswith("image/")
+        assert f'="../../console/{part}/{prompt_id}/0"' in page
     # In the order in which they run: the sampler comes before what it feeds, and behind what feeds it.
     values = text[text.index("Values by node") :]
     order = [values.index(title) for title in ("ckpt_name", "My sampler", "filename_prefix")]

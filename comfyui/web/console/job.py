@@ -9,10 +9,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from comfyui import jsonio
-from comfyui.answer_json import FileEntry
-from comfyui.assets.outputs import outputs_of
 from comfyui.exceptions import ComfyUIConflictError, ComfyUINotFoundError, RequestError
-from comfyui.limits import short
 from comfyui.offload import offloaded
 from comfyui.outputs.history import cached_nodes
 from comfyui.web.api.jobs import pending_job, webhooks_again
@@ -23,6 +20,7 @@ from comfyui.web.console.errors import ConsoleRoute
 from comfyui.web.console.job_again import run_again
 from comfyui.web.console.job_found import Found, found_job
 from comfyui.web.console.job_graph import MOST_NODES, changed, has_seeds, nodes_of, with_new_seeds
+from comfyui.web.console.job_made import made_by
 from comfyui.web.console.pages import HEADERS, page
 from comfyui.web.console.texts import TEXTS
 from comfyui.web.console.viewer import Visitor, visitor_of
@@ -31,8 +29,7 @@ from comfyui.workflows.api_format import node_title
 
 router = APIRouter(route_class=ConsoleRoute, include_in_schema=False, default_response_class=Response)
 
-# Of what nodes have told.
-_MOST_TEXTS, _LONGEST_TEXT = 50, 20_000
+# Nodes whose times are shown.
 _MOST_NODES = 200
 # Bytes of a node or so, as work.
 _NODE_BYTES = 1000
@@ -63,8 +60,7 @@ async def show_job(request: Request) -> Response:
         record=record,
         state=found.state.value,
         now=None if ended else pending_job(gateway, found.look, in_detail=True),
-        files=await _files(request, found),
-        texts=await _texts(found),
+        made=await made_by(request, found),
         nodes=await offloaded(len(found.prompt) * _NODE_BYTES, nodes_of, found.prompt),
         left_out=max(0, len(found.prompt) - MOST_NODES),
         times=_times(found),
@@ -137,24 +133,6 @@ def _may_send_graphs(visitor: Visitor, found: Found) -> bool:
     rules = visitor.origin.rules
     is_named = found.record is not None and found.record.call is not None
     return not is_named and (rules is None or rules.workflows is None)
-
-
-async def _files(request: Request, found: Found) -> list[FileEntry]:
-    """What answers say of each file, in their order."""
-    if found.result is None:
-        return []
-    # Relative, as all links of a page; the path begins with a slash.
-    return await gateway_of(request).deliverer.entries_to_tell(found.result, lambda target: target[1:])
-
-
-async def _texts(found: Found) -> list[tuple[str, str]]:
-    """Texts that nodes have told, each with the title of its node."""
-    if found.result is None:
-        return []
-    outputs = found.result.shown_outputs
-    made = await offloaded(len(outputs) * _NODE_BYTES, outputs_of, found.prompt_id, outputs)
-    texts = [one for one in made if one.file is None][:_MOST_TEXTS]
-    return [(node_title(found.prompt, one.node_id), short(one.text, _LONGEST_TEXT)) for one in texts]
 
 
 def _times(found: Found) -> list[NodeTime]:

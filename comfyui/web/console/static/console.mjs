@@ -24,10 +24,11 @@ export function tell(text, { alert = false } = {}) {
 /** Sends a form, and gives what the gateway answers: {message, to, follow}. Throws an Error with the reason and the `answer`. */
 export async function send(form, submitter) {
   const data = new FormData(form, submitter)
-  const isFile = form.enctype === 'multipart/form-data'
+  // Attributes, since a field may have the name of one, and a button without one says that it is the page's address.
+  const isFile = form.getAttribute('enctype') === 'multipart/form-data'
   let answer
   try {
-    answer = await fetch(submitter?.formAction || form.action, {
+    answer = await fetch(submitter?.getAttribute('formaction') || form.getAttribute('action'), {
       method: 'POST',
       body: isFile ? data : new URLSearchParams(data),
       headers: { Accept: 'application/json' },

@@ -1,9 +1,72 @@
-// The page of one job: its workflow in ComfyUI's own page.
+// The page of one job: what changes while it waits and runs, and its workflow in ComfyUI's own page.
 
 import { root, tell } from './console.mjs'
+import { morph, openFeed } from './feed.mjs'
 
 const LOOK_EVERY_MS = 200
 const PATIENCE_MS = 120000
+const PLACE_EVERY_MS = 3000
+
+const job = document.getElementById('job')
+
+/** Only pages with this module can open another one. */
+function showOpeners() {
+  for (const button of job.querySelectorAll('button[data-open]')) button.hidden = false
+}
+
+/** Brings the job up to date. Returns whether it has ended. */
+async function renew() {
+  const answer = await fetch(window.location.href, { headers: { Accept: 'text/html' } })
+  if (!answer.ok) return false
+  const fresh = new DOMParser().parseFromString(await answer.text(), 'text/html').getElementById('job')
+  if (!fresh) return false
+  job.dataset.state = fresh.dataset.state
+  morph(job, fresh.innerHTML)
+  showOpeners()
+  return !('follow' in fresh.dataset)
+}
+
+function follow() {
+  const id = job.dataset.job
+  let wasOpen = false
+  let renewing
+  let renewedAt = Date.now()
+  let later
+
+  /** One at a time, and once more for what came meanwhile. */
+  function again() {
+    clearTimeout(later)
+    later = undefined
+    if (renewing) {
+      renewing.again = true
+      return
+    }
+    const now = (renewing = { again: false })
+    renewedAt = Date.now()
+    renew()
+      .catch(() => false)
+      .then((isOver) => {
+        renewing = undefined
+        if (isOver) feed.close()
+        else if (now.again) again()
+      })
+  }
+
+  const feed = openFeed({
+    want: ['progress', 'previews', 'ended', 'changes'],
+    job: id,
+    on: {
+      ended: again,
+      progress: () => { if (job.dataset.state !== 'running') again() },
+      // Its place in the queue.
+      changes: () => {
+        if (job.dataset.state === 'running' || later) return
+        later = setTimeout(again, Math.max(0, renewedAt + PLACE_EVERY_MS - Date.now()))
+      },
+      open: () => { if (wasOpen) again(); wasOpen = true },
+    },
+  })
+}
 
 /** Waits until ComfyUI's page has loaded the workflow that it begins with, which would take the place of ours. */
 async function ready(page) {
@@ -20,9 +83,7 @@ async function ready(page) {
   return null
 }
 
-document.addEventListener('click', async (event) => {
-  const button = event.target.closest('button[data-open]')
-  if (!button) return
+async function openInComfyUI(button) {
   const page = window.open(new URL(root, document.baseURI), '_blank')
   if (!page) return tell(button.dataset.blocked, { alert: true })
   button.setAttribute('aria-busy', 'true')
@@ -35,7 +96,7 @@ document.addEventListener('click', async (event) => {
       if (!page.closed) tell(button.dataset.slow, { alert: true })
       return
     }
-    // Objects of that page: what it makes of them outlives this one.
+    // An object of that page: what it makes of it outlives this one.
     const workflow = page.JSON.parse(text)
     if (button.dataset.open === 'editor') await app.loadGraphData(workflow, true, true, button.dataset.name)
     else await app.loadApiJson(workflow, button.dataset.name)
@@ -44,6 +105,11 @@ document.addEventListener('click', async (event) => {
   } finally {
     button.removeAttribute('aria-busy')
   }
-})
+}
 
-for (const button of document.querySelectorAll('button[data-open]')) button.hidden = false
+showOpeners()
+if ('follow' in job.dataset) follow()
+job.addEventListener('click', (event) => {
+  const button = event.target.closest('button[data-open]')
+  if (button) openInComfyUI(button)
+})

@@ -1,0 +1,104 @@
+"""What a job has made, as its page shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fastapi import Request
+
+from comfyui.assets.outputs import outputs_of
+from comfyui.limits import short
+from comfyui.models import OutputFile, PromptResult
+from comfyui.offload import offloaded
+from comfyui.web.console.files import shown_type
+from comfyui.web.console.job_found import Found
+from comfyui.web.front.gateway_state import gateway_of
+from comfyui.workflows.api_format import node_title
+
+_MOST = 500
+_LONGEST_TEXT = 20_000
+# Bytes of what one node has told or so, as work.
+_NODE_BYTES = 1000
+_MEDIA = ("image", "video", "audio")
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """One output of a job.
+
+    Attributes:
+        kind: how it is shown: as ``image``, ``video``, ``audio`` or ``text``, or as a ``file`` by its name.
+        path: below the root; "" for a text.
+        thumbnail: the path of its small picture; "" where there is none.
+        node: the title of the node that made it, or the name of a workflow's output.
+        size: in bytes; 0 where that is not known.
+        problem: why it is not in the object store, where it was to be.
+    """
+
+    name: str
+    kind: str
+    content_type: str
+    path: str
+    node: str
+    thumbnail: str = ""
+    text: str = ""
+    size: int = 0
+    problem: str = ""
+
+
+async def made_by(request: Request, found: Found) -> list[Made]:
+    """What the job has made so far, in the order of the paths below ``console/files/{id}/``; at most 500 outputs."""
+    gateway, record = gateway_of(request), found.record
+    if record is None:
+        return await _of_comfyui(found)
+    made = await gateway.assets.outputs.of(record, None if record.state.is_end else found.look)
+    problems = _problems(found.result)
+    names: Mapping[str, str] = record.call.outputs if record.call is not None else {}
+    shown = []
+    for index, output in enumerate(made.outputs[:_MOST]):
+        stored = made.stored.get(output.id)
+        place = f"{found.prompt_id}/{index}"
+        has_thumbnail = output.file is not None and gateway.thumbnails.are_made_of(output.content_type)
+        one = Made(
+            name=output.name,
+            kind="text" if output.file is None else _kind_of(shown_type(output)),
+            content_type=output.content_type,
+            path="" if output.file is None else f"console/files/{place}",
+            node=names.get(output.node_id) or node_title(found.prompt, output.node_id),
+            thumbnail=f"console/thumbs/{place}" if has_thumbnail else "",
+            text=short(output.text, _LONGEST_TEXT),
+            size=stored.size if stored is not None else 0,
+            problem=problems.get(output.file, "") if output.file is not None else "",
+        )
+        shown.append(one)
+    return shown
+
+
+def _kind_of(content_type: str) -> str:
+    medium = content_type.partition("/")[0]
+    return medium if medium in _MEDIA else "file"
+
+
+def _problems(result: PromptResult | None) -> Mapping[OutputFile, str]:
+    if result is None or result.delivery is None:
+        return {}
+    pairs = zip(result.files, result.delivery.files, strict=True)
+    return {file: delivered.error for file, delivered in pairs if delivered.error}
+
+
+async def _of_comfyui(found: Found) -> list[Made]:
+    """Of a prompt in no journal: ComfyUI itself has its files, under their own names."""
+    outputs = found.result.outputs if found.result is not None else {}
+    made = await offloaded(len(outputs) * _NODE_BYTES, outputs_of, found.prompt_id, outputs)
+    return [
+        Made(
+            name=one.name,
+            kind="text" if one.file is None else "file",
+            content_type=one.content_type,
+            path="" if one.file is None else one.file.url[1:],
+            node=node_title(found.prompt, one.node_id),
+            text=short(one.text, _LONGEST_TEXT),
+        )
+        for one in made[:_MOST]
+    ]
