@@ -232,7 +232,7 @@ async def test_run_again_makes_a_new_job_with_the_same_request(gateway: RunningG
     record = await gateway.handler.journal.get(again)
     assert record is not None
     assert (record.labels, record.priority, record.client_id, record.face) == ({"order": "7"}, 2, None, "console")
-    assert '"seed":5' in await body_of(gateway, again)
+    assert '"seed":5,' in await body_of(gateway, again)
 
 
 async def test_new_seeds_are_other_ones_and_all_else_stays(gateway: RunningGateway) -> None:
@@ -241,7 +241,7 @@ async def test_new_seeds_are_other_ones_and_all_else_stays(gateway: RunningGatew
     assert "Run with new seeds" in await page_of(gateway, prompt_id)
     again = new_id(await send(gateway, f"/console/jobs/{prompt_id}/again", {"seeds": "new"}))
     before, after = await body_of(gateway, prompt_id), await body_of(gateway, again)
-    assert '"seed":5' not in after
+    assert '"seed":5,' not in after
     assert re.sub(r'"seed":\d+', "", before) == re.sub(r'"seed":\d+', "", after)
 
 

@@ -25,6 +25,7 @@ _SEEDS = frozenset({"seed", "noise_seed"})
 _LARGEST_SEED = 2**53 - 1
 
 _INTEGER = re.compile(r"[+-]?[0-9]+")
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?", re.IGNORECASE)
 _NONE: Any = object()
 
 Kind = Literal["text", "integer", "number", "boolean", "json"]
@@ -212,7 +213,7 @@ def _number(text: str) -> float:
     """Raises ValueError."""
     if _INTEGER.fullmatch(text):
         return int(text)
-    found = float(text)
+    found = float(text) if _NUMBER.fullmatch(text) else math.nan
     if not math.isfinite(found):
-        raise ValueError("not finite")
+        raise ValueError("no number")
     return found
