@@ -294,12 +294,17 @@ async def test_inputs_that_are_gone_are_named(engine: Engine) -> None:
         prompt_id = await submit(gateway, prompt, images=[{"name": "in.png", "image": PNG_TEXT}])
         await ended(gateway, prompt_id)
 
-        async def told() -> Any:
-            headers = {"Origin": gateway.url, "Accept": "application/json"}
-            async with gateway.http.post(f"/console/jobs/{prompt_id}/again", headers=headers) as answer:
-                return await answer.json()
+        record = await gateway.handler.journal.get(prompt_id)
+        assert record is not None
 
-        found = await until(told, lambda one: "does not keep" in one["message"])
+        async def kept() -> int:
+            stored = gateway.handler.queue.files_of(record)
+            assert stored is not None
+            return sum(one.size for one in stored.kept.values())
+
+        await until(kept, lambda size: not size)
+        found = await send(gateway, f"/console/jobs/{prompt_id}/again", status=409)
+        assert "does not keep" in found["message"]
         assert "in.png" in found["message"]
 
 
