@@ -148,7 +148,7 @@ class MadeFiles:
             others: by `path_in`, names that mean something else.
 
         Raises:
-            ComfyUIInputError: a file is too large, or its server is not configured any more.
+            ComfyUIInputError: a file is too large, or its server is no longer configured.
             ComfyUIInputUnavailableError: its `server` does not answer.
         """
         brought = Brought()
@@ -211,7 +211,7 @@ class MadeFiles:
         """The file; None where its server does not have it."""
         backend = self._pool.named(source.server)
         if backend is None:
-            raise ComfyUIInputError("the server that made it is not configured any more", field=where)
+            raise ComfyUIInputError("the server that made it is no longer configured", field=where)
         spool = await stack.enter_async_context(Spool(self._max_bytes))
         try:
             made = OutputFile("", "", source.filename, source.subfolder, source.type)

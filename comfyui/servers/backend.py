@@ -1,7 +1,7 @@
-"""`Backend`: one ComfyUI server with all that is known of it.
+"""`Backend`: one ComfyUI server with everything known about it.
 
-A backend is in rotation or not. Its shared websocket tells at no cost that it is up; only without one is it asked, with
-back-off while it does not answer.
+A backend is in rotation or not. Its shared websocket shows at no cost that it is up. Only without a websocket is it
+probed, with back-off while it does not answer.
 """
 
 from __future__ import annotations
@@ -32,29 +32,29 @@ from comfyui.servers.watcher import CompletionWatcher
 from comfyui.tasks import SideTasks, happens_within
 from comfyui.transport.body import OpenBody
 
-_STALLED = "its prompt worker does not run: prompts wait and none is executed; restart ComfyUI"
-_DEAD = "its prompt worker counts as dead (DEAD_AFTER): a prompt runs and no event comes; restart ComfyUI"
+_STALLED = "its prompt worker does not run: prompts wait and none runs; restart ComfyUI"
+_DEAD = "its prompt worker counts as dead (DEAD_AFTER): a prompt runs without any event; restart ComfyUI"
 
 
 @dataclass(frozen=True, slots=True)
 class _Fault:
-    """Why a server that answers runs no prompts, and by which prompts of that time its restart is told.
+    """Why a server that answers runs no prompts, and the prompts that witness whether it was restarted.
 
-    Nothing that ComfyUI answers says when it was started. But its queue and history live in its memory: as long as it
-    knows one of these, it was not restarted, however often its connection was.
+    ComfyUI never says when it was started. But its queue and history are in its memory: while it knows one of these
+    prompts, it was not restarted, however often its connection was.
     """
 
     reason: str
     witnesses: frozenset[str]
     stalled: bool = False
-    """Its prompt worker is dead: the witnesses are in its queue, from where it takes nothing."""
+    """Its prompt worker is dead: the witnesses are in its queue, which it does not work off."""
 
 
 class Backend:
     """One ComfyUI server. Open it with ``async with``; it owns its client and its watcher.
 
     Args:
-        news: set when its health changes.
+        news: set when the health changes.
     """
 
     def __init__(
@@ -73,14 +73,14 @@ class Backend:
         self.health = Health.STARTING
         self.reason: str = "not reached yet"
         self.is_new = True
-        """Nothing is known of it yet: it has neither answered nor failed to."""
+        """Whether nothing is known of it yet: no probe was answered or has failed."""
         self.in_flight = 0
         self.drained = False
-        """It is to get no more prompts; see `comfyui.servers.fleet`. What runs there ends."""
+        """Whether it gets no more prompts; see `comfyui.servers.fleet`. Running ones end there."""
         self.simulated = False
-        """Whether it says of itself that it is a simulation, as the embedded engine does."""
+        """Whether it reports that it is a simulation, as the embedded engine does."""
         self.generation = 0
-        """Grows when the server is reached for the first time or anew: what was known of it may not hold any more."""
+        """Grows each time the server becomes reachable: earlier knowledge of it may be wrong."""
         self.arrivals = 0
         """Grows when it answers for the first time or again, and with each new connection: it may have prompts from
         before."""
@@ -98,9 +98,9 @@ class Backend:
         self._perhaps_restarted = False
         self.last_death: Death | None = None
         self.deaths = 0
-        """How often its process was seen to end."""
+        """Number of times that its process ended."""
         self.abandoned = False
-        """Its process ended and is not started again, as the one who started it knows."""
+        """Whether its process ended and is not started again."""
         self._hold = ""
         self._away_since: float | None = None
         self._cleared = 0
@@ -130,7 +130,7 @@ class Backend:
 
     @property
     def epoch(self) -> int:
-        """Another number when it may have been restarted, and with another folder of inputs."""
+        """A number that changes when the server may have been restarted, with another folder of inputs."""
         return self.watcher.epoch
 
     @property
@@ -139,56 +139,58 @@ class Backend:
         return self.ready and not self.drained
 
     def drain(self, drained: bool) -> None:
-        """Let it have no more prompts, or again."""
+        """Lets it get no more prompts, or some again."""
         self.drained = drained
         self._metrics.server_drained.labels(self.name).set(drained)
         self._tell_change()
 
     @property
     def answers(self) -> bool:
-        """Whether the last probe was answered, though it may run nothing."""
+        """Whether it answered the last probe, though it may run nothing."""
         return self._away_since is None and self.health is not Health.DOWN
 
     @property
     def away_s(self) -> float:
-        """For how many seconds it has answered no probe; 0 while it answers."""
+        """Seconds since it last answered a probe; 0 while it answers."""
         return 0.0 if self._away_since is None else time.monotonic() - self._away_since
 
     @property
     def is_cleared(self) -> bool:
-        """Whether what it still had when it came back, and what runs for nobody, was cancelled."""
+        """Whether the prompts that it had when it came back, and that no request waits for, were cancelled."""
         return self._cleared == self.arrivals
 
     def look_through(self) -> None:
-        """It may have prompts of ours that run for nobody: `is_cleared` is false until it was looked through."""
+        """The server may run prompts of ours that no request waits for: `is_cleared` is false until it was looked
+        through.
+        """
         self.arrivals += 1
         self._tell_change()
 
     def cleared(self, arrivals: int) -> None:
-        """What it had at that one of its `arrivals` was looked through."""
+        """The prompts that the server had at this one of its `arrivals` were looked through."""
         self._cleared = arrivals
         self._news.set()
 
     @property
     def why_not(self) -> str:
-        """Why it gets no prompts; "" where it gets some."""
+        """Why it gets no prompts; "" if it gets some."""
         if self.ready and self.drained:
-            return f"drained: POST /servers/{self.name}/resume lets it have prompts again"
+            return f"drained: POST /servers/{self.name}/resume gives it prompts again"
         return self.reason
 
     @property
     def takes_more(self) -> bool:
-        """How many it takes is the queue's to say."""
+        """The queue decides how many prompts it takes."""
         return True
 
     @property
     def delay(self) -> str:
-        """Why its prompts take long, as far as is known; else nothing."""
+        """Why its prompts take long, as far as is known; otherwise ""."""
         return str(self.watcher.worker.silence or self.reason)
 
     @property
     def shelf(self) -> FileShelf:
-        """Where input files are put."""
+        """The place for input files."""
         return self.client
 
     def _silent_s(self) -> float:
@@ -196,7 +198,7 @@ class Backend:
         return silence.seconds if silence is not None else 0.0
 
     def failed(self, error: ComfyUIError) -> None:
-        """A request found it unreachable, or was refused: out of rotation until a probe gets through."""
+        """A request found it unreachable, or was refused: out of rotation until a probe succeeds."""
         if isinstance(error, ComfyUIDescriptorsError):
             return
         self._doubted = True
@@ -204,29 +206,31 @@ class Backend:
         self._look_again.set()
 
     def broken(self, reason: str, prompt_id: str) -> None:
-        """It answers, and cannot run prompts until it is restarted, and so has forgotten `prompt_id`, which failed."""
+        """It answers, but cannot run prompts until it is restarted; a restart has forgotten `prompt_id`, which
+        failed.
+        """
         self._fault = _Fault(reason, frozenset({prompt_id}))
         self._set(Health.BROKEN, reason)
-        # This may be told late, after the restart.
+        # This may be reported late, after the restart.
         self._perhaps_restarted = True
         self._look_again.set()
 
     def process_ended(self, death: Death) -> None:
-        """Its process has ended, as the one who starts it knows: what it had is lost, and is told so at once."""
+        """Its process has ended: its prompts are lost, and fail at once."""
         self.deaths += 1
         self.last_death = death
         self.hold(f"ComfyUI ended: {death.how}")
         self.watcher.process_ended(f"ComfyUI ended: {death.how}")
 
     def abandon(self, reason: str) -> None:
-        """Nobody starts it again: nobody needs to wait for it. `release` lifts it."""
+        """Its process is not started again, so no prompt needs to wait for it. `release` undoes this."""
         self.abandoned = True
         self.hold(reason)
         self.watcher.give_up(reason)
         self._tell_change()
 
     def hold(self, reason: str) -> None:
-        """Its own process does not serve, so that whatever answers at its address is another. `release` lifts it."""
+        """Its own process does not serve, so another one may answer at its address. `release` undoes this."""
         self._hold, self._doubted = reason, True
         self._set(Health.DOWN, reason)
 
@@ -237,7 +241,7 @@ class Backend:
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """One prompt of ours more is on this server."""
+        """Counts one more prompt of ours on this server."""
         self.in_flight += 1
         self._in_flight.inc()
         try:
@@ -247,27 +251,29 @@ class Backend:
             self._in_flight.dec()
 
     def look_again(self) -> None:
-        """Have it probed now and not at the next turn."""
+        """Lets it be probed now instead of at the next turn."""
         self._look_again.set()
 
     async def object_info(self, *, max_age_s: float = math.inf) -> JSON:
-        """ComfyUI's node definitions, fetched once until ComfyUI is connected anew, or when older than wanted.
+        """ComfyUI's node definitions, fetched again after each new connection, and when older than `max_age_s`.
 
-        Lists of files in it (models, inputs) are as old as the answer.
+        The lists of files in it (models, inputs) are as old as the answer.
         """
         return await self._definitions.get(max_age_s)
 
     @property
     def last_definitions(self) -> JSON | None:
-        """Its node definitions as it last told them, also while it is down; None where it never did."""
+        """Its last known node definitions, even while it is down; None if it never gave any."""
         return self._definitions.last
 
     def soon(self) -> asyncio.Timeout:
-        """Around a question about its nodes that others wait for: TimeoutError when it is not answered soon."""
+        """Limits a question about its nodes that others wait for: TimeoutError when it is not answered soon."""
         return asyncio.timeout(self._definitions.patience_s())
 
     async def find(self, prompt_id: str) -> HistoryEntry | QueueItem | None:
-        """Its history entry, or its place in the queue: history, queue, history, since one can become the other."""
+        """The prompt's history entry, or its place in the queue. Asks for history, queue, history, since one can become
+        the other.
+        """
         entry = await self.client.get_history(prompt_id)
         if entry is not None:
             return entry
@@ -281,9 +287,11 @@ class Backend:
         return await self.client.get_history(prompt_id)
 
     async def cancel(self, prompt_id: str) -> None:
-        """Take it out of the queue or interrupt it, whichever it needs; somebody else's prompt is never touched."""
+        """Takes the prompt out of the queue or interrupts it, whichever it needs; never touches another caller's
+        prompt.
+        """
         if await self.client.cancel_job(prompt_id) is None:
-            # In this order: between the two a pending one can only begin to run.
+            # This order is safe: between the two, a pending prompt can only begin to run.
             await self.client.delete_from_queue(prompt_id)
             await self.client.interrupt(prompt_id)
 
@@ -292,12 +300,12 @@ class Backend:
         return self.client.view(file.filename, file.subfolder, file.type)
 
     def running_frames(self) -> list[tuple[str, list[bytes]]]:
-        """The prompt that runs, with the last frames of how it is."""
+        """The prompt that runs, with its latest frames."""
         watch = self.watcher.running
         return [] if watch is None else [(watch.prompt_id, list(watch.latest.values()))]
 
     async def path_of(self, _prompt_id: str, _subfolder: str, _filename: str) -> Path | None:
-        """Its files are with it."""
+        """The file is on the server."""
         return None
 
     def report(self, *, in_detail: bool) -> ServerReport:
@@ -306,7 +314,7 @@ class Backend:
         return report_of(self, self.watcher, **given, in_detail=in_detail)
 
     def wait_for_change(self) -> Coroutine[Any, Any, Literal[True]]:
-        """Until its health changes after this call, or it is to be looked through."""
+        """Waits until its health changes after this call, or until it should be looked through."""
         return self._changed.wait()
 
     def _set(self, health: Health, reason: str = "") -> None:
@@ -335,7 +343,7 @@ class Backend:
         while True:
             self._look_again.clear()
             connected = self.watcher.connected
-            # Each connection has its own: one that broke and came back unseen is another one.
+            # Each connection has its own: one that broke and came back unseen is a different one.
             client_id = self.watcher.client_id if connected else None
             if connected and client_id != last_id:
                 # It may have been restarted, with other nodes and models.
@@ -349,7 +357,7 @@ class Backend:
             if (connected and not self._doubted) or await self._answers():
                 if self._away_since is not None or self.health is Health.STARTING:
                     if not connected and self.health is not Health.STARTING:
-                        # It may be another one, and no websocket will tell.
+                        # It may be a different server, and no websocket will tell.
                         self._definitions.forget()
                         self.generation += 1
                     self.look_through()
@@ -375,10 +383,10 @@ class Backend:
                 said = (await self.client.system_stats()).get("system")
         self.simulated = isinstance(said, Mapping) and said.get("simulation") is True
         if self.simulated:
-            self._log.info("comfyui.simulation", detail="a simulation answers: its pictures are not a model's")
+            self._log.info("comfyui.simulation", detail="a simulation answers: its pictures do not come from a model")
 
     async def _judge(self) -> bool:
-        """It answers: does it run prompts, too? False when that could not be found out, so that it stays as it is."""
+        """It answers: finds out whether it runs prompts too. False if that is unknown, so that its state stays."""
         fault = self._fault
         worker = self.watcher.worker
         if fault is not None and fault.stalled and not (worker.stalled or worker.dead):
@@ -386,7 +394,7 @@ class Backend:
         perhaps, self._perhaps_restarted = self._perhaps_restarted, False
         try:
             async with asyncio.timeout(self._options.probe_timeout_s):
-                # Meanwhile another prompt may have told of another fault.
+                # Another prompt may have reported another fault meanwhile.
                 if fault is not None and perhaps and not await self._remembers(fault) and self._fault is fault:
                     self._fault = None
                     worker.forget()

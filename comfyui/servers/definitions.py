@@ -1,4 +1,4 @@
-"""`NodeDefinitions`: what one ComfyUI server says of its nodes, asked once for all who want to know it, and kept."""
+"""`NodeDefinitions`: the node definitions of one ComfyUI server, requested once for all callers, and kept."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from comfyui.tasks import SideTasks
 
 
 class NodeDefinitions:
-    """`close` ends the questions that are under way. `within_s`: how long a choice of servers waits for an answer."""
+    """`close` ends the requests that are under way. `within_s`: how long a choice of servers waits for an answer."""
 
     def __init__(self, client: ComfyUIClient, *, within_s: float) -> None:
         self._client = client
         self._within_s = within_s
         self._known: JSON | None = None
         self.last: JSON | None = None
-        """The last answer, whether it still holds or not."""
+        """The last answer, even if it is out of date."""
         self._known_at = 0.0
         self._asking: asyncio.Task[JSON] | None = None
         self._asked_at = 0.0
-        # How it ended is told to those who wait for it, who may be none any more.
+        # Those that wait for it get its error; there may be none left.
         self._tasks = SideTasks(lambda _task: None)
 
     async def get(self, max_age_s: float) -> JSON:
@@ -32,16 +32,16 @@ class NodeDefinitions:
         if self._asking is None:
             self._asking = self._tasks.start(self._ask(), f"definitions {self._client.name}")
             self._asked_at = time.monotonic()
-        # It goes on without whoever gives up waiting: the answer is wanted by others, and later.
+        # It goes on without a caller that gives up: others want the answer, and later calls too.
         return await asyncio.shield(self._asking)
 
     def patience_s(self) -> float:
-        """How long to wait for an answer that a choice of servers depends on."""
+        """How long to wait for an answer on which a choice of servers depends."""
         waited_s = time.monotonic() - self._asked_at if self._asking is not None else 0.0
         return max(0.0, self._within_s - waited_s)
 
     def forget(self) -> None:
-        """What is known, and what is being answered now."""
+        """Forgets the known answer, and the one that is under way."""
         self._known = self._asking = None
 
     async def close(self) -> None:
@@ -51,7 +51,7 @@ class NodeDefinitions:
         try:
             answer = await self._client.object_info()
             if self.last is not None and await in_thread(_are_equal, answer, self.last):
-                answer = self.last  # what was found out of it holds
+                answer = self.last  # the result is valid
             if self._asking is asyncio.current_task():
                 self._known, self._known_at = answer, time.monotonic()
                 self.last = answer
@@ -62,5 +62,5 @@ class NodeDefinitions:
 
 
 def _are_equal(answer: JSON, other: JSON) -> bool:
-    """In many short steps: see `comfyui.offload`."""
+    """Compares in many short steps: see `comfyui.offload`."""
     return answer.keys() == other.keys() and all(answer[name] == other[name] for name in answer)

@@ -1,4 +1,4 @@
-"""`Fleet`: all servers of a pool as one, to whoever asks what it has."""
+"""`Fleet`: all servers of a pool as one, for callers that ask what it has."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from comfyui.tasks import SideTasks
 from comfyui.workflows.node_definitions import ObjectInfo
 from comfyui.workflows.union import Differences, differences, union_of
 
-# Seconds for which node definitions, with the lists of files in them, are shown again without a question to a server.
+# Seconds for which node definitions, with the lists of files in them, are shown again without a request to a server.
 _FRESH_S = 1.0
-# So long someone waits for a server that is to free its memory.
+# How long a caller waits for a server that frees its memory.
 _PATIENCE_S = 5.0
-# Classes of each kind that a report has by name.
+# How many classes of each kind a report names.
 _NAMED = 20
 
 
 class Fleet:
-    """What the servers have, united. It asks each server once for all who want to know, and works beside the loop.
+    """The definitions of all servers, united. It asks each server once for all callers, and works beside the loop.
 
-    Call `open` before prompts are placed: a server that was drained stays so over restarts.
+    Call `open` before prompts are placed: a drained server stays drained over restarts.
     """
 
     def __init__(self, pool: BackendPool, journal: Journal) -> None:
@@ -59,11 +59,12 @@ class Fleet:
         self._learning.discard(name)
 
     async def drain(self, name: str, drained: bool) -> Server:
-        """Let a server have no more prompts, or let it have some again. What runs there ends. It is written down.
+        """Lets a server get no more prompts, or some again. Running prompts end there. The change is written to the
+        journal.
 
         Raises:
-            ComfyUINotFoundError: there is no such server.
-            JournalError: it cannot be kept.
+            ComfyUINotFoundError: no server has this name.
+            JournalError: the change cannot be written.
         """
         server = self._named(name)
         await self._journal.write(Drain(name, drained))
@@ -96,11 +97,11 @@ class Fleet:
         raise ComfyUINotFoundError(f"there is no server {name!r}; there are {names}")
 
     async def definitions(self) -> ObjectInfo:
-        """The node definitions of all servers that take prompts; where none does, of all that did. As long as no server
-        says anything else, it is the same object.
+        """The node definitions of all servers that take prompts, or of all that once did, if none does. The object is
+        the same until a server's answer changes.
 
         Raises:
-            ComfyUIConnectionError: no server has ever said what it has.
+            ComfyUIConnectionError: no server has ever told its definitions.
         """
         asked = await asyncio.gather(*(_definitions_of(one) for one in self._pool.backends if one.takes_prompts))
         known = [one for one in asked if one is not None]
@@ -116,9 +117,9 @@ class Fleet:
             return united
 
     async def differences(self) -> Mapping[str, OtherDefinitions]:
-        """By server, how its definitions differ from those of the first server that has told its own.
+        """For each server, how its definitions differ from those of the first server that has told its own.
 
-        It waits for no server: what is not known yet is left out, and a server that is down counts as it was.
+        It waits for no server: unknown definitions are left out, and a server that is down counts with its last ones.
         """
         for backend in self._pool.ready:
             if backend.last_definitions is None and backend.name not in self._learning:
@@ -150,7 +151,7 @@ def _are_same(first: list[JSON], second: list[JSON]) -> bool:
 
 
 async def _definitions_of(backend: Backend) -> JSON | None:
-    """As it says them now, or as it said them last where it does not answer soon."""
+    """Its present definitions, or its last ones if it does not answer soon."""
     try:
         async with backend.soon():
             return await backend.object_info(max_age_s=_FRESH_S)

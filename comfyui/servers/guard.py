@@ -1,8 +1,8 @@
 """Runs a command that ends when our process ends, even by SIGKILL: ``python guard.py PARENT_PID GRACE_S COMMAND…``.
 
-It is a program of its own and imports nothing of ours. It leads the process group, starts the command in it, waits for
-it and ends in the same way. When our process is gone, it stops the whole group: SIGTERM, then SIGKILL after the grace.
-The kernel tells it so (PR_SET_PDEATHSIG); a system without that call has only the group.
+It is a separate program and imports nothing of ours. It leads the process group, starts the command in it, waits for it
+and ends in the same way. When our process is gone, it stops the whole group: SIGTERM, then SIGKILL after the grace. It
+learns of our end from the kernel (PR_SET_PDEATHSIG); on a system without that call there is only the group.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _CANNOT_START = 127
 
 
 def die_with_parent(number: int) -> None:
-    """Have the kernel send this process the signal when its parent is gone."""
+    """Lets the kernel send this process the signal when its parent is gone."""
     try:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
     except (OSError, AttributeError):
@@ -26,7 +26,7 @@ def die_with_parent(number: int) -> None:
 
 
 def stop_group(grace_s: float) -> None:
-    """SIGTERM to the group, which this process itself only notes; SIGKILL to all of it after the grace."""
+    """Sends SIGTERM to the group, which this process itself only notes; SIGKILL to all of it after the grace."""
     signal.signal(signal.SIGALRM, lambda *_: os.killpg(0, signal.SIGKILL))
     signal.setitimer(signal.ITIMER_REAL, max(grace_s, 0.001))
     os.killpg(0, signal.SIGTERM)
@@ -45,7 +45,7 @@ def run(command: list[str], guard: int) -> NoReturn:
 
 
 def end_as(status: int) -> NoReturn:
-    """End as the child ended: with its exit status, or by its signal, which is the more telling of the two."""
+    """Ends as the child ended: with its exit status, or by its signal, which tells more."""
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
         if number not in {signal.SIGKILL, signal.SIGSTOP}:
@@ -70,7 +70,7 @@ def main(arguments: list[str]) -> NoReturn:
         stop_group(grace_s)
 
     signal.signal(signal.SIGUSR1, on_orphaned)
-    # A stop is sent to the whole group: the command heeds it, and this process waits for the command.
+    # A stop is sent to the whole group: the command obeys it, and this process waits for the command.
     signal.signal(signal.SIGTERM, lambda *_: None)
     die_with_parent(signal.SIGUSR1)
     if os.getppid() != parent:
@@ -83,7 +83,7 @@ def main(arguments: list[str]) -> NoReturn:
         run(command, guard)
     _, status = os.waitpid(pid, 0)
     if orphaned:
-        os.killpg(0, signal.SIGKILL)  # what the command left behind, and this process
+        os.killpg(0, signal.SIGKILL)  # the processes that the command left behind, and this one
     end_as(status)
 
 

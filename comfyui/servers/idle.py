@@ -1,4 +1,4 @@
-"""Giving the GPU's memory back when nothing was rendered for a while, for those who share it with another program."""
+"""Frees the GPU's memory after a time without renders, for a GPU that another program shares."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _LOOK_EVERY_S = 1.0
 
 @asynccontextmanager
 async def freeing_when_idle(pool: BackendPool, idle_s: float) -> AsyncIterator[None]:
-    """Have each ComfyUI unload its models after `idle_s` without work, once until it works again; 0: never.
+    """Lets each ComfyUI unload its models after `idle_s` without work, once until it works again; 0: never.
 
-    Nothing is asked of a ComfyUI for it until then: its own news about its queue say whether it works.
+    ComfyUI is not asked before that: its own news about its queue say whether it works.
     """
     if not idle_s:
         yield
@@ -34,7 +34,7 @@ async def freeing_when_idle(pool: BackendPool, idle_s: float) -> AsyncIterator[N
 
 async def _free(backend: Backend, idle_s: float) -> None:
     log = structlog.get_logger(__name__).bind(server=backend.name)
-    # What ran before this process was started may have left models loaded, too.
+    # Prompts from before this process started may have left models loaded, too.
     loaded, idle_since, signs = True, time.monotonic(), backend.watcher.signs
     while True:
         await asyncio.sleep(min(_LOOK_EVERY_S, idle_s / 4))
@@ -45,7 +45,7 @@ async def _free(backend: Backend, idle_s: float) -> None:
             continue
         try:
             if await backend.client.get_queue_remaining():
-                idle_since = time.monotonic()  # somebody else's, told to nobody
+                idle_since = time.monotonic()  # another caller's prompt, which no event told of
                 continue
             await backend.client.free()
         except ComfyUIError as error:

@@ -1,11 +1,11 @@
-"""`NodeTimes`: how long each node of one prompt ran, by when ComfyUI's frames of it came.
+"""`NodeTimes`: how long each node of one prompt ran, measured by the arrival of ComfyUI's frames.
 
 A node begins with its `executing` frame, and ends with the first `progress_state` frame that calls it finished. Others
-may begin meanwhile: a node can wait for inputs that it asks for late, for a service, or for nodes that replace it.
-A ComfyUI that sends no `progress_state` runs one node after the other; there the next `executing` is the end.
+may begin meanwhile: a node can wait for inputs that it requests late, for a service, or for nodes that replace it. A
+ComfyUI that sends no `progress_state` runs one node after the other; then the next `executing` is the end.
 
-The frames are looked through as bytes: they are many, they grow with the workflow, and to parse them would cost more
-than all else that the gateway does for a prompt.
+The frames are searched as bytes: they are many and grow with the workflow, and parsing them would cost more than
+everything else that the gateway does for a prompt.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ import re
 from comfyui import jsonio
 from comfyui.exceptions import JSONError
 
-# As ComfyUI writes it: a node that replaces another one has that one's id as its `display_node`.
+# ComfyUI's form: a node that replaces another one has the other's id as its `display_node`.
 _TEXT = rb'"((?:[^"\\]|\\.)*)"'
 _EXECUTING = re.compile(rb'"node": ' + _TEXT + rb'(?:, "display_node": ' + _TEXT + rb")?")
 _STATE = b'"state": "'
 _FINISHED = (b"finished", b"error")
-# Above these the times are left out: of one frame in bytes, of nodes that run at once, and of nodes in all.
+# Limits above which no times are kept: bytes of one frame, nodes that run at once, and all nodes.
 _LONGEST_FRAME = 4096
 _MOST_OPEN = 64
 _MOST_NODES = 20_000
 
 
 class NodeTimes:
-    """Of one prompt. Times are seconds on any clock that only grows."""
+    """The times of one prompt, in seconds on any clock that only grows."""
 
     __slots__ = ("_began", "_ended", "_left", "_newest", "_seconds", "_spoilt", "_started", "_tells_states")
 
@@ -37,16 +37,16 @@ class NodeTimes:
         self._started = False
 
     def started(self) -> None:
-        """ComfyUI has begun to run the prompt: what was heard before was of a run that it lost."""
+        """ComfyUI has begun to run the prompt: earlier frames were of a run that it lost."""
         self._started, self._ended, self._tells_states = True, False, False
-        # Of the nodes that run: since when, and since when another one has run beside it.
+        # For each running node: since when it runs, and since when another one has run beside it.
         self._began: dict[bytes, float] = {}
         self._left: dict[bytes, float] = {}
         self._newest: bytes | None = None
         self._seconds: dict[bytes, float] = {}
 
     def executing(self, frame: bytes, at: float) -> None:
-        """A node begins. It may be one that had to wait for its inputs when it began before."""
+        """A node begins. It may have begun before and waited for its inputs since."""
         if not self._going:
             return
         found = _EXECUTING.search(frame) if len(frame) <= _LONGEST_FRAME else None
@@ -59,7 +59,7 @@ class NodeTimes:
                 self._close(self._newest, at)
             node = shown
         elif node != shown:
-            return  # its time is that of the node which it replaces, and that runs until its replacements are done
+            return  # its time counts for the node that it replaces, which runs until its replacements are done
         elif self._newest in self._began:
             self._left[self._newest] = at
         if node in self._began:
@@ -69,12 +69,12 @@ class NodeTimes:
         self._spoilt = len(self._began) > _MOST_OPEN or len(self._seconds) > _MOST_NODES
 
     def states(self, frame: bytes, at: float) -> None:
-        """A `progress_state` frame: nodes that run may have ended."""
+        """A `progress_state` frame arrived: running nodes may have ended."""
         if not self._going:
             return
         self._tells_states = True
         for node in tuple(self._began):
-            # The newest stand last.
+            # The newest are last.
             place = frame.rfind(b'"' + node + b'": {')
             state = frame.find(_STATE, place) if place >= 0 else -1
             if state >= 0 and frame.startswith(_FINISHED, state + len(_STATE)):
@@ -88,7 +88,7 @@ class NodeTimes:
             self._ended = True
 
     def seconds(self) -> dict[str, float] | None:
-        """By node, of those that ran; None unless all was heard from the prompt's start to its end."""
+        """Seconds by node that ran; None unless every frame from the prompt's start to its end was heard."""
         if not self._started or not self._ended or self._spoilt:
             return None
         try:
@@ -110,5 +110,5 @@ class NodeTimes:
 
 
 def _id_of(text: bytes) -> str:
-    """As it stands between its quotes."""
+    """The id between its quotes."""
     return str(jsonio.loads(b'"' + text + b'"')) if b"\\" in text else text.decode()

@@ -1,4 +1,4 @@
-"""`BackendPool`: all ComfyUI servers behind us. Which of them gets a prompt is the scheduler's to say."""
+"""`BackendPool`: all ComfyUI servers behind us. The scheduler decides which of them gets a prompt."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from comfyui.transport.body import OpenBody
 
 _NO_ACCESS: Mapping[str, ServerAccess] = {}
 CHOICE_PATIENCE_S = 2.0
-"""How long a new prompt waits for a server to come up: a moment, since its caller can try again."""
-# A server that does not say sooner that it frees its memory keeps nobody waiting.
+"""How long a new prompt waits for a server to come up: only a moment, because its caller can retry."""
+# A server that takes longer than this to free its memory blocks no caller.
 _FREE_S = 5.0
 
 
@@ -41,7 +41,7 @@ class BackendPool:
 
     Attributes:
         backends: the ComfyUI servers.
-        servers: all that run prompts; `join` adds one that is no ComfyUI.
+        servers: all that run prompts; `join` adds one that is not a ComfyUI.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class BackendPool:
     ) -> Self:
         """A pool over these addresses (``host:port`` or URLs). Nothing is sent before it is opened.
 
-        `access`: by address, what is needed beside it. `runs_prompts`: see `BackendPool`.
+        `access`: by address, the headers and certificates. `runs_prompts`: see `BackendPool`.
         """
         metrics, news = metrics or Metrics(), asyncio.Event()
         frames: Feed[FrameListener] = Feed()
@@ -97,7 +97,9 @@ class BackendPool:
         return cls(backends, news, frames, runs_prompts=runs_prompts)
 
     def join(self, server: Server) -> None:
-        """One more runs prompts, which is no ComfyUI. It belongs to whoever opened it; call this before any prompt."""
+        """Adds a server that runs prompts and is not a ComfyUI. It belongs to its opener; call this before any
+        prompt.
+        """
         self.servers = (*self.servers, server)
 
     async def __aenter__(self) -> Self:
@@ -116,7 +118,7 @@ class BackendPool:
 
     @property
     def ready_servers(self) -> list[Server]:
-        """Those that run prompts and can do so now."""
+        """The servers that run prompts and can do so now."""
         return [server for server in self.servers if server.ready]
 
     def backend(self, name: str) -> Backend | None:
@@ -124,17 +126,17 @@ class BackendPool:
         return next((backend for backend in self.backends if backend.name == name), None)
 
     def named(self, name: str) -> Server | None:
-        """The one that runs prompts under this name."""
+        """The server that runs prompts under this name."""
         for server in self.servers:
             if server.name == name:
                 return server
         return None
 
     async def free(self, *, unload_models: bool, free_memory: bool) -> None:
-        """Have all servers that are up drop models and caches before their next prompts.
+        """Tells all servers that are up to drop models and caches before their next prompts.
 
         Raises:
-            ComfyUIError: none has taken it.
+            ComfyUIError: no server accepted it.
         """
         asked = [
             asyncio.create_task(server.client.free(unload_models=unload_models, free_memory=free_memory))
@@ -152,13 +154,13 @@ class BackendPool:
         """One file of a result, streamed from the server that made it; see `ComfyUIClient.view`."""
         server = self.named(result.server)
         if server is None:
-            raise ComfyUINotFoundError(f"the server that has {file.filename!r} is not configured any more")
+            raise ComfyUINotFoundError(f"the server that has {file.filename!r} is no longer configured")
         return server.open_file(result.prompt_id, file)
 
     async def choose(self, *, patience_s: float) -> Backend:
-        """The first server that is in rotation, for what any of them can do.
+        """The first server that is in rotation, for requests that any of them can answer.
 
-        Waits up to `patience_s` for one to come up, then raises `ComfyUIConnectionError` with each one's reason.
+        Waits up to `patience_s` for a server to come up, then raises `ComfyUIConnectionError` with the reason of each.
         """
         deadline = time.monotonic() + patience_s
         while True:
@@ -170,7 +172,7 @@ class BackendPool:
             await self.wait_for_change(left_s)
 
     async def wait_for_change(self, timeout_s: float) -> None:
-        """Returns when a server came up or went down, or after so long."""
+        """Returns when a server came up or went down, or after `timeout_s`."""
         servers = {*self.backends, *self.servers}
         tasks = [asyncio.create_task(server.wait_for_change()) for server in servers]
         try:
@@ -179,7 +181,9 @@ class BackendPool:
             await end_tasks(*tasks)
 
     def why_not_ready(self, *, in_detail: bool = True) -> str:
-        """One sentence for each server that is not in rotation; not `in_detail`: how many are in which state."""
+        """One sentence for each server that is not in rotation. Without `in_detail`, only the number of servers in each
+        state.
+        """
         if not in_detail:
             counts = Counter(_state(server) for server in self.servers if not server.takes_prompts)
             return f"ComfyUI servers: {', '.join(f'{count} {state}' for state, count in counts.items())}"
@@ -190,18 +194,20 @@ class BackendPool:
         )
 
     def look_again(self) -> None:
-        """Servers without a working websocket are asked anew."""
+        """Servers without a working websocket are probed again."""
         for backend in self.backends:
             if not backend.watcher.connected:
                 backend.look_again()
 
     def report(self, *, in_detail: bool = True) -> list[ServerReport]:
-        """Per-server state for `/health`, from what is known: it asks nobody. Not `in_detail`: no names, no reasons."""
+        """The state of each server for `/health`, from present knowledge without a request. Without `in_detail`, no
+        names and no reasons.
+        """
         return [server.report(in_detail=in_detail) for server in self.servers]
 
 
 def _state(server: Server) -> str:
     if server.health is not Health.READY:
         return str(server.health.value)
-    # One that is connected and takes nothing is drained, or our own watcher of it has failed.
+    # A connected server that takes no prompts is drained, or our own watcher of it has failed.
     return "drained" if server.ready else "failed"

@@ -1,6 +1,6 @@
-"""Who listens on a port of this machine, as Linux's ``/proc`` tells. Blocking: call it in a thread.
+"""The processes that listen on a port of this machine, as Linux's ``/proc`` shows them. Blocking: call it in a thread.
 
-Where ``/proc`` does not tell (another system, a sandbox), every answer is "nobody known", and nothing is concluded.
+If ``/proc`` does not show them (another system, a sandbox), every answer is "no one known", and nothing is concluded.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """A process that listens. ``pid`` is None when it is another user's, whose files cannot be read."""
+    """A process that listens. ``pid`` is None if it belongs to another user, whose files cannot be read."""
 
     pid: int | None
     name: str = ""
@@ -34,7 +34,9 @@ class Holder:
 
 
 def holders(host: str, port: int) -> list[Holder]:
-    """Who listens where a connection to this address would arrive; empty when nobody does, or nobody can tell."""
+    """The listeners that a connection to this address would reach; empty if there are none or they cannot be found
+    out.
+    """
     inodes = set(_listening(host, port))
     if not inodes:
         return []
@@ -50,7 +52,7 @@ def belongs_to(pid: int, leader: int) -> bool:
         try:
             if pid == leader or os.getpgid(pid) == leader:
                 return True
-            # The name, in parentheses, may have blanks; the parent is the second field behind it.
+            # The name, in parentheses, may have blanks; the parent is the second field after it.
             pid = int(
                 Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[1]
             )

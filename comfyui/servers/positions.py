@@ -1,9 +1,9 @@
-"""How many prompts ComfyUI runs before each of ours, from what the watcher hears anyway: nothing is asked for it.
+"""How many prompts ComfyUI runs before each of ours, computed from the watcher's events without any request.
 
-ComfyUI tells how many prompts are left in all; which of them are ours, and in which order, we know. Those of others
-that came after ours look like those that came before, so a position is at first the most that it can be; where all are
-ours, it is known. From then on each prompt that leaves the queue takes one off. A position never says less than our own
-prompts that are before.
+ComfyUI tells how many prompts are left in all; we know which of them are ours, and in which order. Prompts of others
+that came after ours look like those that came before, so a position is at first the largest possible one; if all
+prompts are ours, it is exact. Each prompt that leaves the queue then lowers it by one. A position is never lower than
+the number of our own prompts before it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Protocol
 
 from comfyui.events import QueuePosition
 
-# What ComfyUI broadcasts about a submission and its reply come in any order; and it broadcasts often.
+# ComfyUI's broadcast about a submission and its reply come in any order, and it broadcasts often.
 _SETTLE_S = 0.1
 
 
@@ -31,7 +31,7 @@ class Waiting(Protocol):
 
 
 class Place:
-    """What is known of one prompt's place; ``left`` is how many prompts had left ComfyUI's queue at that time."""
+    """What is known about one prompt's place; ``left`` is how many prompts had left ComfyUI's queue at that time."""
 
     __slots__ = ("left", "position", "told")
 
@@ -42,7 +42,7 @@ class Place:
 
 
 class QueuePositions:
-    """One per ComfyUI server. `waiting` gives our prompts in the order in which ComfyUI runs them."""
+    """The positions on one ComfyUI server. `waiting` gives our prompts in the order in which ComfyUI runs them."""
 
     def __init__(self, waiting: Callable[[], Sequence[Waiting]]) -> None:
         self._waiting = waiting
@@ -51,13 +51,13 @@ class QueuePositions:
         self._due: asyncio.TimerHandle | None = None
 
     def heard(self, remaining: int) -> None:
-        """ComfyUI said how many prompts are pending or running."""
+        """ComfyUI told how many prompts are pending or running."""
         self._left += max(0, self._remaining - remaining)
         self._remaining = remaining
         self.changed()
 
     def changed(self) -> None:
-        """Count anew, and tell those who follow, in a moment and once for whatever else changes until then."""
+        """Counts again and tells the followers, in a moment and once for all changes until then."""
         if self._due is None:
             self._due = asyncio.get_running_loop().call_later(_SETTLE_S, self._tell)
 

@@ -1,8 +1,9 @@
-"""`ComfyUIProcess`: a ComfyUI as our child: started, watched until it answers, restarted when it crashes, stopped.
+"""`ComfyUIProcess`: a ComfyUI as our child process: started, watched until it answers, restarted after a crash,
+stopped.
 
-It runs behind `comfyui.servers.guard`, so that it ends when this process does, even by SIGKILL. It counts as ready
-only when it listens on its port itself. Its output is read all the time (a full pipe would block ComfyUI) and only
-the last lines are kept: they are what a failed job shows of the reason.
+It runs behind `comfyui.servers.guard`, so that it ends when this process does, even by SIGKILL. It counts as ready only
+when it listens on its port itself. Its output is read all the time (a full pipe would block ComfyUI), and only the last
+lines are kept: a failed job shows them as the reason.
 """
 
 from __future__ import annotations
@@ -35,10 +36,10 @@ _ASK_EVERY_S = 0.1
 _ASK_TIMEOUT_S = 5.0
 _READ_BYTES = 65536
 _LONGEST_LINE = 2000
-# tqdm draws its bar again and again on one line, with carriage returns in place of newlines.
+# tqdm draws its bar again and again on one line, with carriage returns instead of newlines.
 _LINE_END = re.compile(rb"[\r\n]+")
 _BACKOFF_MAX_S = 30.0
-# Who lived this long after it was ready did not die of its start: the next crash is a new one.
+# A child that lived this long after it was ready did not die of its start: the next crash is a new one.
 _STABLE_S = 60.0
 _DEATH_LINES = 12
 
@@ -46,7 +47,7 @@ Clock = Callable[[], float]
 
 
 class ProcessState(enum.Enum):
-    """Where the child is in its life."""
+    """The state of the child."""
 
     STARTING = "starting"
     READY = "ready"
@@ -63,8 +64,8 @@ class Death:
 
     Attributes:
         how: a clause such as "it was ended by SIGSEGV".
-        lines: the last ones that it wrote.
-        was_ready: it had answered before; else it died of its start.
+        lines: the last lines that it wrote.
+        was_ready: whether it had answered before; if not, it died of its start.
     """
 
     how: str
@@ -73,20 +74,20 @@ class Death:
 
 
 class ComfyUIProcess:
-    """Open it with ``async with``: that starts the child, without waiting for it, and the end stops it.
+    """Open it with ``async with``: that starts the child without waiting for it; the end stops it.
 
     Args:
         command: ComfyUI's command line, such as ``["python", "main.py", "--port", "8188"]``.
-        address: where it answers, ``host:port`` or URL.
-        env: variables beside those of this process.
-        start_timeout_s: how long it may take until it answers; then it counts as crashed.
-        stop_grace_s: between SIGTERM and SIGKILL.
-        max_crashes: in succession, each before it was stable; one more, and it is not started again.
-        restart_delay_s: the longest pause after the first crash, where the delays of a `Backoff` start.
-        kept_lines: how many lines of its output are remembered.
+        address: of the child, ``host:port`` or URL.
+        env: variables besides those of this process.
+        start_timeout_s: time for the child to answer; after that it counts as crashed.
+        stop_grace_s: seconds between SIGTERM and SIGKILL.
+        max_crashes: crashes in a row, each before the child was stable; after one more, it is not started again.
+        restart_delay_s: the longest pause after the first crash; later pauses grow as in `Backoff`.
+        kept_lines: how many lines of its output are kept.
         on_line: gets every line of its output, to show it in the log of a container.
-        port_patience_s: how long the port may still be held when the child is started: what held it may be ending.
-        holders_of: who listens on a host and port.
+        port_patience_s: how long the port may still be in use when the child is started: its last user may be ending.
+        holders_of: finds the processes that listen on a host and port.
     """
 
     def __init__(
@@ -109,7 +110,7 @@ class ComfyUIProcess:
         self.state = ProcessState.STARTING
         self.reason = "not started yet"
         self.crashes = 0
-        """How often it ended by itself since this object was opened."""
+        """Number of times that it ended by itself since this object was opened."""
         self.last_death: Death | None = None
         self._command = tuple(command)
         self._client = ComfyUIClient(address, timeout_s=_ASK_TIMEOUT_S, retries=0)
@@ -143,7 +144,7 @@ class ComfyUIProcess:
 
     @property
     def pid(self) -> int | None:
-        """Of the child that lives now."""
+        """The process id of the present child."""
         return self._process.pid if self._process is not None and self._process.returncode is None else None
 
     @property
@@ -152,11 +153,11 @@ class ComfyUIProcess:
         return list(self._lines)
 
     def prove(self) -> None:
-        """The child has done a job, so that its next crash is a new one and not one more in succession."""
+        """The child has finished a job, so its next crash starts a new count."""
         self._proved = True
 
     async def wait_until_ready(self) -> None:
-        """Until it answers; through crashes and restarts, as long as it is started again.
+        """Waits until it answers, through crashes and restarts, as long as it is started again.
 
         Raises:
             ComfyUIConnectionError: it crashed too often, or was stopped.
@@ -172,7 +173,7 @@ class ComfyUIProcess:
         return self.state
 
     async def restart(self) -> None:
-        """Stop the child and start it anew, crashed or not; returns before it is ready."""
+        """Stops the child, crashed or not, and starts it again; returns before it is ready."""
         await self._keeper.close()
         self._keep()
 
@@ -183,7 +184,7 @@ class ComfyUIProcess:
         self._keeper.start(self._keep_running(), f"keep {self._client.name}")
 
     def _keeper_died(self, keeper: asyncio.Task[None]) -> None:
-        """Who waits for it must not wait for ever because of a mistake of ours."""
+        """Its waiters must not wait for ever because of a bug of ours."""
         self._log.error("comfyui.keeper_died", exc_info=keeper.exception())
         self._set(ProcessState.FAILED, "the gateway failed; its log has the reason")
 
@@ -198,14 +199,14 @@ class ComfyUIProcess:
             in_succession = 1 if stable or self._proved else in_succession + 1
             self._log.warning("comfyui.crashed", reason=reason, in_succession=in_succession)
             if in_succession > self._max_crashes:
-                self._set(ProcessState.FAILED, f"{reason}, {in_succession} times in succession")
+                self._set(ProcessState.FAILED, f"{reason}, {in_succession} times in a row")
                 return
             self._set(ProcessState.CRASHED, reason)
             await asyncio.sleep(self._backoff.delay_s(in_succession))
-            self._set(ProcessState.STARTING, f"starting again; before: {reason}")
+            self._set(ProcessState.STARTING, f"starting again after: {reason}")
 
     async def _live_once(self) -> tuple[bool, bool, str]:
-        """From start to end of one child; whether it was stable, whether it was ever ready, and how it ended."""
+        """One child from its start to its end: whether it was stable, whether it was ever ready, and how it ended."""
         started = self._clock()
         if (holder := await self._port_holder()) is not None:
             return False, False, f"{self._port_name()} is taken by {holder}"
@@ -233,10 +234,10 @@ class ComfyUIProcess:
             await end_tasks(reader)
 
     async def _spawn(self) -> asyncio.subprocess.Process:
-        """Raises OSError when it cannot be started."""
+        """Raises OSError if it cannot be started."""
         environment = {**os.environ, **(self._env or {})}
         await asyncio.to_thread(_find, self._command[0], self._cwd, environment.get("PATH"))
-        # A session of its own: a Ctrl-C in a terminal is for us, who stop it in order, and its own children go too.
+        # Its own session: a Ctrl-C in a terminal goes to us, who stop it in order, together with its children.
         return await asyncio.create_subprocess_exec(
             *(sys.executable, "-I", "-S", guard.__file__, str(os.getpid()), str(self._stop_grace_s)),
             *self._command,
@@ -249,7 +250,7 @@ class ComfyUIProcess:
         )
 
     async def _answers_in_time(self, process: asyncio.subprocess.Process) -> bool:
-        """True also when it ended: then there is nothing more to wait for."""
+        """True also if it ended: there is nothing more to wait for."""
         deadline = self._clock() + self._start_timeout_s
         while process.returncode is None:
             with contextlib.suppress(ComfyUIError):
@@ -272,7 +273,7 @@ class ComfyUIProcess:
         return await asyncio.to_thread(self._holders_of, url.host or "", url.port or 0)
 
     async def _port_holder(self) -> ports.Holder | None:
-        """Who has the child's port before the child is started, and keeps it."""
+        """The process that has the child's port before the child is started, and keeps it."""
         deadline = self._clock() + self._port_patience_s
         while holders := await self._holders():
             if self._clock() >= deadline:
@@ -281,16 +282,16 @@ class ComfyUIProcess:
         return None
 
     async def _listener(self, process: asyncio.subprocess.Process) -> int | None:
-        """The pid of the one that listens, when it is ours."""
+        """The pid of the listener, if it is ours."""
         holders = await self._holders()
         return next((each.pid for each in holders if each.pid and ports.belongs_to(each.pid, process.pid)), None)
 
     async def _is_it(self, process: asyncio.subprocess.Process) -> bool:
-        """Whether the one that answers is our child; true also where that cannot be found out."""
+        """Whether our child is the one that answers; also true if that cannot be found out."""
         return await self._listener(process) is not None or not await self._holders()
 
     async def _who_answers(self) -> str:
-        """For the reason of a child that never was ready: somebody else's port is the usual one."""
+        """For the reason of a child that never was ready, which is usually a port in use."""
         holders = [holder for holder in await self._holders() if not self._is_ours(holder)]
         return f"; {self._port_name()} is taken by {holders[0]}" if holders else ""
 
@@ -299,9 +300,10 @@ class ComfyUIProcess:
         return process is not None and holder.pid is not None and ports.belongs_to(holder.pid, process.pid)
 
     async def _stop(self, process: asyncio.subprocess.Process) -> None:
-        """SIGTERM to all of its group, then SIGKILL to what is left; also when only its own children are left.
+        """SIGTERM to its whole group, then SIGKILL to the rest; also if only its own children are left.
 
-        It is cancelled twice where an event loop ends by cancelling every task; that takes no time from the child.
+        It is cancelled twice if an event loop ends by cancelling every task; the child keeps its full grace
+        nevertheless.
         """
         _signal_group(process.pid, signal.SIGTERM)
         deadline = self._clock() + self._stop_grace_s
@@ -345,7 +347,7 @@ class ComfyUIProcess:
 
 
 def _find(program: str, cwd: Path | None, path: str | None) -> None:
-    """Raises OSError when there is no such program: the guard, which is what is started, is always there."""
+    """Raises OSError if there is no such program: the guard, which is started, always exists."""
     if "\0" in program:
         return
     found = (cwd or Path()) / program if "/" in program else shutil.which(program, path=path)
@@ -356,7 +358,7 @@ def _find(program: str, cwd: Path | None, path: str | None) -> None:
 
 
 def _signal_group(pid: int, number: signal.Signals) -> None:
-    # Gone already, all of them.
+    # All of them are gone already.
     with contextlib.suppress(ProcessLookupError):
         os.killpg(pid, number)
 

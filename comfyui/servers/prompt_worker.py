@@ -1,9 +1,8 @@
 """Whether ComfyUI's prompt worker, the thread that runs its prompts, is alive behind HTTP 200.
 
-Two signs say that it may be dead (docs/comfyui.md, trap 12). It is *stalled* when prompts wait and none is the running
-one. It is *silent* when one is the running one and no event comes: a worker that dies in the middle of a prompt leaves
-it there for ever. Silence is no proof: one node may take hours without a word, and the events of prompts that others
-sent to ComfyUI do not reach us.
+Two signs say that it may be dead (docs/comfyui.md, trap 12). It is *stalled* when prompts wait and none runs. It is
+*silent* when one runs and no event comes: a worker that dies in the middle of a prompt leaves it running for ever.
+Silence is no proof: one node may take hours without an event, and the events of other clients' prompts do not reach us.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from comfyui.replies import QueueItem
 
 @dataclass(frozen=True, slots=True)
 class Silence:
-    """The prompt that runs, and for how many seconds no event of any prompt has come."""
+    """The prompt that runs, and the seconds since the last event of any prompt."""
 
     prompt_id: str
     seconds: float
@@ -28,12 +27,13 @@ class Silence:
 
 
 class PromptWorker:
-    """What is known of it. The watcher tells it what it hears, and looks at ComfyUI's queue when this says so.
+    """What is known about the prompt worker. The watcher reports what it hears, and looks at ComfyUI's queue when this
+    asks for it.
 
     Args:
-        stalled_after_s: without any sign for so long, look whether anything runs.
-        silent_after_s: `is_silent` from then on.
-        dead_after_s: `dead` from then on; 0: never.
+        stalled_after_s: after this time without any sign, look whether a prompt runs.
+        silent_after_s: `is_silent` after this time.
+        dead_after_s: `dead` after this time; 0: never.
     """
 
     def __init__(
@@ -54,11 +54,11 @@ class PromptWorker:
         self._running: str | None = None
         self._seen_at = 0.0
         self.stalled = False
-        """Prompts were queued and none ran when the queue was last looked at."""
+        """Whether prompts were queued and none ran when the queue was last read."""
 
     @property
     def silence(self) -> Silence | None:
-        """The prompt that was found running when nothing had been heard for a while; None when there is none."""
+        """The prompt that was found running after a time without events; None if there is none."""
         if self._running is None:
             return None
         return Silence(self._running, self._clock() - max(self._seen_at, self._last_event))
@@ -77,7 +77,7 @@ class PromptWorker:
 
     @property
     def look_again_s(self) -> float | None:
-        """When to look although nothing waits: None for never, as long as no silence is to be ended."""
+        """When to look although nothing waits; None for never, unless a silence may be over."""
         return None if self._running is None else self._look_every_s
 
     def heard(self, prompt_id: str) -> None:
@@ -92,7 +92,7 @@ class PromptWorker:
         self._running = None
 
     def nothing_waits(self) -> None:
-        """No prompt of ours waits: what passes meanwhile does not count towards `stalled`."""
+        """No prompt of ours waits: time without prompts does not count towards `stalled`."""
         self._last_sign = self._clock()
 
     def forget(self) -> None:
@@ -105,7 +105,7 @@ class PromptWorker:
         return now - self._last_sign >= self._stalled_after_s or now - quiet_since >= self._look_every_s
 
     def looked(self, queue: Mapping[str, QueueItem]) -> None:
-        """The queue, as it was when a look was due."""
+        """Takes in the queue, as it was when a look was due."""
         now = self._last_look = self._clock()
         running = next((item.prompt_id for item in queue.values() if item.running), None)
         if running is not None and running != self._running:

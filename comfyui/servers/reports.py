@@ -1,4 +1,4 @@
-"""What `/health` says of a ComfyUI server, from what is known: it asks nobody."""
+"""The report of a ComfyUI server for `/health`, from present knowledge without a request."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from comfyui.servers.watcher import CompletionWatcher
 def report_of(
     server: Server, watcher: CompletionWatcher, *, drained: bool, simulated: bool, in_detail: bool
 ) -> ServerReport:
-    """Not `in_detail`: no name, no reason."""
+    """Without `in_detail`, no name and no reason."""
     detail: ServerDetail = {}
     if in_detail:
         silence = watcher.worker.silence

@@ -1,4 +1,4 @@
-"""`Server`: what runs prompts, whether it is a ComfyUI of ours or a platform that has many."""
+"""`Server`: runs prompts, whether it is a ComfyUI of ours or a platform with many machines."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Health(enum.Enum):
     READY = "connected"
     DOWN = "unreachable"
     REFUSED = "refused"
-    """It answers, and not to us: it wants other credentials."""
+    """It answers, but refuses us: it wants other credentials."""
     BROKEN = "broken"
 
 
@@ -36,21 +36,23 @@ class SilentPrompt(TypedDict):
 
 
 class OtherDefinitions(TypedDict):
-    """How a server's node definitions differ from those of the first server: names of classes, of each the first 20."""
+    """How a server's node definitions differ from those of the first server: class names, at most 20 of each kind."""
 
-    lacks: Annotated[list[str], Field(description="Only the first server has them.")]
-    adds: Annotated[list[str], Field(description="The first server does not have them.")]
-    differs: Annotated[list[str], Field(description="They have other inputs or outputs. Lists of files do not count.")]
-    count: Annotated[int, Field(description="How many classes there are of all three kinds.")]
+    lacks: Annotated[list[str], Field(description="Classes that only the first server has.")]
+    adds: Annotated[list[str], Field(description="Classes that the first server does not have.")]
+    differs: Annotated[
+        list[str], Field(description="Classes with other inputs or outputs. Lists of files do not count.")
+    ]
+    count: Annotated[int, Field(description="Number of classes of all three kinds.")]
 
 
 class ServerDetail(TypedDict, total=False):
-    """What a server's report has only for callers who may be told of addresses and reasons."""
+    """The part of a server's report for callers who may see addresses and reasons."""
 
     server: str
     reason: str | None
     silent: SilentPrompt | None
-    definitions: Annotated[OtherDefinitions, Field(description="Missing where they do not differ, or are not known.")]
+    definitions: Annotated[OtherDefinitions, Field(description="Missing if they do not differ, or are not known.")]
 
 
 class ServerReport(ServerDetail):
@@ -60,26 +62,26 @@ class ServerReport(ServerDetail):
     websocket: Literal["connected", "silent", "disconnected", "none"]
     queue_remaining: int
     in_flight: int
-    drained: Annotated[bool, Field(description="It gets no more prompts until `POST /servers/{name}/resume`.")]
+    drained: Annotated[bool, Field(description="Whether it gets no prompts until `POST /servers/{name}/resume`.")]
     simulation: bool
 
 
 class FileShelf(Protocol):
-    """Where input files are put for prompts that name them; `ComfyUIClient` is one."""
+    """A place for input files of prompts that name them; `ComfyUIClient` is one."""
 
     async def upload_image(
         self, filename: str, content: bytes | AsyncIterator[bytes], *, subfolder: str = "", overwrite: bool = True
     ) -> JSON:
-        """Stores the file; the answer has the name and the subfolder that it got. Raises `ComfyUIError`."""
+        """Stores the file; the answer has the file's name and subfolder. Raises `ComfyUIError`."""
 
     def view(
         self, filename: str, subfolder: str = "", folder_type: str = "output"
     ) -> AbstractAsyncContextManager[OpenBody]:
-        """Opens one; raises `ComfyUINotFoundError` where there is none."""
+        """Opens one file; raises `ComfyUINotFoundError` if it does not exist."""
 
 
 class Server(Protocol):
-    """What the queue knows of it. `comfyui.servers.backend.Backend` says more of each."""
+    """The server as the queue knows it. `comfyui.servers.backend.Backend` says more about each member."""
 
     @property
     def name(self) -> str: ...
@@ -91,17 +93,17 @@ class Server(Protocol):
     def takes_prompts(self) -> bool: ...
     @property
     def why_not(self) -> str:
-        """Why it gets no prompts; nothing where it gets some."""
+        """Why it gets no prompts; "" if it gets some."""
 
     @property
     def abandoned(self) -> bool: ...
     @property
     def delay(self) -> str:
-        """Why its prompts take long, as far as it knows; else nothing."""
+        """Why its prompts take long, as far as it knows; otherwise ""."""
 
     @property
     def takes_more(self) -> bool:
-        """Whether it would take one more prompt now, as far as it has said."""
+        """Whether it would accept one more prompt now, as far as it has said."""
 
     @property
     def last_definitions(self) -> JSON | None: ...
@@ -109,16 +111,16 @@ class Server(Protocol):
     def in_flight(self) -> int: ...
     @property
     def drained(self) -> bool:
-        """It is to get no more prompts; see `comfyui.servers.fleet`. What runs there ends."""
+        """Whether it gets no more prompts; see `comfyui.servers.fleet`. Running ones end there."""
 
     def drain(self, drained: bool) -> None: ...
     @property
     def generation(self) -> int:
-        """Another number when its node definitions may be others."""
+        """A number that changes when its node definitions may have changed."""
 
     @property
     def epoch(self) -> int:
-        """Another number when it may have lost the inputs that it was given."""
+        """A number that changes when it may have lost the inputs that it was given."""
 
     @property
     def shelf(self) -> FileShelf: ...
@@ -131,9 +133,9 @@ class Server(Protocol):
     def wait_for_change(self) -> Coroutine[Any, Any, Literal[True]]: ...
     def report(self, *, in_detail: bool) -> ServerReport: ...
     def running_frames(self) -> Sequence[tuple[str, Sequence[bytes]]]:
-        """Each prompt of ours that runs there, with the last frames of how it is."""
+        """Each prompt of ours that runs there, with its latest frames."""
 
     async def path_of(self, prompt_id: str, subfolder: str, filename: str) -> Path | None:
-        """Where a file that a prompt made is on the gateway's own disk; None where it is not there."""
+        """The place of a prompt's output file on the gateway's own disk; None if it is not there."""
 
     def open_file(self, prompt_id: str, file: OutputFile) -> AbstractAsyncContextManager[OpenBody]: ...

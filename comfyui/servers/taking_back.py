@@ -1,4 +1,6 @@
-"""Taking prompts that wait on a server back, so that they can run on another, or nowhere: never one that runs."""
+"""Takes waiting prompts back from a server, so that they can run on another one, or nowhere; never a prompt that
+runs.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +17,14 @@ _BACKOFF = Backoff(start_s=0.2, max_s=3.0)
 
 
 async def take_back(backend: Backend, *watches: Watch) -> set[Watch]:
-    """Takes prompts out of ComfyUI's queue; those that are out and have not begun.
+    """Takes prompts out of ComfyUI's queue; returns those that are out and have not begun.
 
-    Only ``POST /queue {delete}`` is sent, which leaves alone what runs, for prompts that the server has as pending: it
-    may have run and forgotten what it does not know, and its events may be lost. A prompt can begin at that moment: so
-    the queue is read again after that, then the history, and a prompt is out only when it is in neither. Once the
-    request may have arrived, this returns only when that is known, or when the prompts have other outcomes. A server
-    that may have been restarted meanwhile may have run what it does not know any more: the watches of its prompts find
-    that out.
+    Only ``POST /queue {delete}`` is sent, which does not touch running prompts, and only for prompts that the server
+    has as pending: a prompt that it does not know may have run and been forgotten, and its events may be lost. A prompt
+    can begin at that moment. So the queue is read again afterwards, then the history, and a prompt is out only if it is
+    in neither. Once the request may have arrived, this returns only when that is known, or when the prompts have other
+    outcomes. A server that may have been restarted meanwhile may have run prompts that it has forgotten: their watches
+    find that out.
     """
     epoch = backend.watcher.epoch
     with ExitStack() as held:
@@ -58,7 +60,7 @@ async def take_back(backend: Backend, *watches: Watch) -> set[Watch]:
 
 
 async def _out(backend: Backend, watches: Sequence[Watch]) -> set[Watch]:
-    """Those of which ComfyUI knows nothing. Raises `ComfyUIError` where it does not say."""
+    """The prompts that ComfyUI does not know. Raises `ComfyUIError` if it does not say."""
     queue = await backend.client.get_queue()
     gone = [watch for watch in watches if watch.prompt_id not in queue]
     entries = await asyncio.gather(*(backend.client.get_history(watch.prompt_id) for watch in gone))

@@ -1,12 +1,13 @@
 """`CompletionWatcher`: one websocket and one poller for all prompts that wait on ONE ComfyUI server.
 
-The socket tells when a prompt is done at no cost per waiting prompt. The poller is part of being correct, no fallback
-(docs/comfyui.md, traps 2, 3, 5 and 6): it finds prompts whose events go to nobody (submitted under another client id),
-sockets that are open but silent, and prompts that ComfyUI forgot. Both share one state, so both live here.
+The socket tells when a prompt is done, at no cost per waiting prompt. The poller is needed for correctness, not as a
+fallback (docs/comfyui.md, traps 2, 3, 5 and 6): it finds prompts whose events go nowhere (submitted under another
+client id), sockets that are open but silent, and prompts that ComfyUI forgot. Both share one state, so both are in this
+module.
 
 ComfyUI runs prompts one at a time in the order of their ``number``. Those that can be done unseen are therefore the
-first ones of ours in that order: a poll asks for the history of the first few and goes on only where it finds one done.
-Its cost follows the prompts that finish, not those that wait, nor the length of ComfyUI's queue.
+first ones of ours in that order: a poll asks for the history of the first few and goes on only if one of them is done.
+Its cost depends on the prompts that finish, not on those that wait, nor on the length of ComfyUI's queue.
 """
 
 from __future__ import annotations
@@ -62,9 +63,9 @@ _POLL_GROWTH = 1.5
 _CONFIRM_S = 0.5
 _MISSES_UNTIL_LOST = 2
 _REFUSALS_UNTIL_UNREADABLE = 8
-"""So often in a row HTTP 500 for one history entry, over some 10 s: ComfyUI has it and cannot write it."""
+"""After this many HTTP 500 in a row for one history entry, over some 10 s, ComfyUI has it and cannot write it."""
 _FROM_PROXIES = frozenset({502, 503, 504})
-# As ComfyUI writes them; a frame that is written otherwise is parsed like any other.
+# ComfyUI's exact form; a frame in another form is parsed like any other.
 _TYPE = b'{"type": "'
 _TYPE_AT = len(_TYPE)
 _NO_NODE = b'"node": null'
@@ -78,21 +79,21 @@ _START = b"execution_start"
 
 
 class Audience(Protocol):
-    """Who is told of a prompt's events."""
+    """Listens to a prompt's events."""
 
     @property
     def followed(self) -> bool:
-        """Whether anyone wants to know them now: progress that nobody follows is not even parsed."""
+        """Whether anyone wants to know them now: progress without a follower is not even parsed."""
 
     @property
     def collects(self) -> bool:
-        """Whether what nodes have made is wanted, also while nobody follows."""
+        """Whether the outputs of nodes are wanted, even without a follower."""
 
     def publish(self, event: Event) -> None: ...
 
 
 class Watch:
-    """One prompt that is waited for. Register it before the submission, so that no event is missed."""
+    """One prompt that a request waits for. Register it before the submission, so that no event is missed."""
 
     def __init__(self, prompt_id: str, client_id: str, audience: Audience, ours: set[Watch]) -> None:
         self._ours = ours
@@ -102,34 +103,34 @@ class Watch:
         self._audience = audience
         self.accepted = False
         self.heard = False
-        """ComfyUI spoke of it: it took it, whatever became of the reply to the submission."""
+        """ComfyUI has sent an event for this prompt, which proves that it was accepted."""
         self.number = 0.0
         self.epoch = 0
         self.done_number = 0.0
         self.witness: str | None = None
-        """A prompt that ComfyUI had in its history when it took this one: if it has it still, it forgot nothing."""
+        """A prompt of ComfyUI's history when it accepted this one: if it is still there, ComfyUI forgot nothing."""
         self.misses = 0
         self.sent = False
-        """Its submission is on its way, or was taken."""
+        """Whether its submission is on its way, or was accepted."""
         self.suspect = False
-        """It ran, or was the next to run, when ComfyUI's connection broke."""
+        """Whether it ran, or was the next to run, when ComfyUI's connection broke."""
         self.ended_comfyui = False
-        """It ran when ComfyUI's process ended, as far as anyone can tell."""
+        """Whether it probably ran when ComfyUI's process ended."""
         self.collecting = False
         self.perhaps_recalled = False
         self.held = False
-        """It is being taken out of ComfyUI's queue, so that nobody is to wonder where it is."""
+        """Whether it is being taken out of ComfyUI's queue, so that its absence there means nothing."""
         self.id_in_frames = prompt_id.encode("utf-8", "replace")
         self.times = NodeTimes()
         self.latest: dict[bytes, bytes] = {}
-        """By type, the last frames of how the present run is, from its start on; the newest stands last."""
+        """The last frame of each type since the present run began; the newest is last."""
         self._unread: set[bytes] = set()
         self._done: asyncio.Future[HistoryEntry | ComfyUIError | None] = asyncio.get_running_loop().create_future()
         self._sending: asyncio.Timeout | None = None
 
     @contextlib.asynccontextmanager
     async def sending(self) -> AsyncIterator[None]:
-        """Around all that is done on the server until it has the prompt: ends with the error of `fail`."""
+        """Around everything that is done on the server until it has the prompt: ends with the error of `fail`."""
         try:
             async with asyncio.timeout(None) as self._sending:
                 yield
@@ -141,16 +142,16 @@ class Watch:
             self._sending = None
 
     async def finished(self) -> HistoryEntry | None:
-        """ComfyUI's history entry, once there is one; None once the prompt was taken back before it began.
+        """ComfyUI's history entry, once it exists; None if the prompt was taken back before it began.
 
         Raises:
             ComfyUIPromptLostError: ComfyUI restarted and forgot it.
             ComfyUITaskCancelledError: someone removed it from the queue.
-            ComfyUIUnreadableError: it ended, and nobody can read what ComfyUI says of it.
+            ComfyUIUnreadableError: the prompt ended, and its history entry cannot be read.
         """
-        outcome = await self._done  # its one waiter's: when that is cancelled, this may be, too
+        outcome = await self._done  # it belongs to its one waiter: when that is cancelled, it may be cancelled too
         if isinstance(outcome, ComfyUIError):
-            raise copy(outcome)  # the traceback of what is raised here has this watch in it
+            raise copy(outcome)  # the traceback of the raised error has this watch in it
         return outcome
 
     @property
@@ -159,11 +160,11 @@ class Watch:
 
     @property
     def followed(self) -> bool:
-        """Whether somebody wants to know the prompt's place in the queue."""
+        """Whether anyone wants to know the prompt's place in the queue."""
         return self._audience.followed
 
     def wants(self, kind: bytes) -> bool:
-        """Whether somebody wants to know a frame of this type."""
+        """Whether anyone wants a frame of this type."""
         return self.followed or (kind == _EXECUTED and self._audience.collects)
 
     def tell(self, event: Event) -> None:
@@ -175,7 +176,7 @@ class Watch:
         self._ours.add(self)
 
     def catch_up(self) -> None:
-        """Tell what was kept unread: somebody begins to follow the prompt."""
+        """Passes on the frames that were kept unread, because a follower came."""
         unread, self._unread = self._unread, set()
         for kind, frame in self.latest.items():
             if kind in unread:
@@ -188,7 +189,7 @@ class Watch:
         self.times.started()
 
     def keep(self, kind: bytes, frame: bytes) -> None:
-        """This is how it is now."""
+        """Keeps the newest frame of this type."""
         self.latest.pop(kind, None)
         self.latest[kind] = frame
         if not self.followed:
@@ -196,7 +197,7 @@ class Watch:
 
     @contextlib.contextmanager
     def holding(self) -> Iterator[None]:
-        """Meanwhile the prompt is being taken out of ComfyUI's queue."""
+        """The prompt is taken out of ComfyUI's queue within this block."""
         self.held = True
         try:
             yield
@@ -204,21 +205,21 @@ class Watch:
             self.held = False
 
     def recalled(self) -> None:
-        """ComfyUI may still be on its way to take the prompt out of its queue, though its answer is lost."""
+        """ComfyUI may still take the prompt out of its queue, though its answer is lost."""
         self.perhaps_recalled = True
 
     @property
     def being_sent(self) -> bool:
-        """Whether its submission was begun, and no answer to it has come."""
+        """Whether its submission was begun and has no answer yet."""
         return self.sent and not self.accepted
 
     @property
     def may_be_moved(self) -> bool:
-        """Whether nothing is known of it but that ComfyUI took it."""
+        """Whether nothing is known about it except that ComfyUI accepted it."""
         return self.open and not self.heard
 
     def taken_back(self) -> None:
-        """The prompt is in ComfyUI no more, and has not begun there."""
+        """The prompt has left ComfyUI's queue without having begun."""
         if self.open:
             self._done.set_result(None)
 
@@ -237,9 +238,9 @@ class CompletionWatcher:
     """Open it with ``async with``; it owns its two tasks and its socket.
 
     Args:
-        worker: takes what is heard of ComfyUI's prompt worker.
+        worker: is told about ComfyUI's prompt worker.
         news: set when `others` changes.
-        listeners: hear the frames of prompts that are watched.
+        listeners: get the frames of watched prompts.
     """
 
     def __init__(
@@ -284,16 +285,16 @@ class CompletionWatcher:
         self._poll_backoff = Backoff(start_s=2 * _FASTEST_POLL_S, max_s=2 * options.poll_interval_s)
         self._retry_delay_s = 0.0
         self.features: Mapping[str, Any] | None = None
-        """ComfyUI's own feature flags, as last heard; None where it has told of none."""
+        """ComfyUI's own feature flags, as last heard; None if it has sent none."""
         self.queue_remaining = 0
-        """ComfyUI's own figure, as last heard."""
+        """The number of prompts in ComfyUI's queue, as last heard."""
         self.others = 0
-        """Prompts in ComfyUI's queue that are not watched here; kept up to date once `tell_of_others` was called."""
+        """Prompts in ComfyUI's queue that are not watched here; kept up to date after `tell_of_others` was called."""
         self._tells_of_others = False
         self._told_silent: str | None = None
         self._told_dead = False
         self.changed = asyncio.Event()
-        """Set when what is known of the server may have changed, so that a probe should look; the probe clears it."""
+        """Set when the server's state may have changed and a probe should look; the probe clears it."""
         self.crashed: BaseException | None = None
 
     async def __aenter__(self) -> Self:
@@ -315,7 +316,7 @@ class CompletionWatcher:
 
     @property
     def connected(self) -> bool:
-        """The socket is open and not known to be silent."""
+        """Whether the socket is open and not known to be silent."""
         return self._live_id is not None
 
     @property
@@ -325,17 +326,17 @@ class CompletionWatcher:
 
     @property
     def silent(self) -> bool:
-        """The last socket was open but said nothing while prompts finished; true until the next one speaks."""
+        """Whether the last socket was open but silent while prompts finished; true until the next one speaks."""
         return self._silent
 
     @property
     def signs(self) -> int:
-        """Grows with all that ComfyUI says; it tells everyone of each change of its queue, whoever made it."""
+        """Grows with every message of ComfyUI, which tells everyone about each change of its queue."""
         return self._frames
 
     @property
     def running(self) -> Watch | None:
-        """The prompt of ours that runs, as ComfyUI has told; None where it has told of none."""
+        """The prompt of ours that runs, as ComfyUI has told; None if it has told of none."""
         watch = self._watches.get(self._running_id or "")
         return watch if watch is not None and watch.open and _START in watch.latest else None
 
@@ -345,7 +346,7 @@ class CompletionWatcher:
         return len(self._watches)
 
     def watch(self, prompt_id: str, audience: Audience, *, client_id: str | None = None) -> Watch:
-        """Start to watch; `client_id` when the prompt is submitted under a caller's own id. End it with `unwatch`.
+        """Starts to watch; `client_id` if the prompt is submitted under a caller's own id. End it with `unwatch`.
 
         `audience` gets the prompt's events, and its place in the queue while it is followed.
         """
@@ -354,10 +355,10 @@ class CompletionWatcher:
         return watch
 
     def accepted(self, watch: Watch, number: float) -> None:
-        """ComfyUI took the prompt and gave it this place in the order."""
+        """ComfyUI accepted the prompt and gave it this place in the order."""
         watch.accepted, watch.number = True, number
         if watch not in self._ours:
-            # It was found in ComfyUI's queue, where it had counted as somebody else's.
+            # It was found in ComfyUI's queue, where it had counted as another client's prompt.
             self._ours.add(watch)
             self._count_others()
         watch.epoch, watch.done_number, watch.witness = self._epoch, self._done_number, self._last_finished_id
@@ -365,32 +366,32 @@ class CompletionWatcher:
             self._poll_soon()
 
     def probed(self, remaining: int) -> None:
-        """A probe was answered with ComfyUI's own figure of its queue, which may have come without a websocket."""
+        """A probe was answered with the length of ComfyUI's queue, which may have come without a websocket."""
         self.queue_remaining = remaining
         self._count_others()
 
     def tell_of_others(self) -> None:
-        """Keep `others` up to date: it changes with each prompt, and each change is news."""
+        """Keeps `others` up to date: it changes with each prompt, and each change is news."""
         self._tells_of_others = True
         self._count_others()
 
     def give_up(self, reason: str) -> None:
-        """Fail everything that was submitted with `ComfyUIPromptLostError`, also what is being collected."""
+        """Fails all submitted prompts with `ComfyUIPromptLostError`, including those that are being collected."""
         for watch in list(self._watches.values()):
             if watch.accepted:
                 watch.fail(ComfyUIPromptLostError(reason, prompt_id=watch.prompt_id))
 
     def process_ended(self, reason: str) -> None:
-        """ComfyUI's process is known to have ended: it has forgotten everything. Blames the prompt that ran."""
+        """ComfyUI's process is known to have ended and has forgotten everything. Blames the prompt that ran."""
         first = self._first_to_run()
         if first is not None:
             first.ended_comfyui = True
         self.give_up(reason)
 
     def _first_to_run(self) -> Watch | None:
-        """The prompt of ours that runs; where ComfyUI did not say so, the first in its order, or the one being sent.
+        """The prompt of ours that runs; if ComfyUI did not name it, the first in its order, or the one being sent.
 
-        None also where ComfyUI has prompts of others, any of which may be the one that runs.
+        None also if ComfyUI has prompts of other clients, any of which may be the one that runs.
         """
         running = self._watches.get(self._running_id or "")
         if running is not None and running.open:
@@ -413,7 +414,7 @@ class CompletionWatcher:
     async def _socket_loop(self) -> None:
         failures = 0
         while True:
-            # A fresh id each time: under an old one the new socket can go deaf (trap 3).
+            # Each socket has a new id: under an old one it can go deaf (trap 3).
             client_id = uuid.uuid4().hex
             reason = "refused"
             try:
@@ -438,7 +439,7 @@ class CompletionWatcher:
             await asyncio.sleep(self._options.reconnect.delay_s(failures + 1))
 
     async def _read(self, socket: ServerSocket, client_id: str) -> bool:
-        """Dispatch frames until the socket ends; returns whether it ever said anything."""
+        """Dispatches frames until the socket ends; returns whether it ever sent anything."""
         spoke = False
         async for message in Frames(socket):
             self._frames += 1
@@ -457,7 +458,7 @@ class CompletionWatcher:
         return spoke
 
     def _is_for_nobody(self, frame: bytes) -> bool:
-        """Whether it tells of progress that nobody follows: most frames are of that kind, and need not be parsed."""
+        """Whether it is progress without a follower: most frames are, and need not be parsed."""
         kind = frame[_TYPE_AT : frame.find(b'"', _TYPE_AT)] if frame.startswith(_TYPE) else b""
         holds_on = _FOR_FOLLOWERS.get(kind)
         if holds_on is None:
@@ -488,13 +489,13 @@ class CompletionWatcher:
         self._metrics.websocket_connected.labels(self._client.name).set(1)
         self._log.info("websocket.connected")
         self.changed.set()
-        # What was submitted before this moment is deaf, and may have been forgotten: no socket was there to tell.
+        # Prompts submitted before this moment are deaf, and may have been forgotten: no socket was open to tell.
         self._epoch += 1
         self._look_around = True
         self._poll_soon()
 
     async def _drop_socket(self, *, is_lost: bool) -> None:
-        """Close the websocket. `is_lost`: the log tells of it, since the watcher goes on without it."""
+        """Closes the websocket. `is_lost`: whether to log it, because the watcher goes on without it."""
         socket, self._socket = self._socket, None
         if self._live_id is not None:
             if (suspect := self._first_to_run()) is not None:
@@ -539,7 +540,7 @@ class CompletionWatcher:
             self._start(self._collect(watch), f"collect {watch.prompt_id}")
 
     def _pass_on(self, event: Unknown, frame: bytes) -> None:
-        """What is not ComfyUI's own, as custom nodes tell it; and text of the node that runs."""
+        """Events of custom nodes, which are not ComfyUI's own, and text of the node that runs."""
         if event.type == "feature_flags" and isinstance(event.data, dict):
             self.features = event.data
             return
@@ -555,7 +556,7 @@ class CompletionWatcher:
                 continue
             try:
                 listener.heard(self._client.name, prompt_id, event, frame)
-            except Exception:  # its trouble must not end the watcher that all prompts share
+            except Exception:  # an error of a listener must not end the watcher that all prompts share
                 self._log.exception("listener.failed", prompt_id=prompt_id)
 
     def _remaining_is(self, remaining: int) -> None:
@@ -577,7 +578,7 @@ class CompletionWatcher:
                 listener.others_changed()
 
     async def _collect(self, watch: Watch) -> None:
-        """Fetch the history of a prompt that is said to be done, for as long as somebody waits for it."""
+        """Fetches the history of a prompt that is said to be done, as long as a request waits for it."""
         watch.collecting = True
         failures = refusals = 0
         try:
@@ -595,11 +596,11 @@ class CompletionWatcher:
                         return
                     await asyncio.sleep(self._options.history_backoff.delay_s(failures))
                 else:
-                    return  # without an entry it is the poller's to find out why
+                    return  # without an entry, the poller finds out why
         finally:
             watch.collecting = False
             if watch.open:
-                self._wake.set()  # the poller's again
+                self._wake.set()  # left to the poller again
 
     async def _history_of(self, watch: Watch) -> bool:
         try:
@@ -615,7 +616,7 @@ class CompletionWatcher:
         self._done_number = max(self._done_number, watch.number)
         self._ours.discard(watch)
         if self._live_id is not None:
-            # The socket has told that the queue is shorter before it told of the end.
+            # The socket has told that the queue is shorter before it told the end.
             self._count_others()
         watch.finish(entry)
         return True
@@ -625,13 +626,13 @@ class CompletionWatcher:
     async def _poll_loop(self) -> None:
         last_poll = time.monotonic()
         while True:
-            # Nobody wakes this when a prompt is held no more.
+            # No event wakes this when a prompt is no longer held.
             waiting = self._waiting(also_held=True)
             self._idle = not waiting
             self._deaf_waiting = bool(self._deaf(waiting))
             self._wake.clear()
             if self._idle:
-                self._look_around = self._suspicious = False  # whom it was about is gone
+                self._look_around = self._suspicious = False  # its prompt is gone
                 if not await happens_within(self._wake, self.worker.look_again_s):
                     await self._look_unasked()
                 last_poll = time.monotonic()
@@ -639,12 +640,12 @@ class CompletionWatcher:
                 continue
             due_in_s = last_poll + self._delay_s(waiting) - time.monotonic()
             if due_in_s > 0 and await happens_within(self._wake, due_in_s):
-                continue  # something changed: think again
+                continue  # the state changed: start again
             await self._poll_once()
             last_poll = time.monotonic()
 
     async def _look_unasked(self) -> None:
-        """Nothing waits, but what is known of the prompt worker may be over, and nothing else would tell."""
+        """Nothing waits, but the known state of the prompt worker may be over, and nothing else would tell."""
         with contextlib.suppress(ComfyUIError):
             remaining = await self._client.get_queue_remaining()
             self._remaining_is(remaining)
@@ -666,7 +667,7 @@ class CompletionWatcher:
             await self._poll()
             if self._poll_failures:
                 self._poll_failures = 0
-                self.changed.set()  # it answers again: whoever took it out of rotation should look
+                self.changed.set()  # it answers again: its health should be probed
         except ComfyUIError as error:
             self._poll_failures += 1
             self._retry_delay_s = self._poll_backoff.delay_s(self._poll_failures)
@@ -680,10 +681,10 @@ class CompletionWatcher:
                 self._log.warning("poll.failed", detail=error.detail, waiting=self.waiting)
 
     def _nobody_listens(self) -> None:
-        """ComfyUI's process is gone, not only its memory. It may be back before the next question."""
+        """ComfyUI's process is gone, not only its memory. It may be back before the next request."""
         waiting = self._waiting()
         if self._live_id is None and not any(watch.suspect for watch in waiting):
-            # No socket was there to tell what ran, since the process had just started.
+            # No socket was open to tell what ran, since the process had just started.
             suspect = self._first_to_run()
             if suspect is not None:
                 suspect.suspect = True
@@ -695,18 +696,18 @@ class CompletionWatcher:
         if await self._check_front(deaf):
             self._poll_delay_s = _FASTEST_POLL_S
             return
-        # A socket that works tells when to look (`status`); without one the poll is all there is.
+        # A working socket tells when to look (`status`); without one only the poll does.
         slowest_s = self._options.tick_s if self._live_id is not None else self._options.poll_interval_s
         self._poll_delay_s = min(self._poll_delay_s * _POLL_GROWTH, slowest_s)
         if deaf and self._poll_delay_s < slowest_s and not (self._look_around or self._suspicious):
-            return  # soon enough again for what follows
+            return  # soon enough for the next steps
         waiting = self._waiting()
         if not waiting:
             return
         quiet = self._live_id is not None and self._frames == self._frames_at_poll
         self._frames_at_poll = self._frames
         if quiet and not self._asked_front and not self._look_around and not self._suspicious:
-            # In turn with the question below, so that it stays at one small request a tick.
+            # Alternates with the request below, so that each tick costs one small request.
             self._asked_front = True
             if await self._check_front(waiting[:1]):
                 await self._confirm_silence()
@@ -726,7 +727,7 @@ class CompletionWatcher:
             self._look_around = False
 
     def _waiting(self, *, also_held: bool = False) -> list[Watch]:
-        """Submitted, not done, not being fetched: in the order in which ComfyUI runs them."""
+        """Prompts that are submitted, not done and not being fetched, in the order in which ComfyUI runs them."""
         waiting = [
             watch
             for watch in self._watches.values()
@@ -736,14 +737,14 @@ class CompletionWatcher:
         return waiting
 
     def _deaf(self, waiting: Sequence[Watch]) -> list[Watch]:
-        """Those whose events do not reach our socket: submitted under another id, or there is none."""
+        """The prompts whose events do not reach our socket: submitted under another id, or there is no socket."""
         return [watch for watch in waiting if watch.client_id != self._live_id]
 
     def _passed_over(self, watch: Watch) -> bool:
         return watch.misses > 0 or watch.number < self._done_number > watch.done_number
 
     async def _check_front(self, waiting: Sequence[Watch]) -> bool:
-        """Ask for the first ones in ComfyUI's order, and go on while there are some that are done."""
+        """Asks for the first ones in ComfyUI's order, and goes on while some are done."""
         any_found = False
         for start in range(0, len(waiting), _FRONT):
             found = await asyncio.gather(*(self._history_of(watch) for watch in waiting[start : start + _FRONT]))
@@ -753,7 +754,7 @@ class CompletionWatcher:
         return any_found
 
     async def _confirm_silence(self) -> None:
-        """Something happened that the socket did not tell: give it a moment, then do without it (trap 5)."""
+        """An event was missed by the socket: waits a moment, then does without the socket (trap 5)."""
         socket, frames = self._socket, self._frames
         if self._live_id is None or socket is None:
             return
@@ -764,7 +765,7 @@ class CompletionWatcher:
             await socket.close()
 
     def _heard(self, prompt_id: str) -> None:
-        """Something ran: the prompt worker works."""
+        """A prompt ran, so the prompt worker works."""
         was_stalled = self.worker.stalled
         self.worker.heard(prompt_id)
         if was_stalled:
@@ -773,33 +774,35 @@ class CompletionWatcher:
             self._tell_silence()
 
     async def _check_worker(self, remaining: int) -> None:
-        """Nothing was heard for long, and something is queued: look once what ComfyUI runs."""
+        """No event came for long although prompts are queued: looks once what ComfyUI runs."""
         if remaining and self.worker.look_due():
             queue = await self._client.get_queue()
             was_stalled = self.worker.stalled
             self.worker.looked(queue)
             if self.worker.stalled and not was_stalled:
-                self._log.error("comfyui.stalled", waiting=len(queue), detail="prompts are queued and none is executed")
+                self._log.error("comfyui.stalled", waiting=len(queue), detail="prompts are queued and none runs")
             if self.worker.stalled is not was_stalled:
                 self.changed.set()
         self._tell_silence()
 
     def _tell_silence(self) -> None:
-        """Once for each prompt, and whenever it makes the worker count as dead or no longer."""
+        """Logs once for each prompt, and notes when the worker begins or ceases to count as dead."""
         silence = self.worker.silence if self.worker.is_silent else None
         if silence is None:
             self._told_silent = None
         elif silence.prompt_id != self._told_silent:
             self._told_silent = silence.prompt_id
             seconds = round(silence.seconds)
-            detail = "it runs, and no event comes: one long node, or ComfyUI's prompt worker is dead"
+            detail = "the prompt runs without any event: a long node, or ComfyUI's prompt worker is dead"
             self._log.error("comfyui.silent", prompt_id=silence.prompt_id, seconds=seconds, detail=detail)
         if self.worker.dead is not self._told_dead:
             self._told_dead = self.worker.dead
             self.changed.set()
 
     async def _look_for(self, waiting: Sequence[Watch], remaining: int) -> None:
-        """Queue, then history, for each; what is in neither twice in a row is gone (trap 6)."""
+        """Looks for each in the queue, then in the history; a prompt that is in neither twice in a row is gone (trap
+        6).
+        """
         queue = await self._client.get_queue() if remaining else {}
         for watch in waiting:
             if watch.prompt_id in queue:
@@ -824,7 +827,7 @@ class CompletionWatcher:
                 watch.fail(ComfyUITaskCancelledError(detail, prompt_id=watch.prompt_id))
 
     async def _forgot_since(self, watch: Watch, queue: Mapping[str, QueueItem]) -> bool:
-        """Whether ComfyUI lost its memory since it took this prompt, and not only this prompt."""
+        """Whether ComfyUI lost its whole memory since it accepted this prompt, and not only this prompt."""
         others = (other for other in self._watches.values() if other.epoch <= watch.epoch and other.accepted)
         if any(other.prompt_id in queue for other in others):
             return False
@@ -836,7 +839,7 @@ class CompletionWatcher:
         self._tasks.start(work, f"{name} {self._client.name}")
 
     def _died(self, task: asyncio.Task[None]) -> None:
-        """A bug of ours: nobody must go on waiting for a watcher that is dead."""
+        """A bug of ours: no request must go on waiting for a dead watcher."""
         self.crashed = task.exception()
         self._log.critical("watcher.crashed", task=task.get_name(), exc_info=self.crashed)
         for watch in list(self._watches.values()):
@@ -844,7 +847,7 @@ class CompletionWatcher:
 
 
 def _is_from_a_proxy(error: ComfyUIConnectionError) -> bool:
-    """Whether what stands before ComfyUI took the connection, and found no process behind it."""
+    """Whether a proxy in front of ComfyUI accepted the connection, and found no process behind it."""
     cause = error.__cause__
     if isinstance(cause, aiohttp.WSServerHandshakeError):
         return cause.status in _FROM_PROXIES

@@ -1,8 +1,9 @@
-"""Which network addresses may be connected to for a caller (server-side request forgery): the check, and its resolver.
+"""The network addresses that may be connected to for a caller (server-side request forgery): the check, and its
+resolver.
 
-Every address is checked, and only a checked address is connected to: names go through `GuardedResolver`, which is what
-the connection itself uses, so a name that changes its answer between check and use gains nothing; literal addresses,
-for which aiohttp asks no resolver, are checked in every notation that a socket takes (octal, hex, …).
+Every address is checked, and only a checked address is connected to. Names go through `GuardedResolver`, which the
+connection itself uses, so a name that changes its answer between check and use gains nothing. aiohttp asks no resolver
+for literal addresses, so these are checked in every notation that a socket takes (octal, hex, …).
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def _networks(*networks: str) -> tuple[IPNetwork, ...]:
     return tuple(ipaddress.ip_network(network) for network in networks)
 
 
-# Not `is_global`: what it means changed between patch releases of Python (CVE-2024-4032).
+# `is_global` is not used: its meaning changed between patch releases of Python (CVE-2024-4032).
 _NOT_PUBLIC = _networks(
     "0.0.0.0/8",
     "10.0.0.0/8",
@@ -50,12 +51,13 @@ _NOT_PUBLIC = _networks(
     "168.63.129.16/32",  # Azure's host service, on a public address
     "2001::/23",  # Teredo, ORCHID and other protocol assignments
     "2001:db8::/32",
-    "2002::/16",  # 6to4: an IPv4 address of any kind is inside
+    "2002::/16",  # 6to4: it contains an IPv4 address of any kind
     "3fff::/20",
 )
 _IPV6_GLOBAL = ipaddress.IPv6Network("2000::/3")
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
-# What hands out a cloud machine's credentials, and tunnels to it. "*" does not allow these; naming them does.
+# Addresses that hand out a cloud machine's credentials, and tunnels to them. "*" does not allow these; naming them
+# does.
 _NEVER_BY_WILDCARD = _networks(
     "169.254.0.0/16",
     "fe80::/10",
@@ -91,14 +93,14 @@ class _Rule:
 
 
 class AddressPolicy:
-    """Which addresses may be connected to: all public ones, and what `allow` lists.
+    """The addresses that may be connected to: all public ones, and those in `allow`.
 
     Entries: ``example.com``, ``*.example.com`` (its subdomains), an address or network (``10.0.0.0/8``), each also with
-    a port (``127.0.0.1:9000``, ``[::1]:9000``), or ``*`` for every address but link-local and metadata services. A
-    name in the list is trusted with whatever address it has.
+    a port (``127.0.0.1:9000``, ``[::1]:9000``), or ``*`` for every address except link-local and metadata services. A
+    name in the list is trusted with any address it has.
 
     Raises:
-        ValueError: an entry is none of these.
+        ValueError: an entry has none of these forms.
     """
 
     def __init__(self, allow: Iterable[str] = ()) -> None:
@@ -111,23 +113,23 @@ class AddressPolicy:
         return _is_public(address) or any(rule.covers(name, port, address) for rule in self._rules)
 
     def checked(self, url: URL) -> URL:
-        """`url` in the form in which it is requested; a literal address in canonical form, so that no second reader of
-        it can understand another address than we did.
+        """`url` in the form in which it is requested. A literal address is canonical, so that no later reader of it can
+        understand another address than we did.
 
         Raises:
             ValueError: it cannot be requested; the text says why.
-            NotPermittedError: its host is an address that may not be connected to. A name is looked at by
-                `GuardedResolver` when it is connected to.
+            NotPermittedError: its host is an address that may not be connected to. A name is checked by
+                `GuardedResolver` at the time of the connection.
         """
         if url.scheme not in {"http", "https"}:
-            raise ValueError("only http and https URLs are used")
+            raise ValueError("the URL must begin with http:// or https://")
         if url.raw_user is not None or url.raw_password is not None:
-            raise ValueError("a URL with a user or password in it is not used")
+            raise ValueError("the URL must not have a user or password")
         host, port = url.raw_host, url.port
         if not host:
             raise ValueError("the URL has no host")
         if not port:
-            raise ValueError("the URL has port 0, which nothing listens on")
+            raise ValueError("the URL must not have port 0")
         try:
             address = literal_address(host)
         except ValueError:
@@ -135,14 +137,14 @@ class AddressPolicy:
         if address is None:
             return url
         if not self.permits(host, port, address):
-            raise NotPermittedError(None, "no address that may be connected to")
+            raise NotPermittedError(None, "not an address that the gateway may connect to")
         return url.with_host(str(address))
 
 
 class GuardedResolver(AbstractResolver):
     """Gives aiohttp's connector only addresses that the policy permits.
 
-    Raises `NotPermittedError` when none is left, `NoSuchNameError`, and any other `OSError` when the look-up fails.
+    Raises `NotPermittedError` if none is left, `NoSuchNameError`, and any other `OSError` if the look-up fails.
     """
 
     def __init__(self, policy: AddressPolicy, inner: AbstractResolver) -> None:
@@ -154,13 +156,13 @@ class GuardedResolver(AbstractResolver):
     ) -> list[ResolveResult]:
         try:
             found = await self._inner.resolve(host, port, family)
-        except UnicodeError as error:  # a label that is too long for the name system
-            raise NoSuchNameError(None, "no name that can be looked up") from error
+        except UnicodeError as error:  # a label is too long for the name system
+            raise NoSuchNameError(None, "not a name that can be looked up") from error
         permitted = [
             result for result in found if self._policy.permits(host, port, ipaddress.ip_address(result["host"]))
         ]
         if not permitted:
-            raise NotPermittedError(None, "no address that may be connected to")
+            raise NotPermittedError(None, "not an address that the gateway may connect to")
         return permitted
 
     async def close(self) -> None:
@@ -168,26 +170,26 @@ class GuardedResolver(AbstractResolver):
 
 
 def parse_url(text: str) -> URL:
-    """A caller's URL. Raises ValueError for what is none."""
-    # As it came where it can be sent so: quoting it anew would break the signature of a presigned link.
+    """A caller's URL. Raises ValueError for any other text."""
+    # The URL is kept unchanged if it can be sent so: requoting would break the signature of a presigned link.
     try:
         parsed = URL(text, encoded=_PRINTABLE_ASCII.fullmatch(text) is not None)
-        _ = parsed.raw_host, parsed.port  # which yarl reads, and checks, only when they are asked for
+        _ = parsed.raw_host, parsed.port  # yarl reads and checks these only on access
     except ValueError:
         raise ValueError("not a valid URL") from None
     return parsed
 
 
 def literal_address(host: str) -> IPAddress | None:
-    """`host` as an address where it is one in any notation that a socket would take, None where it is a name.
+    """`host` as an address, in any notation that a socket would take; None for a name.
 
-    Raises ValueError for what is neither.
+    Raises ValueError for any other text.
     """
     try:
         return ipaddress.ip_address(host)
     except ValueError:
         if not _HOST.fullmatch(host):
-            raise ValueError(f"{host!r} is no host") from None
+            raise ValueError(f"{host!r} is not a host") from None
     try:
         # Decimal, octal, hexadecimal and shortened forms: 2130706433, 0177.0.0.1, 0x7f.1, 127.1
         return ipaddress.IPv4Address(socket.inet_aton(host.rstrip(".")))
@@ -196,7 +198,7 @@ def literal_address(host: str) -> IPAddress | None:
 
 
 def _embedded(address: IPAddress) -> IPAddress:
-    """The IPv4 address that an IPv6 one stands for (IPv4-mapped, NAT64), else the address itself."""
+    """The IPv4 address that an IPv6 one stands for (IPv4-mapped, NAT64), or the address itself."""
     if isinstance(address, ipaddress.IPv6Address):
         if address.ipv4_mapped is not None:
             return address.ipv4_mapped
@@ -229,7 +231,7 @@ def _parse_rule(entry: str) -> _Rule:
             return _Rule(network, "", port)
         if _HOST_PATTERN.fullmatch(name):
             return _Rule(None, name, port)
-    raise ValueError(f"{entry!r} is no host, *.domain, address or network, with or without :port")
+    raise ValueError(f"{entry!r} is not a host, *.domain, address or network, with or without :port")
 
 
 def _network(text: str) -> IPNetwork | None:

@@ -1,7 +1,7 @@
-"""An open body: whoever has one can read it, or send it to a client, and need not know where its bytes come from.
+"""An open body: its holder can read it, or send it to a client, and need not know where the bytes come from.
 
-A long body goes from ComfyUI's socket to the client's within the kernel, where both are plain TCP and the system can do
-it (`comfyui.transport.splice`). Only this room and `comfyui.web.server` know of that.
+A long body goes from ComfyUI's socket to the client's within the kernel, if both are plain TCP and the system can do it
+(`comfyui.transport.splice`). Only this room and `comfyui.web.server` know about that.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ _Piece = TypeVar("_Piece", bytes, bytes | Splice)
 
 
 class Receiver(Protocol):
-    """What `OpenBody.send_to` sends to: `comfyui.web.server.client_side.ClientSide`.
+    """The target of `OpenBody.send_to`: `comfyui.web.server.client_side.ClientSide`.
 
     Attributes:
-        splices: it can take a `Splice`.
+        splices: whether it can take a `Splice`.
     """
 
     splices: bool
 
     async def write(self, data: bytes, *, last: bool) -> None:
-        """Take `data`, as fast as the client does. With `last` the body ends; `data` may be empty then."""
+        """Takes `data`, as fast as the client does. With `last` the body ends; `data` may be empty then."""
 
     async def splice(self, splice: Splice) -> None:
-        """Let `splice` move what its source has now."""
+        """Lets `splice` move the bytes that its source has now."""
 
 
 class OpenBody(ABC):
     """A body that is read once: with ``async for``, or by `send_to`.
 
-    Both raise a `ComfyUIError` where the body ends before its end.
+    Both raise a `ComfyUIError` if the body is cut short.
 
     Attributes:
-        length: in bytes; None when it is not known before the end.
+        length: in bytes; None if it is not known before the end.
     """
 
     def __init__(self, length: int | None = None) -> None:
@@ -57,11 +57,11 @@ class OpenBody(ABC):
         return chunk
 
     async def begin(self) -> None:
-        """Wait for its first bytes, so that a body that cannot be had fails before anything is said of it."""
+        """Waits for its first bytes, so that an unreadable body fails before its answer begins."""
         self._first = self._first or await self.read()
 
     async def send_to(self, receiver: Receiver) -> None:
-        """Send all that is left, and the end, as fast as it is taken."""
+        """Sends the rest and the end, as fast as the receiver takes it."""
         read = self.read_or_splice if receiver.splices else self.read
         piece: bytes | Splice = self._take_first() or await read()
         while True:
@@ -74,14 +74,16 @@ class OpenBody(ABC):
                 await receiver.splice(piece)
             piece = await read()
 
-    # What each kind of body does in its own way
+    # Implemented by each kind of body
 
     @abstractmethod
     async def read(self) -> bytes:
-        """What has come since the last call, at least one byte; nothing at the end."""
+        """The bytes since the last call, at least one; nothing at the end."""
 
     async def read_or_splice(self) -> bytes | Splice:
-        """As `read`. A long rest may come as a `Splice`, which must have moved what there is before the next call."""
+        """The same as `read`. A long rest may come as a `Splice`, which must have moved the present bytes before the
+        next call.
+        """
         return await self.read()
 
     def at_end(self) -> bool:
@@ -89,7 +91,7 @@ class OpenBody(ABC):
         return False
 
     def close(self) -> None:  # noqa: B027 - most have nothing of their own
-        """Let go of what it is read from, where that is its own; what is left cannot be read. May be called again."""
+        """Releases its source, if it owns one; the rest cannot be read. May be called again."""
 
     def _take_first(self) -> bytes:
         first, self._first = self._first, b""
@@ -97,11 +99,11 @@ class OpenBody(ABC):
 
 
 RequestBody = bytes | OpenBody
-"""An open one is sent as it comes, in chunks where its length is not known."""
+"""An open body is sent as it comes, in chunks if its length is not known."""
 
 
 class IteratedBody(OpenBody):
-    """The chunks of an iterator, which belongs to whoever made it; what it raises is raised here."""
+    """The chunks of an iterator, which belongs to its creator; its errors are raised here."""
 
     def __init__(self, chunks: AsyncIterable[bytes], length: int | None = None) -> None:
         super().__init__(length)
@@ -115,14 +117,14 @@ class IteratedBody(OpenBody):
 
 
 class ResumedBody(OpenBody):
-    """A body whose rest is asked for when its connection breaks.
+    """A body whose rest is requested when its connection breaks.
 
     Args:
-        body: from its start. One of unknown length is not resumed.
-        rest_from: opens the rest, from a byte on; raises where that is not the rest of the same body.
-        backoff: before the rest is asked for.
-        retries: how often the rest is asked for.
-        what: the request, as errors call it.
+        body: from its start. A body of unknown length is not resumed.
+        rest_from: opens the rest, from a byte on; raises if that is not the rest of the same body.
+        backoff: the delay before the rest is requested.
+        retries: how often the rest is requested.
+        what: the name of the request in errors.
     """
 
     def __init__(
@@ -142,7 +144,7 @@ class ResumedBody(OpenBody):
         self._what = what
         self._done = self._failures = 0
         self._splice: Splice | None = None
-        """It was returned last, and what it has moved since is not in `_done` yet."""
+        """It was returned last, and the bytes that it has moved since are not in `_done` yet."""
 
     async def read(self) -> bytes:
         return await self._resuming(lambda body: body.read())

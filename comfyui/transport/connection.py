@@ -1,8 +1,8 @@
-"""One connection to a server, and the answers that are read from it.
+"""One connection to a server, and the answers that arrive on it.
 
-A connection serves one caller at a time. It goes back to its pool only when its answer is complete, nothing came behind
-the answer, and the whole request has left; in every other case it is closed. What may be sent and read is in
-`comfyui.transport.framing`, the pool in `comfyui.transport.http1`.
+A connection serves one caller at a time. It returns to its pool only if its answer is complete, no byte came after the
+answer, and the whole request has left; in every other case it is closed. The rules of sending and reading are in
+`comfyui.transport.framing`, the pool is in `comfyui.transport.http1`.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from comfyui.transport.framing import LAST_CHUNK, AnswerReader, chunk
 from comfyui.transport.splice import Splice
 
 _HIGH_WATER = 256 * 1024
-# What a chunk weighs beside its bytes: thousands of tiny ones take as long to read as a megabyte.
+# The cost of a chunk besides its bytes: thousands of tiny ones take as long to read as a megabyte.
 _CHUNK_WEIGHT = 32
-# What is left of a body is worth the descriptors and the calls of a splice.
+# From this size on, the rest of a body is worth the descriptors and the calls of a splice.
 _WORTH_SPLICING = 1024 * 1024
 
 
 class Answer:
-    """An answer whose headers have come; `read` its body, or `close` it."""
+    """An answer whose headers have arrived; `read` its body, or `close` it."""
 
     __slots__ = (
         "_buffered", "_chunks", "_connection", "_error", "_splice", "_waiter", "complete", "headers", "status",
@@ -49,15 +49,15 @@ class Answer:
         self._splice: Splice | None = None
 
     def at_end(self) -> bool:
-        """The whole body has been read."""
+        """Whether the whole body has been read."""
         return self.complete and not self._chunks
 
     async def read(self, silence_s: float = 0.0) -> bytes:
-        """What has come since the last call, at least one byte; nothing at the end. 0 waits any time.
+        """The bytes since the last call, at least one; nothing at the end. 0 waits without a limit.
 
         Raises:
             CutShortError: the body is not whole.
-            AnswerTimeoutError: nothing came for so long; the connection is cut.
+            AnswerTimeoutError: no bytes came for `silence_s`; the connection is cut.
         """
         while not self._chunks:
             if self.complete:
@@ -73,7 +73,9 @@ class Answer:
         return chunk
 
     async def read_or_splice(self, silence_s: float = 0.0) -> bytes | Splice:
-        """As `read`. A long rest comes as a `Splice`: what has come is to be moved with that before the next call."""
+        """The same as `read`. A long rest comes as a `Splice`, which must move the present bytes before the next
+        call.
+        """
         if self._splice is None and not (self._chunks or self.complete or self._error):
             self._splice = self._connection.splice()
         splice = self._splice
@@ -94,20 +96,21 @@ class Answer:
             finally:
                 loop.remove_reader(splice.source)
         if self._error is not None:
-            # Open here, it would keep the connection up at the server, and be one of the few while the rest is fetched.
+            # An open one would keep the server's side up, and take one of the few connections while the rest is
+            # fetched.
             splice.close()
             raise self._error
         return splice
 
     def close(self) -> None:
-        """Done with it: a connection whose answer has not been read to its end cannot be used again."""
+        """Ends the use of it: a connection whose answer has not been read to its end cannot be used again."""
         if self._splice is not None:
             self._splice.close()
         if not self.complete:
             self._connection.abort()
 
     def feed(self, data: bytes, chunks: int = 0) -> None:
-        """`chunks`: how many the bytes came in."""
+        """`chunks`: the number of chunks in which the bytes came."""
         self._chunks.append(data)
         self._buffered += len(data) + chunks * _CHUNK_WEIGHT
         if self._buffered > _HIGH_WATER:
@@ -132,7 +135,7 @@ class Answer:
                 timer.cancel()
 
     def _silent(self) -> None:
-        if not self.complete:  # else the connection may be another's
+        if not self.complete:  # otherwise the connection may be another's
             self.end(AnswerTimeoutError())
             self._connection.abort()
 
@@ -142,13 +145,13 @@ class Answer:
 
 
 class Pool(Protocol):
-    """Whose the connections are."""
+    """The owner of the connections."""
 
     def give_back(self, connection: Connection) -> None:
-        """It can be used again."""
+        """The connection can be used again."""
 
     def lost(self, connection: Connection) -> None:
-        """It has ended."""
+        """The connection has ended."""
 
 
 class Connection(asyncio.Protocol):
@@ -164,22 +167,22 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._poll: select.poll | None = None
         self._reader: AnswerReader | None = None
-        """While a request is under way, and only then."""
+        """Set only while a request is under way."""
         self._head: asyncio.Future[Answer] | None = None
         self._answer: Answer | None = None
         self._reading_paused = False
         self._drained: asyncio.Future[None] | None = None
-        """While the transport takes no more."""
+        """Set while the transport takes no more."""
         self._loop = asyncio.get_running_loop()
         self._due = math.inf
-        """In the loop's time, when an answer must have begun."""
+        """The loop's time at which an answer must have begun."""
         self._timer: asyncio.TimerHandle | None = None
         self.received = False
         self.idle_since = 0.0
         self.in_use = False
         self.uploading: asyncio.Task[None] | None = None
 
-    # For the client
+    # Calls of the client
 
     @property
     def alive(self) -> bool:
@@ -187,11 +190,11 @@ class Connection(asyncio.Protocol):
 
     @property
     def silent(self) -> bool:
-        """Nothing waits to be read: neither the end of the connection nor bytes that nobody has asked for."""
+        """Whether nothing waits to be read: neither the end of the connection nor unexpected bytes."""
         return self._poll is None or not self._poll.poll(0)
 
     def send(self, method: str, data: bytes) -> asyncio.Future[Answer]:
-        """Begin a request; the answer's headers are the future's result."""
+        """Begins a request; the future's result is the answer with its headers."""
         assert self._transport is not None  # noqa: S101 - create_connection returns after connection_made
         self._head = self._loop.create_future()
         self._reader = AnswerReader(method)
@@ -200,7 +203,7 @@ class Connection(asyncio.Protocol):
         return self._head
 
     async def upload(self, body: OpenBody, timeout_s: float) -> None:
-        """The request's body, as fast as the server takes it. An error of `body` is the request's."""
+        """Sends the request's body, as fast as the server takes it. An error of `body` fails the request."""
         left = body.length
         try:
             async for data in body:
@@ -227,13 +230,13 @@ class Connection(asyncio.Protocol):
             self.uploading = None
 
     def answer_within(self, seconds: float) -> None:
-        """From now; 0 is any time."""
+        """Sets the time limit, counted from now; 0 is no limit."""
         self._due = self._loop.time() + seconds if seconds else math.inf
         if self._timer is None or self._timer.when() > self._due:
             self._set_timer()
 
     def _set_timer(self) -> None:
-        """One that is set already is left: most answers come long before it, and to set one takes 2 µs for each."""
+        """A timer that is already set stays: most answers come long before it, and setting one takes 2 µs for each."""
         if self._timer is not None:
             self._timer.cancel()
         self._timer = None if self._due == math.inf else self._loop.call_at(self._due, self._look_at_time)
@@ -259,7 +262,7 @@ class Connection(asyncio.Protocol):
             self._transport.pause_reading()
 
     def abandon(self, head: asyncio.Future[Answer]) -> None:
-        """Cut the connection, unless that request is over and the connection may be another's."""
+        """Cuts the connection, unless that request is over and the connection may be another's."""
         if self._head is head:
             self.abort()
 
@@ -269,7 +272,7 @@ class Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
-    # For the event loop
+    # Calls of the event loop
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment] # a TCP or TLS transport
@@ -278,7 +281,7 @@ class Connection(asyncio.Protocol):
             self._poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
 
     def eof_received(self) -> None:
-        """The server has sent all that it will; the transport closes itself after this."""
+        """The server sends no more; the transport closes itself after this."""
         if self._reader is not None:
             self._reader.end()
             if self._reader.complete:
@@ -286,7 +289,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, _error: Exception | None) -> None:
         self._transport = None
-        self._poll = None  # the descriptor's number may be another's soon
+        self._poll = None  # the descriptor's number may soon belong to another
         if self._timer is not None:
             self._timer.cancel()
         self.resume_writing()
@@ -299,7 +302,7 @@ class Connection(asyncio.Protocol):
         self.received = True
         reader = self._reader
         if reader is None:
-            self.abort()  # nobody asked
+            self.abort()  # no request is under way
             return
         try:
             body = reader.feed(data)
@@ -323,7 +326,7 @@ class Connection(asyncio.Protocol):
         if drained is not None and not drained.done():
             drained.set_result(None)
 
-    # An answer, from its head to its end
+    # The answer, from its head to its end
 
     def _begin(self, reader: AnswerReader) -> None:
         self._answer = Answer(self, reader.status, reader.headers)
@@ -331,7 +334,7 @@ class Connection(asyncio.Protocol):
             self._head.set_result(self._answer)
 
     def splice(self) -> Splice | None:
-        """What is left of the answer's body; what has come of it must have been read."""
+        """The rest of the answer's body; the bytes that have arrived must have been read."""
         reader = self._reader
         if reader is None or reader.rest < _WORTH_SPLICING or not self.alive or self._transport is None:
             return None
@@ -349,14 +352,15 @@ class Connection(asyncio.Protocol):
                 self._complete()
 
     def _complete(self) -> None:
-        """The answer is whole: the one place from where a connection goes back to the pool."""
+        """The answer is complete: the only place from which a connection returns to the pool."""
         answer, reader, transport = self._answer, self._reader, self._transport
         self._answer = self._reader = self._head = None
         if answer is not None:
             answer.end()
         if reader is None or transport is None:
             return
-        # An answer may come before the request has been sent: what is left of that would be the next one's start.
+        # An answer may come before the request has been sent: the rest of it would become the start of the next
+        # request.
         sent = self.uploading is None and not transport.get_write_buffer_size()
         if sent and reader.reusable and self.alive:
             self.resume_reading()

@@ -1,8 +1,8 @@
-"""How `ComfyUIClient` sends its requests: the drivers' edge, where each one's errors become ours.
+"""How `ComfyUIClient` sends its requests: here each driver's errors become ours.
 
-`comfyui.transport.over_aiohttp` is what a `ComfyUIClient` uses by itself. `Http1Transport` does the same with a third
-of the work for each request, and is what the gateway and the workers use: aiohttp's three requests were more than a
-third of what the gateway added to a prompt (docs/performance.md).
+`ComfyUIClient` uses `comfyui.transport.over_aiohttp` by default. `Http1Transport` does the same with a third of the
+work per request; the gateway and the workers use it, because aiohttp's three requests were more than a third of the
+gateway's own time for a prompt (docs/performance.md).
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ _CONNECTIONS = 100
 _FILES_AT_ONCE = 400
 CUT_OFF = "the answer was cut off"
 REFUSING = frozenset({401, 403})
-"""Statuses that say: not to this gateway."""
+"""Statuses by which a server refuses the gateway itself."""
 
 
 @dataclass(frozen=True, slots=True)
 class RawReply:
-    """An answer of ComfyUI as it came.
+    """An answer of ComfyUI, unchanged.
 
     Attributes:
-        length: as its head declares it, which of an answer to HEAD is not that of `body`; None where it does not.
+        length: from its head; for an answer to HEAD, this is not the length of `body`. None if there is none.
     """
 
     status: int
@@ -62,14 +62,14 @@ class RawReply:
 
 @dataclass(frozen=True, slots=True)
 class OpenReply:
-    """An answer whose body has still to be read."""
+    """An answer whose body has not been read yet."""
 
     status: int
     headers: RawHeaders
     body: OpenBody
 
     def header(self, name: bytes) -> str | None:
-        """The first of that name, which is given in lower case."""
+        """The first value of a header, whose name is given in lower case."""
         value = header_value(self.headers, name)
         return None if value is None else value.decode("latin-1")
 
@@ -81,8 +81,8 @@ class AnswerBody(OpenBody):
     """The body of an answer of `comfyui.transport.http1`.
 
     Args:
-        silence_s: nothing may come for so long; 0 is any time.
-        ours: what an error of the connection is to the caller.
+        silence_s: the longest time without bytes; 0 is no limit.
+        ours: our error for an error of the connection.
     """
 
     def __init__(self, answer: Answer, silence_s: float, ours: Callable[[Http1Error], ComfyUIError]) -> None:
@@ -112,7 +112,7 @@ class AnswerBody(OpenBody):
 
 
 class Transport(Protocol):
-    """Requests to one server over connections that are kept open; each is sent once. A target is path and query.
+    """Requests to one server over kept connections; each is sent once. A target is path and query.
 
     Both verbs raise `ComfyUIConnectionError`, whose ``sent`` says whether the server may have got the request.
     """
@@ -129,23 +129,23 @@ class Transport(Protocol):
         """The whole answer, whatever its status, within the timeout.
 
         Args:
-            last_word_s: when the call is cancelled, how long what was sent may still take to be answered.
+            last_word_s: when the call is cancelled, how long to wait for an answer to what was already sent.
         """
 
     async def open(self, target: str, headers: Headers = NO_HEADERS) -> OpenReply:
-        """The answer to a GET as it comes; only silence is timed. The caller closes it."""
+        """The answer to a GET as it arrives; only silence is timed. The caller closes it."""
 
     async def close(self) -> None: ...
 
 
 class Http1Transport:
-    """Over `comfyui.transport.http1`. Redirects are answers like any other.
+    """Requests over `comfyui.transport.http1`. Redirects are answers like any other.
 
     Args:
-        name: the server, as errors call it.
-        credentials: headers that the server asks for.
-        answers: how much of an answer `fetch` takes.
-        tls: None trusts what the system does.
+        name: the server's name in errors.
+        credentials: headers that the server needs.
+        answers: limits of an answer that `fetch` reads.
+        tls: None for the certificates that the system trusts.
     """
 
     def __init__(
@@ -158,7 +158,7 @@ class Http1Transport:
         tls: ssl.SSLContext | None = None,
     ) -> None:
         self._http = Http1Client(base_url, limit=_CONNECTIONS, tls=tls)
-        # Apart from the others: clients that are slow to read their files must not hold up everybody's prompts.
+        # A separate client: slow readers of files must not block the prompts of other callers.
         self._files = Http1Client(base_url, limit=_FILES_AT_ONCE, tls=tls)
         self._name = name
         self._timeout_s = timeout_s
@@ -236,7 +236,7 @@ class Http1Transport:
 
 
 def unreachable(name: str, cause: BaseException | None) -> ComfyUIConnectionError:
-    """No connection could be made: nothing was sent."""
+    """No connection could be made; nothing was sent."""
     if isinstance(cause, OSError) and cause.errno in {errno.EMFILE, errno.ENFILE}:
         return ComfyUIDescriptorsError("the gateway has no file descriptor left for a connection (ulimit -n)")
     if isinstance(cause, TimeoutError):
@@ -253,7 +253,7 @@ def unreachable(name: str, cause: BaseException | None) -> ComfyUIConnectionErro
     if isinstance(cause, socket.gaierror):
         return ComfyUIConnectionError(f"{name} cannot be reached: {cause.strerror}")
     number = getattr(cause, "errno", None)
-    # uvloop's own errors have no message of the system's.
+    # uvloop's own errors have no message of the system.
     reason = os.strerror(number) if isinstance(number, int) and number > 0 else type(cause).__name__
     return ComfyUIConnectionError(f"{name} cannot be reached: {reason}")
 
@@ -273,4 +273,4 @@ def _text(answer: Answer, header: bytes) -> str | None:
 
 def _refuse_compressed(encoding: str | None, what: str) -> None:
     if encoding not in {None, "identity"}:
-        raise ComfyUIServerError(f"{what}: ComfyUI compressed an answer though it was asked not to")
+        raise ComfyUIServerError(f"{what}: ComfyUI compressed an answer although the request forbade it")

@@ -1,9 +1,9 @@
-"""File names in ``multipart/form-data``: written so that ComfyUI keeps them, read as every client means them.
+"""File names in ``multipart/form-data``: written so that ComfyUI keeps them, and read as every client means them.
 
-There is one header for a part's name, ``Content-Disposition``, and no agreement about its escapes. Browsers, Node and
+Clients put a part's name into one header, ``Content-Disposition``, but disagree about its escapes. Browsers, Node and
 Java write ``"`` as ``%22`` and leave a percent sign as it is; curl, Go and .NET write ``\\"``; aiohttp percent-encodes
 everything; some write only ``filename*=UTF-8''…``, which RFC 7578 forbids. So a written name is unambiguous for
-ComfyUI's aiohttp (measured on 0.3.64), and a name that is read stays open until it is known what the workflow calls it.
+ComfyUI's aiohttp (measured on 0.3.64), and a name that is read stays open until the workflow's name for it is known.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from urllib.parse import quote, unquote, unquote_to_bytes
 
 # aiohttp ends a quoted name at a semicolon when there are two, and drops a slash or a backslash at its start.
 _NOT_PLAIN = re.compile(r'["\\;\x00-\x1f\x7f]|^/')
-# A quoted value ends at a quote that ';' or the end follows: some clients write quotes within it without an escape. One
-# that does not end takes the rest, so that no header is read more than once.
+# A quoted value ends at a quote before ';' or the end: some clients write quotes within it without an escape. A value
+# without an end takes the rest, so that no header is read more than once.
 _PARAMETER = re.compile(
     rb';[ \t]*([^\s=;"]+)[ \t]*=[ \t]*(?:"((?:\\.|[^"\\]|"(?![ \t]*(?:;|\Z)))*)"|(".*|[^;]*))', re.DOTALL
 )
@@ -34,7 +34,7 @@ _INPUT_SUFFIX = " [input]"
 def file_disposition(field: str, filename: str) -> str:
     """The ``Content-Disposition`` of a file part, from which ComfyUI reads exactly `filename`.
 
-    Where ComfyUI would read the quoted form as another name, ``filename*`` has it, too; it goes first there.
+    If ComfyUI would read the quoted form as another name, ``filename*`` has it, too; ComfyUI prefers that.
     """
     plain = _NOT_PLAIN.sub(lambda match: quote(match[0], safe=""), filename)
     written = f'form-data; name="{field}"; filename="{plain}"'
@@ -43,11 +43,12 @@ def file_disposition(field: str, filename: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Disposition:
-    """What a part's ``Content-Disposition`` says.
+    """The contents of a part's ``Content-Disposition``.
 
     Attributes:
-        name: of the field; None when it is not said.
-        filenames: what the file's name may be, the likeliest first; none for a text, ``("",)`` for a file without one.
+        name: of the field; None if it has none.
+        filenames: the possible names of the file, the likeliest first; none for a text, ``("",)`` for a file without a
+            name.
     """
 
     name: str | None
@@ -55,7 +56,7 @@ class Disposition:
 
 
 def parse_disposition(header: bytes) -> Disposition:
-    """Never raises: what is not understood is not there. Folders in names are separated by ``/``."""
+    """Never raises: parts that cannot be understood are left out. Folders in names are separated by ``/``."""
     values: dict[str, bytes] = {}
     for match in _PARAMETER.finditer(header):
         key, quoted, token = match[1].decode("latin-1").lower(), match[2], match[3]
@@ -73,7 +74,9 @@ def _filenames(extended: str | None, literal: str | None) -> tuple[str, ...]:
 
 
 def _relative(path: str) -> str:
-    """With ``/`` between folders, and without the folders of a caller's disk (as Internet Explorer sent them)."""
+    """The path with ``/`` between folders, and without the folders of a caller's disk (as Internet Explorer sent
+    them).
+    """
     path = path.replace("\\", "/")
     return path.rpartition("/")[2] if _DRIVE.match(path) else path
 
@@ -83,7 +86,7 @@ def _browser_escapes(text: str) -> str:
 
 
 def _extended(value: bytes | None) -> str | None:
-    """RFC 5987's ``charset'language'percent-encoded``; None where it is none."""
+    """RFC 5987's ``charset'language'percent-encoded``; None for another form."""
     match = _EXTENDED.fullmatch(value) if value is not None else None
     if match is None:
         return None
@@ -94,7 +97,7 @@ def _extended(value: bytes | None) -> str | None:
 
 
 def _text(value: bytes | None) -> str | None:
-    """UTF-8, which all clients of today write; else Latin-1, in which any bytes are a text."""
+    """UTF-8, which all present clients write; otherwise Latin-1, in which any bytes are a text."""
     if value is None:
         return None
     try:
@@ -104,7 +107,7 @@ def _text(value: bytes | None) -> str | None:
 
 
 def _encoded_words(text: str) -> str:
-    """RFC 2047's ``=?utf-8?B?…?=``, which .NET writes; the text itself where it has none."""
+    """RFC 2047's ``=?utf-8?B?…?=``, which .NET writes; a text without it is unchanged."""
     if not _ENCODED_WORD.search(text):
         return text
     try:
@@ -115,10 +118,10 @@ def _encoded_words(text: str) -> str:
 
 
 def settle(files: Collection[tuple[str, ...]], references: Collection[str]) -> list[str]:
-    """One name for each file: the first of its possible names that the workflow refers to, else its likeliest one.
+    """One name for each file: the first of its possible names that the workflow refers to, or its likeliest one.
 
     Args:
-        files: of each file its possible names, as `Disposition.filenames`.
+        files: the possible names of each file, as in `Disposition.filenames`.
         references: the texts of the workflow's inputs. A name in another Unicode form (macOS decomposes letters with
             accents) or with ComfyUI's suffix ``[input]`` is the same name.
 
@@ -136,7 +139,7 @@ def settle(files: Collection[tuple[str, ...]], references: Collection[str]) -> l
 
 
 def _spelled(name: str, spelled: dict[str, str]) -> str | None:
-    """As the workflow writes it; None where the workflow does not refer to it."""
+    """The workflow's spelling of the name; None if the workflow does not refer to it."""
     return spelled.get(name) or spelled.get(_comparable(name))
 
 

@@ -1,7 +1,7 @@
-"""The messages of a websocket of aiohttp's, read so that many tiny ones hold up nobody else.
+"""Messages of one of aiohttp's websockets, read so that many tiny ones do not block others.
 
-aiohttp answers pings and hands out what has come already without any wait, so a peer that sends nothing but tiny frames
-had the event loop for itself.
+aiohttp answers pings and hands out messages that have arrived without any wait, so a peer that sent only tiny frames
+took the whole event loop.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Message = aiohttp.WSMessage
 
 
 class Socket(Protocol):
-    """Either side's websocket."""
+    """A websocket of either side."""
 
     async def receive(self) -> Any: ...
 
@@ -32,7 +32,7 @@ class Socket(Protocol):
 class Frames:
     """Reads a websocket that was made with ``autoping=False``, and answers its pings.
 
-    As an iterator it ends with the websocket.
+    The iterator ends with the websocket.
     """
 
     def __init__(self, socket: Socket) -> None:

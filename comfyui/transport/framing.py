@@ -1,9 +1,9 @@
-"""The bytes of HTTP/1.1: what a request's head is made of, and where an answer ends. Pure, no sockets.
+"""The bytes of HTTP/1.1: the head of a request, and the end of an answer. Pure, no sockets.
 
-A connection is shared by callers one after the other. If the two sides disagree about one message's length, one caller
-gets what belongs to another. So there is one way to write a length, from the body that is sent, and each byte that is
-read is either allowed by the grammar of RFC 9112 or ends the connection: nothing is repaired, skipped or guessed.
-`tests/framing` holds both directions against two other implementations.
+Callers share a connection one after the other. If the two sides disagree about the length of a message, one caller gets
+what belongs to another. So a length is written in only one way, from the body that is sent, and each byte that is read
+is either allowed by the grammar of RFC 9112 or ends the connection: nothing is repaired, skipped or guessed.
+`tests/framing` compares both directions with two other implementations.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from comfyui.transport.body import OpenBody, RequestBody
 RawHeaders = Sequence[tuple[bytes, bytes]]
 
 MAX_HEAD_BYTES: Final = 64 * 1024
-"""Limits an answer's head, together with its interim answers; and the trailers of a chunked body."""
+"""Limits an answer's head, together with its interim answers, and the trailers of a chunked body."""
 _MAX_CHUNK_LINE: Final = 4 * 1024
 _MAX_DIGITS: Final = 18
 _NO_BODY: Final = frozenset({204, 304})
@@ -45,10 +45,11 @@ def request_head(method: str, target: str, host: str, headers: RawHeaders, body:
     """The request line and the headers, with the framing of this body and the empty line.
 
     Args:
-        headers: all others; none that is about the framing or the connection.
+        headers: all others, without any about the framing or the connection.
 
     Raises:
-        InvalidRequestError: a part holds what HTTP does not allow, or `headers` has one that is not the caller's.
+        InvalidRequestError: a part has a character that HTTP does not allow, or `headers` has one that is not the
+            caller's.
     """
     lines = [f"{method} {target} HTTP/1.1\r\nHost: {host}\r\n".encode("latin-1", "replace")]
     lines += [b"%b: %b\r\n" % pair for pair in headers]
@@ -65,7 +66,7 @@ def request_head(method: str, target: str, host: str, headers: RawHeaders, body:
 
 
 def chunk(data: bytes) -> tuple[bytes, bytes, bytes]:
-    """A part of a body that is sent in chunks. It is not empty: an empty one is the end."""
+    """A part of a body that is sent in chunks. It must not be empty: an empty one is the end."""
     return b"%x\r\n" % len(data), data, b"\r\n"
 
 
@@ -73,15 +74,15 @@ LAST_CHUNK: Final = b"0\r\n\r\n"
 
 
 class AnswerReader:
-    """Reads one answer. Give `feed` what comes, in pieces of any size; call `end` when the connection has ended.
+    """Reads one answer. Give `feed` the bytes, in pieces of any size; call `end` when the connection has ended.
 
     Attributes:
         status, headers: those of the final answer, once `started`; names are in lower case.
-        started: its head has come.
-        complete: its body has come.
-        excess: something came behind it.
-        chunks: pieces of chunks that the last call of `feed` has read.
-        rest: bytes that are still to come of a body whose length was announced; otherwise 0.
+        started: whether its head has arrived.
+        complete: whether its body has arrived.
+        excess: whether bytes came after it.
+        chunks: number of chunk pieces that the last call of `feed` has read.
+        rest: bytes of a body of announced length that are still to come; otherwise 0.
     """
 
     __slots__ = (
@@ -104,15 +105,15 @@ class AnswerReader:
         self._chunk_left = 0
         self._first_chunk = True
         self._kept = b""
-        """What came of a head, or of a line between chunks, that is not whole yet."""
+        """The incomplete head, or line between chunks, that has arrived so far."""
 
     @property
     def reusable(self) -> bool:
-        """Another request may follow on this connection, as far as the answer says."""
+        """Whether another request may follow on this connection, as far as the answer says."""
         return self.complete and self._persistent and not self.excess
 
     def feed(self, data: bytes) -> bytes:
-        """What `data` has of the body; raises `FramingError`."""
+        """The body's bytes in `data`; raises `FramingError`."""
         if not self.started:
             data = self._read_head(data)
             if not self.started:
@@ -131,18 +132,18 @@ class AnswerReader:
         return data
 
     def taken(self, count: int) -> None:
-        """So many bytes of `rest` have come."""
+        """Counts bytes of `rest` that have arrived."""
         self.rest -= count
         self.complete = not self.rest
 
     def end(self) -> None:
-        """The server has ended the connection: `complete` afterwards, if that was how the body's end is told."""
+        """The server has ended the connection: `complete` afterwards, if that marks the end of the body."""
         self.complete = self.complete or (self.started and not self._chunked and not self.rest)
 
     # The head
 
     def _read_head(self, data: bytes) -> bytes:
-        """Reads up to the final answer's head, if that has come; returns what is behind it."""
+        """Reads up to the final answer's head, if it has arrived; returns the bytes after it."""
         if self._kept:
             data = self._kept + data
         while True:
@@ -164,13 +165,13 @@ class AnswerReader:
                 self._begin(line[1] == b"1", status, headers)
                 return data[end + 4 :]
             if status == 101:
-                raise FramingError("it switches protocols, which nobody has asked for")
+                raise FramingError("it switches protocols without a request to do so")
             _framing_of(headers, line[1] == b"1")  # means nothing here, but must not be nonsense
             self._head_bytes += end + 4
             data = data[end + 4 :]
 
     def _begin(self, persistent: bool, status: int, headers: list[tuple[bytes, bytes]]) -> None:
-        """`persistent` is true for HTTP/1.1, where a connection stays open if nothing else is said."""
+        """`persistent` is true for HTTP/1.1, in which a connection stays open by default."""
         length, chunked, close = _framing_of(headers, persistent)
         self.status, self.headers, self.started = status, headers, True
         self._persistent = persistent and not close
@@ -209,7 +210,9 @@ class AnswerReader:
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def _read_chunk_line(self, data: bytes, at: int) -> int | None:
-        """Reads the line before the next chunk, or the end of the body; returns where that ends, None if not yet."""
+        """Reads the line before the next chunk, or the end of the body; returns the position after it, None if it is
+        incomplete.
+        """
         start = at
         if not self._first_chunk:
             if not b"\r\n".startswith(data[at : at + 2]):
@@ -228,7 +231,7 @@ class AnswerReader:
         return self._read_trailers(data, line.end())
 
     def _read_trailers(self, data: bytes, at: int) -> int | None:
-        """Checks them and drops them: a header that comes behind the body must not count as one from before."""
+        """Checks the trailers and drops them: a header after the body must not count as one before it."""
         end = data.find(b"\r\n\r\n", at - 2)
         if end < 0:
             if len(data) - at > MAX_HEAD_BYTES or _BARE_LF.search(data, at):
@@ -240,7 +243,7 @@ class AnswerReader:
 
 
 def _framing_of(headers: list[tuple[bytes, bytes]], persistent: bool) -> tuple[int | None, bool, bool]:
-    """The body's announced length, whether it comes in chunks, and whether the connection closes behind it."""
+    """The body's announced length, whether it comes in chunks, and whether the connection closes after it."""
     length = None
     chunked = close = False
     for name, value in headers:
@@ -263,14 +266,14 @@ def _framing_of(headers: list[tuple[bytes, bytes]], persistent: bool) -> tuple[i
 
 def _parsed_fields(data: bytes, start: int, end: int) -> list[tuple[bytes, bytes]]:
     fields = _FIELD.findall(data, start, end)
-    # Each match is one whole line, from the end of the line before: all lines match if there are as many of both.
+    # Each match is one whole line, from the end of the line before: if both counts are equal, all lines match.
     if len(fields) != data.count(b"\r\n", start, end):
         raise FramingError("a header is not 'name: value'")
     return [(name.lower(), value.rstrip(b" \t")) for name, value in fields]
 
 
 def header_value(headers: RawHeaders, wanted: bytes) -> bytes | None:
-    """The first of that name, which is given in lower case."""
+    """The first value of a header, whose name is given in lower case."""
     for name, value in headers:
         if len(name) == len(wanted) and name.lower() == wanted:
             return value

@@ -1,8 +1,8 @@
-"""A small HTTP/1.1 client for what comes often: bytes in, bytes out, nothing looked into and nothing added.
+"""A small HTTP/1.1 client for frequent requests: bytes in, bytes out, nothing parsed and nothing added.
 
-Why not aiohttp: it parses, merges and prints anew what a relay has to leave alone, and at the rate of a web page's
-small requests it took longer than all the rest of the gateway (2,900 requests a second with it, 8,000 without). The
-three requests of a prompt cost a third with it (`comfyui.transport.drivers`).
+aiohttp parses, merges and rewrites headers that a relay must leave alone. For the many small requests of a web page it
+took longer than the rest of the gateway (2,900 requests a second with it, 8,000 without). With it, the three requests
+of a prompt took three times as long (`comfyui.transport.drivers`).
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from comfyui.transport.framing import RawHeaders, request_head
 
 CONNECT_S = 10.0
 _IDLE_S = 30.0
-# Sending these twice does what sending them once does.
+# Methods that can be sent twice with the same effect.
 _IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE"})
 
 
-# A larger body is sent in pieces: a copy of all of it holds up everything else.
+# A larger body is sent in pieces: copying it whole would block everything else.
 _SENT_AT_ONCE = 1 << 20
 
 
@@ -41,14 +41,14 @@ class Http1Client:
     """Pooled connections to one server. `close` it.
 
     Args:
-        limit: how many may be in use at once, further requests wait for one; 0 is any number.
-        tls: for an https address; None trusts what the system does.
+        limit: how many may be in use at once; further requests wait for one. 0 is any number.
+        tls: for an https address; None for the certificates that the system trusts.
     """
 
     def __init__(self, base_url: URL, *, limit: int = 0, tls: ssl.SSLContext | None = None) -> None:
         self._host = base_url.raw_host or ""
         self._port = base_url.port or 80
-        # One for all connections: to make one reads every authority that the system trusts.
+        # One context for all connections: making one reads every authority that the system trusts.
         self._tls = (tls or ssl.create_default_context()) if base_url.scheme == "https" else None
         self._authority = base_url.raw_authority
         self._prefix = base_url.raw_path.rstrip("/")
@@ -61,7 +61,7 @@ class Http1Client:
         self._closed = False
 
     async def close(self) -> None:
-        """Cut every connection, those in use, too."""
+        """Cuts every connection, including those in use."""
         self._closed = True
         if self._sweep is not None:
             self._sweep.cancel()
@@ -79,12 +79,12 @@ class Http1Client:
         timeout_s: float = 0.0,
         last_word_s: float = 0.0,
     ) -> Answer:
-        """Send a request and wait for its answer's headers: `timeout_s` without progress at most; 0 is any time.
+        """Sends a request and waits for its answer's headers: at most `timeout_s` without progress; 0 is no limit.
 
         Args:
             target: path and query, below the base URL's path.
-            headers: all but ``Host`` and those of the framing, which follow from the base URL and from `body`.
-            last_word_s: when the call is cancelled, how long what was sent may still take to be answered.
+            headers: all but ``Host`` and the framing, which follow from the base URL and from `body`.
+            last_word_s: when the call is cancelled, how long to wait for an answer to what was already sent.
 
         Raises:
             InvalidRequestError: nothing was sent.
@@ -105,7 +105,8 @@ class Http1Client:
             except (AnswerTimeoutError, InvalidAnswerError):
                 raise
             except NoAnswerError:
-                # The server may have closed it just when we took it. What cannot be sent again is not.
+                # The server may have closed the connection just when we took it. A request that cannot be sent again is
+                # not retried.
                 if connection.received or upload is not None or method not in _IDEMPOTENT:
                     raise
             await self._take_turn(timeout_s)
@@ -122,10 +123,10 @@ class Http1Client:
         max_bytes: int,
         last_word_s: float = 0.0,
     ) -> tuple[Answer, bytes]:
-        """An answer with its whole body, as `request`, within `timeout_s` in all.
+        """An answer with its whole body, as from `request`, within `timeout_s` in all.
 
         Raises:
-            AnswerTooLongError: the body has more than `max_bytes`, or is announced to have.
+            AnswerTooLongError: the body has, or announces, more than `max_bytes`.
         """
         deadline = time.monotonic() + timeout_s
         answer = await self.request(method, target, headers, body, timeout_s=timeout_s, last_word_s=last_word_s)
@@ -140,7 +141,7 @@ class Http1Client:
                 if size > max_bytes:
                     raise AnswerTooLongError
         except BaseException:
-            content.clear()  # whoever keeps the error keeps this frame
+            content.clear()  # the holder of the error keeps this frame
             raise
         finally:
             answer.close()
@@ -171,7 +172,7 @@ class Http1Client:
     # Connections
 
     async def _take_turn(self, timeout_s: float) -> None:
-        """Until one more may be in use."""
+        """Waits until one more connection may be in use."""
         if not self._limit or self._taken < self._limit:
             self._taken += 1
             return
@@ -179,16 +180,16 @@ class Http1Client:
         self._waiting.append(turn)
         try:
             async with asyncio.timeout(timeout_s or None):
-                await turn  # whoever gives it leaves the count as it is
+                await turn  # the giver leaves the count as it is
         except BaseException as error:
             if turn.done() and not turn.cancelled():
-                self._give_turn()  # it came too late
+                self._give_turn()  # the turn came too late
             if isinstance(error, TimeoutError):
                 raise ConnectError(f"all {self._limit} connections are in use") from error
             raise
 
     def _give_turn(self) -> None:
-        """One fewer is in use."""
+        """One connection fewer is in use."""
         while self._waiting:
             turn = self._waiting.popleft()
             if not turn.done():
@@ -224,7 +225,7 @@ class Http1Client:
         return connection
 
     def give_back(self, connection: Connection) -> None:
-        """It can be used again."""
+        """The connection can be used again."""
         if not connection.in_use:
             return
         connection.in_use = False
@@ -238,7 +239,7 @@ class Http1Client:
             self._sweep = asyncio.get_running_loop().call_later(_IDLE_S, self._close_idle)
 
     def lost(self, connection: Connection) -> None:
-        """It has ended."""
+        """The connection has ended."""
         if connection.in_use:
             connection.in_use = False
             self._give_turn()
@@ -247,7 +248,7 @@ class Http1Client:
             self._idle.remove(connection)
 
     def _close_idle(self) -> None:
-        """Connections that nobody has used for long: after a rush there may be many."""
+        """Closes connections that were unused for long: after a rush there may be many."""
         loop = asyncio.get_running_loop()
         while self._idle and time.monotonic() - self._idle[0].idle_since >= _IDLE_S:
             self._idle.popleft().abort()
@@ -255,11 +256,11 @@ class Http1Client:
 
 
 def _announced(answer: Answer) -> int:
-    """The length that the answer's head gives; 0 where it gives none."""
+    """The length in the answer's head; 0 if there is none."""
     return next((int(value) for name, value in answer.headers if name.lower() == b"content-length"), 0)
 
 
 def _heeded(answer: asyncio.Future[Answer]) -> None:
-    """Nobody waits for the answer any more, nor for why there is none."""
+    """Marks the answer's error as seen, when no one waits for it any more."""
     if not answer.cancelled():
         answer.exception()

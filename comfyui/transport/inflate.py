@@ -1,4 +1,6 @@
-"""Content codings of HTTP bodies, undone as they come: whatever a body unpacks to, only small pieces are in memory."""
+"""Undoes the content codings of HTTP bodies as they arrive: only small pieces are in memory, however much a body
+unpacks to.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +17,10 @@ ACCEPTED = ("gzip", "x-gzip", "deflate")
 
 
 def coding_of(header: str | None) -> str | None:
-    """The one coding that a ``Content-Encoding`` names, in lower case; None where the body is as it is.
+    """The one coding that a ``Content-Encoding`` names, in lower case; None for a body without a coding.
 
     Raises:
-        ValueError: it names one that cannot be undone, or several; the text is the header's own.
+        ValueError: it names a coding that cannot be undone, or several; the text is the header's own.
     """
     names = [name for part in (header or "").split(",") if (name := part.strip().lower()) not in {"", "identity"}]
     if not names:
@@ -29,7 +31,7 @@ def coding_of(header: str | None) -> str | None:
 
 
 class Inflater:
-    """One body. `feed` it as it comes, then `finish`."""
+    """One body. Give `feed` its bytes, then call `finish`."""
 
     def __init__(self, coding: str) -> None:
         """`coding` is one of `ACCEPTED`."""
@@ -38,17 +40,17 @@ class Inflater:
         self._start = b""
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """What `data` unpacks to, in pieces of at most 64 KiB. Raises `InflateError`."""
+        """The unpacked `data`, in pieces of at most 64 KiB. Raises `InflateError`."""
         if self._stream is None:
             data = self._start = self._start + data
             if len(data) < 2:
                 return
-            # Some write deflate's bare stream, without the two bytes of zlib that HTTP asks for.
+            # Some clients write deflate's bare stream, without the two bytes of zlib that HTTP asks for.
             is_zlib = data[0] & 0x0F == 8 and int.from_bytes(data[:2], "big") % 31 == 0
             self._stream = zlib.decompressobj(zlib.MAX_WBITS if is_zlib else -zlib.MAX_WBITS)
         self._start = self._start or data[:1]
         piece = b""
-        # A piece of the full size may have more behind it, even where zlib has taken all of its input.
+        # A piece of the full size may have more after it, even if zlib has taken all of its input.
         while data or len(piece) == _PIECE:
             if self._stream.eof:
                 data = self._next_member(data)
@@ -63,12 +65,12 @@ class Inflater:
                 yield piece
 
     def finish(self) -> None:
-        """Raises `InflateError` where something is missing at the end. An empty body is one of no bytes."""
+        """Raises `InflateError` if the end is missing. An empty body unpacks to no bytes."""
         if self._start and (self._stream is None or not self._stream.eof):
             raise InflateError("it ends too early")
 
     def _next_member(self, data: bytes) -> bytes:
-        """gzip may be several streams one after the other, and zeros that fill a block; nothing else may follow."""
+        """gzip may be several streams in a row, and zeros that fill a block; nothing else may follow."""
         data = data.lstrip(b"\0")
         if data and (not self._gzip or not data.startswith(_GZIP_START[: len(data)])):
             raise InflateError("something follows its end")

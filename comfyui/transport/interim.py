@@ -1,7 +1,7 @@
-"""`BoundedResponse`: an answer of a server that a caller chose, before which only few interim ones may come.
+"""`BoundedResponse`: an answer of a caller-chosen server, with only few interim answers before it.
 
-aiohttp reads any number of interim responses (1xx) before the answer, and all that have come without a pause: a server
-that sends nothing else would hold up the event loop, and fill memory, until the time limit of the request.
+aiohttp reads any number of interim responses (1xx) before the answer, and does not pause while some have arrived: a
+server that sends nothing else would block the event loop, and fill memory, until the time limit of the request.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _MOST_INTERIM = 20
 
 
 class BoundedResponse(aiohttp.ClientResponse):
-    """For `response_class`. Raises `aiohttp.ClientResponseError` where more than `_MOST_INTERIM` came."""
+    """For `response_class`. Raises `aiohttp.ClientResponseError` if more than `_MOST_INTERIM` came."""
 
     async def start(self, connection: Any) -> Self:
         protocol: Any = connection.protocol

@@ -1,4 +1,4 @@
-"""How a `ComfyUIClient` sends its requests over aiohttp, whose errors become ours here."""
+"""Sends the requests of a `ComfyUIClient` over aiohttp, and translates aiohttp's errors to ours."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ class _AiohttpBody(OpenBody):
 
 
 class AiohttpTransport:
-    """Over a session of aiohttp's, which belongs to whoever opened it.
+    """Requests over a session of aiohttp's, which belongs to its opener.
 
-    Redirects are answers like any other: followed, they could take the server's credentials to another one.
+    Redirects are answers like any other: following them could take the server's credentials to another server.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class AiohttpTransport:
         self._base = str(base_url).rstrip("/")
         self._name = name
         self._timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=min(CONNECT_S, timeout_s))
-        # Files are of any size: only silence ends them.
+        # Files have any size: only silence ends them.
         self._file_timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=timeout_s)
 
     async def fetch(
@@ -94,7 +94,7 @@ class AiohttpTransport:
                 return await self._whole(response, what)
 
     async def open(self, target: str, headers: Headers = NO_HEADERS) -> OpenReply:
-        # Compressed, a file would have another length than the one that is announced.
+        # A compressed file would have another length than the announced one.
         headers = {"Accept-Encoding": "identity", **headers}
         what = request_line("GET", target)
         with aiohttp_errors(self._name, what):
@@ -117,16 +117,16 @@ class AiohttpTransport:
         return RawReply(response.status, content_type, await whole_body(response, self._answers, what))
 
     async def close(self) -> None:
-        """The session is somebody else's."""
+        """The session belongs to its opener."""
 
     def _url(self, target: str) -> URL:
         return URL(f"{self._base}{target}", encoded=True)
 
 
 async def whole_body(response: aiohttp.ClientResponse, answers: AnswerLimits, what: str) -> bytes:
-    """Raises `ComfyUIUnreadableError` when it is too long."""
+    """Raises `ComfyUIUnreadableError` if it is too long."""
     if (response.content_length or 0) > answers.max_bytes:
-        response.close()  # else the rest would be waited for
+        response.close()  # otherwise the rest would be waited for
         raise answers.too_long(what)
     pieces: list[bytes] = []
     size = 0
@@ -134,17 +134,17 @@ async def whole_body(response: aiohttp.ClientResponse, answers: AnswerLimits, wh
         pieces.append(piece)
         size += len(piece)
         if size > answers.max_bytes:
-            pieces.clear()  # whoever keeps the error keeps this frame
+            pieces.clear()  # the holder of the error keeps this frame
             raise answers.too_long(what)
     return b"".join(pieces)
 
 
 @contextmanager
 def aiohttp_errors(name: str, what: str) -> Iterator[None]:
-    """Whatever aiohttp raises in the block, as `ComfyUIConnectionError`.
+    """Turns aiohttp's errors in the block into `ComfyUIConnectionError`.
 
     Args:
-        name: the server.
+        name: the server's name.
         what: the request.
     """
     try:
@@ -160,7 +160,7 @@ def aiohttp_errors(name: str, what: str) -> Iterator[None]:
 
 
 def refusing_redirects() -> aiohttp.TraceConfig:
-    """For a session whose websockets carry credentials: aiohttp has no other way to keep these from following."""
+    """For a session whose websockets carry credentials: aiohttp has no other way not to follow redirects for these."""
 
     async def refuse(
         _session: aiohttp.ClientSession, _context: SimpleNamespace, params: aiohttp.TraceRequestRedirectParams
@@ -176,7 +176,7 @@ def refusing_redirects() -> aiohttp.TraceConfig:
 
 
 def _reason(error: BaseException) -> str:
-    """What aiohttp says without the addresses and objects that some of its messages carry."""
+    """aiohttp's reason without the addresses and objects that some of its messages have."""
     if isinstance(error, aiohttp.ServerDisconnectedError):
         return "the connection was closed without an answer"
     if isinstance(error, aiohttp.ClientPayloadError):

@@ -1,4 +1,4 @@
-"""Requests and answers that pass through as they are: what the relay needs of a server, with its own errors."""
+"""Requests and answers that pass through unchanged: the relay's use of a server, with its own errors."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from comfyui.transport.framing import RawHeaders
 from comfyui.transport.http1 import CONNECT_S, Http1Client
 from comfyui.transport.over_aiohttp import refusing_redirects
 
-# Of a websocket's handshake.
+# The headers of a websocket's handshake.
 _HEADER_BYTES = 64 * 1024
 
 
 class RelayTransport:
-    """Connections to one server that a relay has for itself. `close` it.
+    """Connections to one server that only a relay uses. `close` it.
 
     Args:
-        name: the server, as errors call it.
-        tls: None trusts what the system does.
+        name: the server's name in errors.
+        tls: None for the certificates that the system trusts.
 
     Attributes:
-        websockets: a session for these alone.
+        websockets: a session only for these.
     """
 
     def __init__(self, base_url: URL, name: str, tls: ssl.SSLContext | None = None) -> None:
@@ -43,7 +43,7 @@ class RelayTransport:
         self._name = name
         self.websockets = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, ssl=True if tls is None else tls),
-            # A cookie of one client's answer must never reach another client's request.
+            # A cookie from one client's answer must never reach another client's request.
             cookie_jar=aiohttp.DummyCookieJar(),
             skip_auto_headers=AUTOMATIC,
             trace_configs=[refusing_redirects()],
@@ -59,17 +59,17 @@ class RelayTransport:
     async def request(
         self, method: str, target: str, headers: RawHeaders, body: RequestBody | None, *, timeout_s: float
     ) -> OpenReply:
-        """The answer, whatever its status, as soon as its headers have come. The caller closes it.
+        """The answer, whatever its status, as soon as its headers have arrived. The caller closes it.
 
         Args:
             target: path and query, below the base URL's path.
             headers: all but those of the framing; see `Http1Client.request`.
-            timeout_s: without progress; 0 is any time.
+            timeout_s: the longest time without progress; 0 is no limit.
 
         Raises:
             InvalidRequestError: nothing was sent.
             ComfyUIConnectionError: no connection could be made; nothing was sent.
-            ComfyUITimeoutError, ComfyUIServerError: no answer, or none that can be read.
+            ComfyUITimeoutError, ComfyUIServerError: no answer, or an unreadable one.
             Exception: whatever `body` raises.
         """
         try:

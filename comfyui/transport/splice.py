@@ -1,7 +1,7 @@
-"""A body's way from one socket to another within the kernel: this process copies none of it (Linux's splice(2)).
+"""Moves a body from one socket to another within the kernel, without a copy in this process (Linux's splice(2)).
 
-CPU of this process for 64 MB: 28 ms in place of 75 (docs/performance.md). What may not splice reads the same bytes by
-`OpenBody.read`.
+CPU of this process for 64 MB: 28 ms instead of 75 (docs/performance.md). Without splice, `OpenBody.read` reads the same
+bytes.
 """
 
 from __future__ import annotations
@@ -14,27 +14,28 @@ import sys
 from collections.abc import Callable
 from typing import Final, Self
 
-# Enough for few turns, and so little that the kernel does not make the source's buffer many MB in its first one.
+# Large enough for few turns, and small enough that the kernel does not make the source's buffer many MB in its first
+# turn.
 _PIPE_BYTES: Final = 512 * 1024
-# Each takes four descriptors, of which a process may have 1,024 only; further bodies are copied.
+# Each splice takes four descriptors, and a process may have only 1,024; further bodies are copied.
 _AT_ONCE: Final = 32
-# A sandbox, or a kind of socket, that has no splice. What is asked for then is still there to be read.
+# Errors of a sandbox, or of a kind of socket, without splice. The bytes are still there to be read.
 _REFUSALS: Final = frozenset({errno.EINVAL, errno.ENOSYS, errno.EPERM})
 
 
 class Splice:
-    """The rest of a body; nobody else may read the source before it is at its end. `close` it.
+    """The rest of a body; no one else may read the source before its end. `close` it.
 
     Attributes:
-        source: a descriptor to wait at for more.
-        left: bytes that are still to be taken from there.
-        moved: how many the last `move_to` took.
-        cut: the source gives no more, though something is left.
-        refused: the system does not do it: what is left is to be read.
+        source: a descriptor that becomes readable when there is more.
+        left: bytes of the source that are still to be moved.
+        moved: how many bytes the last `move_to` took.
+        cut: whether the source ended although something is left.
+        refused: whether the system cannot do it, so that the rest must be read.
     """
 
     _open = 0
-    """Of all together."""
+    """The number of all splices."""
 
     def __init__(self, source: int, left: int, on_taken: Callable[[int], None]) -> None:
         self.left = left
@@ -45,7 +46,7 @@ class Splice:
         self._aimed = False
         self._descriptors = contextlib.ExitStack()
         with contextlib.ExitStack() as stack:
-            # The second is for the target: when that is known, no descriptor may be left.
+            # The second descriptor is for the target: when the target is known, no descriptor may be left.
             self.source, self._target = (_kept(os.dup(source), stack) for _ in range(2))
             self._outlet, self._inlet = (_kept(end, stack) for end in os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC))
             _widen(self._inlet)
@@ -55,12 +56,12 @@ class Splice:
 
     @classmethod
     def of(cls, source: int, left: int, on_taken: Callable[[int], None]) -> Self | None:
-        """None where the system cannot do it, or not one more of it.
+        """None if the system cannot do it, or not one more.
 
         Args:
             source: a connected socket's descriptor.
             left: bytes of the body that have not been read.
-            on_taken: is told how many bytes have been taken from the source.
+            on_taken: called with the number of bytes taken from the source.
         """
         if not hasattr(os, "splice") or cls._open >= _AT_ONCE:
             return None
@@ -70,17 +71,17 @@ class Splice:
             return None  # no descriptor is left
 
     async def move_to(self, target: int) -> None:
-        """Move what the source has now, half a MB at most, as fast as `target` takes it.
+        """Moves the bytes that the source has now, at most half a MB, as fast as `target` takes them.
 
         Args:
-            target: a connected socket's descriptor, the same one each time; nothing else may be on its way there.
+            target: a connected socket's descriptor, the same one each time; no other bytes may be on their way there.
 
         Raises:
-            OSError: `target` takes nothing any more.
+            OSError: `target` takes no more.
         """
         self.moved = 0
         if not self._aimed:
-            # The event loop waits at a descriptor that no transport of its own has.
+            # The event loop can wait only at a descriptor that none of its transports has.
             os.dup2(target, self._target, inheritable=False)
             self._aimed = True
         try:
@@ -121,9 +122,9 @@ def _kept(descriptor: int, stack: contextlib.ExitStack) -> int:
 
 
 def _widen(pipe: int) -> None:
-    """Fewer turns per MB; a user's pipes have a limit together, beyond which this one stays small."""
+    """Fewer turns per MB. All pipes of a user share a limit, beyond which this one stays small."""
     if sys.platform == "linux":
-        import fcntl  # there is none on other systems
+        import fcntl  # other systems do not have it
 
         with contextlib.suppress(OSError):
             fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)

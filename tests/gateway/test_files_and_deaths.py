@@ -78,7 +78,7 @@ async def test_a_file_of_a_server_that_is_not_configured_any_more_is_refused_at_
         async with running_gateway(*(m.url for m in left), changed=impatient, state_dir=state) as gateway:
             status, answer = await gateway.prompt_sync(reading(name))
     assert (status, answer["type"]) == (400, "input_failed"), answer
-    assert answer["detail"] == "prompt.1.inputs.image: the server that made it is not configured any more"
+    assert answer["detail"] == "prompt.1.inputs.image: the server that made it is no longer configured"
 
 
 async def test_a_file_that_only_the_first_server_may_have_waits_for_it(tmp_path: Path) -> None:

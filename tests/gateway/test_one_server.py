@@ -129,7 +129,7 @@ async def test_a_drained_server_gets_no_more_prompts_and_ends_what_it_has(gpu_pa
     assert len(executions(second)) == 1
     _, health = await asked(gateway, "GET", "/health")
     assert [server["drained"] for server in health["servers"]] == [False, True]
-    assert health["servers"][1]["reason"] == "drained: POST /servers/gpu-2/resume lets it have prompts again"
+    assert health["servers"][1]["reason"] == "drained: POST /servers/gpu-2/resume gives it prompts again"
     assert 'server_drained{server="gpu-2"} 1.0' in (await asked(gateway, "GET", "/metrics"))[1]
     assert (await asked(gateway, "POST", "/servers/gpu-2/resume"))[1]["status"] == "in use"
     results = await asyncio.gather(*(gateway.prompt_sync(sleep_workflow(0.2, tag=tag)) for tag in range(10, 14)))

@@ -239,7 +239,7 @@ async def test_runpod_is_taken_out_and_let_in_again_as_a_server_is(
     async with running_gateway(engine.url, **settings) as gateway:
         _, health = await get(gateway, "/health")
         [there] = [one for one in health["servers"] if one["server"] == name]
-        assert (there["drained"], "resume lets it have prompts again" in there["reason"]) == (True, True)
+        assert (there["drained"], "resume gives it prompts again" in there["reason"]) == (True, True)
         await submit(gateway, sleep_workflow(600))
         await prompts_are_queued(engine, 1)
         await submit(gateway, invert_workflow(1))

@@ -268,7 +268,7 @@ async def test_a_name_is_checked_at_each_try_and_the_checked_address_is_connecte
             for times, delay_s in enumerate(DELAYS_S[:2], 2):
                 outbox.pass_time(delay_s)
                 tried = await outbox.tried(1, times)
-                assert (tried.state, tried.answer) == (_WAITING, "no address that may be connected to")
+                assert (tried.state, tried.answer) == (_WAITING, "not an address that the gateway may connect to")
             outbox.pass_time(DELAYS_S[2])
             assert (await outbox.tried(1, 4)).state is _DELIVERED
         assert inside.received == []
@@ -287,7 +287,7 @@ async def test_an_address_that_is_not_permitted_is_never_connected_to(host: str)
             await outbox.job(1, f"http://{host}:{inside.port}/")
             tried = await outbox.tried(1, 1)
         assert inside.received == []
-    assert (tried.state, tried.answer) == (_WAITING, "no address that may be connected to")
+    assert (tried.state, tried.answer) == (_WAITING, "not an address that the gateway may connect to")
 
 
 @pytest.mark.parametrize("url", ["http://user:pw@127.0.0.1/", "ftp://127.0.0.1/", "http://[", "nothing"])

@@ -104,7 +104,7 @@ async def test_restart_replaces_a_living_child_and_counts_no_crash() -> None:
 async def test_one_that_always_ends_is_given_up_with_its_last_words() -> None:
     script = "import sys; print('out'); print('CUDA is not there', file=sys.stderr); sys.exit(7)"
     async with script_process(script, max_crashes=1) as process:
-        with pytest.raises(ComfyUIConnectionError, match="exit status 7, 2 times in succession"):
+        with pytest.raises(ComfyUIConnectionError, match="exit status 7, 2 times in a row"):
             await process.wait_until_ready()
         assert process.state is ProcessState.FAILED
         assert set(process.recent_lines) == {"out", "CUDA is not there"}

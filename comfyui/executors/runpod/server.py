@@ -170,7 +170,7 @@ class RunPodServer:
 
     @property
     def why_not(self) -> str:
-        drained = f"drained: POST /servers/{self.name}/resume lets it have prompts again" if self.drained else ""
+        drained = f"drained: POST /servers/{self.name}/resume gives it prompts again" if self.drained else ""
         return self._health.trouble or drained
 
     def drain(self, drained: bool) -> None:

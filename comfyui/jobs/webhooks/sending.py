@@ -26,7 +26,7 @@ from comfyui.transport.interim import BoundedResponse
 _GONE = 410
 _NAMES_AT_ONCE = 64
 _AT_ONCE = 256 * 1024
-_NO_ADDRESS = "no address that may be connected to"
+_NO_ADDRESS = "not an address that the gateway may connect to"
 
 
 @dataclass(frozen=True, slots=True)
