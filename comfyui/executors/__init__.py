@@ -1,1 +1,1 @@
-"""Who runs a prompt: the check before it, submission exactly once, the wait, and the quarantine of workflows."""
+"""Runs a prompt: the check before it, submission exactly once, the wait, and the quarantine of workflows."""

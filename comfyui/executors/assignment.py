@@ -13,10 +13,11 @@ from comfyui.servers.watcher import Audience, Watch
 
 
 class Assignment(Audience, Protocol):
-    """What an executor is to run, and what it may say of it. `comfyui.jobs.job.Job` describes each attribute.
+    """The prompt that an executor runs, and what it may report about it. `comfyui.jobs.job.Job` describes each
+    attribute.
 
-    An executor reads the attributes and calls the methods; the job alone changes itself. The request and its
-    fingerprint may appear while the executor works, when a request joins a job that only watched.
+    An executor reads the attributes and calls the methods; only the job changes itself. The request and its fingerprint
+    may appear while the executor works, when a request joins a job that only watched.
     """
 
     @property

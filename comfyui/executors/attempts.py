@@ -1,4 +1,4 @@
-"""`AttemptLog`: how an executor writes down how far it is with a job, each step before what it announces."""
+"""`AttemptLog`: how an executor records its progress with a job, each step before it is announced."""
 
 from __future__ import annotations
 
@@ -8,25 +8,27 @@ from comfyui.jobs.journal.attempts import Attempt
 
 
 class AttemptLog(Protocol):
-    """Of the present attempt of one job. `comfyui.jobs.attempt_log.JobAttempts` writes it into the journal.
+    """The log of a job's present attempt. `comfyui.jobs.attempt_log.JobAttempts` writes it into the journal.
 
-    What it writes is committed when the method returns. All methods raise `JournalError`.
+    A method returns when its record is committed. All methods raise `JournalError`.
     """
 
     async def found(self) -> Attempt | None:
-        """How far the attempt was in a gateway before this one; None where it was not sent."""
+        """How far the attempt was in an earlier gateway; None if it was not sent."""
 
     async def reply(self) -> bytes:
-        """What was `delivered`."""
+        """The reply that was `delivered`."""
 
     async def sending(self) -> None:
-        """The platform may have the attempt from now on. Raises `ComfyUITaskCancelledError` where it is not wanted."""
+        """The platform may have the attempt from now on. Raises `ComfyUITaskCancelledError` if it is no longer
+        wanted.
+        """
 
     async def accepted(self, ref: str) -> None:
-        """The platform has it under this id."""
+        """The platform has the attempt under this id."""
 
     async def delivered(self, ref: str, reply: bytes) -> None:
         """The platform has given its reply, and need not keep it."""
 
     async def taken_back(self) -> None:
-        """The platform surely does not have the attempt."""
+        """The platform certainly does not have the attempt."""

@@ -1,7 +1,7 @@
-"""What is wrong with a request's workflow on a server, before it is queued or after ComfyUI refused it.
+"""Finds what is wrong with a request's workflow on a server, before it is queued or after ComfyUI refused it.
 
-The one place that holds a workflow against node definitions, for the gateway and for every worker. What can be said
-without a server is `comfyui.workflows.api_format.check_api_format`, which has come before.
+Only this module compares workflows with node definitions, for the gateway and for every worker.
+`comfyui.workflows.api_format.check_api_format` comes before and checks what needs no server.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from comfyui.workflows.preflight import Problem, preflight
 
 @dataclass(frozen=True, slots=True)
 class Strictness:
-    """How a workflow is held against node definitions.
+    """How strictly a workflow is compared with node definitions.
 
     Attributes:
         also_refused: codes of warnings that count as errors.
-        max_age_s: ComfyUI's lists of models and files change while it runs: what speaks against a workflow counts
-            only by definitions that are not older.
+        max_age_s: the oldest definitions that count against a workflow: ComfyUI's lists of models and files change
+            while it runs.
     """
 
     also_refused: frozenset[str] = frozenset()
     max_age_s: float = 5.0
 
     def judged(self, problems: Sequence[Problem]) -> list[Problem]:
-        """The same problems, with those that count as errors made so."""
+        """The same problems, with those that count as errors turned into errors."""
         also = self.also_refused
         return [replace(problem, severity="error") if problem.code in also else problem for problem in problems]
 
@@ -55,13 +55,13 @@ async def problems_on(
     strictness: Strictness = AS_COMFYUI,
     limits: Limits = DEFAULT_LIMITS,
 ) -> list[Problem]:
-    """Everything that is wrong, errors and warnings.
+    """All problems, errors and warnings.
 
     Args:
         files: names of further inputs that come with the request.
 
     Raises:
-        ComfyUIError: the definitions could not be had.
+        ComfyUIError: the definitions are not available.
     """
     known = await backend.object_info()
     problems = strictness.judged(await _problems(request, known, files, limits))
@@ -103,12 +103,12 @@ async def explained(
     files: Collection[str] = (),
     limits: Limits = DEFAULT_LIMITS,
 ) -> ComfyUIValidationError:
-    """ComfyUI's refusal with what it does not say: the closest existing names, and the node where it named none."""
+    """ComfyUI's refusal with two additions: the closest existing names, and the node if it named none."""
     try:
         async with backend.soon():
             problems = await problems_on(backend, request, files, limits=limits)
     except (ComfyUIError, TimeoutError):
-        return error  # it is about the workflow, not about this
+        return error  # it concerns the workflow, not this refusal
     return _with_names(error, problems)
 
 

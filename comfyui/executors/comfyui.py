@@ -1,16 +1,16 @@
-"""`PromptRunner`: one prompt from submission to result, on whichever server, through whatever goes wrong on the way.
+"""`PromptRunner`: one prompt from submission to result, on any server, through every kind of failure.
 
 What is tried again, and why that is safe:
 
-- a lost reply to the submission: only after looking for the prompt in ComfyUI, so that it never runs twice for it;
+- a lost reply to the submission: only after looking for the prompt in ComfyUI, so it never runs twice for this;
 - a prompt that ComfyUI forgot, or whose server is gone: `lost_prompt_retries` times in all, however it was lost; but
   not one that ended ComfyUI's process too often (`comfyui.executors.quarantine`);
-- a GPU fault: once, where another server can run the prompt; one that met the fault of another prompt, until it meets
+- a GPU fault: once, if another server can run the prompt; a prompt that met the fault of another prompt, until it meets
   none;
-- a file that another server has, which does not answer: the prompt waits for that server;
-- out of memory: `oom_retries` times, once ComfyUI has dropped its models;
-- a cached result whose file is gone, or that is empty: once, with ComfyUI's cache defeated;
-- what a platform cannot run (`comfyui.executors.platform_runs`): on a server that may.
+- a file of another server, which does not answer: the prompt waits for that server;
+- out of memory: `oom_retries` times, after ComfyUI has dropped its models;
+- a cached result whose file is gone, or that is empty: once, without ComfyUI's cache;
+- a prompt that a platform cannot run (`comfyui.executors.platform_runs`): on a server that may.
 """
 
 from __future__ import annotations
@@ -56,19 +56,19 @@ from comfyui.servers.backend import Backend
 from comfyui.servers.pool import CHOICE_PATIENCE_S, BackendPool
 from comfyui.workflows.api_format import defeat_cache
 
-# A caller whose prompt was taken once may wait for ComfyUI's restart; its own timeout ends that earlier.
+# A caller whose prompt was accepted once may wait for ComfyUI's restart; its own timeout ends that earlier.
 _RESTART_PATIENCE_S = 600.0
-# A server that has a file which a prompt reads, and answers each time but to the question for that file.
+# For a server that has a file which a prompt reads, and that answers everything except the request for that file.
 _FETCH_TRIES = 5
 
 
 @dataclass(frozen=True, slots=True)
 class RunnerOptions:
-    """How often each kind of trouble is met with another try.
+    """How often a prompt is tried again after each kind of failure.
 
     Attributes:
-        remember_losses: the same prompt id again has only what is left of `lost_prompt_retries`. For job platforms,
-            which deliver a job again by themselves; a client that asks again means it.
+        remember_losses: the same prompt id again has only the rest of `lost_prompt_retries`. This is for job platforms,
+            which deliver a job again by themselves; a client that asks again does so on purpose.
     """
 
     submission_retries: int = 3
@@ -76,14 +76,14 @@ class RunnerOptions:
     remember_losses: bool = False
     oom_retries: int = 0
     preflight: Strictness | None = None
-    """How a workflow is checked before it is submitted; None: only when ComfyUI has refused it."""
+    """How a workflow is checked before it is submitted; None: only after ComfyUI has refused it."""
     limits: Limits = DEFAULT_LIMITS
     absent_patience_s: float = 2.0
-    """For a server that does not answer anyway to say that it has a prompt from before. It is no setting."""
+    """For a server that does not answer to say that it has a prompt from before. Not a setting."""
 
 
 class PromptRunner:
-    """What it is made with belongs to whoever made that."""
+    """Its arguments belong to its creator."""
 
     def __init__(
         self,
@@ -110,12 +110,12 @@ class PromptRunner:
         self._log = structlog.get_logger(__name__)
 
     async def run(self, job: Assignment) -> PromptResult:
-        """From the request, or from what ComfyUI has of the prompt already, to the result.
+        """Runs the job from its request, or from the state that ComfyUI already has, to its result.
 
         Raises:
-            ComfyUINotFoundError: there is no request, and ComfyUI does not know the prompt.
-            ComfyUIConflictError: ComfyUI knows it from another request.
-            ComfyUIError: whatever else went wrong in the end.
+            ComfyUINotFoundError: the job has no request, and ComfyUI does not know the prompt.
+            ComfyUIConflictError: ComfyUI has the prompt from another request.
+            ComfyUIError: any other failure that is left in the end.
         """
         ran_s = 0.0
         try:
@@ -138,11 +138,11 @@ class PromptRunner:
             elif job.server_before is not None:
                 job.leaves(job.server_before)
             if found is None and job.begun:
-                # Where it ran, nothing is left of it: ComfyUI was restarted while we were away.
+                # Nothing is left of it on its server: ComfyUI was restarted while the gateway was away.
                 job.suspect(ended_comfyui=False)
                 self._losses.count(job, ComfyUIPromptLostError("ComfyUI forgot the prompt", prompt_id=job.prompt_id))
                 self._count_try("prompt_lost", server_before, job)
-        # Looked at only now: a caller may have brought it while ComfyUI was asked.
+        # Read only now: a caller may have brought it while ComfyUI was asked.
         if job.request is None:
             raise ComfyUINotFoundError("neither the gateway nor ComfyUI knows this prompt", prompt_id=job.prompt_id)
         return await self._run_request(job, job.request, left)
@@ -150,7 +150,7 @@ class PromptRunner:
     async def _run_found(
         self, job: Assignment, backend: Backend, found: HistoryEntry | QueueItem, left: dict[str, int]
     ) -> PromptResult | None:
-        """The result of a prompt that ComfyUI has from before; None where the request is to be run after all."""
+        """The result of a prompt that ComfyUI has from before; None if the request must run after all."""
         is_ours = job.request is not None and job.placed_before
         if job.others_are_hidden:
             raise ComfyUIConflictError(TAKEN, prompt_id=job.prompt_id)
@@ -173,15 +173,15 @@ class PromptRunner:
                 self._count_try(reason, backend.name, job)
                 if reason != "out_of_memory":
                     return None
-        # How it ended before would be taken for the end of the new run.
+        # Its earlier end would be taken for the end of the new run.
         await backend.client.delete_from_history(job.prompt_id)
         return None
 
     async def find(self, prompt_id: str, *, everywhere: bool = False) -> Found:
-        """As `Finder.find`."""
+        """See `Finder.find`."""
         return await self._finder.find(prompt_id, everywhere=everywhere)
 
-    # One try after the other
+    # One attempt after the other
 
     async def _run_request(self, job: Assignment, request: PromptRequest, left: dict[str, int]) -> PromptResult:
         self._losses.check(job)
@@ -212,7 +212,7 @@ class PromptRunner:
                 ):
                     if (left_over := await self._left_over(backend, job, found)) is not None:
                         return left_over
-                    continue  # it has given its place up, or has another one
+                    continue  # it has given up its place, or has another one
                 outcome = await self._try_on(backend, job, request, prompt, brings_inputs=brings_inputs)
                 if outcome is None:
                     self._log.info("prompt.taken_back", prompt_id=job.prompt_id, server=backend.name)
@@ -231,7 +231,7 @@ class PromptRunner:
                 if not placed_anew and self._preparation.places_anew(backend, error):
                     placed_anew = True
                     continue
-                # What is ours to say, preflight said already.
+                # The preflight has already reported our own checks.
                 if job.awaits_verdict:
                     raise error.lacked_by(self._places.lacking(job))  # noqa: B904
                 if not error.upstream:
@@ -249,21 +249,21 @@ class PromptRunner:
                 if not may_go_elsewhere(error, job):
                     raise
                 backend.failed(error)
-                # What was sent was an input or a question: a submission whose reply is lost does not come here.
+                # The failed request was an input or a question: a submission whose reply is lost does not come here.
                 did_nothing = isinstance(error, ComfyUIConnectionError) and not error.sent
                 if not did_nothing:
                     if backend.name in failed or len(self._pool.servers) == 1:
                         raise
                     failed.add(backend.name)
                 avoid.add(backend.name)
-                continue  # nothing was submitted: no second submission to count
+                continue  # nothing was submitted, so this is no second submission
             if reason in {"out_of_memory", "output_gone"}:
-                # How it ended before would be taken for the end of the new run.
+                # Its earlier end would be taken for the end of the new run.
                 await backend.client.delete_from_history(job.prompt_id)
             self._count_try(reason, backend.name, job)
 
     def _count_try(self, reason: str, server: str | None, job: Assignment) -> None:
-        """Count and log that the prompt is to run again; `server` is where it ran before."""
+        """Counts and logs that the prompt will run again; `server` ran it before."""
         self._metrics.resubmissions.labels(reason).inc()
         self._log.warning("prompt.again", prompt_id=job.prompt_id, reason=reason, server=server)
 
@@ -283,9 +283,9 @@ class PromptRunner:
         *,
         brings_inputs: bool,
     ) -> tuple[PromptResult, HistoryEntry] | None:
-        """One submission to one server; the result, and the history entry that it was read from.
+        """One submission to one server; returns the result, and the history entry that it was read from.
 
-        None where the prompt was taken back from that server before it ran.
+        None if the prompt was taken back from that server before it ran.
         """
         await job.placed(backend)
         with backend.working():
@@ -319,7 +319,7 @@ class PromptRunner:
     async def _left_over(
         self, backend: Backend, job: Assignment, found: HistoryEntry | QueueItem
     ) -> PromptResult | None:
-        """The result of an attempt that the server still has; None where that was cancelled, or taken back."""
+        """The result of an attempt that the server still has; None if that was cancelled, or taken back."""
         try:
             return await self._resume(job, backend, found)
         except ComfyUITaskCancelledError:
@@ -327,7 +327,7 @@ class PromptRunner:
             return None
 
     async def _resume(self, job: Assignment, backend: Backend, found: HistoryEntry | QueueItem) -> PromptResult | None:
-        """Wait for a prompt that ComfyUI has already, in its queue or its history. None once it was taken back."""
+        """Waits for a prompt that ComfyUI already has, in its queue or its history. None if it was taken back."""
         is_ours = job.placed_before
         await job.attached(backend)
         if not isinstance(found, QueueItem):
@@ -337,7 +337,7 @@ class PromptRunner:
         self._losses.check(job)
         self._places.found(job, backend)
         started = time.monotonic()
-        # Its events go to whoever submitted it: a client id that is not ours makes the watcher look for itself.
+        # Its events go to the client that submitted it: with a foreign client id, the watcher polls for it.
         job.found(found.prompt)
         watch = backend.watcher.watch(job.prompt_id, job, client_id="another's")
         job.watched(watch)

@@ -1,4 +1,4 @@
-"""`Elsewhere`: runs prompts on a platform that has servers of its own and knows no ids of ours, such as RunPod."""
+"""`Elsewhere`: runs prompts on a platform that has its own servers and does not know our ids, such as RunPod."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from comfyui.servers.server import Server
 
 
 class Elsewhere(Protocol):
-    """The executor of one such platform. It is a server to the queue: `server`.
+    """The executor of one such platform. The queue treats it as a server: `server`.
 
-    A job is submitted at most once. How far it is stands in the job's `AttemptLog`, so that a gateway after this one
-    goes on with it.
+    A job is submitted at most once. Its progress is in the job's `AttemptLog`, so that a later gateway continues it.
     """
 
     @property
@@ -24,20 +23,20 @@ class Elsewhere(Protocol):
     async def submit(
         self, job: Assignment, request: PromptRequest, prompt: Mapping[str, Any], *, key: str | None, staging_s: float
     ) -> bool:
-        """Whether the platform has the job now. Else it surely does not, and the job may be submitted again.
+        """Whether the platform has the job now. If not, it certainly does not, and the job may be submitted again.
 
         Args:
             prompt: the request's workflow with its inputs placed.
-            key: the name of the key whose files alone may go with it; None: any file that it names.
+            key: the name of the only key whose files may go with it; None: any file that it names.
 
         Raises:
-            ComfyUIValidationError: it cannot be a job there.
-            JournalError: it cannot be written down, and was not sent.
-            ComfyUIError: it is refused, or it is not known whether the platform has it: it must not be sent again.
+            ComfyUIValidationError: it cannot run as a job there.
+            JournalError: it cannot be recorded, and was not sent.
+            ComfyUIError: it is refused, or the platform may have it: it must not be sent again.
         """
 
     async def rejoin(self, job: Assignment, attempt: Attempt) -> None:
-        """Goes on with what a gateway before this one submitted. Raises where it is not known whether it did."""
+        """Continues a job that an earlier gateway submitted. Raises if it is not known whether it was submitted."""
 
     async def result(self, job: Assignment) -> PromptResult:
-        """Waits for the job that was submitted or rejoined. Raises what it ended with."""
+        """Waits for the job that was submitted or rejoined. Raises the job's error."""

@@ -1,4 +1,4 @@
-"""`Finder`: finds a prompt that a gateway before this one, or somebody else, has submitted."""
+"""`Finder`: finds a prompt that an earlier gateway, or another client, has submitted."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from comfyui.servers.server import Server
 from comfyui.tasks import end_tasks
 
 Found = tuple[Server | None, HistoryEntry | QueueItem | None]
-"""On which server the prompt is known, and as what; (None, None) where it is not known."""
+"""The server that knows the prompt, and its state there; (None, None) if no server knows it."""
 
 _BACKOFF = Backoff(start_s=0.2, max_s=2.0)
-# A server that is up, and so often does not say whether it has a prompt, has it not.
+# A server that is up and fails this often to say whether it has a prompt counts as not having it.
 _TRIES = 5
 _LOOK_S = 60.0
 
@@ -28,7 +28,7 @@ class Finder:
     """Asks the servers of a pool, which belongs to the caller.
 
     Args:
-        absent_patience_s: for a server that does not answer anyway.
+        absent_patience_s: for a server that does not answer.
     """
 
     def __init__(self, pool: BackendPool, absent_patience_s: float) -> None:
@@ -36,9 +36,9 @@ class Finder:
         self._absent_patience_s = absent_patience_s
 
     async def find(self, prompt_id: str, *, everywhere: bool = False) -> Found:
-        """Raises when no server could be asked, or one that is up does not say. When the prompt has to be looked for
-        `everywhere`, also when one that is down does not. Else servers that are down get a moment only, once the
-        others have answered.
+        """Raises if no server could be asked, or if one that is up does not say. If the prompt must be looked for
+        `everywhere`, also if one that is down does not say. Otherwise servers that are down get only a moment, after
+        the others have answered.
         """
         failure: ComfyUIError | None = None
         is_unsure = everywhere
@@ -67,12 +67,12 @@ class Finder:
         return None, None
 
     async def find_for(self, job: Assignment) -> Found:
-        """What servers have of a job. One that has a request waits for a server that can be asked, as it would wait for
-        its turn.
+        """The state of a job on the servers. A job with a request waits for a server that can be asked, as it would
+        wait for its turn.
 
         Raises:
-            ComfyUIError: no server came up soon, and the job does not outlive its caller; or the only one does not say
-                whether it has the prompt; or the job has no request, and one of the servers does not say.
+            ComfyUIError: no server came up soon, and the job does not outlive its caller; or the only server does not
+                say whether it has the prompt; or the job has no request, and one of the servers does not say.
         """
         tries = 0
         while True:
@@ -101,7 +101,7 @@ class Finder:
             await self._pool.wait_for_change(min(left_s, _LOOK_S))
 
     async def left_over(self, backend: Server, prompt_id: str) -> HistoryEntry | QueueItem | None:
-        """What a server has of an attempt that was given up. Raises where it does not say."""
+        """The state of an attempt that was given up, on a server. Raises if the server does not say."""
         tries = 0
         while True:
             try:
@@ -113,7 +113,7 @@ class Finder:
             await asyncio.sleep(_BACKOFF.delay_s(tries))
 
     async def _find_again(self, job: Assignment) -> Found:
-        """As `find`; first where its last attempt was, since another server may have one from before that."""
+        """As `find`, but begins where the last attempt was, because another server may have one from before that."""
         before = self._pool.named(job.server_before or "")
         if before is not None and before.ready:
             with contextlib.suppress(ComfyUIError):

@@ -1,4 +1,4 @@
-"""`Losses`: how often ComfyUI lost a prompt, and whether it is tried again."""
+"""`Losses`: counts how often ComfyUI lost a prompt, and decides whether it is tried again."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _REMEMBERED = 1000
 
 
 class Losses:
-    """`remember`: the losses of a prompt count for a later job with the same id."""
+    """`remember`: whether the losses of a prompt count for a later job with the same id."""
 
     def __init__(self, quarantine: Quarantine, retries: int, *, remember: bool) -> None:
         self._quarantine = quarantine
@@ -22,7 +22,9 @@ class Losses:
         self._known: OrderedDict[str, int] = OrderedDict()
 
     async def lost(self, backend: Backend, job: Assignment, error: ComfyUIPromptLostError) -> None:
-        """Count it; raises when it is not to be tried again. One that only waited is tried again without limit."""
+        """Counts a loss; raises if the prompt is not tried again. A prompt that only waited is tried again without
+        limit.
+        """
         job.leaves(backend.name)
         watch, workflow = job.watch, job.request.prompt if job.request else None
         ended_comfyui = watch is not None and watch.ended_comfyui
@@ -36,7 +38,7 @@ class Losses:
             self.count(job, error)
 
     def count(self, job: Assignment, error: ComfyUIPromptLostError) -> None:
-        """One that had begun is lost. Raises `error` when it is not to be tried again."""
+        """Counts the loss of a prompt that had begun. Raises `error` if it is not tried again."""
         job.lost(job.losses + 1)
         if self._remember:
             self._known[job.prompt_id] = job.losses
@@ -46,7 +48,7 @@ class Losses:
             raise error
 
     def check(self, job: Assignment) -> None:
-        """Raises for a job that a platform delivers again though ComfyUI lost it as often as it may."""
+        """Raises for a job that a platform delivers again after ComfyUI lost it as often as allowed."""
         job.lost(self._known.get(job.prompt_id, 0))
         if job.losses > self._retries:
             detail = f"ComfyUI lost this prompt {job.losses} times already (LOST_PROMPT_RETRIES)"

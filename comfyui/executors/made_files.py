@@ -1,7 +1,7 @@
-"""`MadeFiles`: files that prompts have made, found by name on the server that has them, and brought to another.
+"""`MadeFiles`: finds files made by prompts by their name on their server, and brings them to another one.
 
 A workflow names such a file as ``<prompt_id>/x.png [output]`` (see `comfyui.merged_files`) or, as with one ComfyUI, as
-``x.png [output]``: then it is the newest of that name which whoever asks may see.
+``x.png [output]``: then it is the newest file of that name that the caller may see.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from comfyui.servers.server import Server
 from comfyui.workflows.api_format import LONGEST_PATH
 
 _FOLDERS = ("output", "temp")
-# Servers where a plain name was made; the newest that is configured counts.
+# The number of servers that a plain name is looked for on; the newest file on a configured server counts.
 _MOST_SERVERS = 100
 _MOST_LISTED = 10_000
 
 
 class Source(NamedTuple):
-    """A file as its server knows it. `type`: of ComfyUI's folder. `prompt_id`: who made it, where that is known."""
+    """A file as its server knows it. `type`: ComfyUI's folder. `prompt_id`: of the prompt that made it, if known."""
 
     server: str
     type: str
@@ -47,7 +47,7 @@ class Source(NamedTuple):
 
     @property
     def text(self) -> str:
-        """How a workflow names it there."""
+        """The name of the file in a workflow for that server."""
         return f"{posixpath.join(self.subfolder, self.filename)} [{self.type}]"
 
 
@@ -57,12 +57,12 @@ Reference = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Brought:
-    """What a workflow names of such files, for one server.
+    """The made files that a workflow names, for one server.
 
     Attributes:
         references: the inputs that name one.
-        there: what the server itself has, by the text in the workflow: how that server names it.
-        uploads: what it is to be given, by `path_in` of the text.
+        there: files that the server itself has: the text in the workflow to the server's name for the file.
+        uploads: files that the server needs, by `path_in` of the text.
     """
 
     references: list[Reference] = field(default_factory=list)
@@ -71,11 +71,11 @@ class Brought:
 
     @property
     def names(self) -> set[str]:
-        """By which the workflow names what can be had."""
+        """The names in the workflow of files that exist."""
         return {*map(path_in, self.there), *self.uploads}
 
     def renamed(self, prompt: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The workflow with the names that the server has for its own files."""
+        """The workflow with the server's names for its own files."""
         if not self.there:
             return prompt
         changed = dict(prompt)
@@ -88,12 +88,12 @@ class Brought:
 
 
 class MadeFiles:
-    """Asks the journal. It and the pool belong to whoever made them.
+    """Asks the journal, which belongs to its creator, as does the pool.
 
-    In all questions `key` is the name of the key whose files alone count; None: of whoever sees all.
+    `key` is always the name of the only key whose files count; None: the caller sees all files.
 
     Args:
-        max_bytes: of one file that is brought to another server.
+        max_bytes: largest file that is brought to another server.
     """
 
     def __init__(self, journal: Journal, pool: BackendPool, *, max_bytes: int) -> None:
@@ -102,13 +102,13 @@ class MadeFiles:
         self._max_bytes = max_bytes
 
     async def is_of(self, prompt_id: str, owner: str | None, server: str, place: str) -> bool | None:
-        """Whether what has this place on a server (see `place_of`) was made by that prompt of that owner.
+        """Whether that prompt of that owner made the file at this place on a server (see `place_of`).
 
-        None: no prompt is known to have made it.
+        None: no known prompt made it.
         """
         there = self._pool.named(server)
         if there is not None and not isinstance(there, Backend):
-            return True  # it keeps the files of each prompt in a folder of their own
+            return True  # it keeps the files of each prompt in a separate folder
         if await self._journal.made(
             MadeFilter(key=key_of(owner or ""), place=place, server=server, prompt_id=prompt_id), 1
         ):
@@ -116,12 +116,12 @@ class MadeFiles:
         return False if await self._journal.made(MadeFilter(place=place, server=server), 1) else None
 
     async def newest(self, key: str | None, place: str) -> Made | None:
-        """The newest file of this place, of those on servers that are configured."""
+        """The newest file of this place on a configured server."""
         made = await self._journal.made(MadeFilter(key=key, place=place), _MOST_SERVERS)
         return next((one for one in made if self._pool.named(one.server) is not None), None)
 
     async def listed(self, key: str | None, folder: str) -> list[Made]:
-        """The files in one of ComfyUI's folders, not below it, the newest first, each with its last maker."""
+        """The files in one of ComfyUI's folders, not below it, newest first, each with its last maker."""
         found: dict[tuple[str, str], Made] = {}
         for one in await self._journal.made(MadeFilter(key=key, folder=folder), _MOST_LISTED):
             if self._pool.named(one.server) is not None:
@@ -129,7 +129,7 @@ class MadeFiles:
         return list(found.values())
 
     async def texts_in(self, prompt: Mapping[str, Any], key: str | None) -> set[str]:
-        """By `path_in`, the texts in the workflow's inputs that name a file which a prompt has made."""
+        """The texts in the workflow's inputs that name a file made by a prompt, by `path_in`."""
         found = set()
         for text in {text for text, _ in _annotated(prompt)}:
             if await self._source(text, key) is not None:
@@ -140,12 +140,12 @@ class MadeFiles:
     async def brought(
         self, backend: Server, prompt: Mapping[str, Any], key: str | None, others: Collection[str]
     ) -> AsyncIterator[Brought]:
-        """What the workflow names of such files, as `backend` needs it; what is fetched stays until the block ends.
+        """The made files that the workflow names, as `backend` needs them; fetched files stay until the block ends.
 
-        A name of a file that is not there is left out: what is said of it is the server's to say.
+        A name without a file is left out: the server itself will report it.
 
         Args:
-            others: by `path_in`, names that mean something else.
+            others: names with another meaning, by `path_in`.
 
         Raises:
             ComfyUIInputError: a file is too large, or its server is no longer configured.
@@ -172,10 +172,10 @@ class MadeFiles:
 
     @asynccontextmanager
     async def opened(self, text: str, key: str | None, where: str) -> AsyncIterator[Content | None]:
-        """The file that a workflow would name so, until the block ends; None where there is none.
+        """The file that a workflow would name so, until the block ends; None if there is none.
 
         Raises:
-            ComfyUIInputError: for the field `where`; as `brought`.
+            ComfyUIInputError: for the field `where`, as in `brought`.
         """
         source = await self._source(text, key) or self._at_home(text, key, where)
         async with AsyncExitStack() as stack:
@@ -198,7 +198,7 @@ class MadeFiles:
         return None if newest is None else Source(newest.server, folder_type, subfolder, filename, newest.prompt_id)
 
     def _at_home(self, text: str, key: str | None, where: str) -> Source | None:
-        """Of what no prompt of ours has made: what the first server has of this name."""
+        """The file of this name on the first server, if no prompt of ours made it."""
         named = _parsed(text)
         home = self._pool.backends[0]
         if named is None or key is not None:
@@ -208,7 +208,7 @@ class MadeFiles:
         return Source(home.name, *named)
 
     async def _fetched(self, stack: AsyncExitStack, source: Source, where: str) -> Content | None:
-        """The file; None where its server does not have it."""
+        """The file; None if its server does not have it."""
         backend = self._pool.named(source.server)
         if backend is None:
             raise ComfyUIInputError("the server that made it is no longer configured", field=where)
@@ -232,12 +232,12 @@ class MadeFiles:
 
 
 def names_made(prompt: Mapping[str, Any]) -> bool:
-    """Whether any text of the workflow ends as the name of such a file."""
+    """Whether any text of the workflow ends like the name of such a file."""
     return next(_annotated(prompt), None) is not None
 
 
 def _annotated(prompt: Mapping[str, Any]) -> Iterator[tuple[str, Reference]]:
-    """Texts that end as names of files in other folders than that of inputs, and where they stand."""
+    """Texts that end like names of files in folders other than the input folder, and their places."""
     for node_id, node in prompt.items():
         for name, value in node["inputs"].items():
             if isinstance(value, str) and value.endswith("]") and _parsed(value) is not None:
@@ -245,7 +245,7 @@ def _annotated(prompt: Mapping[str, Any]) -> Iterator[tuple[str, Reference]]:
 
 
 def _parsed(text: str) -> tuple[str, str, str] | None:
-    """Type, subfolder and name; None for what is no plain path below such a folder."""
+    """Type, subfolder and name; None if it is not a plain path below such a folder."""
     for folder_type in _FOLDERS:
         suffix = f" [{folder_type}]"
         if text.endswith(suffix) and len(text) <= LONGEST_PATH:

@@ -1,7 +1,7 @@
 """Which files a user's workflow may read: those that come with it, and those that its key has uploaded.
 
-ComfyUI's nodes take any name of a file in its folders, and so would give one customer another's pictures. A workflow is
-held against the node definitions of the server that is to run it. Not held: what a custom node reads by itself.
+ComfyUI's nodes accept any name of a file in its folders, and so would give one customer another's pictures. So a
+workflow is compared with the node definitions of its server. Files that a custom node reads by itself are not checked.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from comfyui.workflows.node_definitions import input_specs
 from comfyui.workflows.preflight import Problem
 
 _FOLDERS = ("[input]", "[output]", "[temp]")
-# Inputs of ComfyUI's own nodes that name files or folders of its input folder, and that no upload widget marks.
+# Inputs of ComfyUI's own nodes that name files or folders of its input folder without an upload widget.
 _UNMARKED: Mapping[str, tuple[str, ...]] = {
     "LoadLatent": ("latent",),
     **{class_type: (name,) for class_type, name in FOLDER_INPUTS.items()},
@@ -30,7 +30,8 @@ _DETAIL = "the workflow names a file that does not come with it and that this ke
 
 
 def check_own_files(request: PromptRequest, object_info: Mapping[str, Any], key: str, files: Collection[str]) -> None:
-    """Raise `ComfyUIValidationError` for a workflow that names another's file, or one that does not exist: alike.
+    """Raises the same `ComfyUIValidationError` for a workflow that names another's file and for a file that does not
+    exist.
 
     Args:
         key: the name of the key that submits it.
@@ -44,9 +45,9 @@ def check_own_files(request: PromptRequest, object_info: Mapping[str, Any], key:
 
 
 def unmarked_files(prompt: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The ``(node id, input name)`` that name a file of the input folder, and that no upload widget marks.
+    """The ``(node id, input name)`` of inputs without an upload widget that name a file of the input folder.
 
-    A text that ends as ComfyUI's names of such files is one, whatever node has it.
+    Any text that ends like ComfyUI's names of such files counts, whatever node has it.
     """
     found = []
     for node_id, node in prompt.items():
@@ -69,12 +70,12 @@ def _foreign(
     for node_id, node in prompt.items():
         for name, value in (node.get("inputs") or {}).items():
             texts = [text for text in texts_in(value) if text]
-            # Within a list or an object, such as `__value__`, no upload takes the place of its name.
+            # An upload does not replace a name within a list or an object, such as `__value__`.
             brought = everything if isinstance(value, str) else images
             if (node_id, name) in named:
                 wrong = any(not _is_own(text, key, brought) for text in texts)
             else:
-                # A node that takes its file's name as plain text knows ComfyUI's suffixes, too.
+                # A node that takes its file's name as plain text also knows ComfyUI's suffixes.
                 wrong = any(
                     len(text) <= LONGEST_PATH and text.rstrip().endswith(_FOLDERS) and not _is_own(text, key, brought)
                     for text in texts
@@ -84,13 +85,13 @@ def _foreign(
 
 
 def without_files(object_info: Mapping[str, Any]) -> dict[str, Any]:
-    """The node definitions without a name of a file that somebody has uploaded, wherever it stands as a choice."""
+    """The node definitions without the names of uploaded files in any list of choices."""
     files = _uploaded(object_info)
     return {class_type: _without(definition, files) for class_type, definition in object_info.items()}
 
 
 def answer_without_files(answer: Mapping[str, Any], known: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """ComfyUI's refusal as a user may read it: a list of choices that names uploaded files is told by its length.
+    """ComfyUI's refusal for a user: a list of choices that names uploaded files is replaced by its length.
 
     ComfyUI itself does so with long lists. `known`: the node definitions of the servers.
     """
@@ -129,7 +130,7 @@ def _uploaded(object_info: Mapping[str, Any]) -> set[str]:
         for spec in input_specs(definition):
             if spec.is_upload or spec.name in unmarked:
                 names |= {choice for choice in spec.choices or () if isinstance(choice, str)}
-    # "None" and the like are no files, and stand in lists of models, too.
+    # "None" and similar texts are not files, and also occur in lists of models.
     return {name for name in names if "." in name or "/" in name}
 
 
@@ -147,9 +148,9 @@ def _without(value: Any, files: Collection[str]) -> Any:
 def _is_own(text: str, key: str, brought: Collection[str]) -> bool:
     if is_inline(text):
         return True
-    # As ComfyUI reads it: the character before the suffix goes with it, whatever it is.
+    # ComfyUI drops the character before the suffix, whatever it is.
     name = text[: -len("?[input]")] if text.endswith("[input]") else text
-    # What is brought takes the place of exactly these texts, and all others go to ComfyUI as they are.
+    # Brought files replace exactly these texts; all others go to ComfyUI unchanged.
     return path_in(text) in brought or (is_below(folder_of(key), name) and not name.endswith(_FOLDERS))
 
 
@@ -166,7 +167,7 @@ def as_seen_by(
     object_info: Mapping[str, Any],
     files: Collection[str],
 ) -> list[Problem]:
-    """The problems of a user's workflow, without a word about files of others and their names."""
+    """The problems of a user's workflow, without names of other callers' files."""
     named = set(upload_inputs(request.prompt, object_info))
     foreign = set(_foreign(request, object_info, key, files))
     kept = [problem for problem in problems if (problem.node_id, problem.input_name) not in named | foreign]

@@ -1,4 +1,4 @@
-"""`Places`: who gives a prompt its place on a server, as an executor sees it."""
+"""`Places`: gives a prompt its place on a server, as an executor sees it."""
 
 from __future__ import annotations
 
@@ -22,13 +22,12 @@ class Places(Protocol):
         files_on: Collection[str],
         patience_s: float,
     ) -> Server:
-        """The server to which the prompt goes now; returns when its turn has come. A place from before is given up.
+        """Returns the server for the prompt when its turn has come. An earlier place is given up.
 
         Args:
-            avoid: names of servers that have just not taken the prompt's inputs, or not answered: the last ones to get
-                it.
-            files_on: names of servers that have files which the workflow reads, and that did not answer: it is their
-                turn before the prompt's.
+            avoid: names of servers that have just refused the prompt's inputs, or not answered; they get it last.
+            files_on: names of servers that have files which the workflow reads, and that did not answer: the prompt
+                waits for them.
             patience_s: how long to wait while no server is up.
 
         Raises:
@@ -36,29 +35,29 @@ class Places(Protocol):
         """
 
     async def cleared(self, job: Assignment, backend: Server) -> None:
-        """Returns when a job that was given a place on that server may be sent there."""
+        """Returns when a job that has a place on that server may be sent there."""
 
     async def spelled(self, backend: Server, prompt: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The workflow with its choices, such as models in folders, as that server writes them."""
+        """The workflow with its choices, such as models in folders, spelled as on that server."""
 
     @property
     def are_all_here(self) -> bool:
-        """Whether no prompt waits for its turn in ComfyUI's own queue, which heeds `number` and `front`."""
+        """Whether no prompt waits in ComfyUI's own queue, which obeys `number` and `front`."""
 
     def lacking(self, job: Assignment) -> Mapping[str, Sequence[str]]:
-        """By server what it lacks, where no server can run the job; else nothing."""
+        """The name of each server to what it lacks, if no server can run the job; otherwise empty."""
 
     def has_other(self, job: Assignment) -> bool:
-        """Whether another server than the one where the job is, is up and may run it."""
+        """Whether a server other than the job's own is up and may run it."""
 
     def found(self, job: Assignment, backend: Server) -> None:
         """The prompt is on that server from before, and has its place there."""
 
     async def found_waiting(self, job: Assignment, request: PromptRequest) -> None:
-        """The prompt was `found`, is ours, waits there, and is watched: it may be taken back as any other one."""
+        """The `found` prompt is ours, waits there, and is watched: it may be taken back like any other."""
 
     def accepted(self, job: Assignment) -> None:
         """ComfyUI has the prompt in its queue."""
 
     def leave(self, job: Assignment, ran_s: float) -> None:
-        """The place of the prompt is free, where it has one. `ran_s`: how long it ran, where it ended well; else 0."""
+        """Frees the place of the prompt, if it has one. `ran_s`: how long it ran, if it ended well; otherwise 0."""

@@ -1,4 +1,4 @@
-"""`PlatformRuns`: a prompt's run on a platform such as RunPod, as `comfyui.executors.comfyui` has those on servers."""
+"""`PlatformRuns`: the run of a prompt on a platform such as RunPod; `comfyui.executors.comfyui` does it on servers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _log = structlog.get_logger(__name__)
 
 
 class PlatformRuns:
-    """What it is made with belongs to whoever made that. `elsewhere`: the platform; None where there is none."""
+    """Its arguments belong to its creator. `elsewhere`: the platform; None if there is none."""
 
     def __init__(self, elsewhere: Elsewhere | None, places: Places, preparation: Preparation) -> None:
         self._elsewhere = elsewhere
@@ -30,8 +30,8 @@ class PlatformRuns:
     ) -> PromptResult | None:
         """The result of a prompt that has a place there.
 
-        None where it waits for its turn again: the platform has not taken it, or has refused what another server may
-        run, and is in `avoid` then. What was refused has not run.
+        None if it waits for its turn again: the platform did not accept it, or refused a prompt that another server may
+        run, and is then in `avoid`. A refused prompt has not run.
         """
         elsewhere = self._elsewhere
         if elsewhere is None:
@@ -56,7 +56,7 @@ class PlatformRuns:
         return None
 
     async def rejoin(self, job: Assignment, attempt: Attempt) -> PromptResult:
-        """Goes on with what a gateway before this one submitted to the platform."""
+        """Continues a prompt that an earlier gateway submitted to the platform."""
         elsewhere = self._elsewhere
         if elsewhere is None or (job.server_before != elsewhere.server.name and not attempt.has_reply):
             detail = (

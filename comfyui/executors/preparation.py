@@ -1,4 +1,4 @@
-"""`Preparation`: before a prompt is submitted to a server its workflow is checked there, and its files are placed."""
+"""`Preparation`: checks a prompt's workflow on a server, and places its files there, before the prompt is submitted."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from comfyui.servers.server import Server
 from comfyui.workflows.api_format import upload_inputs
 from comfyui.workflows.preflight import refusal
 
-# What ComfyUI says of an input whose file it does not have.
+# ComfyUI's message for an input whose file it does not have.
 _PERHAPS_GONE = frozenset({"custom_validation_failed", "value_not_in_list"})
 
 
 class Preparation:
-    """What it is made with belongs to whoever made that.
+    """Its arguments belong to its creator.
 
     Args:
-        made: finds files that prompts have made; None where each server knows its own by itself.
+        made: finds files made by prompts; None if each server knows its own.
         strictness: see `RunnerOptions.preflight`.
     """
 
@@ -53,7 +53,7 @@ class Preparation:
         self._limits = limits
 
     def key_of(self, job: Assignment) -> str | None:
-        """The name of the key whose files alone the prompt may read; None where it may read all."""
+        """The name of the only key whose files the prompt may read; None if it may read all."""
         return confined_to(job.owner, self._owners)
 
     def names(self, job: Assignment, request: PromptRequest) -> set[str]:
@@ -61,7 +61,7 @@ class Preparation:
         return {*job.file_names, *self._named(job, request)}
 
     async def brings_inputs(self, job: Assignment, request: PromptRequest) -> bool:
-        """Whether files come with the request, so that no server has them yet."""
+        """Whether files come with the request, which no server has yet."""
         return bool(request.images or job.files) or await offloaded(request.size, has_inline_values, request.prompt)
 
     async def prepared(
@@ -73,12 +73,12 @@ class Preparation:
         *,
         brings_inputs: bool,
     ) -> Mapping[str, Any]:
-        """The workflow to submit there: `prompt`, which is the request's own or nearly so, with its inputs placed.
+        """The workflow to submit there: `prompt`, which is the request's own or almost, with its inputs placed.
 
-        An upload has the bytes that it has now: ComfyUI reads files when it runs a prompt, not when it is queued.
+        An upload is placed with its present bytes: ComfyUI reads files when it runs a prompt, not when it is queued.
 
         Raises:
-            ComfyUIValidationError: it names files of others, or this server would refuse it.
+            ComfyUIValidationError: it names other callers' files, or this server would refuse it.
             ComfyUIError: an input cannot be placed, or the server does not answer.
         """
         key = self.key_of(job)
@@ -119,19 +119,20 @@ class Preparation:
             return await self._stager.stage(backend, request, inputs, job.files, folder, uploads)
 
     def places_anew(self, server: Server, refused: ComfyUIValidationError) -> bool:
-        """Whether the server may have refused the workflow because a file is gone that it was given once: from now on
-        it is given all of them again."""
+        """Whether the server may have refused the workflow because it has lost a file that it was given: it then gets
+        all of them again.
+        """
         types = error_types((refused.upstream or {}).get("node_errors"))
         return not types.isdisjoint(_PERHAPS_GONE) and self._stager.forget(server)
 
     def _named(self, job: Assignment, request: PromptRequest) -> Mapping[str, KeptUpload]:
-        """The uploads that the workflow names, beside what comes with it."""
+        """The uploads that the workflow names, besides the files that come with it."""
         return self._catalogue.named_in(request.prompt, job.owner, brought_names(request, job.file_names))
 
     async def _check(
         self, strictness: Strictness, backend: Backend, request: PromptRequest, names: Collection[str]
     ) -> None:
-        """Raise `ComfyUIValidationError` for what this server would refuse."""
+        """Raises `ComfyUIValidationError` if this server would refuse the workflow."""
         problems = await problems_on(backend, request, names, strictness=strictness, limits=self._limits)
         if found := refusal(problems):
             raise found

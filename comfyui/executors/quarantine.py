@@ -1,7 +1,7 @@
 """`Quarantine`: workflows that ended ComfyUI's process are refused for a time, by the hash of the workflow.
 
-A workflow that crashes ComfyUI would crash it again at every retry, and take the other prompts with it each time. What
-counts is the workflow alone, whoever sends it under whatever prompt id.
+A workflow that crashes ComfyUI would crash it again at every retry, and take the other prompts with it each time. Only
+the workflow counts, not its sender or its prompt id.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from comfyui.jobs.journal.writes import Died, Forgive
 
 _REMEMBERED = 1000
 _LINES = 12
-# Paths of the server are cut to their last part, as everywhere that a client can see.
+# Paths of the server are cut to their last part, because clients can see them.
 _PATH = re.compile(r"(?<![\w:/.])/(?:[\w.@+-]+/)+([\w.@+-]+)")
 
 Clock = Callable[[], float]
@@ -33,7 +33,7 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(slots=True)
 class _Record:
-    """What is known of one workflow: when it ended ComfyUI, how the last time, and the last words."""
+    """The record of one workflow: when it ended ComfyUI, how it did so last, and ComfyUI's last lines."""
 
     times: list[float] = field(default_factory=list)
     how: str = ""
@@ -41,12 +41,12 @@ class _Record:
 
 
 class Quarantine:
-    """Not for use from several threads.
+    """Not thread-safe.
 
     Args:
-        after: a workflow is refused once it ended ComfyUI so often within `seconds`; 0: never.
+        after: a workflow is refused when it has ended ComfyUI this often within `seconds`; 0: never.
         seconds: how long it is refused, counted from the last time.
-        journal: keeps what is found out for processes after this one. Open it before this.
+        journal: keeps the records for later processes. Open it before this.
         wall_clock: Unix time, for the journal.
     """
 
@@ -64,11 +64,11 @@ class Quarantine:
         self._journal = journal
         self._clock = clock
         self._wall_clock = wall_clock
-        # The one whose last death is longest ago is the first.
+        # Ordered by the last death, the oldest first.
         self._records: OrderedDict[str, _Record] = OrderedDict()
 
     async def open(self) -> None:
-        """Take up what the journal has. Raises `JournalError`."""
+        """Loads the journal's records. Raises `JournalError`."""
         if self._journal is None or not self._after:
             return
         self._records.clear()
@@ -79,11 +79,11 @@ class Quarantine:
             self._records[workflow] = record
 
     async def ended_comfyui(self, workflow: Mapping[str, Any], how: str = "", lines: Sequence[str] = ()) -> None:
-        """The workflow was running when ComfyUI's process ended. Returns when the journal has it, where it can be kept.
+        """The workflow was running when ComfyUI's process ended. Returns when the journal has it, if that is possible.
 
         Args:
-            how: a clause such as "it was ended by SIGSEGV"; "" where nobody saw it.
-            lines: the last ones that ComfyUI wrote.
+            how: a clause such as "it was ended by SIGSEGV"; "" if it is not known.
+            lines: the last lines that ComfyUI wrote.
         """
         if not self._after:
             return
@@ -102,11 +102,11 @@ class Quarantine:
                 _log.error("journal.not_written", reason=error.detail)
 
     def check(self, workflow: Mapping[str, Any], prompt_id: str | None = None) -> None:
-        """Raise `ComfyUIPromptQuarantinedError` for a workflow that is refused now."""
+        """Raises `ComfyUIPromptQuarantinedError` for a workflow that is refused now."""
         while self._records and next(iter(self._records.values())).times[-1] + self._seconds <= self._clock():
             self._records.popitem(last=False)
         if not self._records:
-            return  # to hash a large workflow takes longer than all else here
+            return  # hashing a large workflow takes longer than the rest of this
         record = self._records.get(workflow_hash(workflow))
         if record is None or len(record.times) < self._after:
             return
@@ -114,13 +114,13 @@ class Quarantine:
         how = f" (the last time {record.how})" if record.how else ""
         raise ComfyUIPromptQuarantinedError(
             f"this workflow ended ComfyUI's process {len(record.times)} times{how}; it is refused for another"
-            f" {max(1, round(left_s))} s. Change the workflow, or what of its nodes and models crashes",
+            f" {max(1, round(left_s))} s. Change the workflow, or mend its node or model that crashes",
             prompt_id=prompt_id,
             log_tail=record.lines,
         )
 
     def succeeded(self, workflow: Mapping[str, Any]) -> None:
-        """The workflow ran to its end: what was held against it was not its fault."""
+        """The workflow ran to its end: the recorded deaths were not its fault."""
         if not self._records:
             return
         key = workflow_hash(workflow)
@@ -129,7 +129,7 @@ class Quarantine:
 
 
 def workflow_hash(workflow: Mapping[str, Any]) -> str:
-    """SHA-256 of what is run: class and inputs of each node, without the titles that editors write beside them."""
+    """SHA-256 of what runs: class and inputs of each node, without the titles that editors write beside them."""
     decisive = {
         node_id: {"class_type": node.get("class_type"), "inputs": node.get("inputs")}
         if isinstance(node, Mapping)

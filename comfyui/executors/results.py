@@ -1,4 +1,4 @@
-"""What a history entry of ComfyUI says of a prompt that has ended: its result, or why there is none."""
+"""Reads the result of a prompt that has ended, or its error, from ComfyUI's history entry."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def result_of(
     node_errors: Mapping[str, tuple[str, ...]] | None = None,
     node_seconds: Mapping[str, float] | None = None,
 ) -> PromptResult:
-    """A history entry as a result; raises what the entry says went wrong, with what was saved before that."""
+    """The result in a history entry; raises the entry's error, with the outputs that were saved before it."""
     executing = executing_s(entry)
     timings = Timings(staging_s, queued_s=max(0.0, waited_s - executing), executing_s=executing, nodes=node_seconds)
     result = PromptResult(
@@ -47,7 +47,7 @@ def result_of(
 
 
 def was_cancelled(found: HistoryEntry | QueueItem) -> bool:
-    """Whether the prompt was interrupted in an earlier try: the caller asks for it again, so it runs again."""
+    """Whether the prompt was interrupted in an earlier try: the caller asks again, so it runs again."""
     if isinstance(found, QueueItem):
         return False
     try:
@@ -60,9 +60,9 @@ def was_cancelled(found: HistoryEntry | QueueItem) -> bool:
 
 
 async def nodes_without_files(backend: Backend, result: PromptResult, entry: HistoryEntry) -> set[str]:
-    """The output nodes that came from ComfyUI's cache without their files, or without anything (trap 9).
+    """The output nodes that came from ComfyUI's cache without their files, or without any output (trap 9).
 
-    A file that was just written is there, and a node that ran and shows nothing has nothing to show.
+    A file that was just written exists, and a node that ran without output has none to show.
     """
     cached = cached_nodes(entry.messages)
     if not result.outputs:
@@ -78,6 +78,6 @@ async def _is_there(backend: Backend, file: OutputFile) -> bool:
     try:
         return await backend.client.size_of(file) is not None
     except ComfyUIError as error:
-        # The prompt has succeeded: whether its file can be had shows when it is fetched.
+        # The prompt has succeeded: whether its file can be read shows when it is fetched.
         _log.warning("output.not_checked", server=backend.name, detail=error.detail)
         return True

@@ -1,6 +1,7 @@
-"""`Submission`: a prompt is queued in ComfyUI exactly once, though the reply to it may be lost.
+"""`Submission`: queues a prompt in ComfyUI exactly once, even if the reply is lost.
 
-ComfyUI does not check ids: the same prompt sent twice runs twice. So after a lost reply the prompt is looked for first.
+ComfyUI does not check ids: the same prompt sent twice runs twice. So after a lost reply, the prompt is first looked
+for.
 """
 
 from __future__ import annotations
@@ -35,12 +36,12 @@ _log = structlog.get_logger(__name__)
 _LOOK_AGAIN_S = 0.5
 _VANISHED_AFTER_S = 15.0
 _BACKOFF = Backoff(start_s=0.4, max_s=2.0)
-# Our own entry in extra_data, for gateways after this one; see `comfyui.jobs.job.Job.mark`.
+# Our entry in extra_data, for later gateways; see `comfyui.jobs.job.Job.mark`.
 _MARK = "comfyui_gateway"
 
 
 class Submission:
-    """Sends prompts. `retries`: how often one is sent again after a lost reply."""
+    """Sends prompts. `retries`: how often a prompt is sent again after a lost reply."""
 
     def __init__(self, retries: int, metrics: Metrics) -> None:
         self._retries = retries
@@ -49,13 +50,13 @@ class Submission:
     async def send(
         self, backend: Backend, job: Assignment, watch: Watch, request: PromptRequest, prompt: Mapping[str, Any]
     ) -> tuple[float, Mapping[str, Any]]:
-        """Queue `prompt`, which is the request's workflow with its inputs placed.
+        """Queues `prompt`, which is the request's workflow with its inputs placed.
 
         Returns:
-            The prompt's number in ComfyUI's order, and ComfyUI's `node_errors`: of outputs that are left out.
+            The prompt's number in ComfyUI's order, and ComfyUI's `node_errors` of outputs that are left out.
 
         Raises:
-            ComfyUIPromptLostError: ComfyUI may have run the prompt, and have forgotten it.
+            ComfyUIPromptLostError: ComfyUI may have run the prompt and forgotten it.
             ComfyUISubmissionError: the reply was lost each time.
             ComfyUIError: nothing was sent, or ComfyUI refused the prompt.
         """
@@ -72,7 +73,7 @@ class Submission:
                 reason = error
             except ComfyUIServerError as error:
                 if 400 <= error.upstream_status < 500:
-                    raise  # an answer, and a refusal: no reply was lost
+                    raise  # an answer that refuses: no reply was lost
                 reason = error
             else:
                 return queued.number, queued.node_errors
@@ -92,11 +93,11 @@ class Submission:
         )
 
     async def _look_for(self, backend: Backend, prompt_id: str, deaths: int) -> HistoryEntry | QueueItem | None:
-        """Look twice, a moment apart: a submission whose reply was lost may still be on its way through ComfyUI.
+        """Looks twice, a moment apart: a submission whose reply was lost may still be on its way through ComfyUI.
 
         Raises:
-            ComfyUIPromptLostError: the server does not answer any more, so nobody can tell; or it ended since there
-                were `deaths` of it, or was away, so that it may have run the prompt and forgotten it.
+            ComfyUIPromptLostError: the server no longer answers, so this cannot be found out; or it ended more than
+                `deaths` times, or was away, so that it may have run the prompt and forgotten it.
         """
         deadline = time.monotonic() + _VANISHED_AFTER_S
         looks = failures = 0
@@ -124,7 +125,7 @@ class Submission:
 
 
 def check_same(job: Assignment, found: HistoryEntry | QueueItem) -> None:
-    """Refuse another request's prompt; a job that only watches is told the fingerprint, for requests that join later.
+    """Refuses another request's prompt. A job that only watches gets the fingerprint, for requests that join later.
 
     Raises:
         ComfyUIConflictError: ComfyUI has the prompt from a request with another body.
@@ -139,17 +140,17 @@ def check_same(job: Assignment, found: HistoryEntry | QueueItem) -> None:
 
 
 def journal_of(found: QueueItem) -> str | None:
-    """Identity of the journal of the gateway that sent the prompt."""
+    """The identity of the journal of the gateway that sent the prompt."""
     return _marked(found, "journal")
 
 
 def attempt_of(found: QueueItem) -> str | None:
-    """Which attempt of its job the prompt is: see `comfyui.jobs.journal.records.Fence.mark`."""
+    """The attempt of its job that the prompt is: see `comfyui.jobs.journal.records.Fence.mark`."""
     return _marked(found, "attempt")
 
 
 def is_callers(found: QueueItem) -> bool:
-    """Whether a caller of a gateway chose the id of the prompt, and so may ask for it again."""
+    """Whether a gateway's caller chose the id of the prompt, and so may ask for it again."""
     return _marked(found, "id") == "chosen"
 
 
@@ -177,8 +178,7 @@ def _body(job: Assignment, request: PromptRequest, prompt: Mapping[str, Any], cl
 
 
 def may_go_elsewhere(error: ComfyUIServerError | ComfyUIConnectionError, job: Assignment) -> bool:
-    """Whether another server may do better: this one could not be asked, or failed at a question before the prompt was
-    sent."""
+    """Whether another server may do better: this one could not be asked, or failed before the prompt was sent."""
     if isinstance(error, ComfyUICredentialsError | ComfyUIConnectionError):
         return True
     was_sent = job.watch is not None and job.watch.open and job.watch.sent

@@ -1,7 +1,7 @@
 """`Catalogue`: files that clients uploaded, by whose they are and the name that ComfyUI would know them by.
 
-Behind several servers an upload is on none of them: its bytes lie in the store of inputs, and are placed on a server
-when a prompt that names them is placed there. Each key of role `user` has names of its own; all who see everything
+Behind several servers, an upload is first on none of them: its bytes are in the store of inputs, and go to a server
+when a prompt that names them goes there. Each key of role `user` has its own names; all callers who see everything
 share the names of the key "". The names are in memory and in the journal.
 """
 
@@ -32,29 +32,29 @@ from comfyui.workflows.api_format import LONGEST_PATH
 SHARED = ""
 """The key of those who see everything."""
 TYPES = ("input", "output", "temp")
-# Of a name: in bytes of UTF-8, as disks count; of a whole folder: in characters.
+# Limits of a name, in bytes of UTF-8 (as disks count), and of a whole folder, in characters.
 _LONGEST_NAME, _LONGEST_FOLDER = 255, 1024
 _LONGEST_ENDING = 32
 # Control characters, and halves of letters that no file system takes.
 _NEVER = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
-# That a file is of use is written down so often.
+# How often the last use of a file is recorded.
 _USED_EVERY_S = 3600.0
 
 _log = structlog.get_logger(__name__)
 
 Clock = Callable[[], float]
 TakenElsewhere = Callable[[str], Awaitable[str | None]]
-"""Says of a name that nobody has uploaded the SHA-256 of the file that a server has there; None where it has none."""
+"""The SHA-256 of a server's file with a name that was never uploaded; None if there is none."""
 
 
 @dataclass(frozen=True, slots=True)
 class NewName:
-    """What a client asks to store a file as, as ComfyUI reads it.
+    """The name under which a client asks to store a file, as ComfyUI reads it.
 
     Attributes:
-        key: whose it is to be; see `KeptUpload`.
+        key: its owner; see `KeptUpload`.
         type: of ComfyUI's folder: ``input``, ``output`` or ``temp``.
-        overwrite: it takes the place of what has the name.
+        overwrite: whether it replaces the present file of that name.
     """
 
     key: str
@@ -72,10 +72,10 @@ class NewName:
 
 
 class Catalogue:
-    """Call `open` before it is used. The store is open by then, and the journal; they belong to whoever made them.
+    """Call `open` before it is used, and after the store and the journal are open; these belong to their creator.
 
     Args:
-        owners: know whose names a job has; None: all are shared.
+        owners: know whose names a job may use; None: all names are shared.
     """
 
     def __init__(
@@ -85,12 +85,12 @@ class Catalogue:
         self._store = store
         self._owners = owners
         self._clock = clock
-        # The one that was used longest ago is first.
+        # Ordered by the last use, the oldest first.
         self._kept: OrderedDict[tuple[str, str], KeptUpload] = OrderedDict()
         self._naming: WeakValueDictionary[tuple[str, str, str], asyncio.Lock] = WeakValueDictionary()
 
     async def open(self) -> None:
-        """Reads the names. Those whose bytes are gone are forgotten. Raises `JournalError`."""
+        """Reads the names. Names whose bytes are gone are forgotten. Raises `JournalError`."""
         gone = []
         for kept in await self._journal.uploads():
             if self._store.has(kept.digest):
@@ -98,13 +98,13 @@ class Catalogue:
             else:
                 gone.append((kept.key, kept.place))
         if gone:
-            _log.warning("uploads.gone", files=len(gone), detail="their bytes are not in the folder of inputs any more")
+            _log.warning("uploads.gone", files=len(gone), detail="their bytes are no longer in the folder of inputs")
             await self._journal.write(DropUploads(tuple(gone)))
 
     # Questions
 
     def key_of(self, owner: str | None) -> str:
-        """Whose names a job of this owner has."""
+        """The key whose names a job of this owner may use."""
         return confined_to(owner, self._owners) or SHARED
 
     def find(self, key: str, place: str) -> KeptUpload | None:
@@ -123,7 +123,7 @@ class Catalogue:
     ) -> Mapping[str, KeptUpload]:
         """The files that texts in a workflow's inputs may mean, by `path_in` of the text.
 
-        `brought`: names that mean what comes with the workflow.
+        `brought`: names that refer to files that come with the workflow.
         """
         if not self._kept:
             return {}
@@ -156,7 +156,7 @@ class Catalogue:
         return {kept.digest for kept in self._kept.values()}
 
     def oldest(self) -> Iterator[KeptUpload]:
-        """Those that may go first: of whoever has most, by when they were used."""
+        """The uploads that may be removed first: those of the key with the most bytes, by their last use."""
         sizes: dict[str, int] = {}
         for kept in self._kept.values():
             sizes[kept.key] = sizes.get(kept.key, 0) + kept.size
@@ -230,7 +230,7 @@ class Catalogue:
     async def _free_name(
         self, wanted: NewName, digest: str, elsewhere: TakenElsewhere
     ) -> tuple[str, KeptUpload | None]:
-        """The first name that is free, or has the same bytes: then with what is there."""
+        """The first free name, or one with the same bytes, together with its upload."""
         filename, number = wanted.filename, 1
         while True:
             place = wanted.place(filename)
@@ -243,7 +243,7 @@ class Catalogue:
             number += 1
 
     async def drop(self, gone: Collection[KeptUpload]) -> None:
-        """These names stand for nothing any more. Raises `JournalError`."""
+        """Forgets these names. Raises `JournalError`."""
         names = tuple((kept.key, kept.place) for kept in gone)
         await self._journal.write(DropUploads(names))
         for name in names:
@@ -260,7 +260,7 @@ class Catalogue:
 
 
 def numbered(filename: str, number: int) -> str:
-    """The name as ComfyUI numbers it where it is taken, such as ``a (1).png``; one that would be too long is cut."""
+    """The name as ComfyUI numbers it if it is taken, such as ``a (1).png``; a name that would be too long is cut."""
     stem, ending = posixpath.splitext(filename)
     if len(ending) > _LONGEST_ENDING:
         stem, ending = filename, ""
@@ -278,7 +278,7 @@ def place_at(folder_type: str, path: str) -> str:
 
 
 def _place_of(text: str) -> str:
-    """Which file a loader takes the text for: one of the input folder, unless it says another. "" for no file."""
+    """The file that a loader takes the text for: one of the input folder, unless it names another. "" for no file."""
     folder_type = next((name for name in TYPES if text.endswith(f" [{name}]")), "")
     try:
         return place_at(folder_type or "input", text.removesuffix(f" [{folder_type}]"))

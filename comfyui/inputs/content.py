@@ -1,6 +1,7 @@
 """The content of one input: in memory or spooled to disk, with its SHA-256, its size and the type of its bytes.
 
-Nothing here knows where the bytes come from or go to. Hashing and file access of more than a moment happen in threads.
+These classes do not know the source or the target of the bytes. Hashing and file access of more than a moment happen in
+threads.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ _ISO_BRANDS = {
 
 
 def sniff(head: bytes) -> str | None:
-    """The extension that the first bytes of a file ask for, such as ``.png``; None when they are not known."""
+    """The extension for the first bytes of a file, such as ``.png``; None if they are not known."""
     if head[:4] == b"RIFF":
         return _RIFF_FORMS.get(head[8:12])
     if head[4:8] == b"ftyp":
@@ -87,13 +88,15 @@ def sniff(head: bytes) -> str | None:
 
 
 def extension_for(head: bytes, hint: str = "") -> str:
-    """The extension under which to store a file: what its bytes say, else `hint` where it is one, else ``.bin``."""
+    """The extension under which to store a file: by its bytes, or `hint` if it is one, or ``.bin``."""
     hint = hint.lower()
     return sniff(head) or (hint if _EXTENSION.fullmatch(hint) else ".bin")
 
 
 def refuse_no_file(head: bytes) -> None:
-    """Raise `ComfyUIInputError` for what is certainly no input: nothing at all, or a web page (of an error, mostly)."""
+    """Raises `ComfyUIInputError` for bytes that are certainly not an input: none at all, or a web page (usually of an
+    error).
+    """
     if not head:
         raise ComfyUIInputError("the content is empty")
     start = head.removeprefix(_UTF8_BOM).lstrip()[:16].lower()
@@ -103,7 +106,7 @@ def refuse_no_file(head: bytes) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """What is to be uploaded.
+    """The content of an upload.
 
     Attributes:
         source: the bytes themselves, or a file that stays in place until the upload ends.
@@ -120,7 +123,7 @@ class Content:
 
     @classmethod
     def of_bytes(cls, data: bytes, hint: str = "") -> Content:
-        """Hashes and sniffs; takes about 1 ms per MB. Raises `ComfyUIInputError` for what is no file."""
+        """Hashes and sniffs; takes about 1 ms per MB. Raises `ComfyUIInputError` if it is not a file."""
         refuse_no_file(data[:_HEAD])
         return cls(data, len(data), hashlib.sha256(data).hexdigest(), extension_for(data[:_HEAD], hint))
 
@@ -134,7 +137,7 @@ class Content:
 
     @classmethod
     async def of_hashed_file(cls, path: Path, digest: str, *, hint: str = "") -> Content:
-        """As `of_file`, where the SHA-256 is known and the size was checked: only the file's first bytes are read."""
+        """The same as `of_file` for a known SHA-256 and a checked size: only the file's first bytes are read."""
         with temporary_file_errors():
             size, head = await asyncio.to_thread(_size_and_head, path)
         refuse_no_file(head)
@@ -143,7 +146,7 @@ class Content:
     async def chunks(self, start: int = 0, size: int | None = None) -> AsyncIterator[bytes]:
         """The content in pieces of at most 1 MiB: `size` bytes from byte `start` on, or all that follow it.
 
-        Each call begins anew.
+        Each call starts from the beginning.
         """
         left = self.size - start if size is None else size
         if isinstance(self.source, bytes):
@@ -209,7 +212,7 @@ class Spool:
         return self._size
 
     async def clear(self) -> None:
-        """Forget what was written: the next bytes are the file's first ones."""
+        """Discards the written bytes: the next bytes are the file's first ones."""
         if self._size:
             self._hash = hashlib.sha256()
             self._head = b""
@@ -229,7 +232,7 @@ class Spool:
             await self._flush()
 
     async def finish(self, hint: str = "") -> Content:
-        """What was written; its file lives until the ``async with`` ends."""
+        """The written content; its file lives until the ``async with`` ends."""
         await self._flush()
         if self._file is None:
             raise RuntimeError("use the spool inside 'async with'")
@@ -259,7 +262,7 @@ class Spool:
 
 
 class BroughtFiles(Protocol):
-    """What comes with a request beside its body; it stays in place while it is held.
+    """The files that come with a request beside its body; they stay in place while they are held.
 
     Attributes:
         paths: files by the name under which the workflow refers to them.
@@ -318,7 +321,7 @@ def temporary_file_errors() -> AbstractContextManager[None]:
 
 
 def _opened(path: Path, start: int = 0) -> IO[bytes]:
-    # Nobody but us writes there, so a link was put there to have us read something else.
+    # Only we write there, so a link was put there to make us read another file.
     file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb")
     file.seek(start)
     return file

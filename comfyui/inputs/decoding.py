@@ -15,7 +15,7 @@ from urllib.parse import unquote_to_bytes
 from comfyui.exceptions import ComfyUIInputError
 from comfyui.inputs.content import Content, too_large
 
-# With the blanks and line ends that stand before it where it was pasted.
+# Including blanks and line ends before it, if it was pasted.
 _DATA_URI = re.compile(r"\s{0,1000}data:([^,]{0,1000}),", re.IGNORECASE)
 _WHITESPACE = b" \t\r\n\f\v"
 _URL_SAFE = bytes.maketrans(b"-_", b"+/")
@@ -37,7 +37,7 @@ def is_data_uri(text: str) -> bool:
 
 
 def head_of_data_uri(text: str) -> str:
-    """What stands before the base64 of a data URI with the same content."""
+    """The head of a data URI, before its base64."""
     match = _DATA_URI.match(text)
     if match is None:
         raise ValueError("not a data URI")
@@ -55,7 +55,7 @@ def plain_data_uri(text: str) -> Content | None:
 
 
 def base64_of(data: bytes) -> str:
-    """In pieces, as all that may be long here."""
+    """Encodes in pieces, because the data may be long."""
     size = 3 * _PIECE // 4
     return "".join(base64.b64encode(data[start : start + size]).decode() for start in range(0, len(data), size))
 
@@ -117,11 +117,11 @@ def _base64(text: str | bytes, max_bytes: int, piece: int, *, unpadded: bool) ->
         blanks, lines = blanks or b" " in raw, lines or b"\n" in raw
         parts.append(raw.translate(_URL_SAFE, _WHITESPACE))
         size += len(parts[-1])
-        # Before it is decoded, so that what is too large costs no further memory.
+        # Checked before decoding, so that a text that is too large costs no more memory.
         if size * 3 // 4 > max_bytes + 2:
             raise too_large(max_bytes)
     packed = b"".join(parts)
-    # Only the URL-safe alphabet is written without padding; a path such as /etc/passwd would pass for base64 else.
+    # Only the URL-safe alphabet is written without padding; otherwise a path such as /etc/passwd would pass for base64.
     unpadded = unpadded or url_safe
     missing = -size % 4
     if blanks and not lines and _is_base64(packed, piece) and _lost_plus(_ascii(text[:_BLANKS_JUDGED])):
@@ -134,7 +134,7 @@ def _base64(text: str | bytes, max_bytes: int, piece: int, *, unpadded: bool) ->
 
 
 def _without_idle_padding(packed: bytes) -> bytes:
-    """Python lets padding pass that pads nothing, but only where it does not begin a piece."""
+    """Python accepts needless padding, but only if it does not begin a piece."""
     end = packed[-_LONGEST_PADDING:]
     padding = len(end) - len(end.rstrip(b"="))
     return packed[:-padding] if padding and (len(packed) - padding) % 4 == 0 else packed
@@ -160,14 +160,14 @@ def _decoded(packed: bytes, size: int) -> Iterator[bytes]:
 
 
 def _spoilt(packed: bytes) -> str:
-    """What a client put around or into its base64, for the error's text; empty where it is none of the known faults."""
+    """A known fault that a client made in its base64, for the error's text; empty if it is none of these."""
     start = packed[:200].lower()
     if start[:1] in (b'"', b"'"):
         return "it stands in quotes"
     if b"base64," in start:
         return "it begins with 'base64,' but is no data URI: put 'data:' and its media type before it, or take it away"
     if b"\\n" in start or b"\\r" in start:
-        return "it has a backslash and a letter where its lines end"
+        return "it has a backslash and a letter at the ends of its lines"
     return "it ends in too many '='" if packed.endswith(b"===") else ""
 
 
@@ -181,6 +181,6 @@ def _is_base64(packed: bytes, size: int) -> bool:
 
 
 def _lost_plus(raw: bytes) -> bool:
-    """Whether blanks in a base64 text are what a form decoder made of '+', and not the marks of wrapped lines."""
+    """Whether blanks in a base64 text come from a form decoder that read '+', and not from wrapped lines."""
     groups = [match[0] for match, _ in zip(_GROUP.finditer(raw.strip()), range(_GROUPS_LOOKED_AT), strict=False)]
     return len(groups) > 1 and (len(groups[0]) % 4 != 0 or any(len(group) != len(groups[0]) for group in groups[1:-1]))

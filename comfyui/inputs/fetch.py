@@ -4,8 +4,8 @@
   `comfyui.transport.address_guard` permits.
 - Redirects are followed by hand, few, each hop checked as the first; no cookie, referrer or credential goes along.
 - Time, silence, bytes (as announced, and as counted after decompression) and simultaneous downloads are limited.
-- Refused addresses and names that lead to them give one and the same error. Only a name that cannot be looked up is
-  told apart, since that may pass.
+- Refused addresses and names that lead to them give the same error. Only a name that cannot be looked up is told apart,
+  because that may pass.
 - What may pass is tried again, from the first URL on, with every check; what came already is continued where the server
   can (Range), and only if it is still the same file (If-Range).
 """
@@ -45,7 +45,7 @@ _CONNECT_S = 10.0
 _RETRIES = 6
 _BACKOFF = Backoff(start_s=0.25, max_s=8.0)
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-# Beside all from 500 on: what the server may answer otherwise a moment later.
+# Statuses, besides all from 500 on, that the server may answer differently a moment later.
 _PASSING_STATUSES = frozenset({408, 425, 429})
 _NO_ADDRESS = (
     "the URL, or one that it redirects to, has no public address to fetch it from; INPUT_URL_ALLOW lists exceptions"
@@ -62,7 +62,7 @@ class UrlFetcher:
         allow: see `AddressPolicy`.
         timeout_s: for one download with all its tries, redirects and name look-ups.
         resolver: for names; the system's by default.
-        retries: further tries after the first, as long as no byte comes.
+        retries: further tries after the first, as long as no byte arrives.
         backoff: between the tries.
         silence_s: how long a server may send nothing.
     """
@@ -116,9 +116,9 @@ class UrlFetcher:
         """The file at `url`, on disk until the ``async with`` ends.
 
         Raises:
-            ComfyUIInputUnavailableError: failed or too slow, in all tries: it may be there later.
-            ComfyUIInputError: refused, too large, or no file (an HTML page). The text names no address and no part of
-                what was received.
+            ComfyUIInputUnavailableError: failed or too slow in all tries; it may work later.
+            ComfyUIInputError: refused, too large, or not a file (an HTML page). The text names no address and no
+                received bytes.
         """
         if self._session is None:
             raise RuntimeError("use the fetcher inside 'async with'")
@@ -126,7 +126,7 @@ class UrlFetcher:
             yield await self._insist(_Download(url, spool, self._session, self._policy, self._max_bytes))
 
     async def _insist(self, download: _Download) -> Content:
-        """Try until it is there, or a reason is known that will not pass, or the tries or the time are used up."""
+        """Tries until it has the content, or an error that will not pass, or no tries or time are left."""
         loop = asyncio.get_running_loop()
         left_s = self._timeout_s
         tries = failures = 0
@@ -158,7 +158,7 @@ class UrlFetcher:
         return f"the URL's server was too slow ({self._timeout_s:g} s in all, {self._silence_s:g} s of silence at most)"
 
     def _translated(self, error: Exception) -> _PassingError:
-        """What a caller can act on. Raises `ComfyUIInputError` for what will be the same at the next try."""
+        """An error that a caller can act on. Raises `ComfyUIInputError` for an error that the next try would repeat."""
         reason = ""
         if isinstance(error, aiohttp.ClientConnectorDNSError):
             if isinstance(error.os_error, NotPermittedError):
@@ -191,7 +191,7 @@ class _PassingError(Exception):
 
 
 class _Download:
-    """One file while it comes; a try that fails leaves here what the next one can continue.
+    """One file while it arrives; a failed try leaves here what the next one can continue.
 
     Attributes:
         kept: bytes at its start that need not be sent again.
@@ -230,7 +230,9 @@ class _Download:
         raise ComfyUIInputError(f"the URL redirects more than {_MAX_REDIRECTS} times")
 
     async def _begin(self, response: aiohttp.ClientResponse, *, continued: bool) -> Inflater | None:
-        """Refuse what is no file, and make the spool ready for this body. Returns what unpacks it, if it is packed."""
+        """Refuses a body that is not a file, and prepares the spool for this one. Returns the unpacker, if it is
+        packed.
+        """
         status = response.status
         if continued and status in {206, 416}:
             if status == 206 and _range_of(response) == (self._spool.size, self._size):
@@ -283,7 +285,7 @@ class _Download:
             raise _PassingError(_BROKEN_OFF) from error
 
     def _checked(self, url: URL) -> URL:
-        """Raises `ComfyUIInputError` for what is not fetched."""
+        """Raises `ComfyUIInputError` for a URL that is not fetched."""
         try:
             return self._policy.checked(url)
         except NotPermittedError:
@@ -300,7 +302,7 @@ def _parse(url: str) -> URL:
 
 
 def _validator_of(response: aiohttp.ClientResponse) -> str | None:
-    """What tells this file from a later one at the same URL, strongly enough for If-Range; None where nothing does."""
+    """A validator of this file that is strong enough for If-Range; None if there is none."""
     tag = response.headers.get("ETag", "")
     if tag.startswith('"'):
         return tag
@@ -316,6 +318,6 @@ def _range_of(response: aiohttp.ClientResponse) -> tuple[int | None, int | None]
 
 
 def _extension_hint(url: URL, content_type: str) -> str:
-    """What the URL's path or the answer's type says about the file; its bytes have the last word."""
+    """The extension by the URL's path or the answer's type; the file's bytes decide in the end."""
     suffix = PurePosixPath(url.path).suffix
     return suffix or mimetypes.guess_extension(content_type) or ""

@@ -1,6 +1,7 @@
-"""What of a request is to be placed in ComfyUI, and where its workflow refers to it. Pure: nothing is read or sent.
+"""Plans which parts of a request are placed in ComfyUI, and where its workflow refers to them. Pure: nothing is read or
+sent.
 
-`comfyui.inputs.staging` places what is planned here, and says by which names.
+`comfyui.inputs.staging` places the planned items, and returns their names.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from comfyui.models import InputFile, PromptRequest
 from comfyui.named_call import parameter_of
 from comfyui.workflows.api_format import LONGEST_PATH, texts_in
 
-# With the blanks and line ends that stand before it where it was pasted.
+# Including blanks and line ends before it, if it was pasted.
 _URL = re.compile(r"\s{0,1000}https?://", re.IGNORECASE)
 _NONE: Mapping[str, Content] = {}
 _NO_UPLOADS: Mapping[str, Upload] = {}
@@ -43,14 +44,14 @@ class Upload:
 
 @dataclass(slots=True)
 class Item:
-    """One input to place: where it comes from, and where the workflow refers to it.
+    """One input to place: its source, and the places in the workflow that refer to it.
 
     Attributes:
         where: the field that the caller gave it in, as errors name it.
         references: the ``(node id, input name)`` of upload widgets whose value it is.
         mentions: further inputs that have its name in a text; whether they mean the file is not known.
         plain: to be stored under its own name, too.
-        upload: what it is, where the caller has uploaded it before.
+        upload: the earlier upload, if it is one.
         parameter: of a named workflow, whose value it is.
     """
 
@@ -66,7 +67,7 @@ class Item:
 
     @property
     def told(self) -> str:
-        """Where it came from, as the caller knows it."""
+        """Its source, as the caller knows it."""
         return self.parameter or self.where
 
     @property
@@ -75,7 +76,7 @@ class Item:
 
     @property
     def is_of_use(self) -> bool:
-        """Whether anything finds it: one key's upload has no plain name on a server."""
+        """Whether any node can find it: one key's upload has no plain name on a server."""
         return self.upload is None or self.upload.plain or bool(self.references)
 
     @property
@@ -86,9 +87,9 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """The names by which ComfyUI has an item: by its content, and under its own; empty where it was not so stored.
+    """ComfyUI's names of an item: by its content, and its own; empty if it was not stored under that.
 
-    Of an upload `by_content` may be its own name, and there is no other.
+    For an upload, `by_content` may be its own name, and its only one.
     """
 
     by_content: str = ""
@@ -106,7 +107,7 @@ def image_field(index: int) -> str:
 
 
 def named_by_hash(digest: str) -> str:
-    """What stands for a content that we keep. No base64 has a colon: no caller's text is taken for it."""
+    """A text for a content that we keep. Base64 has no colon, so no caller's text looks like it."""
     return f"sha256:{digest}"
 
 
@@ -115,12 +116,12 @@ def is_url(text: str) -> bool:
 
 
 def is_inline(value: object) -> bool:
-    """Whether a value in a workflow is itself an input, where its widget uploads files: a data URI or http(s) URL."""
+    """Whether a value in a workflow is itself an input, if its widget uploads files: a data URI or http(s) URL."""
     return isinstance(value, str) and (is_url(value) or is_data_uri(value))
 
 
 def has_inline_values(prompt: Mapping[str, Any]) -> bool:
-    """Whether any value could be an input to place: only then are the node definitions needed."""
+    """Whether any value may be an input to place: only then are the node definitions needed."""
     for node in prompt.values():
         for value in _inputs(node).values():
             if isinstance(value, str) and is_inline(value):
@@ -129,7 +130,7 @@ def has_inline_values(prompt: Mapping[str, Any]) -> bool:
 
 
 def inline_values(prompt: Mapping[str, Any]) -> dict[str, str]:
-    """The texts of the workflow that may be inputs themselves, by their field: see `is_inline`.
+    """The texts of the workflow that may themselves be inputs, by their field: see `is_inline`.
 
     Raises:
         ComfyUIInputError: two inputs have one field, by dots in their names.
@@ -162,7 +163,7 @@ def brought_inputs(
 
 
 def brought_names(request: PromptRequest, files: Collection[str]) -> set[str]:
-    """The names by which a workflow may mean what comes with it; `files`: those of further inputs."""
+    """The names by which a workflow may refer to files that come with it; `files`: those of further inputs."""
     names = set(files)
     for image in request.images:
         names |= {image.name, f"{image.subfolder}/{image.name}"}
@@ -187,12 +188,12 @@ def plan(
     kept: Mapping[str, Content] = _NONE,
     uploads: Mapping[str, Upload] = _NO_UPLOADS,
 ) -> Sequence[Item]:
-    """What is to be placed, each with its references.
+    """The items to place, each with its references.
 
     Args:
         files: further inputs by ``name`` or ``subfolder/name``.
-        kept: contents that we have already, by their field; they count in place of what stands there.
-        uploads: what was uploaded before, by `path_in` of what the workflow says. An input of that name goes before it.
+        kept: contents that we already have, by their field; they replace the field's value.
+        uploads: earlier uploads, by `path_in` of the workflow's text. An input of that name takes precedence.
 
     Raises:
         ComfyUIInputError: two entries claim one name.
@@ -253,7 +254,7 @@ def file_parameter(request: PromptRequest, name: str) -> str:
 
 
 def _mark_plain(prompt: Mapping[str, Any], named: Mapping[str, Item]) -> None:
-    """Where a name is (also) used in a way that cannot be rewritten with certainty, the file has to be under it."""
+    """If a name is (also) used in a way that cannot be rewritten with certainty, the file must be stored under it."""
     for item in named.values():
         item.plain = not item.references
     for node_id, node in prompt.items():
@@ -271,15 +272,15 @@ def _named(named: Mapping[str, Item], value: str) -> Item | None:
 
 
 def path_in(value: str) -> str:
-    """What a loader takes for the path of a file: without ComfyUI's suffix, with the folders of Windows as ours.
+    """The path of a file as a loader reads it: without ComfyUI's suffix, and with ``/`` for the folders of Windows.
 
-    Of a file of another folder than ComfyUI's input folder the suffix, such as `` [temp]``, is part of it.
+    For a file outside ComfyUI's input folder, the suffix, such as `` [temp]``, is part of it.
     """
     return value.removesuffix(" [input]").replace("\\", "/")
 
 
 def _inputs(node: Any) -> Mapping[str, Any]:
-    """A node's inputs; empty for what is no node: to complain is the validation's task."""
+    """A node's inputs; empty for a value that is not a node, which the validation will report."""
     inputs = node.get("inputs") if isinstance(node, dict) else None
     return inputs if isinstance(inputs, dict) else {}
 

@@ -2,18 +2,19 @@
 
 **Names.** Two callers may send different pictures under the same name, ``input.png``, at the same time; stored under
 that name, one of them would be rendered with the other's picture. So an input that the workflow refers to is stored
-under a name made of its content, ``gateway/<hash>.png``, and the reference is rewritten. "Refers to" is taken only
-where it is certain: an upload widget (``upload_inputs``) whose value is exactly the entry's ``name`` or
-``subfolder/name``, with or without ComfyUI's suffix ``[input]``. A text that happens to equal a file's name is never
-touched. Where the name also stands somewhere else in the workflow, or nowhere (a custom node that finds its file by
-itself), the file is stored under its plain name as ComfyUI would do it, and there the last caller wins. The name that
-ComfyUI answers is the one that counts: where it is another than the asked one, the workflow's texts follow it.
+under a name made of its content, ``gateway/<hash>.png``, and the reference is rewritten. Only a certain reference
+counts: an upload widget (``upload_inputs``) whose value is exactly the entry's ``name`` or ``subfolder/name``, with or
+without ComfyUI's suffix ``[input]``. A text that happens to equal a file's name is never changed. If the name also
+occurs somewhere else in the workflow, or nowhere (a custom node that finds its file by itself), the file is stored
+under its plain name as ComfyUI would do it; there the last caller wins. If ComfyUI answers with another name than the
+requested one, the workflow's texts follow it.
 
-**Uploads.** What a client has uploaded before keeps its plain name where no other bytes have that name on the server,
-so that the workflow is submitted as it came. Else, and where it is one key's alone, it is ``gateway/<sha256>/<name>``.
+**Uploads.** An earlier upload of a client keeps its plain name if no other bytes have that name on the server, so that
+the workflow is submitted unchanged. Otherwise, and for an upload of one key alone, the name is
+``gateway/<sha256>/<name>``.
 
-**Once.** What is stored under its content's name is uploaded once per ComfyUI server and then remembered, also when
-many requests bring it at the same moment. Plain names are uploaded each time: somebody else may have overwritten them.
+**Once.** A file stored under its content's name is uploaded once per ComfyUI server and then remembered, even if many
+requests bring it at the same moment. Plain names are uploaded each time: another client may have overwritten them.
 """
 
 from __future__ import annotations
@@ -52,14 +53,14 @@ OURS = (f"{FOLDER}/", f"{_MODEL_FOLDER}/")
 _REMEMBERED = 4096
 _UPLOAD_RETRIES = 3
 _BACKOFF = Backoff(start_s=0.1, max_s=5.0)
-# Of one request. Each decodes up to `ON_LOOP_BYTES` on the event loop, in the same turn as the others.
+# The limit for one request. Each item decodes up to `ON_LOOP_BYTES` on the event loop, in the same turn as the others.
 _PLACED_AT_ONCE = 16
 _NO_UPLOADS: Mapping[str, Upload] = {}
 
 
 @dataclass(frozen=True, slots=True)
 class _Stored:
-    """What a server was given in its present epoch, by our name of the content: ComfyUI's name of the file."""
+    """The files that a server was given in its present epoch: our name of the content to ComfyUI's name of the file."""
 
     epoch: int
     names: OrderedDict[str, str] = field(default_factory=OrderedDict)
@@ -70,8 +71,8 @@ class InputStager:
 
     Args:
         max_bytes: of one input, decoded.
-        url_allow: hosts and networks that may be fetched although they are not public: see `fetch.AddressPolicy`.
-            A bad entry raises ValueError.
+        url_allow: hosts and networks that may be fetched although they are private: see `fetch.AddressPolicy`. A bad
+            entry raises ValueError.
         url_timeout_s: for one download.
         resolver: of the hosts in URLs; the system's by default.
     """
@@ -93,7 +94,7 @@ class InputStager:
 
     @property
     def max_bytes(self) -> int:
-        """Of one input, decoded."""
+        """Largest size of one decoded input."""
         return self._max_bytes
 
     async def __aenter__(self) -> Self:
@@ -119,7 +120,7 @@ class InputStager:
                 URLs are taken from these inputs only.
             files: further inputs, which the caller holds until this returns.
             plain_folder: below ComfyUI's input folder, where files are stored that keep their plain names.
-            uploads: what was uploaded before and is to be there: see `comfyui.inputs.plan.plan`.
+            uploads: earlier uploads that the server needs: see `comfyui.inputs.plan.plan`.
 
         Returns:
             The workflow to submit: the request's own when nothing in it changes, else a copy of what changes.
@@ -179,7 +180,7 @@ class InputStager:
 
     @asynccontextmanager
     async def content(self, item: Item) -> AsyncIterator[Content]:
-        """What an input consists of, until the ``async with`` ends: decoded, or fetched where it is a URL.
+        """The content of an input, until the ``async with`` ends: decoded, or fetched if it is a URL.
 
         Raises:
             ComfyUIInputError: without naming the field.
@@ -207,7 +208,7 @@ class InputStager:
             if name in stored:
                 stored.move_to_end(name)
                 return stored[name]
-            # Without overwriting: ComfyUI compares, and does not truncate a file that a node may be reading.
+            # Without overwriting, ComfyUI compares, and does not truncate a file that a node may be reading.
             stored[name] = await _upload(server.shelf, content, name, folder, overwrite=False)
             if len(stored) > _REMEMBERED:
                 stored.popitem(last=False)
@@ -234,7 +235,7 @@ class InputStager:
                 if there is not None:
                     below = _MODEL_FOLDER if content.extension.lower() in _MODEL_EXTENSIONS else FOLDER
                     folder = f"{below}/{content.digest}"
-                # ComfyUI's answer counts: somebody else may have taken the name just now.
+                # ComfyUI's answer counts: another client may have taken the name just now.
                 stored[place] = await _upload(server.shelf, content, name, folder, overwrite=False)
             if len(stored) > _REMEMBERED:
                 stored.popitem(last=False)
@@ -248,7 +249,7 @@ class InputStager:
 
 
 async def digest_there(shelf: FileShelf, path: str, size: int) -> str | None:
-    """SHA-256 of the file with this path below ComfyUI's input folder: None where there is none.
+    """SHA-256 of the file with this path below ComfyUI's input folder; None if there is none.
 
     "" for a file of another size, of which nothing is read.
     """
@@ -266,7 +267,7 @@ async def digest_there(shelf: FileShelf, path: str, size: int) -> str | None:
 
 
 async def _digest_shown(shelf: FileShelf, path: str, size: int) -> str | None:
-    """As `digest_there`; "" for a name that ComfyUI stores and reads, and does not show: one with two dots in it."""
+    """As `digest_there`; "" for a name that ComfyUI stores and reads but does not show: one with two dots."""
     try:
         return await digest_there(shelf, path, size)
     except ComfyUIServerError as error:
@@ -294,7 +295,7 @@ async def _upload(shelf: FileShelf, content: Content, name: str, subfolder: str,
 
 
 async def _with_texts(request: PromptRequest, kept: Mapping[str, Content], items: Sequence[Item]) -> PromptRequest:
-    """Puts a data URI back where this server takes the text itself: what is kept of it has no place of its own then."""
+    """Restores a data URI if this server takes the text itself: its kept content is then not placed."""
     placed = {where for item in items for where in item.fields}
     prompt = dict(request.prompt)
     for node_id, node in request.prompt.items():

@@ -1,8 +1,8 @@
 """`InputStore`: inputs of async jobs and uploads, on the disk by their SHA-256, so that the same bytes are there once.
 
-A file comes under a temporary name, is synced and renamed, and its folder is synced: under a hash stands a whole file
-or none. Who brings or uses a file holds it; the store removes what is neither held nor named by an unfinished job or
-an upload. It knows neither: whoever sweeps says which files they name.
+A file is written under a temporary name, synced and renamed, and its folder is synced: a hash always names a whole file
+or none. The code that brings or uses a file holds it; the store removes files that are neither held nor named by an
+unfinished job or an upload. It knows neither jobs nor uploads: the caller of a sweep says which files they name.
 """
 
 from __future__ import annotations
@@ -39,20 +39,20 @@ _FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW
 _DAY_S = 86_400.0
 # A sweep asks the journal: it waits for what else ends in this time.
 _SETTLE_S = 1.0
-# Files that are asked for in one turn of the event loop.
+# How many files are asked for in one turn of the event loop.
 _SWEPT_TOGETHER = 500
 
 Named = Callable[[Collection[str]], Awaitable[Collection[str]]]
-"""Gives those of these hashes that somebody names, and further ones or none."""
+"""Gives the hashes, among these and possibly others, that jobs or uploads name."""
 
 
 class InputStore:
     """Open it with ``async with``. One process uses a folder at a time.
 
     Args:
-        folder: is made where it is not there; only this user may enter. None: a temporary one, which ends with us.
+        folder: created if it does not exist; only this user may enter. None: a temporary one, which ends with us.
         max_bytes: of all files together.
-        keep_s: how long a file is kept that no job needs any more.
+        keep_s: how long a file is kept after the last job that needs it.
     """
 
     def __init__(self, folder: Path | None, *, max_bytes: int = 10_000_000_000, keep_s: float = 0.0) -> None:
@@ -68,7 +68,7 @@ class InputStore:
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._opening = asyncio.Lock()
         self._sweeping = asyncio.Lock()
-        # While a sweep goes on: what was held since it began, though it was let go.
+        # During a sweep: the files that were held since it began, even if they were released.
         self._spared: set[str] | None = None
         self._stale = asyncio.Event()
 
@@ -97,7 +97,7 @@ class InputStore:
 
     @property
     def max_bytes(self) -> int:
-        """Of all files together, at most."""
+        """The most bytes of all files together."""
         return self._max_bytes
 
     @property
@@ -106,7 +106,7 @@ class InputStore:
 
     @property
     def bytes(self) -> int:
-        """Of all files together, and of those that are being written."""
+        """Bytes of all files together, including those that are being written."""
         return self._bytes
 
     def has(self, digest: str) -> bool:
@@ -118,7 +118,7 @@ class InputStore:
         path = (self._path or Path()) / digest
         return Content(path, self._sizes.get(digest, 0), digest, extension, self._label)
 
-    # Who needs a file
+    # Holding files
 
     def hold(self, digests: Iterable[str]) -> None:
         """These files stay until `let_go`."""
@@ -136,7 +136,7 @@ class InputStore:
 
     @contextmanager
     def holding(self) -> Iterator[Holding]:
-        """What is put by it stays until the block ends: by then a job names it that is in the journal."""
+        """Files that it puts stay until the block ends: by then, a job in the journal names them."""
         holding = Holding(self)
         try:
             yield holding
@@ -145,11 +145,11 @@ class InputStore:
 
     @property
     def is_stale(self) -> bool:
-        """Whether a file was let go since the last sweep began."""
+        """Whether a file was released since the last sweep began."""
         return self._stale.is_set()
 
     async def wait_until_stale(self) -> None:
-        """Returns a moment after a file was let go: it may be of no use any more."""
+        """Returns a moment after a file was released: it may no longer be needed."""
         await self._stale.wait()
         await asyncio.sleep(_SETTLE_S)
 
@@ -159,13 +159,13 @@ class InputStore:
         return content.digest in self._sizes or self._bytes + content.size <= self._max_bytes
 
     async def put(self, content: Content, *, moved: bool = False) -> None:
-        """Returns when it is on the disk, for good. The caller holds it.
+        """Returns when the file is durably on the disk. The caller holds it.
 
         Args:
-            moved: its file may be taken away from where it is.
+            moved: whether its file may be moved away.
 
         Raises:
-            ComfyUILimitError: it alone is larger than the store may be.
+            ComfyUILimitError: the file alone is larger than the store may be.
             ComfyUIOverloadedError: there is no room now.
             ComfyUIDiskError: it cannot be written.
         """
@@ -186,7 +186,7 @@ class InputStore:
                 with disk_errors(self._label):
                     await finished_in_thread(functools.partial(_write, folder, content, moved=moved))
             except asyncio.CancelledError:
-                # It was written all the same, mostly; else a sweep finds nothing to remove.
+                # It was usually written nevertheless; otherwise a sweep finds nothing to remove.
                 self._sizes[content.digest] = content.size
                 raise
             except BaseException:
@@ -196,12 +196,12 @@ class InputStore:
             self._sizes[content.digest] = content.size
 
     async def sweep(self, named: Named) -> int:
-        """Removes what nobody holds and no job names; how many files. Raises what `named` raises."""
+        """Removes files that are neither held nor named by a job; returns how many. Raises the error of `named`."""
         async with self._sweeping:
             self._stale.clear()
             if self._folder is None or not self._sizes:
                 return 0
-            # A job that is taken now may be missing in what is named: what it brought was held since.
+            # A job that is accepted now may be missing among the named: its files have been held since.
             self._spared = set(self._held)
             gone = 0
             try:
@@ -214,7 +214,7 @@ class InputStore:
 
     async def _remove(self, digest: str) -> bool:
         lock = self._locks.setdefault(digest, asyncio.Lock())
-        # Who brings the same bytes meanwhile waits, and then writes them again.
+        # A request that brings the same bytes meanwhile waits, and then writes them again.
         async with lock:
             folder = self._folder
             if folder is None or self._spared is None or digest in self._spared:
@@ -227,7 +227,7 @@ class InputStore:
             return gone
 
     async def _open(self) -> int:
-        """The descriptor of the folder, which is made where it is not there."""
+        """The descriptor of the folder, which is created if it does not exist."""
         async with self._opening:
             if self._folder is not None:
                 return self._folder
@@ -242,14 +242,14 @@ class InputStore:
 
 
 class Holding:
-    """What one request brings: see `InputStore.holding`."""
+    """The files that one request brings: see `InputStore.holding`."""
 
     def __init__(self, store: InputStore) -> None:
         self.digests: list[str] = []
         self._store = store
 
     async def put(self, content: Content, *, moved: bool = False) -> None:
-        """As `InputStore.put`."""
+        """See `InputStore.put`."""
         self._store.hold([content.digest])
         self.digests.append(content.digest)
         await self._store.put(content, moved=moved)
@@ -259,7 +259,7 @@ def _batches(digests: list[str]) -> Iterator[list[str]]:
     return (digests[start : start + _SWEPT_TOGETHER] for start in range(0, len(digests), _SWEPT_TOGETHER))
 
 
-# In threads. All that is written is named within the open folder, whatever its path leads to by then.
+# Runs in threads. All files are named relative to the open folder, whatever its path leads to by then.
 
 
 def _new_folder() -> str:
@@ -267,7 +267,7 @@ def _new_folder() -> str:
 
 
 def _opened(path: Path) -> tuple[int, dict[str, int]]:
-    """The folder, and the sizes of its files. What is half written is removed."""
+    """The folder, and the sizes of its files. Half-written files are removed."""
     path.mkdir(parents=True, exist_ok=True, mode=_ONLY_US)
     folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | _FLAGS)
     try:
@@ -315,7 +315,7 @@ def _is_there(folder: int, content: Content) -> bool:
 
 
 def _create(folder: int, name: str, source: bytes | Path | None) -> int:
-    """Opens a new file for writing; `source`, where it is a file on the same disk, becomes it."""
+    """Opens a new file for writing; `source`, if it is a file on the same disk, becomes it."""
     if isinstance(source, Path):
         try:
             os.rename(source, name, dst_dir_fd=folder)
@@ -336,7 +336,7 @@ def _copy(source: bytes | Path, file: IO[bytes]) -> None:
 
 
 def _unlink(folder: int, name: str, before: float) -> bool:
-    """Whether it is gone: a file that was of use since `before` stays."""
+    """Whether it is gone: a file that was used since `before` stays."""
     try:
         if os.stat(name, dir_fd=folder, follow_symlinks=False).st_mtime > before:
             return False

@@ -15,7 +15,7 @@ from comfyui.workflows.node_definitions import ObjectInfo, has_dynamic_inputs, i
 
 Prompt = Mapping[str, Any]
 
-# Of a file's path in an input: its subfolder and name, as models.py allows them, with ComfyUI's suffix.
+# The longest path of a file in an input: subfolder and name, as models.py allows them, with ComfyUI's suffix.
 LONGEST_PATH = 1024 + 1 + 255 + len(" [output]")
 
 # ComfyUI ignores an input that a node does not declare, except in the key under which it caches the node's result.
@@ -122,7 +122,7 @@ def _malformed(node: Any, prompt: Prompt) -> str | None:
 
 
 def input_texts(prompt: Any) -> Iterator[str]:
-    """Every text in the inputs of the nodes, however deep it stands, but not what is too long for a file's path."""
+    """Every text in the inputs of the nodes, however deep it is, except texts too long for a file's path."""
     for node in prompt.values() if isinstance(prompt, Mapping) else ():
         inputs = node.get("inputs") if isinstance(node, Mapping) else None
         for text in texts_in(inputs):
@@ -150,7 +150,7 @@ def node_title(prompt: Prompt, node_id: str) -> str:
         return node_id
     meta = node.get("_meta")
     title = meta.get("title") if isinstance(meta, Mapping) else None
-    # What is no text may be large, and is no title.
+    # A value that is not text may be large, and is not a title.
     return short(title, _LONGEST_TITLE) if isinstance(title, str) and title else str(node.get("class_type") or node_id)
 
 
@@ -176,8 +176,9 @@ def defeat_cache(prompt: Prompt, token: str, node_ids: Collection[str] | None = 
 
     Args:
         token: new for each run, such as the prompt id; the same token again is cached again.
-        node_ids: the nodes that must run again, with all that depends on them; what they depend on may stay cached.
-            None, or an id that the prompt does not have (a node that ComfyUI made while it ran): every last node.
+        node_ids: the nodes that must run again, with all nodes that depend on them; the nodes before them may stay
+            cached. None, or an id that the prompt does not have (a node that ComfyUI made while it ran): every last
+            node.
 
     The token is put into an input that no node declares: measured on ComfyUI 0.3.64, ignored by validation and by the
     node, part of the cache key. It shows in the workflow that an output file carries, and nowhere else.
@@ -214,7 +215,7 @@ def nodes_on_cycles(parents: Mapping[str, set[str]]) -> set[str]:
 
 
 def _without_starts(parents: Mapping[str, set[str]]) -> dict[str, set[str]]:
-    """What is left when nodes that depend on nothing that is left are taken off, again and again."""
+    """The nodes that remain after nodes without remaining parents have been removed again and again."""
     children = _reversed(parents)
     waiting = {node_id: len(others & parents.keys()) for node_id, others in parents.items()}
     free = [node_id for node_id, count in waiting.items() if count == 0]
@@ -246,7 +247,7 @@ def media_widgets(object_info: ObjectInfo) -> dict[str, tuple[str, ...]]:
 
 
 def upload_inputs(prompt: Prompt, object_info: ObjectInfo) -> list[tuple[str, str]]:
-    """Which inputs of this workflow are uploaded files: ``(node id, input name)``, only those that hold a value."""
+    """The ``(node id, input name)`` of each input of this workflow that is an uploaded file and holds a value."""
     definitions = {node["class_type"]: object_info.get(node["class_type"]) or {} for node in prompt.values()}
     widgets = media_widgets(definitions)
     shaped = {class_type for class_type, definition in definitions.items() if has_dynamic_inputs(definition)}

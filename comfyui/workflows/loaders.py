@@ -1,7 +1,7 @@
 """ComfyUI's own nodes that load uploaded files, as ``/object_info`` would describe them.
 
-For the gateway itself, where no ComfyUI tells: it needs to know which inputs of a workflow are files, so that a picture
-that comes with a request is stored under a name of its content and not under one that two callers may share.
+Used by the gateway if no ComfyUI answers: it needs to know which inputs of a workflow are files, so that a picture that
+comes with a request is stored under a name made of its content, not under one that two callers may share.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What a workflow needs of a server: node classes, and files that nodes let one choose. Pure.
+"""The needs of a workflow on a server: node classes, and files that nodes let the user choose. Pure.
 
-Workflows that differ in nothing else (texts, seeds, sizes) have equal needs, so that what is found out of one holds
-for all of them. A server that lacks a class or a file cannot run the workflow; the rest only ComfyUI can tell.
+Workflows that differ only in texts, seeds or sizes have equal needs, so that a result for one holds for all. A server
+without a needed class or file cannot run the workflow; only ComfyUI can check the rest.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def _shared(needs: Needs) -> Needs:
 
 
 def needs_of(prompt: Mapping[str, Any], placed: Collection[str] = ()) -> Needs:
-    """The needs of a workflow in API format. Of equal ones that are in use there is one object; from any thread.
+    """The needs of a workflow in API format. Equal needs in use share one object; thread-safe.
 
     Args:
         placed: texts that name files which are brought there.
@@ -81,7 +81,7 @@ def needs_of(prompt: Mapping[str, Any], placed: Collection[str] = ()) -> Needs:
 
 
 def names_folders(prompt: Mapping[str, Any]) -> bool:
-    """Whether some input may name something in a folder, which servers of different systems write in their own way."""
+    """Whether some input may name something in a folder, which servers of different systems spell differently."""
     return any(_in_folder(value) for node in prompt.values() for value in node.get("inputs", {}).values())
 
 
@@ -90,7 +90,7 @@ def _in_folder(value: Any) -> bool:
 
 
 class Offer:
-    """What a server has, by its node definitions. Files are compared with their separators folded."""
+    """The offer of a server, from its node definitions. Files are compared with their separators folded."""
 
     def __init__(self, object_info: ObjectInfo) -> None:
         self.object_info = object_info
@@ -128,14 +128,14 @@ class Offer:
         return not listed[0].is_upload or must_be_listed(listed[0], value)
 
     def _choices(self, kind: str, name: str) -> tuple[InputSpec, dict[str, str]] | None:
-        """What the node lets one choose for that input, by folded names; None where it lets one write anything."""
+        """The node's choices for that input, by folded names; None if it accepts any text."""
         if (kind, name) not in self._listed:
             spec = _spec_of(self.object_info.get(kind), name)
             if spec is None or spec.choices is None:
                 self._listed[kind, name] = None
             else:
                 choices = [choice for choice in spec.choices if isinstance(choice, str)]
-                # Where a server has both spellings, each is its own.
+                # If a server has both spellings, each stands for itself.
                 names = {**{folded(choice): choice for choice in choices}, **{choice: choice for choice in choices}}
                 self._listed[kind, name] = (spec, names)
         return self._listed[kind, name]

@@ -1,9 +1,10 @@
-"""What ComfyUI's ``/object_info`` says of a node's inputs, in one shape for old and new node definitions.
+"""The inputs in ComfyUI's ``/object_info``, in one shape for old and new node definitions.
 
-An input is declared as ``[type, options]``. Choices come in two forms: the old one has the list itself as the type, the
-new one (V3) has the type ``COMBO`` and the list under ``options``. Nothing here reads more than it is given.
+An input is declared as ``[type, options]``. Choices come in two forms: in the old one the type is the list itself, in
+the new one (V3) the type is ``COMBO`` and the list is in ``options``. These functions read nothing but their arguments.
 
-New nodes can also declare inputs that take shape only in a workflow. What such an input stands for has dotted names:
+New nodes can also declare inputs that take shape only in a workflow. The inputs that such a declaration stands for have
+dotted names:
 
 * ``COMFY_DYNAMICCOMBO_V3``  a choice with inputs of its own behind each option: ``mode``, ``mode.strength``;
 * ``COMFY_DYNAMICSLOT_V3``   a socket with inputs that exist while it is linked: ``image``, ``image.strength``;
@@ -47,7 +48,7 @@ class InputSpec:
 
     Attributes:
         type: the type's name; ``COMBO`` for both forms of choices.
-        choices: what may be chosen, None when the input is no choice or its choices are not known (a remote list).
+        choices: the allowed values, None if the input has no choices or they are not known (a remote list).
         old_style: the choices were declared as a bare list, which ComfyUI checks in every version.
     """
 
@@ -143,7 +144,9 @@ class Grown:
 
 
 def grown_specs(spec: InputSpec) -> Grown:
-    """What an autogrow input may stand for. Each row repeats the inputs of its template under other names."""
+    """The inputs that an autogrow input may stand for. Each row repeats the inputs of its template under other
+    names.
+    """
     template = as_mapping(spec.options.get("template"))
     inputs = nested_specs(template.get("input"), spec.name)
     names = template.get("names")
@@ -169,7 +172,7 @@ def group_rows(spec: InputSpec, count: Any) -> list[list[InputSpec]]:
 
 
 def live_specs(definition: Mapping[str, Any], names: Mapping[str, Any]) -> Iterator[InputSpec]:
-    """The inputs that a node has in a workflow where its inputs are `names`, each name with its value or link.
+    """The inputs of a node in a workflow where its inputs are `names`, each name with its value or link.
 
     A dynamic input stands for what ComfyUI makes of it: a dynamic combo that is not given, or has no such option, and a
     dynamic slot that is not given, stand for themselves only.
@@ -179,7 +182,7 @@ def live_specs(definition: Mapping[str, Any], names: Mapping[str, Any]) -> Itera
 
 
 def has_dynamic_inputs(definition: Mapping[str, Any]) -> bool:
-    """True when what the node's inputs are depends on the workflow."""
+    """Whether the node's inputs depend on the workflow."""
     return any(spec.type in _DYNAMIC_TYPES for spec in input_specs(definition))
 
 

@@ -3,12 +3,12 @@
 The rules are those of ComfyUI's own validation (measured on 0.3.64 by ``tests/contract/test_preflight.py``):
 
 * every node's class must exist, whether the node is needed or not;
-* what is checked beyond that are the output nodes and all that they need through declared inputs;
+* beyond that, only the output nodes are checked, with all nodes that they need through declared inputs;
 * one output node that can run is enough: ComfyUI then leaves the others out and answers 200.
 
 So an *error* here means that ComfyUI would answer 400, and a *warning* is anything else that a user would want to know.
-Where only ComfyUI can tell, it is a warning: nodes may check (and accept) values and types by code of their own, which
-``/object_info`` does not show. As far as is known, among ComfyUI's own nodes only those with upload widgets do.
+Doubtful cases are warnings: nodes may check (and accept) values and types in their own code, which ``/object_info``
+does not show. As far as we know, of ComfyUI's own nodes only those with upload widgets do.
 
 ``/object_info`` ages: models and files come and go. Before a workflow is refused, ask ComfyUI for it again.
 """
@@ -84,13 +84,13 @@ _shown = _Shown().repr
 
 
 class ProblemEntry(TypedDict):
-    """A `Problem` as clients are told of it."""
+    """A `Problem` as clients see it."""
 
     node_id: Annotated[str, Field(description="Empty when it is the workflow as a whole.")]
     title: str
     class_type: str
     input_name: str | None
-    code: Annotated[str, Field(description="ComfyUI's name where it has one, else the gateway's own.")]
+    code: Annotated[str, Field(description="ComfyUI's name if it has one, otherwise the gateway's own.")]
     message: str
     closest: Annotated[Sequence[str], Field(description="Existing names that may have been meant, the closest first.")]
     severity: Annotated[Severity, Field(description="error: ComfyUI would refuse the workflow.")]
@@ -102,7 +102,7 @@ class Problem:
 
     Attributes:
         node_id, title, class_type: where; all empty when it is the workflow as a whole.
-        code: ComfyUI's name where it has one (``value_not_in_list``, …), else ours (``missing_model_file``, …).
+        code: ComfyUI's name if it has one (``value_not_in_list``, …), otherwise ours (``missing_model_file``, …).
         closest: existing names that the user may have meant, the closest first.
         severity: ``error``: ComfyUI would refuse the workflow; ``warning``: it would not, or only it can tell.
     """
@@ -146,7 +146,7 @@ def preflight(
     Args:
         prompt: has passed `comfyui.workflows.api_format.check_api_format`.
         staged: ``(node id, input name)`` of inputs whose file is placed in ComfyUI before the workflow is queued.
-        targets: as ``partial_execution_targets``; None: every output node.
+        targets: see ``partial_execution_targets``; None: every output node.
         new_choices_checked: this ComfyUI checks the choices of new (V3) nodes too; 0.3.64 does not, later ones do.
         names_closest: whether problems name what may have been meant, for which long lists are compared.
     """
@@ -155,7 +155,7 @@ def preflight(
 
 
 def refusal(problems: Sequence[Problem]) -> ComfyUIValidationError | None:
-    """The error with which to refuse the workflow, its messages by node; None when ComfyUI would take it."""
+    """The error that refuses the workflow, with its messages by node; None if ComfyUI would accept it."""
     errors = [problem for problem in problems if problem.severity == "error"]
     if not errors:
         return None
@@ -196,7 +196,7 @@ class _Check:
         self._targets = None if targets is None else frozenset(targets)
         self._new_choices_checked = new_choices_checked
         self._specs: dict[str, dict[str, InputSpec]] = {}
-        """By class, as declared; `_live` has those of nodes with dynamic inputs, by node id."""
+        """The declared inputs by class; `_live` has those of nodes with dynamic inputs, by node id."""
         self._live: dict[str, dict[str, InputSpec]] = {}
         self._shaped: set[str] = set()
         self._possible: dict[str, set[str]] = {}
@@ -252,11 +252,11 @@ class _Check:
         return self._specs[class_type]
 
     def _is_plain(self, node_id: str) -> bool:
-        """True for ComfyUI's own nodes, of which it is known which ones check their inputs by code of their own."""
+        """True for ComfyUI's own nodes, of which we know which ones check their inputs in their own code."""
         module = str((self._definition(node_id) or {}).get("python_module") or "")
         return module == "nodes" or module.startswith("comfy_extras.")
 
-    # Which nodes matter
+    # The nodes that matter
 
     def _outputs(self) -> list[str]:
         return [
@@ -299,7 +299,7 @@ class _Check:
                 pending += children.get(node_id, ())
         return reached
 
-    # What is wrong with one node
+    # The problems of one node
 
     def _check_node(self, node_id: str) -> Iterator[Problem]:
         inputs = self._prompt[node_id]["inputs"]
@@ -458,7 +458,7 @@ class _Check:
 
 
 def _converted(kind: str, value: Any) -> Any:
-    """The value as ComfyUI converts it before it checks it; raises what the conversion raises."""
+    """The value as ComfyUI converts it before the check; raises the error of the conversion."""
     match kind:
         case "INT":
             return int(value)
@@ -538,7 +538,7 @@ class _Found:
             self._kept.append(problem)
 
     def all(self, excuse: str = "") -> list[Problem]:
-        """Those that were kept. With an `excuse`, which is added to their texts, errors are warnings."""
+        """The problems that were kept. With an `excuse`, which is added to their texts, errors become warnings."""
         problems = self._kept
         if excuse:
             problems = [

@@ -40,7 +40,7 @@ class ProgressTracker:
     that its inputs ask for, else one. Nodes that ComfyUI serves from its cache are no work and do not count.
 
     Args:
-        workflow: gives the prompt's workflow, or None while it is not known (somebody else's prompt).
+        workflow: gives the prompt's workflow, or None while it is not known (another caller's prompt).
     """
 
     def __init__(self, workflow: Callable[[], Mapping[str, Any] | None]) -> None:
@@ -63,9 +63,9 @@ class ProgressTracker:
         return self._current is not None or bool(self._steps)
 
     def observe(self, event: Event) -> Iterator[NodeStarted | NodeProgress]:
-        """What is new with this event."""
+        """The news of this event."""
         match event:
-            case ExecutionStart():  # the first time, or once more after ComfyUI had lost it
+            case ExecutionStart():  # the first time, or again after ComfyUI had lost it
                 self._begin()
             case ExecutionCached(nodes=nodes):
                 self._cached |= set(nodes)
@@ -132,7 +132,7 @@ class ProgressTracker:
 
 
 def expected_steps(workflow: Mapping[str, Any]) -> dict[str, float]:
-    """How many steps each node is going to report, as far as its inputs say; else one.
+    """How many steps each node will report, as far as its inputs say; otherwise one.
 
     A sampler either has ``steps`` itself or takes them as ``sigmas`` from a scheduler, whose own work is nothing.
     """
@@ -165,5 +165,5 @@ def _inputs(workflow: Mapping[str, Any], node: str) -> Mapping[str, Any]:
 
 
 def _source(value: Any) -> str | None:
-    """The node that a link comes from; None for what is no link."""
+    """The node that a link comes from; None for a value that is not a link."""
     return value[0] if isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) else None

@@ -1,4 +1,4 @@
-"""What ComfyUI would answer to a workflow that it refuses, made of what the preflight found. Pure."""
+"""ComfyUI's answer to a workflow that it would refuse, made from the preflight's problems. Pure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from comfyui.workflows.api_format import Prompt, is_link
 from comfyui.workflows.node_definitions import ObjectInfo
 from comfyui.workflows.preflight import Problem
 
-# Our codes, with ComfyUI's names for what it finds there and its words. What is missing here has our own.
+# Our codes to ComfyUI's names and words for the same problems. Codes that are missing here have our own words.
 _NAMES: Mapping[str, tuple[str, str]] = {
     "required_input_missing": ("required_input_missing", "Required input is missing"),
     "bad_linked_input": ("bad_linked_input", "Bad linked input, must be a length-2 list of [node_id, slot_index]"),
@@ -24,7 +24,7 @@ _NAMES: Mapping[str, tuple[str, str]] = {
     "dangling_link": ("exception_during_validation", "Exception when validating node"),
     "bad_output_index": ("exception_during_validation", "Exception when validating node"),
 }
-# Of a required input that is missing ComfyUI says only its name.
+# For a required input that is missing, ComfyUI gives only the input's name.
 _NAMED_ONLY = "required_input_missing"
 
 

@@ -1,4 +1,4 @@
-"""The node definitions of several servers as those of one, and what they differ in. Pure."""
+"""Unites the node definitions of several servers, and finds their differences. Pure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from comfyui.workflows.node_definitions import (
 )
 
 _SECTIONS = ("required", "optional")
-# What a node is to a workflow; the rest of a definition is for people.
+# The members of a definition that matter to a workflow; the others are for people.
 _OF_WORKFLOWS = ("output", "output_is_list", "output_name", "output_node")
 
 
@@ -26,7 +26,8 @@ def union_of(known: Sequence[ObjectInfo]) -> ObjectInfo:
     """The classes of all. One that several have is the first one's, whose inputs offer the choices of all.
 
     Args:
-        known: at least one, in the order of precedence. They are not changed; the union shares with them what it can.
+        known: at least one, in the order of precedence. They are not changed; the union shares as much with them as
+            possible.
     """
     union = dict(known[0])
     for other in known[1:]:
@@ -69,7 +70,7 @@ class Differences:
 
 
 def differences(home: ObjectInfo, other: ObjectInfo) -> Differences:
-    """What `other` lacks, adds, and declares otherwise than `home`."""
+    """The classes that `other` lacks, adds, and declares differently from `home`."""
     return Differences(
         tuple(sorted(name for name in home if name not in other)),
         tuple(sorted(name for name in other if name not in home)),
@@ -92,7 +93,7 @@ def _united(first: Any, other: Any) -> Any:
 
 
 def _united_sections(first: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any] | None:
-    """``{"required": …, "optional": …}`` with the choices of both; None where the other one adds nothing."""
+    """``{"required": …, "optional": …}`` with the choices of both; None if the other one adds nothing."""
     found: dict[str, Any] = {}
     others = {name: entry for section in _SECTIONS for name, entry in as_mapping(other.get(section)).items()}
     for section in _SECTIONS:
@@ -108,7 +109,7 @@ def _united_sections(first: Mapping[str, Any], other: Mapping[str, Any]) -> dict
 
 
 def _united_input(first: Any, other: Any) -> list[Any] | None:
-    """One declared input with the choices of both; None where the other one adds nothing."""
+    """One declared input with the choices of both; None if the other one adds nothing."""
     if first == other or not as_sequence(first) or not as_sequence(other):
         return None
     listed, more = _listed(first), _listed(other)
@@ -185,7 +186,7 @@ _NESTED: Mapping[str, Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str,
 }
 
 
-# What a class is to a workflow
+# The parts of a class that matter to a workflow
 
 
 def _shape(definition: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 
 from comfyui.workflows.node_definitions import InputSpec, ObjectInfo, declared_inputs, parse_input
 
-# By the option that asks for an upload button: which kinds of media ComfyUI lists.
+# By the option that asks for an upload button: the kinds of media that ComfyUI lists.
 _KINDS: Mapping[str, tuple[str, ...]] = {
     "image_upload": ("image",),
     "animated_image_upload": ("image",),
@@ -65,7 +65,7 @@ def _fits(spec: InputSpec, name: str) -> bool:
         return guessed.partition("/")[0] in kinds
     if ending == _LATENTS or spec.name.lower() == "latent":
         return ending == _LATENTS and spec.name.lower() == "latent"
-    # A node pack's own button: what is there already says which files it lists.
+    # A node pack's own button: the present entries show which files it lists.
     return any(isinstance(choice, str) and choice.lower().endswith(ending) for choice in spec.choices or ())
 
 
@@ -78,7 +78,7 @@ def _with_choices(declared: Any, more: Sequence[str]) -> list[Any]:
 
 
 def _joined(listed: Sequence[Any], more: Sequence[str]) -> list[Any]:
-    """In order, where the list is in order, as ComfyUI's own nodes have it."""
+    """In order, if the list is in order, as in ComfyUI's own nodes."""
     texts = [choice for choice in listed if isinstance(choice, str)]
     is_sorted = len(texts) == len(listed) and texts == sorted(texts)
     return sorted([*texts, *more]) if is_sorted else [*listed, *more]

@@ -196,7 +196,7 @@ async def test_a_field_is_refused_by_name(
         ({"url": "http://a:b@a.example/"}, "webhook.url: the URL must not have a user or password"),
         ({"url": "https://a.example/\n"}, "webhook.url: not a valid URL"),
         ({"url": "http:///hook"}, "webhook.url: the URL has no host"),
-        ({"url": "http://a.example:0/"}, "webhook.url: the URL has port 0"),
+        ({"url": "http://a.example:0/"}, "webhook.url: the URL must not have port 0"),
         ({"url": f"https://a.example/{'x' * 2048}"}, "webhook.url: String should have at most 2048 characters"),
         ({"url": "https://a.example/", "events": "prompt.lost"}, "webhook.events: Input should be a list"),
         (

@@ -1,1 +1,1 @@
-"""Runs prompts on a RunPod serverless endpoint: `server.RunPodServer`, which is one more server to the queue."""
+"""Runs prompts on a RunPod serverless endpoint: `server.RunPodServer`, one more server for the queue."""

@@ -1,8 +1,9 @@
-"""`RunPodEndpoint`: the HTTP API of one serverless endpoint, and the only place that knows it.
+"""`RunPodEndpoint`: the HTTP API of one serverless endpoint. No other module knows it.
 
-The real platform's (https://docs.runpod.io/serverless/endpoints/operations), and that of ``--rp_serve_api``, by which
-RunPod's SDK serves a worker without the platform. The latter has ``/run`` and ``/status`` only; its status is a POST,
-in which the job *runs*: it lasts as long as the job, must not be asked twice at once, and its result is then forgotten.
+There are two such APIs: the real platform's (https://docs.runpod.io/serverless/endpoints/operations), and that of
+``--rp_serve_api``, by which RunPod's SDK serves a worker without the platform. The latter has only ``/run`` and
+``/status``; its status is a POST, in which the job *runs*: it lasts as long as the job, must not be sent twice at once,
+and its result is forgotten afterwards.
 """
 
 from __future__ import annotations
@@ -44,17 +45,18 @@ _CONNECT_S = 10.0
 _RETRIES = 3
 _BACKOFF = Backoff(start_s=0.2, max_s=5.0)
 _SHOWN_BYTES = 300
-# Answered before the job was taken: by a limit, or by a proxy that did not reach the API (the last: Cloudflare's).
+# Answers that came before the job was accepted: from a limit, or from a proxy that did not reach the API (the last
+# ones: Cloudflare's).
 _NOT_TAKEN = frozenset({429, 503, 521, 522, 523})
 _REFUSED = frozenset({401, 403, 404})
 _LONGEST_RETRY_AFTER_S = 120
-# Parsed at once up to here; a larger answer would hold up the event loop.
+# Parsed at once up to this size; a larger answer would block the event loop.
 _PARSED_ON_LOOP = 256 * 1024
 _NO_SUCH_JOB = "Job ID not found"
 
 
 class JobStatus(enum.Enum):
-    """RunPod's words for it. What we do not know counts as queued: it is asked again."""
+    """RunPod's status of a job. An unknown one counts as queued, so RunPod is asked again."""
 
     IN_QUEUE = "IN_QUEUE"
     IN_PROGRESS = "IN_PROGRESS"
@@ -70,7 +72,7 @@ class JobStatus(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Submitted:
-    """RunPod took the job."""
+    """RunPod accepted the job."""
 
     job_id: str
     status: JobStatus
@@ -78,7 +80,9 @@ class Submitted:
 
 @dataclass(frozen=True, slots=True)
 class JobAnswer:
-    """What ``/status`` says. ``body`` is the whole answer as it came, for a completed job's result to be kept."""
+    """The answer of ``/status``. ``body`` is the whole answer, unchanged, so that a completed job's result can be
+    kept.
+    """
 
     status: JobStatus
     output: Any
@@ -88,17 +92,17 @@ class JobAnswer:
 
 
 class Reachability(Protocol):
-    """Who wants to know that RunPod's API cannot be reached."""
+    """Is told when RunPod's API cannot be reached."""
 
     def unreachable(self, reason: str) -> None: ...
 
 
 class RunPodEndpoint:
-    """Open it with ``async with``; it owns its session. The key goes into the Authorization header and nowhere else.
+    """Open it with ``async with``; it owns its session. The key goes only into the Authorization header.
 
     Args:
-        endpoint_id: for messages, and for the address where no `url` is given.
-        url: of another API server with the same protocol; empty: RunPod's.
+        endpoint_id: for messages, and for the address if no `url` is given.
+        url: another API server with the same protocol; empty: RunPod's.
         health: is told when no connection can be made.
     """
 
@@ -134,14 +138,14 @@ class RunPodEndpoint:
             self._session = None
 
     async def run(self, body: bytes) -> Submitted:
-        """``POST /run``, once: RunPod knows no ids of ours, so the same job sent twice would run twice.
+        """``POST /run``, once: RunPod does not know our ids, so the same job sent twice would run twice.
 
         Raises:
-            ComfyUIConnectionError: ``sent`` says whether RunPod may have taken it.
-            ComfyUIOverloadedError: it did not take it; try again after ``retry_after_s``.
-            RunPodRefusedError: it never will.
-            ComfyUIServerError: an answer of which nobody knows whether the job was taken; ``upstream_status`` 400 to
-                499: it was not.
+            ComfyUIConnectionError: ``sent`` says whether RunPod may have accepted it.
+            ComfyUIOverloadedError: it was not accepted; try again after ``retry_after_s``.
+            RunPodRefusedError: it will never be accepted.
+            ComfyUIServerError: an answer that leaves open whether the job was accepted; with an ``upstream_status`` of
+                400 to 499 it was not.
         """
         async with self._request("POST", "run", data=body) as response:
             answer = await _json(response)
@@ -151,7 +155,7 @@ class RunPodEndpoint:
                 raise ComfyUIServerError("RunPod's answer to /run has no job id") from error
 
     async def status(self, job_id: str) -> JobAnswer:
-        """Raises `ComfyUINotFoundError` when RunPod does not know the job (any more), else as `run`. Not retried."""
+        """Raises `ComfyUINotFoundError` if RunPod does not know the job (any more), otherwise as `run`. Not retried."""
         path = f"status/{quote(job_id, safe='')}"
         try:
             return await self._status(path)
@@ -162,7 +166,7 @@ class RunPodEndpoint:
         return await self._status(path)
 
     async def _status(self, path: str) -> JobAnswer:
-        # With POST, the answer comes when the job is done: only the connection's end ends the wait.
+        # With POST, the answer comes when the job is done: the wait ends only with the connection.
         total_s = _TIMEOUT_S if self._status_method == "GET" else None
         async with self._request(self._status_method, path, total_s=total_s, of_a_job=True) as response:
             body = await _body(response)
@@ -182,7 +186,7 @@ class RunPodEndpoint:
             )
 
     async def cancel(self, job_id: str) -> bool:
-        """False when nothing can be cancelled: RunPod does not know it, or this API server has no such route."""
+        """False if nothing can be cancelled: RunPod does not know the job, or this API server has no such route."""
         try:
             async with self._request("POST", f"cancel/{quote(job_id, safe='')}", of_a_job=True) as response:
                 await _body(response)
@@ -195,17 +199,19 @@ class RunPodEndpoint:
             raise
 
     async def health(self) -> None:
-        """Returns when the key and the endpoint's id are good. Raises as `run` does; retried on what may pass."""
+        """Returns when the key and the endpoint's id are valid. Raises as `run` does; retried after errors that may
+        pass.
+        """
 
         async def ask() -> None:
             async with self._request("GET", "health", of_a_job=not self._is_platform) as response:
                 await _body(response)
 
-        # An API server that has no such route says nothing against it.
+        # An API server without this route does not refuse anything.
         with contextlib.suppress(ComfyUINotFoundError):
             await retry(ask, ComfyUIError, _BACKOFF, retries=_RETRIES, worth=lambda error: error.retryable)
 
-    # The driver's edge
+    # The edge to aiohttp
 
     @asynccontextmanager
     async def _request(
@@ -217,7 +223,7 @@ class RunPodEndpoint:
         total_s: float | None = _TIMEOUT_S,
         of_a_job: bool = False,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """A request that was answered with success; `of_a_job`: a 404 is about the job, not about the endpoint."""
+        """A request that was answered with success; `of_a_job`: a 404 concerns the job, not the endpoint."""
         if self._session is None:
             raise RuntimeError("use the endpoint inside 'async with'")
         headers = {"Content-Type": "application/json"} if data is not None else {}
@@ -229,7 +235,7 @@ class RunPodEndpoint:
                 data=data,
                 headers=headers,
                 timeout=aiohttp.ClientTimeout(total=total_s, sock_connect=_CONNECT_S),
-                # The key goes to the address that was set, and to no other.
+                # The key goes only to the configured address.
                 allow_redirects=False,
             ) as response:
                 status = response.status
@@ -277,7 +283,7 @@ class RunPodEndpoint:
         return f"RunPod refuses the key (HTTP {status}): check RUNPOD_API_KEY"
 
     def _redirected(self, response: aiohttp.ClientResponse) -> str:
-        """Says the origin only: what is behind it may be a secret."""
+        """Names only the origin: the rest may be a secret."""
         who = "RunPod's own API" if self._is_platform else "RUNPOD_ENDPOINT_URL"
         advice = "is a proxy in between?" if self._is_platform else "correct the setting"
         try:
@@ -293,13 +299,13 @@ def _route(path: str) -> str:
 
 
 def _retry_after_s(response: aiohttp.ClientResponse) -> int:
-    """What ``Retry-After`` asks for, within reason; 0 where it asks for nothing that we understand."""
+    """The seconds of ``Retry-After``, within reason; 0 if it has none that we understand."""
     text = response.headers.get("Retry-After", "")
     return min(int(text), _LONGEST_RETRY_AFTER_S) if text.isascii() and text.isdigit() else 0
 
 
 async def _said(response: aiohttp.ClientResponse) -> str:
-    """What RunPod says is wrong with a request."""
+    """RunPod's reason for refusing a request."""
     text = (await response.content.read(_SHOWN_BYTES)).decode(errors="replace").strip()
     return f": {text}" if text else ""
 

@@ -1,4 +1,4 @@
-"""Why a job failed at RunPod, as an error of ours."""
+"""The reason for which a job failed at RunPod, as an error of ours."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from comfyui.exceptions import (
 from comfyui.executors.runpod.endpoint import JobAnswer, JobStatus
 
 ERROR_TYPE = "RunPodError"
-# What the first part of our worker's error text says: "…: KSampler (node 3): RuntimeError: no such luck".
+# The first part of our worker's error text: "…: KSampler (node 3): RuntimeError: no such luck".
 _NODE_FAILED = re.compile(r"(?:^|: )([^:\n]+) \(node ([^)\s]+)\): ([\w.]+)(?:: (.*)|(?=\n)|$)", re.DOTALL)
-# With these the worker's diagnostics begin: for whoever looks closer, not for the message.
+# These begin the worker's diagnostics, which are for experts, not for the message.
 _DIAGNOSTICS = re.compile(r"^(?:last lines of the node's traceback:|prompt_id: |ComfyUI: )", re.MULTILINE)
 _OUT_OF_TIME = "RunPod ended the job, which took longer than the endpoint's execution timeout"
 _LONGEST_MESSAGE = 4000
@@ -27,10 +27,10 @@ _MOST_NODES = 1000
 
 
 def error_of(answer: JobAnswer, prompt: Mapping[str, Any], prompt_id: str) -> ComfyUIError | None:
-    """Why the job has no result; None where it has one."""
+    """The reason for which the job has no result; None if it has one."""
     match answer.status:
         case JobStatus.COMPLETED:
-            # A worker that returns an error instead of raising it.
+            # A worker may return an error instead of raising it.
             output = answer.output
             if isinstance(output, dict) and output.get("error") and "images" not in output:
                 return failure_of(output["error"], output, prompt, prompt_id)
@@ -45,7 +45,7 @@ def error_of(answer: JobAnswer, prompt: Mapping[str, Any], prompt_id: str) -> Co
 
 
 def failure_of(error: Any, output: Any, prompt: Mapping[str, Any], prompt_id: str) -> ComfyUIError:
-    """What a failed job's ``output`` has in members, where the worker is one of ours, or else its ``error`` says.
+    """The error in a failed job's ``output``, if the worker is one of ours, or in its ``error`` text.
 
     Args:
         error: a text, or the JSON text in which the SDK puts an exception.
@@ -92,7 +92,7 @@ def _of_text(said: str | Mapping[str, Any], prompt: Mapping[str, Any], prompt_id
     raised = _NODE_FAILED.search(message)
     if raised is None or raised[2] not in prompt:
         return task_failed(message, prompt_id, traceback=trace)
-    # Below its first line the text lists the nodes' errors, of which this is one.
+    # The text lists the nodes' errors below its first line; this is one of them.
     reason = (raised[4] or "").partition(f"\nnode {raised[2]}: ")[0]
     return task_failed(reason, prompt_id, raised[3], node=(raised[2], raised[1]), traceback=trace)
 
@@ -105,7 +105,7 @@ def task_failed(
     node: tuple[str, str] | None = None,
     traceback: Sequence[str] = (),
 ) -> ComfyUITaskError:
-    """The error in the words that a ComfyUI's error has. `node`: id and class of the one that raised."""
+    """A failed node as ComfyUI would report it. `node`: id and class of the node that raised."""
     said = f"{exception_type}: {message}" if message else exception_type
     node_id, node_type = node or (None, None)
     return ComfyUITaskError(
@@ -120,7 +120,7 @@ def task_failed(
 
 
 def message_of(error: ComfyUIError) -> str:
-    """What ComfyUI would call the message: it says beside it which node raised what."""
+    """ComfyUI's message alone: ComfyUI reports node and exception separately."""
     if not isinstance(error, ComfyUITaskError):
         return error.detail
     where = f"{error.node_type} (node {error.node_id}): " if error.node_id is not None else ""
@@ -138,7 +138,7 @@ def _text_of(error: Any) -> str | Mapping[str, Any]:
 
 
 def _node_errors(said: Any) -> dict[str, list[str]]:
-    """What a worker says of each node, as far as it has the shape."""
+    """The worker's messages for each node, as far as they have the right shape."""
     found = said.items() if isinstance(said, Mapping) else ()
     return {
         str(node_id): [str(message)[:_LONGEST_MESSAGE] for message in messages]

@@ -1,7 +1,8 @@
-"""`Follower`: waits for jobs that RunPod has.
+"""`Follower`: waits for jobs at RunPod.
 
-A look costs a request to ``/status``, of which RunPod takes 2,000 in 10 s per endpoint and key
-(https://docs.runpod.io/serverless/endpoints/operation-reference): many jobs are looked at less often.
+A look costs one request to ``/status``; RunPod accepts 2,000 in 10 s per endpoint and key
+(https://docs.runpod.io/serverless/endpoints/operation-reference). The more jobs there are, the less often each is
+looked at.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _FORGOTTEN = (
 
 
 class Follower:
-    """One for all jobs."""
+    """One instance follows all jobs."""
 
     def __init__(self, endpoint: RunPodEndpoint, times: RunPodTimes) -> None:
         self._endpoint = endpoint
@@ -38,12 +39,12 @@ class Follower:
         self._slots = asyncio.Semaphore(_LOOKS_AT_ONCE)
 
     async def end_of(self, prompt_id: str, job_id: str, running: Callable[[Any], None]) -> JobAnswer:
-        """The answer that says how the job ended. `running` is told what the worker reports until then.
+        """The answer with the job's end. `running` gets the worker's reports until then.
 
-        There are never two questions at once for one job: to the SDK's API server a second one would run it again.
+        A job never has two requests at once: the SDK's API server would run it again.
 
         Raises:
-            ComfyUIPromptLostError: RunPod does not know the job any more.
+            ComfyUIPromptLostError: RunPod no longer knows the job.
         """
         self._followed += 1
         try:

@@ -1,4 +1,4 @@
-"""`Gate`: while RunPod surely takes no jobs, none is sent to it, so that others may have them."""
+"""`Gate`: while RunPod certainly accepts no jobs, none is sent to it, so that other servers may have them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ _log = structlog.get_logger(__name__)
 
 
 class Gate:
-    """Closed for a time after each job that was not taken, and longer after several in a row. `news` is set when it
-    opens."""
+    """Closed for a time after each job that was not accepted, and longer after several in a row. `news` is set when it
+    opens.
+    """
 
     def __init__(self, backoff: Backoff, news: asyncio.Event) -> None:
         self._backoff = backoff
@@ -27,11 +28,11 @@ class Gate:
         return self._closed is None
 
     def taken(self) -> None:
-        """RunPod has taken a job."""
+        """RunPod has accepted a job."""
         self._refused_in_row = 0
 
     def refused(self, refused: NotTaken) -> None:
-        """RunPod has not taken a job."""
+        """RunPod has not accepted a job."""
         self._refused_in_row += 1
         if self._refused_in_row == 1:
             _log.warning("runpod.waiting", detail=refused.reason)
@@ -40,7 +41,7 @@ class Gate:
         self._closed = asyncio.get_running_loop().call_later(wait_s, self._open)
 
     def close(self) -> None:
-        """It does not open by itself any more."""
+        """Closes for ever."""
         if self._closed is not None:
             self._closed.cancel()
 

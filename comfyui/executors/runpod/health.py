@@ -1,4 +1,6 @@
-"""`EndpointHealth`: whether RunPod lets us. Asked at the start, and while anything waits or something is wrong."""
+"""`EndpointHealth`: whether RunPod accepts our key and endpoint. Checked at the start, and while anything waits or is
+wrong.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +21,12 @@ _BACKOFF = Backoff(start_s=1.0, max_s=_INTERVAL_S)
 
 
 class EndpointHealth:
-    """What is known of the endpoint, told by those who use it; `run` is the task that asks.
+    """The state of the endpoint, reported by its users; `run` is the task that asks.
 
-    Only a refusal is trouble: while RunPod cannot be reached, prompts are taken and wait.
+    Only a refusal is trouble: while RunPod cannot be reached, prompts are accepted and wait.
 
     Attributes:
-        trouble: why it refuses us; "" while it does not.
+        trouble: why it refuses the gateway; "" while it does not.
         away: why it cannot be reached; "" while it can.
     """
 
@@ -36,33 +38,33 @@ class EndpointHealth:
         self.trouble = self.away = ""
 
     def listen(self, listener: Callable[[str], None]) -> None:
-        """Have it called with the reason now and whenever that changes; "" when there is no trouble."""
+        """Calls the listener with the reason now and whenever it changes; "" means no trouble."""
         self._listeners.append(listener)
         listener(self.trouble)
 
     def look(self) -> None:
-        """Something says that it has changed: look at once."""
+        """Something may have changed: look at once."""
         self._wake.set()
         self._begins.set()
 
     def begin(self) -> None:
-        """There is something to wait for: look now and then."""
+        """Something waits: look now and then."""
         self._begins.set()
 
     def unreachable(self, reason: str) -> None:
-        """A request found it so: look until it answers."""
+        """A request could not reach it: look until it answers."""
         if not self.away:
             _log.warning("runpod.unreachable", detail=reason)
             self.look()
         self.away = reason
 
     def give_up(self, reason: str) -> None:
-        """It will not work again in this process."""
+        """The endpoint will not work again in this process."""
         self._fatal = True
         self._tell(reason)
 
     async def run(self, endpoint: RunPodEndpoint, is_busy: Callable[[], bool]) -> None:
-        """Ask the endpoint at once, and then again while there is trouble or `is_busy` says that anything waits."""
+        """Asks the endpoint at once, and again while there is trouble or `is_busy` says that anything waits."""
         failures = 0
         while True:
             self._wake.clear()

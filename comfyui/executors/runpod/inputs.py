@@ -1,7 +1,7 @@
 """The input files of a workflow: kept when they are uploaded, and sent along with its job.
 
 A worker of the endpoint has none of the gateway's files, so each file that a workflow names goes into the job's body as
-base64. RunPod takes 10 MB there, all together.
+base64. RunPod accepts 10 MB in all.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ _LONGEST_PATH = 1300
 _READ_S = 60.0
 # ComfyUI's names of a caller's keys for paid nodes, and the worker's.
 _KEYS = {"api_key_comfy_org": "comfy_org_api_key", "auth_token_comfy_org": "comfy_org_auth_token"}
-# Of an entry of `images` beside its name and content, and of the body around the workflow.
+# Bytes of an entry of `images` besides its name and content, and of the body around the workflow.
 _ENTRY_BYTES = 40
 _BODY_BYTES = 400
 
 
 @dataclass(frozen=True, slots=True)
 class InputRef:
-    """A file that goes along: from `path` where it is on this disk, else with its content."""
+    """A file that goes along: from `path` if it is on this disk, otherwise with its content."""
 
     name: str
     size: int
@@ -65,7 +65,7 @@ class InputRef:
 
 @dataclass(frozen=True, slots=True)
 class NamedFile:
-    """A workflow's input that may name a file: ``kind`` is ComfyUI's folder, ``path`` what is below it."""
+    """An input of a workflow that may name a file: ``kind`` is ComfyUI's folder, ``path`` is below it."""
 
     node_id: str
     input_name: str
@@ -74,7 +74,7 @@ class NamedFile:
 
 
 class InputFiles:
-    """The folder of uploaded inputs, and the finding of those that a workflow names."""
+    """The folder of uploaded inputs; finds those that a workflow names."""
 
     def __init__(self, folder: Path, results: ResultFiles, home: Backend) -> None:
         self.folder = folder
@@ -86,11 +86,11 @@ class InputFiles:
     async def upload_image(
         self, filename: str, content: bytes | AsyncIterator[bytes], *, subfolder: str = "", overwrite: bool = True
     ) -> JSON:
-        """Keep an input for prompts that name it: see `comfyui.servers.server.FileShelf`.
+        """Keeps an input for prompts that name it: see `comfyui.servers.server.FileShelf`.
 
         Raises:
             ComfyUIInputError: the name leads elsewhere.
-            ComfyUIDiskError: the disk does not take it.
+            ComfyUIDiskError: the disk cannot be written.
         """
         try:
             part = await self._spool(content)
@@ -116,7 +116,7 @@ class InputFiles:
         return existing(self.folder / checked.subfolder / checked.name) if checked else None
 
     async def _spool(self, content: bytes | AsyncIterator[bytes]) -> Path:
-        """The content on this disk."""
+        """Writes the content to this disk."""
         target = await made_in_thread(self._part, _discard)
         part = Path(target.name)
         try:
@@ -133,7 +133,7 @@ class InputFiles:
         return part
 
     def _keep(self, part: Path, name: str, subfolder: str, *, overwrite: bool) -> str:
-        """Put an upload in place; returns the name, which is another where that one is taken by other content."""
+        """Puts an upload in place; returns its name, which is a new one if that one has other content."""
         checked = checked_name(name, subfolder)
         if checked is None:
             raise ComfyUIInputError("filename, subfolder: a plain file name and a relative folder without '..'")
@@ -157,14 +157,14 @@ class InputFiles:
     async def body(self, prompt: Prompt, request: PromptRequest, key: str | None = None) -> bytes:
         """The body of ``/run``, with the files that the workflow names.
 
-        A file that the request has by its URL is left to the worker where it would not fit.
+        A file that the request gives by URL is left to the worker if it would not fit.
 
         Args:
-            key: the name of the key whose files alone may go along; None: any that is here.
+            key: the name of the only key whose files may go along; None: any file that is here.
 
         Raises:
-            ComfyUIValidationError: it is more than RunPod takes.
-            ComfyUIServerError: one of the files went away meanwhile.
+            ComfyUIValidationError: it is larger than RunPod accepts.
+            ComfyUIServerError: one of the files was removed meanwhile.
         """
         given, files, size = await self._measured(prompt, request, key)
         if size > MAX_RUN_BYTES and (by_url := _with_urls(prompt, request.prompt)) is not None:
@@ -180,7 +180,7 @@ class InputFiles:
     async def _measured(
         self, prompt: Prompt, request: PromptRequest, key: str | None
     ) -> tuple[dict[str, Any], list[InputRef], int]:
-        """A job's ``input`` without its files, these, and the size of the body with them."""
+        """A job's ``input`` without its files, the files, and the size of the body with them."""
         prompt, files = await self._files_of(prompt, request.prompt, key)
         await asyncio.to_thread(_touch, files)
         given = _job_input(prompt, request.extra_data or {})
@@ -195,7 +195,7 @@ class InputFiles:
             raise ComfyUIServerError(f"the input {file.name!r} is gone") from error
 
     async def _files_of(self, prompt: Prompt, posted: Prompt, key: str | None) -> tuple[Prompt, list[InputRef]]:
-        """The workflow as the worker gets it, and the files that it names; each file once."""
+        """The workflow for the worker, and the files that it names; each file once."""
         named = [one for one in named_files(prompt) if key is None or _is_own(one, prompt, posted, key)]
         found = await asyncio.to_thread(lambda: {one: self._on_disk(one) for one in named})
         if missing := [one for one, file in found.items() if file is None]:
@@ -210,7 +210,7 @@ class InputFiles:
                 continue
             files[file.name] = file
             if one.kind != "input":
-                # On the worker it is an input, whatever it was here.
+                # On the worker every file is an input, whatever it was here.
                 node = changed[one.node_id]
                 changed[one.node_id] = {**node, "inputs": {**node["inputs"], one.input_name: file.name}}
         return changed, list(files.values())
@@ -235,7 +235,7 @@ class InputFiles:
             return set()
 
     async def _at_home(self, one: NamedFile) -> InputRef | None:
-        """The file as the ComfyUI beside us has it. Where it has none the worker may, and says so where it has not."""
+        """The file from the ComfyUI beside us. If it has none, the worker may, and reports it if not."""
         subfolder, _, filename = one.path.rpartition("/")
         content = bytearray()
         try:
@@ -252,18 +252,18 @@ class InputFiles:
 
 
 def wanted_of(prompt: Mapping[str, Any], request: PromptRequest) -> Mapping[str, Any]:
-    """The part of the workflow that is to run. Raises `ComfyUIValidationError`."""
+    """The part of the workflow that will run. Raises `ComfyUIValidationError`."""
     targets = request.partial_execution_targets
     if targets is None:
         return prompt
     if not targets or any(one not in prompt for one in targets):
-        raise ComfyUIValidationError("partial_execution_targets: a list of this workflow's nodes is wanted")
+        raise ComfyUIValidationError("partial_execution_targets: must be a list of this workflow's nodes")
     kept = {node_id for target in targets for node_id in needed_by(prompt, target)}
     return {node_id: node for node_id, node in prompt.items() if node_id in kept}
 
 
 def named_files(prompt: Prompt) -> Iterator[NamedFile]:
-    """Each input whose text could be the name of a file."""
+    """Each input whose text may be the name of a file."""
     for node_id, node in prompt.items():
         for input_name, value in node["inputs"].items():
             if not isinstance(value, str) or not 0 < len(value) <= _LONGEST_PATH:
@@ -276,7 +276,7 @@ def named_files(prompt: Prompt) -> Iterator[NamedFile]:
 
 
 def _is_own(one: NamedFile, prompt: Prompt, posted: Prompt, key: str) -> bool:
-    """Whether a file is the key's, or was placed for this workflow, which then did not name it so by itself.
+    """Whether a file is the key's own, or was placed for this workflow, which then did not name it so by itself.
 
     Any text of a workflow may name a file, and a node that only the worker knows may read it.
     """
@@ -288,7 +288,7 @@ def _is_own(one: NamedFile, prompt: Prompt, posted: Prompt, key: str) -> bool:
 
 
 def _with_urls(prompt: Prompt, posted: Prompt) -> Prompt | None:
-    """The workflow with the URLs of its inputs as they were posted; None where there are none."""
+    """The workflow with the URLs of its inputs as they were posted; None if there are none."""
     changed = dict(prompt)
     for node_id, node in prompt.items():
         given = posted[node_id]["inputs"] if node_id in posted else {}
@@ -299,10 +299,10 @@ def _with_urls(prompt: Prompt, posted: Prompt) -> Prompt | None:
 
 
 def _name_of(one: NamedFile) -> str:
-    """The name that the file has as an input of the worker."""
+    """The file's name as an input of the worker."""
     if one.kind == "input":
         return one.path
-    # Two results may have the same name; the worker's input folder has no place for both.
+    # Two results may have the same name, and the worker's input folder has room for only one.
     mark = hashlib.sha256(f"{one.kind}/{one.path}".encode()).hexdigest()[:12]
     return f"{mark}-{one.path.rpartition('/')[2]}"
 
@@ -313,7 +313,9 @@ def _discard(part: IO[bytes]) -> None:
 
 
 def _touch(files: list[InputRef]) -> None:
-    """Their age counts from when they were used last: `Retention` must not take what a prompt is about to send."""
+    """The age of files counts from their last use: `Retention` must not remove a file that a prompt is about to
+    send.
+    """
     for file in files:
         if file.path is not None:
             with suppress(OSError):
@@ -334,7 +336,7 @@ def _body_size(given: Mapping[str, Any], files: list[InputRef]) -> int:
 
 
 def _job_input(prompt: Prompt, extra_data: Mapping[str, Any]) -> dict[str, Any]:
-    """All of a job's ``input`` but its files."""
+    """A job's ``input`` without its files."""
     job_input: dict[str, Any] = {"workflow": prompt}
     if isinstance(info := extra_data.get("extra_pnginfo"), dict):
         job_input["extra_pnginfo"] = info

@@ -1,4 +1,4 @@
-"""`RunPodOptions`: which endpoint renders, where its files are kept, and how patient we are with it."""
+"""`RunPodOptions`: the endpoint that renders, the folder of its files, and how patient we are with it."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from comfyui.retrying import Backoff
 
 @dataclass(frozen=True, slots=True)
 class RunPodTimes:
-    """Durations in seconds, none of which is a setting.
+    """Durations in seconds; none is a setting.
 
     Attributes:
-        first_look_s: from a job's submission to the first question for its state. Later looks are less frequent.
-        look_backoff: between the questions for a job's state, and the tries to cancel it, that get no answer.
-        send_backoff: between the tries to send jobs while RunPod surely does not take them.
-        last_word_s: for a job that is on its way when the gateway stops. Without it, nobody would know whether RunPod
+        first_look_s: from a job's submission to the first request for its state. Later ones are less frequent.
+        look_backoff: between requests for a job's state, or to cancel it, that get no answer.
+        send_backoff: between attempts to send jobs while RunPod certainly does not accept them.
+        last_word_s: for a job that is on its way when the gateway stops. Without it, no one would know whether RunPod
             has the job.
-        cancel_s: so long a caller waits for RunPod to be told of a cancel. After that it is told without a caller.
-        journal_backoff: between the tries to write down what has happened already and must not be forgotten.
-        rewrite_backoff: between the tries to write a result to a full disk.
-        clean_every_s: between the removals of old files.
+        cancel_s: how long a caller waits until RunPod is told of a cancel. After that, RunPod is told without a caller.
+        journal_backoff: between attempts to record something that has already happened and must not be forgotten.
+        rewrite_backoff: between attempts to write a result to a full disk.
+        clean_every_s: between removals of old files.
     """
 
     first_look_s: float = 0.5
@@ -42,8 +42,8 @@ class RunPodOptions:
     """The settings of the same names (docs/configuration.md).
 
     Attributes:
-        endpoint_url: of another API server with RunPod's protocol; empty: RunPod's.
-        data_dir: for results and inputs; one gateway at a time.
+        endpoint_url: another API server with RunPod's protocol; empty: RunPod's.
+        data_dir: for results and inputs; only one gateway may use it.
         url_allow: see `fetch.AddressPolicy`; for the endpoint's own store.
         data_days: after which results and inputs are removed; 0: never.
     """

@@ -1,7 +1,7 @@
-"""A finished job's reply → files on this disk and ComfyUI's `outputs`.
+"""Turns a finished job's reply into files on this disk and ComfyUI's `outputs`.
 
-Two replies are known: our worker's, which has ComfyUI's own `outputs` beside the files, and that of worker-comfyui,
-which has the files only. What an endpoint answers was written by whoever runs it: a name that leads out of the folder
+Two kinds of replies are known: our worker's, which has ComfyUI's own `outputs` beside the files, and that of
+worker-comfyui, which has only the files. The endpoint's operator wrote the answer: a name that leads out of the folder
 is refused, and links are fetched as guardedly as those of callers.
 """
 
@@ -42,7 +42,7 @@ Outputs = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class _Listed:
-    """One entry of the reply's ``images``, with a name that is safe to use."""
+    """One entry of the reply's ``images``, with a safe name."""
 
     node_id: str
     filename: str
@@ -60,7 +60,7 @@ class ResultFiles:
 
     A merged subfolder (`comfyui.merged_files`) is the path of a file below it.
 
-    The fetcher belongs to whoever made it.
+    The fetcher belongs to its creator.
     """
 
     def __init__(self, folder: Path, fetcher: UrlFetcher, metrics: Metrics, times: RunPodTimes) -> None:
@@ -70,23 +70,24 @@ class ResultFiles:
         self._backoff = times.rewrite_backoff
 
     def find(self, subfolder: str, filename: str) -> Path | None:
-        """The file with this merged subfolder, None where it is not one of ours. Looks at the disk."""
+        """The file with this merged subfolder, None if it is not one of ours. Reads the disk."""
         checked = checked_name(filename, subfolder)
         if checked is None or not checked.subfolder:
             return None
         return existing(self.folder / checked.subfolder / checked.name)
 
     async def save(self, prompt_id: str, node_id: str, body: bytes) -> Outputs:
-        """Every file of the reply on this disk; ComfyUI's `outputs` with the subfolders under which they are here.
+        """Writes every file of the reply to this disk; returns ComfyUI's `outputs` with the subfolders of the files
+        here.
 
         Args:
-            node_id: of files of which the reply does not say which node made them.
+            node_id: for files whose node the reply does not name.
 
-        A file that cannot be had stays listed, as a file that ComfyUI has lost. While the disk cannot be written, this
-        goes on.
+        A file that cannot be fetched stays listed, like a file that ComfyUI has lost. While the disk cannot be written,
+        this waits.
 
         Raises:
-            ComfyUIServerError: it is no reply of a ComfyUI worker, or none of its files can be had.
+            ComfyUIServerError: it is not a reply of a ComfyUI worker, or none of its files can be fetched.
         """
         reply = await asyncio.to_thread(_reply_of, body)
         placed: list[tuple[_Listed, str]] = []
@@ -108,14 +109,14 @@ class ResultFiles:
     async def _insist(
         self, prompt_id: str, file: _Listed, work: Callable[[], Awaitable[None]], *, setting: str = "RUNPOD_DATA_DIR"
     ) -> None:
-        """A full disk is no reason to lose what was rendered: until it is written, the result stays in the journal."""
+        """A full disk is no reason to lose a render: until it is written, the result stays in the journal."""
         failures = 0
         while True:
             try:
                 await work()
                 return
             except (OSError, ComfyUIDiskError) as error:
-                # A temporary file's trouble comes translated.
+                # Errors of a temporary file arrive translated.
                 cause = error if isinstance(error, OSError) else error.__cause__
                 if not isinstance(cause, OSError):
                     raise
@@ -145,20 +146,20 @@ class ResultFiles:
     async def _download(self, prompt_id: str, file: _Listed, path: Path) -> None:
         async with self._fetcher.fetch(file.data) as content:
             self._metrics.runpod_result_bytes.labels("link").inc(content.size)
-            # Kept until it is in place: it may be large, and its link not good for much longer.
+            # Kept until it is in place: it may be large, and its link may expire soon.
             await self._place(prompt_id, file, path, functools.partial(_copy, content.source))
 
 
 @asynccontextmanager
 async def opened(find: Callable[[], Path | None], name: str) -> AsyncIterator[OpenBody]:
-    """The content of the file that `find` finds on this disk. Raises `ComfyUINotFoundError` where there is none."""
+    """The content of the file that `find` finds on this disk. Raises `ComfyUINotFoundError` if there is none."""
     path = await asyncio.to_thread(find)
     try:
         if path is None:
             raise FileNotFoundError
         file = await opened_in_thread(lambda: path.open("rb"))
     except FileNotFoundError as error:
-        raise ComfyUINotFoundError(f"the file {name!r} is not kept any more") from error
+        raise ComfyUINotFoundError(f"the file {name!r} is no longer kept") from error
     except OSError as error:
         raise ComfyUIServerError(f"the file {name!r} cannot be read: {reason_of(error)}") from error
     try:
@@ -174,7 +175,7 @@ async def opened(find: Callable[[], Path | None], name: str) -> AsyncIterator[Op
 
 
 def existing(path: Path) -> Path | None:
-    """The path where it is a file; what cannot be a path, since a part of it is too long, is none."""
+    """The path if it is a file; a path with a part that is too long counts as none."""
     try:
         return path if path.is_file() else None
     except OSError:
@@ -182,7 +183,7 @@ def existing(path: Path) -> Path | None:
 
 
 def checked_name(filename: Any, subfolder: Any) -> InputFile | None:
-    """A plain file name and a relative folder, None where they are anything else."""
+    """A plain file name and a relative folder, None if they are anything else."""
     try:
         return InputFile(name=filename, subfolder=subfolder, image="-")
     except ValidationError:
@@ -215,7 +216,7 @@ def _listed(reply: Mapping[str, Any], prompt_id: str, made_by: str) -> Iterator[
 
 
 class _Places:
-    """Where each listed file is here; a reply may list several of one name."""
+    """The place of each listed file here; a reply may list several files of one name."""
 
     def __init__(self, placed: Sequence[tuple[_Listed, str]]) -> None:
         self._placed = placed
@@ -225,7 +226,7 @@ class _Places:
         self._used: set[int] = set()
 
     def moved(self, node_id: str, item: Any) -> Any:
-        """The item with the subfolder that its file has here; None for a preview that stayed on the worker."""
+        """The item with the subfolder of its file here; None for a preview that stayed on the worker."""
         if not isinstance(item, dict) or "filename" not in item:
             return item
         name = checked_name(item["filename"], item.get("subfolder") or "")
@@ -241,7 +242,7 @@ class _Places:
         return {**item, "subfolder": name.subfolder, "type": "output"}
 
     def left(self) -> Iterator[tuple[_Listed, str]]:
-        """Those that nothing has referred to."""
+        """The files that no item has referred to."""
         return (placed for index, placed in enumerate(self._placed) if index not in self._used)
 
 

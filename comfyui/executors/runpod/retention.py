@@ -1,7 +1,7 @@
-"""`Retention`: removing results and uploaded inputs that have become old, where `RUNPOD_DATA_DAYS` asks for it.
+"""`Retention`: removes old results and uploaded inputs, if `RUNPOD_DATA_DAYS` is set.
 
-ComfyUI deletes no outputs, and so it is asked for only. Every file is looked at and removed by its name in the folder
-that is open, and symbolic links are neither followed nor removed: nothing outside the two folders can be reached.
+ComfyUI deletes no outputs, so this happens only on request. Every file is checked and removed by its name in the open
+folder, and symbolic links are neither followed nor removed: nothing outside the two folders can be reached.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ class _Removed:
     files: int = 0
     size: int = 0
     left: int = 0
-    """What could not be removed, `reason` why the last of them."""
+    """Files that could not be removed; `reason` is that of the last one."""
     reason: str = ""
 
 
 class Retention:
-    """`run` is its task. What unfinished prompts name, and what they have written, is never removed.
+    """`run` is its task. Files that unfinished prompts name or have written are never removed.
 
     Args:
         unfinished: gives the prompts that have not ended, by their ids.
         max_age_s: since a file was written, or an input was last used by a prompt.
-        every_s: between two passes.
-        on_inputs_removed: called when uploads are not there any more that somebody may remember.
+        every_s: seconds between two passes.
+        on_inputs_removed: called when uploads are gone that the gateway may still know.
     """
 
     def __init__(
@@ -73,16 +73,16 @@ class Retention:
                 try:
                     await self.clean()
                 except Exception:
-                    # A bug of ours, for which no prompt must wait.
+                    # A bug of ours must not stop any prompt.
                     _log.exception("runpod.cleanup_crashed")
                 await asyncio.sleep(self._every_s)
         finally:
-            # The thread goes on otherwise, and a process waits for it before it ends.
+            # The thread would go on, and the process would wait for it before its end.
             self._stopped.set()
 
     async def clean(self) -> None:
-        """Once through both folders, off the event loop."""
-        # Before they are read: what is sent meanwhile is touched.
+        """One pass through both folders, outside the event loop."""
+        # Computed before they are read: files that are sent meanwhile are touched.
         cutoff = time.time() - self._max_age_s
         named: set[tuple[str, PurePosixPath]] = set()
         ids: set[str] = set()
@@ -106,7 +106,7 @@ class Retention:
         return outputs, self._remove(self._inputs.folder, cutoff, lambda path: ("input", path) in named, folders=False)
 
     def _remove(self, top: Path, cutoff: float, is_kept: Callable[[PurePosixPath], bool], *, folders: bool) -> _Removed:
-        """Files last written before `cutoff`, and with `folders` those that are empty then."""
+        """Removes files last written before `cutoff`, and with `folders` those that are empty then."""
         removed = _Removed()
 
         def failed(error: OSError) -> None:

@@ -1,4 +1,4 @@
-"""`Run`: what is known of a job that RunPod has."""
+"""`Run`: the state of a job at RunPod."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ class Run:
     """A job that RunPod has.
 
     Attributes:
-        job_id: RunPod's.
-        has_reply: its reply is in the journal.
-        is_running: a worker has it.
-        latest: by type, the last frames of how it is, from its start on.
+        job_id: RunPod's id.
+        has_reply: whether its reply is in the journal.
+        is_running: whether a worker has it.
+        latest: the last frame of each type since its start.
     """
 
     job_id: str

@@ -1,8 +1,7 @@
-"""`RunPodServer`: a serverless endpoint as one more server of the queue, and the executor of the jobs that go there.
+"""`RunPodServer`: a serverless endpoint as one more server of the queue, and the executor of its jobs.
 
-RunPod has jobs, a status and a cancel; no ids of ours, no events and no files. So what was sent is written down in the
-job before it is sent, results are fetched and kept here, and what clients are told is made of what a look at the status
-says.
+RunPod has jobs, a status and a cancel, but none of our ids, no events and no files. So each send is recorded in the job
+before it happens, results are fetched and kept here, and clients get events that are made from the status.
 """
 
 from __future__ import annotations
@@ -69,14 +68,14 @@ _DAY_S = 86_400.0
 
 
 class RunPodServer:
-    """Open it with ``async with``, after the journal and before jobs come. It owns everything but the arguments.
+    """Open it with ``async with``, after the journal and before jobs come. It owns everything except its arguments.
 
     Args:
-        home: the ComfyUI beside us, which may have inputs and says which texts are files.
-        journal: knows what was sent in a gateway before this one.
+        home: the ComfyUI beside us, which may have inputs and knows which texts are files.
+        journal: knows the jobs that an earlier gateway sent.
         unfinished: the prompts whose files are kept.
-        news: set when it takes prompts again, or does not any more.
-        frames: hear what a ComfyUI would tell of a prompt.
+        news: set when it begins or ceases to take prompts.
+        frames: get the frames that a ComfyUI would send for a prompt.
     """
 
     def __init__(
@@ -94,7 +93,7 @@ class RunPodServer:
         self.in_flight = 0
         self.generation = self.epoch = 0
         self.last_definitions: JSON | None = None
-        """Nobody knows what the endpoint's workers have."""
+        """The files of the endpoint's workers are not known."""
         self._options = options
         self._home = home
         self._journal = journal
@@ -146,7 +145,7 @@ class RunPodServer:
         self._gate.close()
         await self._stack.aclose()
 
-    # As the queue sees it: `comfyui.servers.server.Server`
+    # Its face to the queue: `comfyui.servers.server.Server`
 
     @property
     def server(self) -> Server:
@@ -211,7 +210,7 @@ class RunPodServer:
         }
 
     async def object_info(self, *, max_age_s: float = math.inf) -> JSON:
-        """What the ComfyUI beside us says of its nodes; where it does not answer, what is known of loaders of files."""
+        """The node definitions of the ComfyUI beside us; while it does not answer, those of known file loaders."""
         if self._home.ready:
             with contextlib.suppress(ComfyUIError, TimeoutError):
                 async with self._home.soon():
@@ -225,7 +224,7 @@ class RunPodServer:
         return self._changed.wait()
 
     async def find(self, prompt_id: str) -> QueueItem | None:
-        """A job that was sent and has not ended, by the journal."""
+        """A job that was sent and has not ended, according to the journal."""
         attempt = await self._journal.attempt_of(prompt_id)
         if attempt is None or attempt.ref is None:
             return None
@@ -233,7 +232,7 @@ class RunPodServer:
         return QueueItem(0.0, prompt_id, run is not None and run.is_running, {}, {})
 
     async def cancel(self, prompt_id: str) -> None:
-        """Have RunPod give the job up, where it has it. Raises when it could not be told yet; it goes on trying."""
+        """Tells RunPod to give the job up, if it has it. Raises if RunPod could not be told yet; it goes on trying."""
         job_id = await self._submissions.settled(prompt_id)
         if job_id is None:
             attempt = await self._journal.attempt_of(prompt_id)
@@ -260,16 +259,16 @@ class RunPodServer:
         return opened(lambda: self._results.find(merged, file.filename), file.filename)
 
     async def path_of(self, prompt_id: str, subfolder: str, filename: str) -> Path | None:
-        """Where a file of a result is on this disk; None where there is none."""
+        """The path of a result's file on this disk; None if there is none."""
         return await asyncio.to_thread(self._results.find, merged_subfolder(prompt_id, subfolder), filename)
 
-    # As the runner sees it: `comfyui.executors.elsewhere.Elsewhere`
+    # Its face to the runner: `comfyui.executors.elsewhere.Elsewhere`
 
     async def submit(
         self, job: Assignment, request: PromptRequest, prompt: Mapping[str, Any], *, key: str | None, staging_s: float
     ) -> bool:
         body = await self._inputs.body(wanted_of(prompt, request), request, key)
-        # From here on it waits for a worker as it waits for its turn, whoever asks what becomes of it.
+        # It now waits for a worker as it would wait for its turn, whatever its callers do.
         job.accepted({})
         self._health.begin()
         taken = await self._submissions.send(job.prompt_id, job.attempts, body)
@@ -298,7 +297,7 @@ class RunPodServer:
             raise
         except asyncio.CancelledError:
             if run.is_running:
-                # For the history, where it is the prompt that was cancelled. Its end is told when that is written.
+                # For the history of a prompt that was cancelled. Its end is told when that is written.
                 telling.interrupted(tell=False)
                 job.interrupted(self._made(prompt_id, run, telling, {}))
             raise
@@ -307,7 +306,7 @@ class RunPodServer:
                 del self._runs[prompt_id]
 
     async def _outcome(self, job: Assignment, run: Run, telling: Telling) -> JSON:
-        """The job's outputs. Raises what it ended with."""
+        """The job's outputs. Raises the job's error."""
         prompt_id, execution_ms = job.prompt_id, None
         prompt: Mapping[str, Any] = job.request.prompt if job.request is not None else {}
         if run.has_reply:
@@ -322,7 +321,8 @@ class RunPodServer:
             if (error := error_of(answer, prompt, prompt_id)) is not None:
                 raise error
             body, execution_ms = answer.body, answer.execution_ms
-            # First of all, and without end: RunPod will not keep it, and its SDK has forgotten it already.
+            # Recorded first, and without a time limit: RunPod will not keep it, and RunPod's SDK has already forgotten
+            # it.
             await insist(lambda: job.attempts.delivered(run.job_id, body), self._options.times)
         run.began()
         telling.started(execution_ms)
@@ -330,7 +330,7 @@ class RunPodServer:
         try:
             outputs = await self._results.save(prompt_id, made_by, body)
         except ComfyUIServerError as error:
-            # It has run: the same again would bring the same.
+            # It has run: the same job again would bring the same result.
             raise task_failed(error.detail, prompt_id) from error
         telling.succeeded(outputs, execution_ms)
         return outputs
@@ -342,7 +342,7 @@ class RunPodServer:
         return PromptResult(prompt_id, self.name, outputs, files_of(outputs), timings, {}, told=telling.told(outputs))
 
     def _failed(self, prompt_id: str, run: Run, telling: Telling, error: ComfyUIError) -> None:
-        """Tells the end, and keeps with the error what the history says of it."""
+        """Tells the end, and attaches the history's part to the error."""
         if isinstance(error, ComfyUIValidationError):
             return  # it has not run, and another server may run it
         if isinstance(error, ComfyUITaskCancelledError):
@@ -354,7 +354,7 @@ class RunPodServer:
             telling.failed(message_of(error), kind, task.node_id if task is not None else None, trace)
         error.saved = self._made(prompt_id, run, telling, {})
 
-    # What is told
+    # Events
 
     def _tell(self, job: Assignment, run: Run, kind: str, data: Mapping[str, Any]) -> None:
         event = event_of(kind, data)
@@ -367,10 +367,10 @@ class RunPodServer:
                 listener.heard(self.name, job.prompt_id, event, frame)
 
     def running_frames(self) -> list[tuple[str, list[bytes]]]:
-        """Each job that a worker has, with the last frames of how it is."""
+        """Each job that a worker has, with its latest frames."""
         return [(prompt_id, list(run.latest.values())) for prompt_id, run in self._runs.items() if run.latest]
 
-    # What changes
+    # Changes
 
     def _count(self, state: str) -> float:
         running = sum(run.is_running for run in self._runs.values())
@@ -387,6 +387,6 @@ class RunPodServer:
         self.epoch += 1
 
     def _give_up(self, task: asyncio.Task[Any]) -> None:
-        """A bug of ours: no prompt must be taken that nobody would send or follow."""
+        """A bug of ours: no prompt may be accepted that would not be sent or followed."""
         _log.critical("runpod.crashed", task=task.get_name(), exc_info=task.exception())
         self._health.give_up("a part of the gateway failed; its log has the reason. Restart it")

@@ -1,6 +1,6 @@
-"""`Submissions`: sends each job once, and knows which of them RunPod has.
+"""`Submissions`: sends each job once, and knows which jobs RunPod has.
 
-A send goes on when its job is given up meanwhile: somebody has to learn whether RunPod took it.
+A send goes on when its job is given up meanwhile: its reply tells whether RunPod accepted the job.
 """
 
 from __future__ import annotations
@@ -38,14 +38,16 @@ _UNKNOWN = (
 
 @dataclass(frozen=True, slots=True)
 class NotTaken:
-    """RunPod surely does not have the job; it may be sent again after `wait_s`, where that is more than our own."""
+    """RunPod certainly does not have the job; it may be sent again after `wait_s`, if that is more than our own
+    delay.
+    """
 
     reason: str
     wait_s: float = 0.0
 
 
 def unknown_submission(reason: str, prompt_id: str) -> ComfyUITaskError:
-    """The error of a job of which nobody knows whether RunPod has it. It is final: it must not be sent again."""
+    """The error of a job that RunPod may or may not have. It is final: the job must not be sent again."""
     return ComfyUITaskError(_UNKNOWN.format(reason=reason), prompt_id=prompt_id)
 
 
@@ -61,11 +63,11 @@ class Submissions:
         self._tasks = SideTasks()
 
     async def close(self) -> None:
-        """Wait a moment for what is on its way, so that the next gateway knows whether RunPod has it."""
+        """Waits a moment for jobs on their way, so that the next gateway knows whether RunPod has them."""
         await self._tasks.close(patience_s=self._times.last_word_s)
 
     async def send(self, prompt_id: str, attempts: AttemptLog, body: bytes) -> str | NotTaken:
-        """RunPod's id of the job, which is in the journal. Raises what the job ends with."""
+        """RunPod's id of the job, which is in the journal. Raises the job's error."""
         work = self._send(prompt_id, attempts, body)
         task = self._under_way[prompt_id] = self._tasks.start(work, f"RunPod job of {prompt_id}")
         task.add_done_callback(lambda _: self._under_way.pop(prompt_id, None))
@@ -75,7 +77,7 @@ class Submissions:
         return outcome
 
     async def settled(self, prompt_id: str) -> str | None:
-        """Has a job that is on its way not be sent, or waits for the reply: RunPod's id, where it has the job."""
+        """Keeps a job that is on its way from being sent, or waits for the reply: RunPod's id, if it has the job."""
         task = self._under_way.get(prompt_id)
         if task is None:
             return None
@@ -87,7 +89,7 @@ class Submissions:
         return outcome if isinstance(outcome, str) else None
 
     async def _send(self, prompt_id: str, attempts: AttemptLog, body: bytes) -> str | NotTaken | ComfyUIError:
-        # Written first: if this process ends now, the next one knows that the job may have been sent.
+        # Recorded first: if this process ends now, the next one knows that the job may have been sent.
         try:
             await attempts.sending()
         except ComfyUIError as error:
@@ -124,7 +126,7 @@ class Submissions:
 
 
 async def insist(write: Callable[[], Awaitable[None]], times: RunPodTimes) -> None:
-    """For what has happened already and must not be forgotten: until it can be written."""
+    """For an event that has already happened and must not be forgotten: tries until it can be written."""
 
     def again(error: JournalError, failures: int) -> None:
         if failures == 1:

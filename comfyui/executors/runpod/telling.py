@@ -1,7 +1,7 @@
-"""What is told of a job at RunPod, in ComfyUI's words and order, and what its history has of it.
+"""Reports a job at RunPod in ComfyUI's events and order, and makes its history.
 
-RunPod has a status and the worker's reports, no events. The order is ComfyUI's: `execution_success` comes before the
-history is written.
+RunPod has only a status and the worker's reports. The order is ComfyUI's: `execution_success` comes before the history
+is written.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from comfyui.models import Told
 from comfyui.workflows.api_format import needed_by
 
 Tell = Callable[[str, Mapping[str, Any]], None]
-"""Is given the type and the data of each message."""
+"""Gets the type and the data of each message."""
 
 
 class Telling:
-    """Of one job."""
+    """The reports about one job."""
 
     def __init__(self, prompt_id: str, prompt: Mapping[str, Any], tell: Tell) -> None:
         self._prompt_id = prompt_id
@@ -29,13 +29,13 @@ class Telling:
         self._seen: dict[str, dict[str, Any]] = {}
 
     def started(self, execution_ms: float | None = None) -> None:
-        """A worker has it, for so long already. Nothing happens when that was told before."""
+        """A worker has had it for this time. A second call has no effect."""
         if not self._messages:
             self._message("execution_start", {}, _now_ms() - int(execution_ms or 0))
             self._message("execution_cached", {"nodes": []})
 
     def progressed(self, report: Any) -> None:
-        """Our worker's report, as `comfyui.workers.progress` writes it; anything else says that it runs."""
+        """A report of our worker, as `comfyui.workers.progress` writes it; anything else only means that it runs."""
         self.started()
         node_id = report.get("node_id") if isinstance(report, dict) else None
         if not isinstance(node_id, str) or node_id not in self._prompt:
@@ -45,7 +45,7 @@ class Telling:
             if self._node in self._seen:
                 self._seen[self._node]["state"] = "finished"
             self._node = node_id
-            # What a running node depends on has run, whether anybody saw it or not.
+            # The nodes on which a running node depends have run, even if unseen.
             for done in needed_by(self._prompt, node_id) - self._seen.keys() - {node_id}:
                 self._seen[done] = self._state(done, "finished", 1.0, 1.0)
             self._send("executing", {"node": node_id, "display_node": node_id})
@@ -58,10 +58,10 @@ class Telling:
             self._send("progress", {"value": value, "max": maximum, "node": node_id})
 
     def succeeded(self, outputs: Mapping[str, Any], execution_ms: float | None) -> None:
-        """It has these outputs, and took so long by RunPod's own figure."""
+        """It has these outputs, and took this time by RunPod's own figure."""
         self.started(execution_ms)
         if execution_ms is not None:
-            # We only see the job when we look.
+            # The job's state is known only when we look.
             began = _now_ms() - int(execution_ms)
             self._messages = [(kind, {**data, "timestamp": began}) for kind, data in self._messages]
         for node_id, output in outputs.items():
@@ -69,7 +69,7 @@ class Telling:
         self._message("execution_success", {})
 
     def failed(self, message: str, exception_type: str, node_id: str | None, traceback: list[str]) -> None:
-        """It ended with this error, of this node where one raised."""
+        """It ended with this error, of this node if one raised."""
         self.started()
         details = {"exception_message": message, "exception_type": exception_type, "traceback": traceback}
         self._message(
@@ -77,12 +77,12 @@ class Telling:
         )
 
     def interrupted(self, *, tell: bool = True) -> None:
-        """It was cancelled. Not `tell`: only the history is to have it."""
+        """It was cancelled. Without `tell`, only the history gets it."""
         self.started()
         self._message("execution_interrupted", self._where(self._node), tell=tell)
 
     def told(self, outputs: Mapping[str, Any]) -> Told:
-        """For the history."""
+        """The messages for the history."""
         meta = {
             node_id: {"node_id": node_id, "display_node": node_id, "parent_node": None, "real_node_id": node_id}
             for node_id in outputs
@@ -91,7 +91,7 @@ class Telling:
 
     @property
     def executing_s(self) -> float:
-        """Between start and end."""
+        """Seconds between start and end."""
         first, last = self._messages[0][1]["timestamp"], self._messages[-1][1]["timestamp"]
         return max(0.0, float(last - first) / 1000)
 
@@ -107,7 +107,7 @@ class Telling:
         }
 
     def _message(self, kind: str, data: Mapping[str, Any], timestamp: int | None = None, *, tell: bool = True) -> None:
-        """One that the history keeps."""
+        """A message that the history keeps."""
         whole = {"prompt_id": self._prompt_id, **data, "timestamp": timestamp or _now_ms()}
         self._messages.append((kind, whole))
         if tell:

@@ -1,7 +1,7 @@
 """A workflow as the editor saves it (UI format) → the API format that ComfyUI runs. Pure: no I/O.
 
-The result is meant to equal the editor's own ``Export (API)``, and is compared with it for all stock templates in
-``tests/contract/test_convert_real.py``. What happens, in order:
+The result should equal the editor's own ``Export (API)``; ``tests/contract/test_convert_real.py`` compares the two for
+all stock templates. The steps, in order:
 
 1. ``graph``       the file → nodes, links, subgraph definitions;
 2. ``groups``      group nodes become subgraphs;
@@ -12,7 +12,7 @@ The result is meant to equal the editor's own ``Export (API)``, and is compared 
 7. ``links``       subgraphs are flattened, and each linked input is followed to the node that feeds it;
 8. here            widget values and links become the API format's inputs.
 
-Where the result differs from the editor's export on purpose, or may differ, a warning names the node.
+If the result differs from the editor's export on purpose, or may differ, a warning names the node.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ _OLD_SAMPLER_PREFIX = "sample_"
 
 @dataclass(frozen=True, slots=True)
 class ConvertedWorkflow:
-    """``prompt`` is in API format; ``warnings`` say what was left out or looked odd, each with its node.
+    """``prompt`` is in API format; ``warnings`` name nodes that were left out or looked odd.
 
     ``shown`` tells where the values of promoted widgets and of primitive nodes went, in the order of the file.
     ``titles`` are those of nodes of the file that are no nodes of the prompt, by their ids.
@@ -248,7 +248,7 @@ def _linked_branches(node: Node) -> list[str]:
 
 
 def _chosen_index(node: Node, inputs: Mapping[str, Any]) -> int:
-    """Which of a CustomCombo's options is chosen; a choice that comes through a link counts as the widget shows it."""
+    """The index of a CustomCombo's chosen option; a choice that comes through a link counts as the widget shows it."""
     choice = inputs.get("choice")
     chosen = node.widgets[0].value if isinstance(choice, list) else choice
     options = [widget.value for widget in node.widgets[2:]]

@@ -62,7 +62,7 @@ class Widget:
         in_prompt: false for buttons and for the control that says how a seed changes.
         stored: false for those that take no place in ``widgets_values``.
         options: the declared options of the input, such as ``min`` or ``dynamicPrompts``.
-        children: gives the widgets that stand behind this one while it has the given value; None: it never has any.
+        children: gives the widgets that appear after this one while it has the given value; None: it never has any.
         left_behind: widgets of the first option that the editor forgets to remove when the stored value is put in.
     """
 
@@ -117,11 +117,11 @@ class Graph:
     inputs: list[BoundarySlot] = field(default_factory=list)
     outputs: list[BoundarySlot] = field(default_factory=list)
     extra: Mapping[str, Any] = field(default_factory=dict)
-    """What editor extensions keep in the file, such as links of their own."""
+    """Data that editor extensions keep in the file, such as their own links."""
     named_links: frozenset[str] = frozenset()
     """The links that some input of the file names."""
     links_into: Mapping[str, Sequence[Link]] = field(default_factory=dict)
-    """By node id: the links of the file's list that end there."""
+    """By node id: the links of the file's list that end at the node."""
     left_out: dict[str, Node] = field(default_factory=dict)
     """Nodes that were taken out of `nodes`, for they act in the editor only."""
 
@@ -144,7 +144,7 @@ class Workflow:
     subgraphs: dict[str, Graph]
     ids: NodeIds
     renamed: Mapping[str, Mapping[str, str]]
-    """By subgraph: the ids of nodes inside that the editor changes when it loads the file, old to new."""
+    """By subgraph: the old ids of inner nodes that the editor changes when it loads the file, to the new ids."""
     warnings: list[str]
 
     def graphs(self) -> Iterator[Graph]:
@@ -153,7 +153,7 @@ class Workflow:
 
 
 def parse_workflow(file: Mapping[str, Any]) -> Workflow:
-    """Read a UI export of any version; links may be arrays or objects.
+    """Reads a UI export of any version; links may be arrays or objects.
 
     Raises:
         ComfyUIValidationError: the file is damaged.
@@ -207,7 +207,7 @@ class NodeIds:
 
 
 def _whole(value: Any) -> int:
-    """A node id as a number; 0 for one that is none."""
+    """A node id as a number; 0 if it is not one."""
     text = id_text(value)
     return int(text) if text.isascii() and text.isdecimal() and len(text) < 16 else 0
 
@@ -284,7 +284,7 @@ def _parse_input(data: Mapping[str, Any]) -> InputSlot:
 
 
 def _label(slot: Mapping[str, Any]) -> str | None:
-    """What the editor shows in place of a slot's name, where it was renamed."""
+    """The editor's label for a renamed slot."""
     return str(slot["label"]) if slot.get("label") else None
 
 

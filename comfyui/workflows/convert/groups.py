@@ -1,7 +1,7 @@
 """Group nodes of old files: the editor turns each into a subgraph when it loads the file, and so do we.
 
-A group node's inside is kept under ``extra.groupNodes``: nodes without ids, links by their position, and the names
-under which the group shows what is inside. The group itself looks like a node of a class that is put together from it.
+``extra.groupNodes`` has the contents of a group node: nodes without ids, links by their position, and the names that
+the group shows for inner inputs and outputs. The group itself looks like a node of a class that is made of these.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def unfold_groups(
 
     Raises:
         ComfyUILimitError: the workflow would have too many nodes; none is unfolded then.
-        ComfyUIValidationError: what is inside of a group node cannot be unfolded with certainty.
+        ComfyUIValidationError: the contents of a group node cannot be unfolded with certainty.
     """
     definitions = as_mapping(as_mapping(file.get("extra")).get("groupNodes"))
     names = {
@@ -72,7 +72,7 @@ def unfold_groups(
 
 
 class _Group:
-    """One definition of a group node, read anew for each instance."""
+    """One definition of a group node, read again for each instance."""
 
     def __init__(self, name: str, data: Mapping[str, Any], object_info: ObjectInfo) -> None:
         self._name = name
@@ -118,7 +118,7 @@ class _Group:
         self._link_outside(group_node, inner, graph)
         self._replace(group_node, graph, workflow)
 
-    # What the group shows
+    # The slots of the group
 
     def _read_node(self, index: int, later: list[tuple[int, InputSpec]]) -> None:
         data = self._nodes[index]
@@ -163,7 +163,7 @@ class _Group:
         return as_mapping(as_mapping(as_mapping(self._config.get(str(index))).get(side)).get(name))
 
     def _show(self, index: int, spec: InputSpec, *, hidden: bool = False) -> str:
-        """The name under which the group shows an input: its own, or with the node's title where that is taken."""
+        """The name under which the group shows an input: its own, or with the node's title if that name is taken."""
         data = self._nodes[index]
         labels = {str(slot.get("name")): slot.get("label") for slot in objects_of(data.get("inputs"))}
         name = str(self._custom(index, "input", spec.name).get("name") or labels.get(spec.name) or spec.name)
@@ -256,7 +256,7 @@ def apply_overrides(node: Node) -> None:
 
 
 def _link(entry: Any, count: int) -> tuple[int, int, int, int] | None:
-    """``[origin, its output, target, its input, …]`` by position; None for one from outside of the group."""
+    """``[origin, its output, target, its input, …]`` by position; None for a link from outside the group."""
     numbers = entry[:4] if isinstance(entry, list) else []
     if len(numbers) < 4 or not all(isinstance(number, int) and number >= 0 for number in numbers):
         return None

@@ -1,4 +1,4 @@
-"""From a linked input to what finally feeds it: through reroutes, bypassed nodes and the walls of subgraphs."""
+"""Follows a linked input to its real source: through reroutes, bypassed nodes and the walls of subgraphs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Placed:
 
     Attributes:
         id: the ids of the subgraph instances around it and its own, joined by colons: ComfyUI's node id.
-        around: the subgraph instance that it is inside of; None at the top.
+        around: the subgraph instance that contains it; None at the top.
         inside: the graph of a subgraph instance; None for any other node.
     """
 
@@ -52,7 +52,7 @@ class NodeOutput:
 class PromotedValue:
     """The value of a widget that a subgraph instance shows in place of a linked input.
 
-    `instance` and `name` are the id of the outermost instance that shows it, and what the widget is called there.
+    `instance` and `name`: the id of the outermost instance that shows it, and the widget's name there.
     """
 
     value: Any
@@ -127,7 +127,7 @@ def _flatten(graph: Graph, subgraphs: Mapping[str, Graph], around: Placed | None
     for node in graph.nodes.values():
         placed = Placed(f"{around.id}:{node.id}" if around else node.id, node, graph, around, subgraphs.get(node.type))
         yield placed
-        # The editor leaves out what is inside of a muted or bypassed subgraph at the top only.
+        # Only at the top does the editor leave out the nodes in a muted or bypassed subgraph.
         if placed.inside and (around or node.runs):
             yield from _flatten(placed.inside, subgraphs, placed)
 
@@ -140,7 +140,7 @@ class LinkResolver:
         self.dropped: list[str] = []
 
     def source_of(self, placed: Placed, slot: int) -> Source | None:
-        """What feeds an input: None when nothing does.
+        """The source of an input: None if it has none.
 
         Raises:
             ComfyUIValidationError: the links run in a circle.
@@ -172,7 +172,9 @@ class LinkResolver:
     def _through_wall(
         self, instance: Placed, inner: Placed, link: Link, seen: set[tuple[str, str, int]]
     ) -> Source | None:
-        """From inside a subgraph to what feeds its instance: a link, or where there is none the instance's widget."""
+        """From inside a subgraph to the source of its instance's input: a link, or the instance's widget if there is
+        none.
+        """
         inputs = instance.node.inputs
         if link.origin_slot >= len(inputs):
             self.dropped.append(f"node {inner.id}: its subgraph has no input {link.origin_slot}")
@@ -199,7 +201,7 @@ class LinkResolver:
         return NodeOutput(placed.id, slot)
 
     def _out_of_getter(self, getter: Placed, wanted: str, seen: set[tuple[str, str, int]]) -> Source | None:
-        """From a getter to what its setter was given: in the same graph, else in one around it."""
+        """From a getter to the source of its setter: in the same graph, or otherwise in one around it."""
         name = variable(getter.node)
         here: Placed | None = getter
         while here:
@@ -245,7 +247,9 @@ class LinkResolver:
 
 
 def _bypass_input(node: Node, slot: int, wanted: str) -> int | None:
-    """Which input a bypassed node passes on as its output `slot`: the one beside it, else the first that fits."""
+    """The input that a bypassed node passes on as its output `slot`: the one beside it, or otherwise the first that
+    fits.
+    """
     inputs: list[InputSlot] = node.inputs
     if wanted == "*":
         return slot if slot < len(inputs) else 0

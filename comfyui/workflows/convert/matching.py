@@ -1,4 +1,4 @@
-"""Sockets whose type follows from what is linked to them, and outputs that take the same type.
+"""Sockets whose type follows from their links, and outputs that take the same type.
 
 The editor settles these types when it has loaded a file, node after node. They decide which input a bypassed node
 passes on.
@@ -74,7 +74,7 @@ def _given_type(slot: InputSlot, graph: Graph) -> str:
 
 
 def _common(types: list[str]) -> str | None:
-    """What all of them share; None where they share nothing."""
+    """The types that all of them share; None if they share none."""
     shared: list[str] | None = None
     for listed in types:
         parts = listed.split(",")

@@ -78,7 +78,7 @@ def _limited(value: float, widgets: list[Widget]) -> float:
 
 
 def _rounded(value: float, widget: Widget) -> float:
-    """As a number widget rounds what is entered: an INT to its steps from the minimum, a FLOAT to its precision."""
+    """The value as a number widget rounds an entry: an INT to its steps from the minimum, a FLOAT to its precision."""
     options = widget.options
     step = _number(options, "step", 0)
     if widget.kind not in ("INT", "FLOAT") or abs(value) > _EXACT or step < 0:

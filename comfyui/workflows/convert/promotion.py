@@ -78,7 +78,7 @@ class _Promotion:
         names = {boundary.name for boundary in inside.inputs}
         for slot in node.inputs:
             if slot.link is not None and slot.name not in names:
-                self._warn(node, f"has no input {slot.name} any more, so the link to it is left out")
+                self._warn(node, f"has no input {slot.name} any longer, so the link to it is left out")
         node.inputs, node.widgets = [], []
         for boundary in inside.inputs:
             self._add_input(node, inside, boundary, in_file.get(boundary.name))
@@ -131,7 +131,7 @@ class _Promotion:
     def _note_forgotten(self) -> None:
         """Name the instances whose values the editor (1.58.1) forgets: those that it reads before their subgraph.
 
-        It sorts subgraphs so that this does not happen, but not where one holds two instances of another.
+        The editor sorts subgraphs so that this does not happen, except if one holds two instances of another.
         """
         subgraphs = self._workflow.subgraphs
         inner = {
@@ -150,7 +150,9 @@ class _Promotion:
             self._warn(node, f"stores null for {', '.join(names)}, so the value inside counts")
 
     def _note_unlisted(self, node: Node, inside: Graph, entries: Sequence[_Shown], values: Sequence[Any]) -> None:
-        """Widgets of inputs that ``proxyWidgets`` does not list got a value by position, which may be another's."""
+        """Widgets of inputs that ``proxyWidgets`` does not list got a value by position, which may be another
+        widget's.
+        """
         listed = {(entry.node_id, entry.name) for entry in entries}
         with_widget = [
             boundary
@@ -179,7 +181,7 @@ class _Promotion:
         else:
             slot = _slot_showing(source, self._workflow.subgraphs.get(source.type), name, deepest)
             if slot and slot.link is not None:
-                self._warn(node, f"shows {name} of node {source.id}, so what is linked to it inside does not count")
+                self._warn(node, f"shows {name} of node {source.id}, so the link to it inside does not count")
             boundary_name = self._new_input(inside, name, slot.type, [(source, slot)]) if slot else None
         return node.widget(boundary_name)
 
@@ -297,7 +299,9 @@ def _inner_widget(boundary: BoundarySlot, inside: Graph) -> Widget | None:
 
 
 def _slot_showing(source: Node, inner: Graph | None, name: str, deepest: str | None) -> InputSlot | None:
-    """The slot of a node that belongs to the widget `name`; on a nested instance also by what the slot stands for."""
+    """The slot of a node that belongs to the widget `name`; on a nested instance, also by the widget that the slot
+    stands for.
+    """
     for slot in source.inputs:
         if slot.widget is None:
             continue

@@ -14,7 +14,7 @@ from comfyui.workflows.convert.graph import Workflow
 from comfyui.workflows.convert.links import Placed, PromotedValue
 from comfyui.workflows.convert.primitives import targets_of
 
-# What the editor calls a primitive node that nobody has named.
+# The editor's title for a primitive node without a title of its own.
 _UNNAMED_PRIMITIVES = frozenset({"", "Primitive", "PrimitiveNode"})
 
 
@@ -25,9 +25,9 @@ class ShownWidget:
     Attributes:
         kind: whether a subgraph instance or a primitive node shows it.
         owner: the instance's or the primitive's id, with those of the instances around it.
-        owner_title: what the editor shows as the owner's title; "" for a primitive that has none of its own.
+        owner_title: the owner's title in the editor; "" for a primitive without one of its own.
         name: the subgraph's input; for a primitive the first widget that it feeds.
-        label: what the editor shows in place of the name; "" where it shows the name.
+        label: the widget's label in the editor; "" if the editor shows the name.
         top: whether the owner stands at the top of the workflow, and not inside of a subgraph.
         targets: node ids and input names, each an input that has the value and no link; at least one.
     """
@@ -42,7 +42,7 @@ class ShownWidget:
 
 
 class Shown:
-    """Collects what is shown while a workflow is written in API format."""
+    """Collects the shown widgets while a workflow is written in API format."""
 
     def __init__(self, workflow: Workflow, placed: Mapping[str, Placed]) -> None:
         self._workflow = workflow
@@ -54,7 +54,7 @@ class Shown:
         self._promoted.setdefault((value.instance, value.name), []).append((node_id, input_name))
 
     def all(self, prompt: Mapping[str, Any]) -> tuple[ShownWidget, ...]:
-        """What is shown, in the order of the file; only what the finished `prompt` has as a value."""
+        """The shown widgets, in the order of the file; only those that have a value in the finished `prompt`."""
         found = [shown for placed in self._placed.values() for shown in self._of(placed)]
         valued = [
             replace(shown, targets=tuple(target for target in shown.targets if _is_value(prompt, *target)))

@@ -1,4 +1,4 @@
-"""What the editor does to texts when it exports: dynamic prompts, and placeholders in file names."""
+"""Changes that the editor makes to texts when it exports: dynamic prompts, and placeholders in file names."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ _NOT_IN_FILE_NAMES = re.compile(r'[/?<>\\:*|"\x00-\x1F\x7F]')
 
 
 def _without_comments(text: str) -> str:
-    """Without ``/* … */`` and ``// …``. By hand, for a pattern would take forever on many comments without an end."""
+    """The text without ``/* … */`` and ``// …``. Not a pattern, which would take forever on many comments without an
+    end.
+    """
     kept, position, unfinished = [], 0, False
     while (start := text.find("/", position)) >= 0:
         kept.append(text[position:start])

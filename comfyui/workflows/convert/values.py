@@ -1,4 +1,4 @@
-"""Which stored value belongs to which widget, and what is said where they do not fit."""
+"""Assigns stored values to widgets, with a warning if they do not fit."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from comfyui.workflows.convert.graph import MISSING, Node, Widget
 from comfyui.workflows.node_definitions import DYNAMIC_GROUP, InputSpec
 
-# What a preview showed when the file was saved; the editor does not read it back.
+# The text that a preview showed when the file was saved; the editor does not read it back.
 _PREVIEW_CLASSES = frozenset({"PreviewAny", "SaveText"})
 # Widgets that take a place among the stored values, and do not read it back.
 _UNREAD = frozenset({"PREVIEW_3D", "COMFY_BRANCH_INPUT_NAMES"})
@@ -117,7 +117,7 @@ def _without_converted(specs: Sequence[InputSpec], node: Node) -> Sequence[Any]:
 
 
 def with_defaults(widget: Widget) -> list[Widget]:
-    """A widget with those that stand behind it as long as no stored value is put in."""
+    """A widget with its child widgets, before a stored value is put in."""
     return [widget, *(entry for child in _children(widget) for entry in with_defaults(child))]
 
 

@@ -1,4 +1,4 @@
-"""Nodes that live in the editor only: what they mean is known for some, and where it is not, that is said.
+"""Nodes that exist only in the editor: the known ones are replaced, the others get a warning.
 
 ComfyUI has no class for these nodes. The editor itself has a few (`VIRTUAL_TYPES`); node packs add more by script.
 """
@@ -15,7 +15,7 @@ from comfyui.workflows.node_definitions import ObjectInfo
 # The editor's own.
 NOTE_TYPES = frozenset({"Note", "MarkdownNote"})
 VIRTUAL_TYPES = NOTE_TYPES | {"Reroute", "PrimitiveNode"}
-# Nodes of packs that pass on what they get, under a name (KJNodes, Easy-Use) or along a line (rgthree).
+# Nodes of packs that pass on their input, under a name (KJNodes, Easy-Use) or along a line (rgthree).
 SETTERS = frozenset({"SetNode", "easy setNode"})
 GETTERS = frozenset({"GetNode", "easy getNode"})
 REROUTES = frozenset({"Reroute", "Reroute (rgthree)"})
@@ -46,7 +46,7 @@ _WHAT_TO_DO = (
 
 
 def is_virtual(node: Node) -> bool:
-    """True for a node that only passes on what it is linked to, or says something; it is never in the prompt."""
+    """Whether a node only passes on its links, or shows something; such a node is never in the prompt."""
     return node.type in VIRTUAL_TYPES or node.type in REROUTES or node.type in SETTERS or node.type in GETTERS
 
 
@@ -104,7 +104,7 @@ def remove_editor_only(workflow: Workflow, object_info: ObjectInfo) -> tuple[lis
 
 
 def _independent(graph: Graph, unknown: Mapping[str, Node]) -> list[Node]:
-    """Those of the unknown nodes that feed nothing but each other, and that take nothing or act on the editor only."""
+    """The unknown nodes that feed only each other, and that take nothing or act only on the editor."""
     candidates = {
         node_id
         for node_id, node in unknown.items()
@@ -152,7 +152,7 @@ def _why_refused(node: Node) -> str:
 
 
 def apply_everywhere_links(workflow: Workflow) -> list[str]:
-    """Make the links that cg-use-everywhere keeps beside the others; returns warnings where that is not certain."""
+    """Makes the links that cg-use-everywhere keeps in its own list; returns warnings for uncertain ones."""
     warnings = []
     for name, graph in (("", workflow.root), *workflow.subgraphs.items()):
         nodes = {**graph.nodes, **graph.left_out}
@@ -182,7 +182,7 @@ def _entries(graph: Graph, renamed: Mapping[str, str]) -> Iterator[Mapping[str, 
 
 
 def _apply_entry(entry: Mapping[str, Any], graph: Graph) -> str | None:
-    """Returns why the link cannot be made; None when it is made, or the input has a link already."""
+    """Returns why the link cannot be made; None if it is made, or the input already has a link."""
     upstream, downstream = str(entry.get("upstream")), str(entry.get("downstream"))
     origin, target = graph.nodes.get(upstream), graph.nodes.get(downstream)
     number, out = entry.get("downstream_slot"), entry.get("upstream_slot")

@@ -1,4 +1,4 @@
-"""Which slots and widgets the editor gives a node, in which order.
+"""The slots and widgets that the editor gives a node, in its order.
 
 ``widgets_values`` is a bare list: a value's meaning is its position. The layout therefore has to be exactly the
 editor's (1.58.1), with every button and control that takes a place without being an input of the node.
@@ -62,7 +62,7 @@ _AUDIO_PLAYER_CLASSES = frozenset(
     {"LoadAudio", "SaveAudio", "PreviewAudio", "SaveAudioMP3", "SaveAudioOpus", "SaveAudioAdvanced"}
 )
 _PREVIEW_3D_CLASSES = frozenset({"SaveGLB", "Preview3D"})
-# So many links of inputs that grow inside of an option survive that the editor loads the file.
+# How many links of inputs that grow inside an option survive when the editor loads the file.
 _KEPT_BY_EDITOR = 2
 _SEED_NAMES = frozenset({"seed", "noise_seed"})
 # Node definitions of ComfyUI itself: the editor has all their widgets, no script adds one.
@@ -158,7 +158,7 @@ def complete_node(node: Node, definition: Mapping[str, Any], socket_types: Colle
 
 
 def _editor_faults(node: Node, specs: Sequence[InputSpec], values: Mapping[str, Any]) -> list[str]:
-    """Where the editor (1.58.1) itself loses or misplaces links that the file names, which we do not."""
+    """Cases in which the editor (1.58.1) itself loses or misplaces links that the file names, and we do not."""
     linked = {slot.name for slot in node.inputs if slot.link is not None}
     warnings = []
     for spec in specs:

@@ -102,7 +102,7 @@ def test_every_case_is_here() -> None:
         ("dup_out", "node 2: two nodes have this id"),
         ("dyn_linked_widget", "node 1 (XNest): the editor loses the links to mode.in.w"),
         ("dyn_stale_link", "node 1 (XFlux0): the link to model.images.image_1 is left out"),
-        ("sub_stale_slot", "node 3 (sub): it has no input old any more, so the link to it is left out"),
+        ("sub_stale_slot", "node 3 (sub): it has no input old any longer, so the link to it is left out"),
         ("sub_widget_two_levels", "node 5 (sub): it stores null for width, so the value inside counts"),
         ("sub_same_twice_nested", "node 20 (sub): it has values that the editor forgets when it loads the file"),
         ("proxy_widgets_null", "node 3 (blank): it stores null for height, color, so the value inside counts"),
@@ -111,7 +111,7 @@ def test_every_case_is_here() -> None:
         ("px_unlisted", "node 3 (sub): it does not say which of its values is that of width"),
         ("px_missing", "node 3 (sub): it stores 6 for height of node 99"),
         ("px_toomany", "node 4 (sub): it stores 3 values for 1 widgets"),
-        ("px_linked_inside", "node 3 (sub): it shows height of node 10, so what is linked to it inside does not count"),
+        ("px_linked_inside", "node 3 (sub): it shows height of node 10, so the link to it inside does not count"),
     ],
 )
 def test_a_warning_names_the_node(name: str, warning: str) -> None:
