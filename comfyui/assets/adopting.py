@@ -1,4 +1,4 @@
-"""An asset of its own with the bytes of what a job has made, for a caller who names them by their hash."""
+"""A new asset with the bytes of a job's output, for a caller who names them by their hash."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from comfyui.offload import offloaded
 async def adopted(
     new: NewAsset, digest: str, found: FoundOutput, outputs: JobOutputs, uploaded: UploadedAssets, origin: Origin
 ) -> Asset | None:
-    """The asset, which stays when the job goes. None where its server has the file no more, or another one.
+    """The asset, which stays when the job goes. None if its server no longer has the file, or has another one.
 
     Raises:
         ComfyUIError: the server does not answer, or as `UploadedAssets.add`.

@@ -1,8 +1,8 @@
 """`FreshJobs`: jobs that were submitted a moment ago. Their callers ask for them at once, and are answered from memory.
 
-A quick job has often ended before its caller asks for the first time. The sizes of its files are asked for in the very
-turn in which its nodes tell of them, before its history is: ComfyUI answers one question after the other, and the
-answer to the caller waited 0.6 ms longer where a task had to wake up first. The end is not read from the journal.
+A quick job has often ended before its caller asks for the first time. The sizes of its files are requested in the same
+turn in which its nodes report them, before its history: ComfyUI answers one request after the other, and the answer to
+the caller took 0.6 ms longer if a task had to wake up first. The end is not read from the journal.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from comfyui.jobs.journal.records import Fence, State
 from comfyui.tasks import SideTasks
 
 FRESH_S = 1.0
-"""So long after its submission a job is fresh."""
-# Each may have a result in memory that nobody else has any more.
+"""Seconds after its submission for which a job is fresh."""
+# Each may keep a result in memory that nothing else keeps.
 _MOST = 256
 
 
@@ -49,7 +49,7 @@ class FreshJob:
         job.follow_outputs(self._look)
 
     async def facts(self) -> Mapping[str, OutputFacts]:
-        """What is known of the files of the job, which has ended: by the ids of the outputs. Not of all, perhaps."""
+        """The known facts about the files of the job, which has ended, by the ids of the outputs. Some may be missing."""
         while self._measuring:
             await asyncio.wait(self._measuring)
         return self._known
@@ -73,7 +73,7 @@ class FreshJob:
             return
         attempt = self.job.entry.fence, server
         if attempt != self._attempt:
-            # What another attempt has written is another file, also by the same name.
+            # The output of another attempt is another file, even with the same name.
             self._attempt = attempt
             self._asked.clear()
             self._known.clear()
@@ -97,10 +97,10 @@ class FreshJob:
 
 
 class FreshJobs:
-    """What it is made with belongs to whoever made that. Use it with ``async with``.
+    """Its arguments belong to their creator. Use it with ``async with``.
 
     Args:
-        let_go: is called with each job that is not fresh any more.
+        let_go: called with each job that is no longer fresh.
     """
 
     def __init__(self, outputs: Measures, let_go: Callable[[Job], None]) -> None:
@@ -125,11 +125,11 @@ class FreshJobs:
             asyncio.get_running_loop().call_later(FRESH_S, self.drop, job.prompt_id)
 
     def get(self, prompt_id: str) -> FreshJob | None:
-        """None where it is not fresh any more."""
+        """The job; None if it is no longer fresh."""
         return self._fresh.get(prompt_id)
 
     def drop(self, prompt_id: str) -> None:
-        """It is not fresh any more: it was told how it ended, or is followed, or more is known of its files."""
+        """The job is no longer fresh: its end was told, or it is followed, or more is known about its files."""
         if (fresh := self._fresh.pop(prompt_id, None)) is not None:
             fresh.stop()
             fresh.job.leave()

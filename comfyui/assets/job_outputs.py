@@ -1,6 +1,6 @@
-"""`JobOutputs`: what jobs have made, by the id of each output: found, measured, and opened where it is.
+"""`JobOutputs`: the outputs of jobs by their ids: found, measured, and opened on their server.
 
-Nothing is stored of a file but its size and its hash. It is there as long as its job and its server have it.
+Only the size and the hash of a file are stored. It exists as long as its job exists and its server has it.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ _log = structlog.get_logger(__name__)
 _ASKED_AT_ONCE = 8
 # Outputs with the same bytes.
 _MOST_LOOKED_AT = 20
-# Of the results of a list of jobs that are in memory at once.
+# How many results of a list of jobs are in memory at once.
 _MOST_BYTES = 4_000_000
-# Files whose sizes were asked for because a list had them not: one that is gone is not asked for each time.
+# How many files are remembered whose sizes a list has requested, so that a missing file is not requested each time.
 _MOST_ASKED = 20_000
 _NONE: Mapping[str, OutputFacts] = MappingProxyType({})
 
@@ -54,7 +54,7 @@ class Outputs:
     """The outputs of a job.
 
     Attributes:
-        server: the name of the one that has the files; None where there is none.
+        server: the name of the server that has the files; None if there is none.
         stored: by the id of an output, the same bytes in the object store.
         node_errors: of outputs that ComfyUI left out of the run; see `PromptResult`.
     """
@@ -75,15 +75,15 @@ class FoundOutput:
 
     @property
     def stored(self) -> DeliveredFile | None:
-        """Its bytes in the object store, where they are there."""
+        """The output's file in the object store, if it is there."""
         return self.made.stored.get(self.output.id)
 
 
 class JobOutputs:
-    """Open it with ``async with``. What it is made with belongs to whoever made that.
+    """Open it with ``async with``. Its arguments belong to their creator.
 
     Args:
-        made: knows whose files are whose; None where the one server knows them by itself.
+        made: knows the owners of files; None if the one server knows its own.
     """
 
     def __init__(self, journal: Journal, standing: StandingJobs, pool: BackendPool, made: MadeFiles | None) -> None:
@@ -102,7 +102,7 @@ class JobOutputs:
         await self._tasks.close()
 
     async def of(self, record: JobRecord, look: Look | None = None, *, result: PromptResult | None = None) -> Outputs:
-        """What the job has made: of one that runs so far, where `look` says what its server told of it.
+        """The outputs of the job; while it runs, those that its server has told of in `look`.
 
         Args:
             result: of a job that ended at this moment, so that it need not be read.
@@ -123,7 +123,7 @@ class JobOutputs:
         return Outputs(server, outputs_of(prompt_id, told))
 
     async def of_all(self, records: Sequence[JobRecord]) -> tuple[list[Outputs], Mapping[str, OutputFacts]]:
-        """What each of these jobs has made, and what is known of all that, by id; no server is asked."""
+        """The outputs of each of these jobs, and all known facts, by id; no server is asked."""
         made = await self.of_each(records)
         known: dict[str, OutputFacts] = {}
         for record, one in zip(records, made, strict=True):
@@ -141,7 +141,7 @@ class JobOutputs:
     def _measure_later(
         self, records: Sequence[JobRecord], made: Sequence[Outputs], known: Mapping[str, OutputFacts]
     ) -> None:
-        """Has the servers asked for sizes that a list had not, once for each file: the next list has them."""
+        """Requests the sizes that a list lacked, once for each file: the next list has them."""
         if self._measuring is not None and not self._measuring.done():
             return
         wanted: list[tuple[JobRecord, str, list[JobOutput]]] = []
@@ -163,7 +163,7 @@ class JobOutputs:
         self._measuring = self._tasks.start(measure(), "measure what was listed")
 
     async def _all_kept(self, prompt_ids: Sequence[str]) -> dict[str, Outputs]:
-        """What these jobs, which have ended, have made."""
+        """The outputs of these jobs, which have ended."""
         found: dict[str, Outputs] = {}
         while len(found) < len(prompt_ids):
             more = prompt_ids[len(found) :]
@@ -175,14 +175,14 @@ class JobOutputs:
         return found
 
     async def find(self, asset_id: str, origin: Origin) -> FoundOutput | None:
-        """The output; None where there is none of this id, or none that the caller may have."""
+        """The output; None if this id does not exist, or the caller may not have it."""
         prompt_id = job_of(asset_id)
         if prompt_id is None:
             return None
         return await self._found(prompt_id, origin, lambda one, _index: one.id == asset_id)
 
     async def at(self, prompt_id: str, index: int, origin: Origin) -> FoundOutput | None:
-        """As `find`: the output that stands there among all of this job."""
+        """As `find`: the output at this position among all of this job."""
         return await self._found(prompt_id, origin, lambda _one, place: place == index)
 
     async def _found(
@@ -207,7 +207,7 @@ class JobOutputs:
         return None
 
     async def _is_there(self, found: FoundOutput, size: int) -> bool:
-        """Whether its server has it still, as far as that says so soon."""
+        """Whether its server still has it, as far as the server answers soon."""
         server, file = self._server(found), found.output.file
         if file is None:
             return True
@@ -220,7 +220,7 @@ class JobOutputs:
             return False
 
     async def _may_have(self, file: OutputFile, record: JobRecord, made: Outputs, origin: Origin) -> bool:
-        """Whether the file is this job's, and not one that a node only told of: as for ComfyUI's own ``/view``."""
+        """Whether the file is this job's, and not one that a node only mentioned, as for ComfyUI's own ``/view``."""
         if self._made is None or made.server is None:
             return not origin.is_confined
         place = place_of(file.type, file.subfolder, file.filename)
@@ -234,12 +234,12 @@ class JobOutputs:
     async def facts(
         self, record: JobRecord, made: Outputs, known: Mapping[str, OutputFacts] = _NONE
     ) -> Mapping[str, OutputFacts]:
-        """What is known of each output, by its id. The server is asked for sizes that are not known yet.
+        """The known facts about each output, by its id. The server is asked for unknown sizes.
 
-        Of a file that is not there, or whose server does not answer soon, there is nothing.
+        A file that is missing, or whose server does not answer soon, has no entry.
 
         Args:
-            known: what was found out of this run; where that is all, the journal is not asked.
+            known: earlier facts about this run; if they are complete, the journal is not read.
         """
         if not made.outputs:
             return {}
@@ -247,7 +247,7 @@ class JobOutputs:
         measured = dict(known)
         if not all(output.id in known for output in made.outputs):
             measured |= {one.id: one for one in await self._journal.output_facts([(record.prompt_id, record.run)])}
-        # By their hashes texts, and files in the object store, are found as others are.
+        # Texts, and files in the object store, are also found by their hashes.
         hashed = {name for name, one in measured.items() if one.blake3 is not None}
         told = [one for one in by_itself.values() if one.blake3 is not None and one.id not in hashed]
         if told:
@@ -260,7 +260,7 @@ class JobOutputs:
         return found
 
     async def measured(self, prompt_id: str, run: int, server: str, outputs: Sequence[JobOutput]) -> list[OutputFacts]:
-        """What the server says of these outputs of a run. It is written down."""
+        """The server's facts about these outputs of a run. They are recorded."""
         there = self._pool.named(server)
         if there is None or (isinstance(there, Backend) and not there.ready):
             return []
@@ -293,7 +293,7 @@ class JobOutputs:
 
     @asynccontextmanager
     async def whole(self, found: FoundOutput) -> AsyncIterator[OpenBody | None]:
-        """All of it; where a file's connection breaks, its rest is asked for. None where it is not there any more.
+        """The whole content; if a file's connection breaks, the rest is requested. None if it no longer exists.
 
         Raises:
             ComfyUIError: its server does not answer.
@@ -310,16 +310,16 @@ class JobOutputs:
             yield body
 
     async def path_of(self, found: FoundOutput) -> Path | None:
-        """Where the file is, if it is on the gateway's own disk: what ran on a platform is fetched."""
+        """The file's path, if it is on the gateway's own disk: files of a platform are fetched."""
         server, file = self._server(found), found.output.file
         if server is None or file is None:
             return None
         return await server.path_of(found.record.prompt_id, file.subfolder, file.filename)
 
     async def open(self, found: FoundOutput, headers: Mapping[str, str]) -> OpenReply | None:
-        """What the file's ComfyUI answers to a question with these headers: 200, 206 or 416. The caller closes it.
+        """ComfyUI's answer for the file with these request headers: 200, 206 or 416. The caller closes it.
 
-        None where the server, or the file on it, is not there any more.
+        None if the server, or the file on it, no longer exists.
 
         Raises:
             ComfyUIError: the server does not answer.
@@ -336,12 +336,12 @@ class JobOutputs:
         raise ComfyUIUnreadableError("GET /view: ComfyUI cannot send the file", upstream_status=reply.status)
 
     def _server(self, found: FoundOutput) -> Server | None:
-        """The server that has it, where it is configured still."""
+        """The server that has it, if it is still configured."""
         return None if found.made.server is None else self._pool.named(found.made.server)
 
 
 async def _size_on(server: Server, prompt_id: str, file: OutputFile) -> int | None:
-    """Bytes of the file, of which none are read; None where it is not there."""
+    """The file's size in bytes, without reading it; None if it does not exist."""
     if isinstance(server, Backend):
         return await server.client.size_of(file)
     with suppress(ComfyUINotFoundError):
@@ -351,7 +351,7 @@ async def _size_on(server: Server, prompt_id: str, file: OutputFile) -> int | No
 
 
 async def _facts_by_itself(record: JobRecord, made: Outputs) -> dict[str, OutputFacts]:
-    """What the job's record says of its outputs: all of a text, and the size of a file that was stored."""
+    """The job's own record of its outputs: everything about a text, and the size of a stored file."""
     found: dict[str, OutputFacts] = {}
     for output in made.outputs:
         if output.file is None:
@@ -363,7 +363,7 @@ async def _facts_by_itself(record: JobRecord, made: Outputs) -> dict[str, Output
 
 
 def _together(by_itself: Mapping[str, OutputFacts], measured: Mapping[str, OutputFacts]) -> dict[str, OutputFacts]:
-    """What is known in all: a job's own record may have a hash, and has it of the bytes that the job has made."""
+    """All known facts: a job's own record may have a hash, of the bytes that the job has made."""
     return {**by_itself, **measured, **{name: one for name, one in by_itself.items() if one.blake3 is not None}}
 
 

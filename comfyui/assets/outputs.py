@@ -1,4 +1,4 @@
-"""What nodes have told of, as outputs with an id each: files under whatever key, and texts. Pure.
+"""Outputs that nodes have reported, each with an id: files under any key, and texts. Pure.
 
 An id is made of the job's and of what tells its outputs apart, so that it is the same in any process.
 """
@@ -27,11 +27,11 @@ _ID_LENGTH = 16
 
 @dataclass(frozen=True, slots=True)
 class JobOutput:
-    """A file of a server, or a text, which has no file: then `file` is None.
+    """A file of a server, or a text, for which `file` is None.
 
     Attributes:
         name: of the file, without its folders.
-        text: what the node has told; "" for a file.
+        text: the node's text; "" for a file.
     """
 
     id: str
@@ -70,7 +70,7 @@ def outputs_of(prompt_id: str, outputs: Mapping[str, Any]) -> list[JobOutput]:
 
 
 def job_of(asset_id: str) -> str | None:
-    """The job whose output the id may be; None for one of an upload."""
+    """The job whose output the id may be; None for an id of an upload."""
     prompt_id, dot, rest = asset_id.partition(".")
     return prompt_id if dot and is_prompt_id(prompt_id) and len(rest) == _ID_LENGTH else None
 

@@ -1,4 +1,4 @@
-"""References to assets in a workflow: objects that stand in place of a file's name, wherever in it. Pure."""
+"""References to assets in a workflow: objects in place of a file's name, anywhere in it. Pure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _FOLDER = "assets"
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """One of them. `id`, `hash`: "" where it has none; `hash` is BLAKE3 in hex."""
+    """One reference. `id`, `hash`: "" if it has none; `hash` is BLAKE3 in hex."""
 
     id: str
     hash: str
@@ -24,7 +24,7 @@ class Reference:
 
     @property
     def shown(self) -> str:
-        """By which its caller knows it."""
+        """Its name for the caller."""
         return self.id or f"{_HASH}{self.hash}"
 
     def replace(self, text: str) -> None:
@@ -39,7 +39,7 @@ def references_in(prompt: dict[str, Any]) -> list[Reference]:
         ContractError: one names no asset.
     """
     found: list[Reference] = []
-    # No recursion: a workflow may be nested as deeply as JSON may.
+    # Without recursion: a workflow may be nested as deeply as JSON may.
     left: list[Any] = [prompt]
     while left:
         holder = left.pop()

@@ -46,14 +46,14 @@ class AssetFiles(SpooledFiles):
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """A request without references. `files`: what they stood for, and comes with it; None where nothing does."""
+    """A request without references. `files`: the referenced files, which come with it; None if there are none."""
 
     request: PromptRequest
     files: AssetFiles | None
 
 
 class AssetReferences:
-    """What it is made with belongs to whoever made that.
+    """Its arguments belong to their creator.
 
     Args:
         merged: names of outputs begin with the id of their prompt: see `comfyui.merged_files`.
@@ -70,7 +70,7 @@ class AssetReferences:
 
     @asynccontextmanager
     async def resolved(self, request: PromptRequest, origin: Origin) -> AsyncIterator[Resolved]:
-        """The request with names in place of references, whose files stay in the store until the block ends.
+        """The request with names instead of references; their files stay in the store until the block ends.
 
         The request's own workflow is changed. A caller that leaves the block without an error has made it a job.
 
@@ -104,7 +104,7 @@ class AssetReferences:
             self._uploaded.used(*uploaded)
 
     async def _find(self, reference: Reference, origin: Origin) -> Asset | FoundOutput | None:
-        """By the id; where there is no such asset, by the hash."""
+        """Finds it by the id, or by the hash if there is no such asset."""
         if reference.id:
             found = await self._outputs.find(reference.id, origin) or await self._uploaded.find(reference.id, origin)
             if found is not None:

@@ -42,7 +42,7 @@ def assets_of(
     keep_s: float,
     clock: Clock = time.time,
 ) -> Assets:
-    """The parts belong to whoever made them. `keep_s`: see `UploadedAssets`; `let_go`: see `FreshJobs`."""
+    """The parts belong to their creators. `keep_s`: see `UploadedAssets`; `let_go`: see `FreshJobs`."""
     uploaded = UploadedAssets(journal, store, uploads, keep_s=keep_s, clock=clock)
     outputs = JobOutputs(journal, standing, pool, made)
     references = AssetReferences(uploaded, outputs, store, uploads, merged=made is not None)

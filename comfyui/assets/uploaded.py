@@ -36,7 +36,7 @@ _MOST_COUNTS = 10_000
 _REMOVED_TOGETHER = 500
 # Assets have that part of the store: jobs and other uploads have room in any case.
 _SHARE = 2
-# That an asset was of use is written down when that gives it so much of its lifetime.
+# An asset's last use is recorded when that extends its lifetime by at least this part.
 _WORTH_WRITING = 0.05
 
 _log = structlog.get_logger(__name__)
@@ -46,12 +46,12 @@ Clock = Callable[[], float]
 
 @dataclass(frozen=True, slots=True)
 class NewAsset:
-    """What a caller says of a file.
+    """A caller's description of a file.
 
     Attributes:
-        content_type: "" where it does not say so.
-        file_path: below ComfyUI's input folder; "" where it does not say so.
-        lifetime_s: None: as long as the gateway keeps assets by itself.
+        content_type: "" if not given.
+        file_path: below ComfyUI's input folder; "" if not given.
+        lifetime_s: None: as long as the gateway keeps assets by default.
         idempotency_key: under which the caller sends it.
     """
 
@@ -63,10 +63,10 @@ class NewAsset:
 
 
 class UploadedAssets:
-    """Open `expiring` beside it. What it is made with belongs to whoever made that.
+    """Open `expiring` beside it. Its arguments belong to their creator.
 
     Args:
-        keep_s: how long an asset is kept after it was uploaded, or used last, where its caller says nothing of that.
+        keep_s: how long an asset is kept after its upload or last use, if its caller does not say.
         most: assets of one owner.
         clock: seconds.
 
@@ -90,27 +90,27 @@ class UploadedAssets:
         self._keep_s = keep_s
         self._most = most
         self._clock = clock
-        # Bytes of assets that are being stored, and of all others: as counted last, and what has come since.
+        # Bytes of assets that are being stored, and of all others: the last count, and the additions since.
         self._coming = 0
         self._bytes: int | None = None
-        # Of each owner, as of the bytes.
+        # The same for each owner.
         self._counts: dict[str | None, int] = {}
         self.claims = Claims(self._sent_under, "asset", clock=clock)
 
     @property
     def max_bytes(self) -> int:
-        """Of one file, at most."""
+        """Largest size of one file."""
         return self._store.max_bytes // _SHARE
 
     # Questions
 
     async def find(self, asset_id: str, origin: Origin) -> Asset | None:
-        """The asset; None where there is none, or none that the caller sees, or its bytes are gone."""
+        """The asset; None if it does not exist, the caller may not see it, or its bytes are gone."""
         found = await self._journal.assets(AssetFilter(id=asset_id, after=self._clock()), 1)
         return next((one for one in found if origin.sees(one.owner) and self._store.has(one.digest)), None)
 
     async def by_hash(self, blake3: str, origin: Origin) -> list[Asset]:
-        """Those with these bytes that the caller sees, the newest first; none where the bytes are gone."""
+        """The assets with these bytes that the caller sees, newest first; none if the bytes are gone."""
         key = origin.rules.name if origin.rules is not None and origin.is_confined else None
         narrowed = AssetFilter(blake3=blake3, key=key, after=self._clock())
         found = await self._journal.assets(narrowed, _MOST_LOOKED_AT)
@@ -142,7 +142,7 @@ class UploadedAssets:
         """Keeps a file; whether its bytes are new to the caller. It is in the journal when this returns.
 
         Args:
-            moved: the content's file may be taken away from where it is.
+            moved: whether the content's file may be moved away.
 
         Raises:
             ComfyUILimitError, ComfyUIOverloadedError, ComfyUIDiskError: as `InputStore.put`.
@@ -157,7 +157,7 @@ class UploadedAssets:
         return asset, not known
 
     async def again(self, new: NewAsset, blake3: str, origin: Origin) -> tuple[Asset, bool] | None:
-        """An asset with bytes that are here already, and whether it is new; None where the caller sees none of them.
+        """An asset with bytes that are already here, and whether it is new; None if the caller sees none of them.
 
         One of the caller's that is the same in all that was said of it is taken again, and kept longer.
         """
@@ -176,7 +176,7 @@ class UploadedAssets:
             return (newer[0] if newer else known), False
 
     async def drop(self, asset_id: str, origin: Origin) -> bool:
-        """The asset is there no more. False where the caller sees none of this id. Its bytes go when nobody has them.
+        """Removes the asset. False if the caller sees none of this id. Its bytes go with their last asset.
 
         Raises `JournalError`.
         """
@@ -198,7 +198,7 @@ class UploadedAssets:
     # Time
 
     async def expire(self) -> int:
-        """Removes what has expired; how many. Raises `JournalError`."""
+        """Removes expired assets; returns how many. Raises `JournalError`."""
         gone = 0
         while some := await self._journal.write(ExpireAssets(self._clock(), _REMOVED_TOGETHER)):
             gone += some
@@ -245,7 +245,7 @@ class UploadedAssets:
         return asset
 
     async def _check_count(self, owner: str | None) -> None:
-        """Raises `ComfyUIOverloadedError` where the owner has as many assets as may be."""
+        """Raises `ComfyUIOverloadedError` if the owner has as many assets as allowed."""
         if self._counts.get(owner, self._most) < self._most:
             return
         if len(self._counts) >= _MOST_COUNTS:

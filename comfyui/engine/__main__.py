@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--executions-file", type=Path, help="gets a line for each prompt that begins to run, also over a crash"
     )
-    parser.add_argument("--verbose", action="store_true", help="log what is done")
+    parser.add_argument("--verbose", action="store_true", help="log each step")
     return parser
 
 
@@ -73,7 +73,7 @@ async def _serve(options: EngineOptions) -> None:
 def main() -> int:
     parser = _parser()
     arguments = parser.parse_args()
-    # As ComfyUI does: a native fault says where it struck.
+    # The same as in ComfyUI: a native fault prints its place.
     faulthandler.enable(all_threads=False)
     logging.basicConfig(level=logging.INFO if arguments.verbose else logging.WARNING, format="%(message)s")
     try:

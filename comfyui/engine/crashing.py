@@ -1,6 +1,6 @@
 """How the engine dies on request, as ComfyUI dies of a native fault, of a node that calls exit, or of one that hangs.
 
-Only an engine in a process of its own may die: inside a test's or a gateway's process it would take them with it.
+Only an engine in its own process may die: in the process of a test or a gateway, it would end that, too.
 """
 
 from __future__ import annotations
@@ -21,6 +21,6 @@ def crash(how: str, config: Mapping[str, Any]) -> NoReturn:
     if "message" in config:
         print(config["message"], file=sys.stderr, flush=True)
     if how == "segfault":
-        # To this thread and no other, which is so over before the next line.
+        # Sent to this thread, whose process is over before the next line.
         signal.pthread_kill(threading.get_ident(), signal.SIGSEGV)
     os._exit(int(config.get("status", EXIT_STATUS)))

@@ -1,4 +1,5 @@
-"""Inputs that take shape in a prompt, as newer ComfyUI versions have them: what they stand for, how a node gets them.
+"""Inputs that take shape in a prompt, as in newer ComfyUI versions: the inputs that they stand for, and a node's
+values.
 
 An autogrow input stands for as many inputs as are given (``images.image0``, …), a dynamic combo for the inputs behind
 the option that is chosen (``resize_type.width``, …). A node gets one dict for each, with the inputs' last names.
@@ -22,7 +23,9 @@ def is_dynamic(declared: InputTypes) -> bool:
 
 
 def expanded(declared: InputTypes, given: Mapping[str, Any]) -> InputTypes:
-    """What is declared for a node whose inputs are `given`. A dynamic combo without a known option is not declared."""
+    """The declared inputs of a node whose inputs are `given`. A dynamic combo without a known option is not
+    declared.
+    """
     found: InputTypes = {"required": {}, "optional": {}}
     _expand(declared, given, "", found)
     return found

@@ -29,7 +29,7 @@ from comfyui.engine.websocket import Hub
 
 _log = logging.getLogger(__name__)
 
-# So often a node that sleeps looks whether it was woken.
+# How often a sleeping node looks whether it was woken.
 _LOOK_S = 0.02
 
 
@@ -86,11 +86,11 @@ class Executor:
         self._cache = {}
 
     def run(self, item: QueuedPrompt) -> None:
-        """Executes and writes the history. What a node raises ends there; anything else is the thread's end."""
+        """Executes and writes the history. The error of a node ends there; any other ends the thread."""
         signatures = Signatures(item.prompt, lambda node_id: self._fingerprint(item.prompt, node_id))
         execution = _Execution(item, item.extra_data.get("client_id"), signatures)
         self._message(execution, "execution_start", {})
-        # Only the latest prompt's results are kept: what this one does not use is dropped.
+        # Only the latest prompt's results are kept: those that this one does not use are dropped.
         keep = {signatures.of(node_id) for node_id in item.prompt}
         self._cache = {key: cached for key, cached in self._cache.items() if key in keep}
         cached_nodes = [node_id for node_id in item.prompt if self._cached(execution, node_id)]
@@ -232,14 +232,14 @@ class Executor:
         )
 
     def _message(self, execution: _Execution, event: str, data: dict[str, Any]) -> None:
-        """A message that the history keeps. To the submitter; an interruption to everyone where there is none."""
+        """A message for the history and the submitter; an interruption goes to everyone if there is no submitter."""
         data = {"prompt_id": execution.item.prompt_id, **data, "timestamp": int(time.time() * 1000)}
         execution.messages.append([event, data])
         if execution.client_id is not None or event == "execution_interrupted":
             self._send(execution, event, data)
 
     def _send(self, execution: _Execution, event: str, data: dict[str, Any]) -> None:
-        # A prompt that `forget` dropped is silent: after a restart nobody would speak of it.
+        # A prompt that `forget` dropped is silent: after a restart, its events would not be sent.
         if self._queue.is_running(execution.item):
             self._hub.send(event, {**data, "prompt_id": execution.item.prompt_id}, execution.client_id)
 
@@ -350,9 +350,9 @@ def _loggable(value: Any) -> Any:
 class PromptThread(threading.Thread):
     """Takes one prompt after the other out of the queue until it is closed.
 
-    As ComfyUI's, it dies of an exception that no node raised. What validation does not look at is enough: a node
-    without `inputs` that feeds no output, an undeclared input that links to no node. HTTP answers on, the prompt stays
-    the running one. A prompt that is nested too deeply to be copied ends it, too.
+    Like ComfyUI's thread, it dies of an exception that no node raised. A fault that validation misses is enough: a node
+    without `inputs` that feeds no output, an undeclared input that links to no node. HTTP still answers, and the prompt
+    stays the running one. A prompt that is nested too deeply to be copied ends it, too.
     """
 
     def __init__(

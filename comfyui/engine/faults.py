@@ -4,7 +4,7 @@ Faults are named; each has a JSON object as its configuration, or a list of such
 once. They are switched on at start (`--fault name`, `--fault 'name={"times": 2}'`) or at run time:
 
 - `POST /engine/faults` with `{name: config, …}` merges by name (`true` stands for `{}`),
-- `GET /engine/faults` shows what is on, `DELETE /engine/faults` switches all off.
+- `GET /engine/faults` shows the faults that are on, `DELETE /engine/faults` switches all off.
 
 Every configuration may have `times`: how often it strikes before it is used up (without it: until it is switched off).
 
@@ -115,14 +115,14 @@ _STAGED = frozenset({*CRASHES, "hang"})
 
 
 class FaultError(ValueError):
-    """A fault that is not known or not well configured; the message is for whoever asked."""
+    """A fault that is unknown or badly configured; the message is for the caller."""
 
 
 class Faults:
-    """What is switched on. Safe from any thread: nodes ask from the prompt thread.
+    """The faults that are on. Thread-safe: nodes ask from the prompt thread.
 
     Args:
-        file: where they are kept; what it says from before holds. It blocks for as long as a small file is written.
+        file: keeps the faults; its earlier contents count. It blocks for as long as a small file is written.
         may_crash: whether the process may be ended.
     """
 
@@ -137,7 +137,7 @@ class Faults:
         self._listeners.append(listener)
 
     def restore(self) -> bool:
-        """Take up what the file kept from an engine before; False when there is none."""
+        """Restores the faults in the file of an earlier engine; False if there is none."""
         if self._file is None or not self._file.exists():
             return False
         self.merge(json.loads(self._file.read_text(encoding="utf-8")))
@@ -172,7 +172,7 @@ class Faults:
         return name in self._configs
 
     def take(self, name: str, stage: str = "request", **facts: str) -> Config | None:
-        """The configuration that strikes now, counted against its `times`; None where none matches the facts.
+        """The configuration that strikes now, counted against its `times`; None if none matches the facts.
 
         `stage` is what asks, "start", "request", "validation" or "node", for the faults that strike at more than one.
         """
@@ -197,7 +197,7 @@ class Faults:
         self._keep()
 
     def _keep(self) -> None:
-        """Written before the fault strikes, which may be the last thing that this process does."""
+        """Written before the fault strikes, which may end this process."""
         if self._file is not None:
             draft = self._file.with_name(f".{self._file.name}.draft")
             draft.write_text(json.dumps(self._configs), encoding="utf-8")
@@ -218,7 +218,7 @@ def parse_argument(argument: str) -> dict[str, Any]:
 
 
 def parse_config(name: str, config: Any) -> list[Config]:
-    """The configurations under one name, copied; FaultError where they are not well-formed."""
+    """The configurations under one name, copied; FaultError if they are not well-formed."""
     if name not in NAMES:
         raise FaultError(f"no fault named {name!r}; there are {', '.join(sorted(NAMES))}")
     configs = config if isinstance(config, list) else [config]
@@ -236,7 +236,7 @@ def parse_config(name: str, config: Any) -> list[Config]:
 
 
 def _stage(name: str, config: Config) -> str:
-    """What a fault that can strike at several stages is meant for."""
+    """The stage of a fault that can strike at several."""
     if config.get("at") in {"start", "validation"}:
         return str(config["at"])
     if config.keys() & {"route", "method"}:

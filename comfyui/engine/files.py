@@ -40,7 +40,7 @@ MODEL_FOLDERS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class SavePath:
-    """Where the next file of a prefix goes; `counter` is one above the highest that is there."""
+    """The place of the next file of a prefix; `counter` is one above the highest present one."""
 
     folder: Path
     filename: str
@@ -56,7 +56,7 @@ class SavePath:
 class Folders:
     base: Path
     other_models: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """By folder, what stands in place of the files of `MODEL_FOLDERS`."""
+    """By folder, the replacements of the files of `MODEL_FOLDERS`."""
 
     @property
     def models(self) -> dict[str, Sequence[str]]:
@@ -119,7 +119,7 @@ class Folders:
 
 
 def is_within(folder: Path, path: Path) -> bool:
-    """Of absolute paths; without following links, as ComfyUI compares."""
+    """For absolute paths; links are not followed, as in ComfyUI."""
     return Path(os.path.normpath(path)).is_relative_to(folder)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from aiohttp import web
 
-# As ComfyUI does, so that a browser notices a new version.
+# The same as in ComfyUI, so that a browser notices a new version.
 _FRESH = {"Cache-Control": "no-cache", "Pragma": "no-cache", "Expires": "0"}
 
 

@@ -49,7 +49,7 @@ class Schedule:
         return bool(self._waits_for)
 
     def next(self) -> str:
-        """Output nodes first, then what is nearest to one, so that a result shows early. ValueError on a cycle."""
+        """Output nodes first, then the nodes nearest to one, so that a result shows early. ValueError on a cycle."""
         ready = [node_id for node_id, sources in self._waits_for.items() if not sources]
         if not ready:
             raise ValueError("Dependency cycle detected")
@@ -74,7 +74,9 @@ class Schedule:
 
 
 class Signatures:
-    """What a node's result depends on: its class and inputs, and the same of all that feeds it, whatever their ids."""
+    """The dependencies of a node's result: its class and inputs, and the same of all nodes before it, whatever their
+    ids.
+    """
 
     def __init__(self, prompt: Prompt, fingerprint: Callable[[str], str]) -> None:
         self._prompt = prompt

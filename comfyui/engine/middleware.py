@@ -1,4 +1,4 @@
-"""What happens around every request: counting, faults, the origin check."""
+"""Around every request: counting, faults, the origin check."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OWN_PREFIX = "/engine/"
 
 
 def asking(headers: Mapping[str, str]) -> Middleware:
-    """What a proxy before ComfyUI does that wants credentials."""
+    """Acts as a proxy in front of ComfyUI that wants credentials."""
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:

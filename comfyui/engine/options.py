@@ -1,4 +1,4 @@
-"""What can be chosen about an engine."""
+"""The options of an engine."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ class EngineOptions:
     """Switched on from the start; names and configurations: `comfyui.engine.faults`."""
 
     faults_file: Path | None = None
-    """Keeps the faults over a crash; where it is there already, it holds and `faults` do not."""
+    """Keeps the faults over a crash; if it exists already, it counts and `faults` do not."""
     required_headers: Mapping[str, str] = field(default_factory=dict)
     """A request without these is answered 401, as by a proxy before ComfyUI that asks for credentials."""
     front_end_root: Path | None = None
-    """Folder with ComfyUI's web frontend (`index.html` and what it loads), as with `--front-end-root`."""
+    """Folder with ComfyUI's web frontend (`index.html` and the files that it loads), as with `--front-end-root`."""
     models: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """By folder (``checkpoints``), the names of model files in place of those that every engine has."""
+    """By folder (``checkpoints``), the names of model files that replace every engine's own."""
     features: Mapping[str, Any] = field(default_factory=dict)
-    """Feature flags beside, or in place of, those that every engine has."""
+    """Feature flags that add to, or replace, those that every engine has."""
     certificate: Path | None = None
     """Certificate and key, in PEM: it speaks https, as ComfyUI does with `--tls-certfile`."""
     executions_file: Path | None = None

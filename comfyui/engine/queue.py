@@ -1,4 +1,4 @@
-"""What waits, what runs and what is done: ComfyUI's prompt queue and history, in memory.
+"""ComfyUI's prompt queue and history, in memory.
 
 Called from the event loop and from the prompt thread. A lookup by prompt id costs the same whatever waits.
 """
@@ -26,7 +26,7 @@ class QueuedPrompt:
     outputs: list[str]
 
     def as_item(self, *, with_secrets: bool) -> list[Any]:
-        """As `/queue` and the history list it; the id is element 1."""
+        """The item in `/queue` and the history; the id is element 1."""
         extra_data = self.extra_data
         if not with_secrets:
             extra_data = {key: value for key, value in extra_data.items() if key not in SENSITIVE_EXTRA_DATA}
@@ -34,10 +34,10 @@ class QueuedPrompt:
 
 
 class PromptQueue:
-    """`on_change` is called at each change of the number of prompts, with no other change meanwhile: as in ComfyUI,
-    the last number that is told is the true one.
+    """`on_change` is called at each change of the number of prompts, with no other change meanwhile: as in ComfyUI, the
+    last number that is told is the true one.
 
-    `interrupted` is the order to stop, which the running prompt heeds; it is withdrawn when the next one starts.
+    `interrupted` is the order to stop, which the running prompt obeys; it is withdrawn when the next one starts.
     """
 
     def __init__(self, on_change: Callable[[], None]) -> None:
@@ -64,7 +64,7 @@ class PromptQueue:
             self._on_change()
 
     def get(self) -> QueuedPrompt | None:
-        """Blocks until a prompt may run (which `finish` must follow) or `free` was asked for; None: look at that.
+        """Blocks until a prompt may run (which `finish` must follow) or `free` was called; None: look at that.
 
         Raises RecursionError as ComfyUI does: the prompt is nested too deeply, and is lost.
         """
@@ -77,7 +77,8 @@ class PromptQueue:
             while key not in self._pending:  # deleted while it waited
                 key = heapq.heappop(self._order)[2]
             prompt = self._take(key)
-            # ComfyUI puts a copy into its list of what runs. What is nested too deeply to be copied is then in no list.
+            # ComfyUI puts a copy into its list of running prompts. A prompt that is nested too deeply to be copied is
+            # then in no list.
             copy.deepcopy(prompt.as_item(with_secrets=True))
             self._running = prompt
             self.interrupted.clear()
@@ -117,21 +118,22 @@ class PromptQueue:
         return self._running is prompt
 
     def listed(self) -> tuple[list[QueuedPrompt], list[QueuedPrompt]]:
-        """What runs and what is pending at one moment.
+        """The running and the pending prompts at one moment.
 
-        What is pending is in the order of ComfyUI's heap: the next one comes first, and nothing else is said by it.
+        Pending prompts are in the order of ComfyUI's heap: the next one comes first, and the order of the others means
+        nothing.
         """
         with self._changed:
             running = [] if self._running is None else [self._running]
             return running, [self._pending[key] for _, _, key in self._order if key in self._pending]
 
     def all(self) -> tuple[dict[str, dict[str, Any]], list[QueuedPrompt], list[QueuedPrompt]]:
-        """The history, what runs and what is pending at one moment."""
+        """The history, the running and the pending prompts at one moment."""
         with self._changed:
             return dict(self._history), *self.listed()
 
     def find(self, prompt_id: str) -> tuple[dict[str, Any] | None, QueuedPrompt | None, QueuedPrompt | None]:
-        """What is known of one prompt at one moment: its history, and the prompt itself where it runs or is pending."""
+        """One prompt at one moment: its history, and the prompt itself if it runs or is pending."""
         with self._changed:
             running = self._running if self._running is not None and self._running.prompt_id == prompt_id else None
             keys = self._keys_by_id.get(prompt_id)
@@ -179,7 +181,7 @@ class PromptQueue:
         return self._history.get(prompt_id)
 
     def history(self, max_items: int | None = None, offset: int = -1) -> dict[str, dict[str, Any]]:
-        """Without an offset the newest `max_items`, oldest first."""
+        """Without an offset, the newest `max_items`, oldest first."""
         with self._changed:
             if offset < 0:
                 offset = len(self._history) - max_items if max_items is not None else 0

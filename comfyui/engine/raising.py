@@ -49,7 +49,7 @@ class PromptThreadDied(BaseException):
 
 
 def raise_injected(faults: Faults, class_type: str, node_id: str) -> None:
-    """Raises what a switched-on fault wants this node to raise."""
+    """Raises the error that a switched-on fault has for this node."""
     facts = {"class_type": class_type, "node_id": node_id}
     if faults.take("prompt_thread_dies", **facts) is not None:
         raise PromptThreadDied

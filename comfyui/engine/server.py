@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from aiohttp import web
 
-# Imported for what they register.
+# Imported because they register themselves.
 import comfyui.engine.nodes.diffusion
 import comfyui.engine.nodes.dynamic
 import comfyui.engine.nodes.guided
@@ -74,11 +74,11 @@ class Engine:
 
     @property
     def folders(self) -> Folders:
-        """Where its files are; of use while it runs."""
+        """The folders of its files; usable while it runs."""
         return self._folders
 
     async def set_faults(self, faults: dict[str, Any]) -> None:
-        """As POST /engine/faults; raises FaultError where one is unknown, and then switches none on."""
+        """The same as POST /engine/faults; raises FaultError if one is unknown, and then switches none on."""
         instant = {name: parse_config(name, faults[name])[0] for name in faults if name in INSTANT}
         self.faults.merge(faults)
         if "forget" in instant:

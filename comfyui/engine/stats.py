@@ -1,4 +1,4 @@
-"""Counts for tests and benches: what was asked of the engine, and what ran."""
+"""Counts for tests and benches: the engine's requests and runs."""
 
 from __future__ import annotations
 

@@ -94,7 +94,9 @@ def _validate_outputs(validation: _Validation, outputs: list[str]) -> Verdict:
 
 
 class _Validation:
-    """One prompt. `verdicts`: node id → its own errors; a node may be invalid with none, because of what feeds it."""
+    """One prompt. `verdicts`: node id → its own errors; a node may be invalid without any, because of a node before
+    it.
+    """
 
     def __init__(self, prompt: Prompt, folders: Folders, modern: bool) -> None:
         self.prompt = prompt

@@ -35,7 +35,7 @@ _FINAL, _LONG_FRAME = 0x80, 126
 class Hub:
     """`send*` may be called from any thread; `client_id` None reaches every socket, as in ComfyUI.
 
-    `flags` are what a client is told that begins with its own feature flags.
+    `flags` are sent to a client that begins with its own feature flags.
     """
 
     def __init__(

@@ -27,7 +27,7 @@ from comfyui.named_call import NamedCall, file_name
 _NO_FILES: Mapping[str, str] = {}
 # The largest integer up to which every program that reads JSON agrees on the value.
 _MOST_CHOSEN = 2**53 - 1
-# Of the text of a file that is hashed at once: see `comfyui.offload`.
+# How much of a file's text is hashed in one step: see `comfyui.offload`.
 _PIECE = 1 << 20
 _ENDING = re.compile(r"(?<=[^/.])\.[A-Za-z0-9]{1,8}$")
 _DATA_URI = re.compile(r"\s{0,1000}data:([a-z0-9.+-]{1,100}/[a-z0-9.+-]{1,100})", re.IGNORECASE)
@@ -46,7 +46,7 @@ class Bound:
 def bind(
     workflow: NamedWorkflow, values: Mapping[str, Any], *, files: Mapping[str, str] = _NO_FILES, rng: Random
 ) -> Bound:
-    """The workflow with these values. It may take a while where they are large: see `comfyui.offload.offloaded`.
+    """The workflow with these values. Large values may take a while: see `comfyui.offload.offloaded`.
 
     Args:
         values: by the names of parameters; null counts as not given.
@@ -94,7 +94,7 @@ def bind(
 
 
 def _is_content(default: str) -> bool:
-    """Whether the workflow's own default is to be fetched or decoded; else it is a file that servers have."""
+    """Whether the workflow's own default must be fetched or decoded; otherwise it is a file that servers have."""
     return default[:8].lower().startswith(("http://", "https://", "data:"))
 
 
@@ -103,7 +103,7 @@ def _is_url(text: str) -> bool:
 
 
 def _shown(value: str, digest: str) -> str:
-    """A file's value as records have it: its address without what may be secret in it, or the hash of its text."""
+    """A file's value as records show it: its address without possible secrets, or the hash of its text."""
     if not _is_url(value):
         return f"sha256:{digest}"
     try:
@@ -114,7 +114,7 @@ def _shown(value: str, digest: str) -> str:
 
 
 def _ending(parameter: Parameter, value: str) -> str:
-    """What the name of a file ends in, for nodes that look at it; the bytes decide where they tell more."""
+    """The ending of a file's name, for nodes that use it; the bytes decide if they tell more."""
     if _is_url(value):
         match = _ENDING.search(value.strip().partition("?")[0].partition("#")[0])
         found = match[0].lower() if match else ""
@@ -127,7 +127,7 @@ def _ending(parameter: Parameter, value: str) -> str:
 def _fitted(
     workflow: NamedWorkflow, given: Mapping[str, Any], files: Mapping[str, str]
 ) -> tuple[dict[str, Any], dict[str, BadParameter]]:
-    """By parameter the value that fits, and what is wrong with the others."""
+    """The fitting value of each parameter, and the problems of the others."""
     chosen: dict[str, Any] = {}
     problems: dict[str, BadParameter] = {}
     by_name, properties = workflow.by_name, workflow.schema["properties"]
@@ -195,7 +195,7 @@ def _as_given(given: Mapping[str, Any], files: Mapping[str, str], hashes: Mappin
 
 
 def _digest(name: str, given: Mapping[str, Any], files: Mapping[str, str], hashes: Mapping[str, str]) -> str:
-    """Of the name and of what was given. The content of a form's file has a hash of its own elsewhere."""
+    """Hash of the name and the given values. The content of a form's file has its own hash elsewhere."""
     values = {**given, **{one: f"sha256:{digest}" for one, digest in hashes.items()}}
     return hashlib.sha256(jsonio.canonical([name, values, sorted(files)])).hexdigest()
 

@@ -1,7 +1,7 @@
-"""Which parameters a workflow has by the conventions of others: what people's files have already. Pure.
+"""The parameters that a workflow has by the conventions of other projects, as existing files use them. Pure.
 
-Beside the nodes of three packs (`made_for_it`) these are: texts ``PARAM_PROMPT``, ``PARAM_INT_SEED``, … as values
-(comfyui-mcp-server); titles that begin with ``VC_BASIC`` or ``VC_ADV`` (ViewComfy); and in the editor itself widgets
+Besides the nodes of three packs (`made_for_it`) these are: texts ``PARAM_PROMPT``, ``PARAM_INT_SEED``, … as values
+(comfyui-mcp-server); titles that begin with ``VC_BASIC`` or ``VC_ADV`` (ViewComfy); and in the editor itself, widgets
 that an outer subgraph shows, primitive nodes, and ComfyUI's own nodes that hold one value.
 """
 
@@ -24,7 +24,7 @@ from comfyui.workflows.convert import ShownWidget
 TEXT, VIEWCOMFY, TITLE, PROMOTED, PRIMITIVE = "text", "vc", "title", "promoted", "primitive"
 _PLACEHOLDER = re.compile(r"PARAM_(?:(STR|STRING|TEXT|INT|FLOAT|BOOL)_)?([A-Za-z0-9_]+)")
 _PLACEHOLDER_KINDS: Mapping[str | None, Kind] = {"INT": "integer", "FLOAT": "number", "BOOL": "boolean"}
-# What that server lets a caller leave out.
+# Values that comfyui-mcp-server lets a caller leave out.
 _OPTIONAL_PLACEHOLDERS = frozenset(
     {
         *("seed", "width", "height", "model", "steps", "cfg", "sampler_name", "scheduler", "denoise"),
@@ -35,7 +35,7 @@ _VIEWCOMFY = re.compile(r"VC_(BASIC|ADV(?:ANCED)?)[\s:_-]*(.*)", re.DOTALL)
 _TITLED = re.compile(r"(?:\$|input:)\s*([^.\s]*)(?:\.(.+))?\s*", re.IGNORECASE)
 _OUTPUT = re.compile(r"output:\s*(.*)", re.IGNORECASE)
 _NO_TITLES: Mapping[str, str] = {}
-# ComfyUI's nodes that hold one value, with the titles that nobody has given them.
+# ComfyUI's nodes that hold one value, with their default titles.
 _VALUE_NODES: Mapping[str, frozenset[str]] = {
     "PrimitiveInt": frozenset({"Int", "PrimitiveInt"}),
     "PrimitiveFloat": frozenset({"Float", "PrimitiveFloat"}),
@@ -132,7 +132,9 @@ _LOADERS = frozenset({"LoadImage", "LoadImageMask", "loadImage_ViewComfy", "Load
 
 
 def _titled(work: Replacing, shown: Sequence[ShownWidget], titles: Mapping[str, str]) -> Iterator[Found]:
-    """Subgraph instances and primitives whose title begins with ``$`` or ``input:``: they are no nodes any more."""
+    """Subgraph instances and primitives whose title begins with ``$`` or ``input:``; the API format has no such
+    nodes.
+    """
     owners: dict[str, list[ShownWidget]] = {}
     for one in shown:
         owners.setdefault(one.owner, []).append(one)
@@ -175,7 +177,9 @@ def _titled_outputs(work: Replacing, nodes: Nodes, titles: Mapping[str, str]) ->
 
 
 def _of_editor(prompt: Mapping[str, Any], shown: Sequence[ShownWidget]) -> Iterator[Found]:
-    """What the editor shows at the top of the workflow; entries of one name are told apart by their owners."""
+    """The widgets that the editor shows at the top of the workflow; those of one name are told apart by their
+    owners.
+    """
     entries = [*_shown_entries(shown), *_value_nodes(prompt)]
     counts = Counter(name for name, *_ in entries)
     taken = {name for name, count in counts.items() if count == 1}
@@ -199,7 +203,7 @@ def _shown_entries(shown: Sequence[ShownWidget]) -> Iterator[tuple[str, str, str
 
 
 def _value_nodes(prompt: Mapping[str, Any]) -> Iterator[tuple[str, str, str, Found]]:
-    """ComfyUI's own nodes of one value, at the top of the workflow and with a title that somebody has given them."""
+    """ComfyUI's own nodes of one value, at the top of the workflow and with a title given by a user."""
     for node_id in node_order(prompt):
         node = prompt[node_id]
         unnamed = _VALUE_NODES.get(node["class_type"])

@@ -9,7 +9,7 @@ _CLASS, _CHOICE, _NUMBER, _OPTION = "CustomCombo", "choice", "index", "option"
 
 
 def choices_in(node: Mapping[str, Any], input_name: str) -> tuple[str, ...] | None:
-    """The choices of an input of a node, where they are values of the node itself; else None."""
+    """The choices of a node's input, if they are values of the node itself; otherwise None."""
     if node["class_type"] != _CLASS or input_name != _CHOICE:
         return None
     return tuple(option for option in _options(node["inputs"]) if option) or None
@@ -23,7 +23,7 @@ def renumber(class_type: str, inputs: MutableMapping[str, Any]) -> None:
 
 
 def _options(inputs: Mapping[str, Any]) -> list[str]:
-    """Its options in their order, of which the last one may be empty."""
+    """Its options in order; the last one may be empty."""
     found: list[str] = []
     while isinstance(option := inputs.get(f"{_OPTION}{len(found) + 1}"), str):
         found.append(option)

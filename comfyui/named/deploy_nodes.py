@@ -1,7 +1,7 @@
 """ComfyUI-Deploy's nodes for values of a caller: ``input_id`` names the parameter, another input holds its value.
 
-The pack's sources tell what they do on a server. Where nodes of ComfyUI do the same they take their place, so that no
-server needs the pack. Those that give a path on the server's disk give a file's name instead.
+The pack's sources show the effect of these nodes on a server. If nodes of ComfyUI have the same effect, they replace
+these, so that no server needs the pack. Nodes that give a path on the server's disk give a file's name instead.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _LARGEST_SEED = 999_999_999_999_999
 
 
 def _external(work: Replacing, node_id: str, inputs: Mapping[str, Any], **more: Any) -> Found | None:
-    """What a node says of its parameter beside its value; None where it says no name."""
+    """A node's parameter without its value; None if the node names none."""
     given = inputs.get("input_id")
     name = as_name(given) if isinstance(given, str) else ""
     if not name:
@@ -159,7 +159,7 @@ def _kept_file(input_name: str) -> Handler:
 
 
 def _path(name: str) -> Handler:
-    """A path on the server's disk; what it feeds gets the file's name, as nodes that load files take it."""
+    """A path on the server's disk; the nodes that it feeds get the file's name, as nodes that load files take it."""
 
     def handle(work: Replacing, node_id: str, inputs: Mapping[str, Any]) -> None:
         if found := _external(work, node_id, inputs, kind="file", **_file_default(inputs, name)):
@@ -169,7 +169,7 @@ def _path(name: str) -> Handler:
 
 
 def _unknown_external(work: Replacing, node_id: str) -> None:
-    work.warn(node_id, "it is none of ComfyUI-Deploy's nodes that are known here, so it is no parameter")
+    work.warn(node_id, "it is an unknown node of ComfyUI-Deploy, so it is not a parameter")
 
 
 def _file_default(inputs: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The files of WORKFLOWS_DIR: whose each is, and what is in it. Blocking; no link is followed out of the folder."""
+"""The files of WORKFLOWS_DIR: their names and contents. Blocking; no link is followed out of the folder."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Source:
 
     Attributes:
         folder: WORKFLOWS_DIR, resolved; no file outside of it is read.
-        path, sidecar: where they are; None where there is none.
+        path, sidecar: the two files; None for a missing one.
         problem: why they cannot be used at all, for people.
     """
 
@@ -38,14 +38,14 @@ class Source:
 
     @property
     def sidecar_name(self) -> str:
-        """As messages name it."""
+        """The name of the sidecar in messages."""
         return "" if self.sidecar is None else self.sidecar.relative_to(self.folder).as_posix()
 
 
 def sources_in(folder: Path) -> dict[str, Source]:
-    """By name, the workflows of a folder; none where there is no such folder.
+    """The workflows of a folder by name; none if the folder does not exist.
 
-    What begins with a dot is left alone, as are files of other kinds and folders without a workflow.
+    Names that begin with a dot are skipped, as are files of other kinds and folders without a workflow.
 
     Raises:
         OSError: the folder cannot be read.
@@ -119,15 +119,17 @@ def _checked(found: Mapping[str, Source]) -> dict[str, Source]:
         elif alike[name.casefold()] > 1:
             problem = "another workflow has the same name in other letters (upper or lower case); rename one"
         elif source.path is None:
-            problem = f"there is a sidecar, and no {name}.json beside it"
+            problem = f"there is a sidecar, but no {name}.json beside it"
         elif source.sidecar is not None and source.sidecar.parent != source.path.parent:
-            problem = f"its sidecar is not beside it, but at {source.sidecar_name}"
+            problem = f"its sidecar must be beside it, but is at {source.sidecar_name}"
         checked[source.name] = replace(source, problem=problem)
     return checked
 
 
 def _signature(path: Path) -> _Signature | None:
-    """Differs after each change, also where another file was renamed to this name; None where there is none."""
+    """A value that differs after each change, even if another file was renamed to this name; None if there is no
+    file.
+    """
     try:
         status = path.stat()
     except OSError:
@@ -141,7 +143,7 @@ def _read(root: Path, path: Path, max_bytes: int, setting: str) -> bytes:
         real = path.resolve(strict=True)
         if not real.is_relative_to(root):
             raise NamedWorkflowUnusableError(f"{shown} is a link that leads out of WORKFLOWS_DIR")
-        # Not a pipe that nobody writes to, and not what took the file's place since.
+        # Not a pipe without a writer, and not another file that has replaced this one since.
         descriptor = os.open(real, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         with os.fdopen(descriptor, "rb") as file:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):

@@ -1,4 +1,4 @@
-"""Which parameters and outputs a workflow and its sidecar name, before anything is known of their types. Pure.
+"""The parameters and outputs that a workflow and its sidecar name, before their types are known. Pure.
 
 The first that names a parameter wins: the sidecar, then nodes made for it, then titles, then promoted widgets and
 primitives. Titles begin with ``$`` or ``input:``, and with ``output:`` for an output.
@@ -30,9 +30,9 @@ class Template:
 
     Attributes:
         prompt: in API format, checked.
-        found: what conventions beside those of this module have found in it, in the order of their precedence.
+        found: parameters found by conventions of other modules, in the order of their precedence.
         outputs: the same for outputs.
-        warnings: of whoever made it.
+        warnings: from the code that made it.
         fallbacks: what stands in for files that a call does not give.
     """
 
@@ -53,16 +53,16 @@ class Findings:
 
 
 def find(template: Template, sidecar: Sidecar | None, nodes: Nodes) -> Findings:
-    """What the workflow and its sidecar name.
+    """The parameters and outputs that the workflow and its sidecar name.
 
     Raises:
-        NamedWorkflowUnusableError: the sidecar names what is not there, or a name stands there twice.
+        NamedWorkflowUnusableError: the sidecar names something that does not exist, or has a name twice.
     """
     prompt = template.prompt
     warnings: list[str] = [*template.warnings]
     titled, titled_outputs = _titled(prompt, nodes, warnings)
     made = [one for one in template.found if one.source not in _LATER]
-    # Of subgraphs and primitives, which are no nodes of the API format.
+    # Subgraphs and primitives, which are not nodes of the API format.
     more_titled = [one for one in template.found if one.source == "title"]
     rest = [one for one in template.found if one.source in _LATER - {"title"}]
     own = _first_of_each([made, [*titled, *more_titled], rest])
@@ -82,7 +82,7 @@ _LATER = frozenset({"title", "promoted", "primitive"})
 
 
 def choose_input(node: Mapping[str, Any], name: str, nodes: Nodes) -> str | None:
-    """The input that a parameter of this name means, where only the node is given; None where that is not certain."""
+    """The input that a parameter of this name means if only the node is given; None if that is not certain."""
     widgets = nodes.widgets(node)
     named = [widget for widget in widgets if widget.lower() == name.lower()]
     if not named and name.lower() in _SEEDS:
@@ -96,7 +96,7 @@ def choose_input(node: Mapping[str, Any], name: str, nodes: Nodes) -> str | None
 
 
 def title_of(node: Mapping[str, Any]) -> str:
-    """The title that a node has in the editor; "" where it has none."""
+    """The title of a node in the editor; "" if it has none."""
     meta = node.get("_meta")
     title = meta.get("title") if isinstance(meta, Mapping) else None
     return title.strip() if isinstance(title, str) else ""
@@ -122,7 +122,7 @@ def _titled(prompt: Mapping[str, Any], nodes: Nodes, warnings: list[str]) -> tup
 
 
 def _of_title(node_id: str, node: Mapping[str, Any], title: str, nodes: Nodes) -> Found | str:
-    """The parameter, or the reason why the title is none."""
+    """The parameter, or the reason for which the title names none."""
     match = _PARAMETER_TITLE.fullmatch(title)
     if match is None or not NAME.fullmatch(match[1]):
         return NAME_IS
@@ -188,7 +188,7 @@ def _of_sidecar(
     nodes: Nodes,
     warnings: Sequence[str],
 ) -> Found:
-    """The parameter of a table; `own`: what the workflow itself has under this name.
+    """The parameter of a table; `own`: the workflow's own parameter of this name.
 
     Raises:
         NamedWorkflowUnusableError: the table means no input; the reason has `warnings`, which may say why.
@@ -264,7 +264,9 @@ def _checked(
     nodes: Nodes,
     warnings: list[str],
 ) -> Findings:
-    """What was found: each input is that of the first parameter that names it, and each output another node."""
+    """The findings, in which each input belongs to the first parameter that names it, and each output is a different
+    node.
+    """
     taken: dict[tuple[str, str], Found] = {}
     kept = []
     for one in found:

@@ -36,16 +36,16 @@ _MOST_NAMED = 3
 
 
 class Definitions(Protocol):
-    """Where the node definitions of the servers come from."""
+    """The source of the servers' node definitions."""
 
     def known(self) -> Sequence[ObjectInfo]:
-        """What each server said last. The same objects as long as nothing changes."""
+        """The last answer of each server. The objects stay the same until an answer changes."""
 
     def moment(self) -> object:
         """Another value when a server has come up, and may have other nodes and models than before."""
 
     async def ask(self) -> None:
-        """Have the servers say what they have now; what fails is no error."""
+        """Asks the servers for their present definitions; a failed request is no error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +54,9 @@ class NamedOptions:
 
     Attributes:
         look_s: between two looks at the folder.
-        fresh_s: node definitions are asked for again after so long, where someone lists the workflows.
+        fresh_s: after this time, node definitions are requested again when someone lists the workflows.
         renew_s: the same where a value was refused that they may allow by now.
-        first_s: the same where no server has answered yet.
+        first_s: the same while no server has answered yet.
         max_bytes: of a workflow's file.
     """
 
@@ -75,7 +75,7 @@ class NamedWorkflows:
     """The named workflows of a folder. Use `following`, or call `look` for a folder that is not watched.
 
     Args:
-        folder: None, or one that is not there: there are no workflows.
+        folder: None or a missing folder: there are no workflows.
     """
 
     def __init__(self, folder: Path | None, definitions: Definitions, options: NamedOptions = DEFAULT_NAMED) -> None:
@@ -95,11 +95,11 @@ class NamedWorkflows:
         self._looking = asyncio.Lock()
         self._tasks = SideTasks()
         self.generation = 0
-        """Another number after each change of the workflows, of their files or of what the servers have."""
+        """A number that changes when the workflows, their files or the servers' definitions change."""
 
     @asynccontextmanager
     async def following(self) -> AsyncIterator[None]:
-        """While open, the workflows are those of the folder. At the start they are loaded already."""
+        """While open, the workflows are those of the folder. They are loaded before it opens."""
         async with self._tasks:
             await self.look(at_once=True)
             if self._folder is not None:
@@ -130,11 +130,12 @@ class NamedWorkflows:
 
     @property
     def is_typed(self) -> bool:
-        """Whether some server has said which nodes it has, so that the types of parameters are known."""
+        """Whether some server has given its node definitions, so that the types of parameters are known."""
         return self._nodes.known
 
     async def renew(self) -> bool:
-        """Ask the servers what they have now, unless they were asked a moment ago; whether that changed anything.
+        """Asks the servers for their definitions, unless they were asked a moment ago; returns whether anything
+        changed.
 
         Call it before a value is refused: a model may have come since they were asked.
         """
@@ -148,7 +149,7 @@ class NamedWorkflows:
         return self.generation != before
 
     async def look(self, *, at_once: bool = False) -> None:
-        """Take over what has changed in the folder and on the servers.
+        """Applies the changes in the folder and on the servers.
 
         Args:
             at_once: take files as they are; else one that has changed is taken when it is the same at the next look,
@@ -179,11 +180,11 @@ class NamedWorkflows:
                 _log.info("workflows.loaded", workflows=len(self._listed) - unusable, unusable=unusable)
 
     def _concerns(self, one: NamedWorkflow | Unusable, nodes: Nodes, classes: frozenset[str]) -> bool:
-        """Whether a workflow may be another one with these nodes; `classes`: those that are declared otherwise."""
+        """Whether a workflow may change with these nodes; `classes`: those whose declaration changed."""
         return nodes.known != self._nodes.known or not one.classes.isdisjoint(classes)
 
     async def _sources_now(self) -> Mapping[str, Source]:
-        """The files of the folder; those of the last look where it cannot be read, which the log tells once."""
+        """The files of the folder; those of the last look if it cannot be read, which is logged once."""
         try:
             sources = {} if self._folder is None else await asyncio.to_thread(_looked, self._folder, self._pending)
         except OSError as error:
@@ -245,7 +246,7 @@ class NamedWorkflows:
             await self.look()
 
     def _is_time_to_ask(self) -> bool:
-        """Whether a server may have something new to say: it came up, or time has passed since a list was asked for."""
+        """Whether a server may have news: it came up, or time has passed since a list was requested."""
         if self._asked is None or self._asked[0] != self._definitions.moment():
             return True
         passed_s = time.monotonic() - self._asked[1]
@@ -288,7 +289,9 @@ class FleetDefinitions:
 
 
 def _looked(folder: Path, before: Mapping[str, Source]) -> Mapping[str, Source]:
-    """What is in the folder; the same objects as `before` where they have not changed, which are compared at once."""
+    """The contents of the folder; unchanged ones are the same objects as in `before`, which are compared in one
+    step.
+    """
     found = sources_in(folder)
     return {name: old if (old := before.get(name)) == source else source for name, source in found.items()}
 
@@ -298,14 +301,16 @@ def _is(one: object, other: object) -> bool:
 
 
 def _newer(known: Sequence[ObjectInfo], before: Nodes) -> tuple[Nodes, frozenset[str]]:
-    """What the servers have now, and the classes that are declared otherwise than before; the same where none is."""
+    """The servers' present definitions, and the classes that are declared differently than before; `before` itself if
+    none is.
+    """
     nodes = Nodes(known[0] if len(known) == 1 else union_of(known)) if known else Nodes(None)
     classes = nodes.changed(before)
     return (nodes, classes) if classes or nodes.known != before.known else (before, classes)
 
 
 def _tell(before: NamedWorkflow | Unusable | None, after: NamedWorkflow | Unusable, *, each: bool) -> None:
-    """A line in the log where a file cannot be used; `each`: also where one is new or has changed."""
+    """Logs a file that cannot be used; `each`: also one that is new or has changed."""
     if isinstance(after, Unusable):
         if not (isinstance(before, Unusable) and before.problem == after.problem):
             log = _log.info if after.waits else _log.warning

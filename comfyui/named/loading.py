@@ -1,4 +1,4 @@
-"""From the bytes of a file and its sidecar to a workflow that can be called. Pure."""
+"""Makes a callable workflow from the bytes of a file and its sidecar. Pure."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ WAITS = (
 def load(
     name: str, content: bytes, sidecar: bytes | None, nodes: Nodes, limits: Limits, *, sidecar_name: str = ""
 ) -> NamedWorkflow | Unusable:
-    """The workflow of this name; `Unusable` with the reason where its files cannot be used."""
+    """The workflow of this name; `Unusable` with the reason if its files cannot be used."""
     version, classes = version_of(content, sidecar), frozenset[str]()
     try:
         parsed = _parsed(content, limits)
@@ -39,7 +39,7 @@ def load(
         if is_ui_format(parsed) and not nodes.known:
             return Unusable(name, version, WAITS, waits=True, classes=classes)
         found = _workflow(name, version, _template(parsed, version, nodes, limits), beside, nodes)
-        # What stands in for other people's nodes is in the prompt only.
+        # Replacements of other packs' nodes are only in the prompt.
         return replace(found, classes=classes | classes_in(found.prompt))
     except ComfyUIError as error:
         return Unusable(name, version, error.detail, classes=classes)

@@ -1,6 +1,6 @@
 """Definitions of the nodes that are resolved away, for workflows in the editor's own format.
 
-That format can be read only with the definitions of its nodes, and no server needs these nodes. Where a server has the
+That format can be read only with the definitions of its nodes, and no server needs these nodes. If a server has the
 pack, its own definitions count. Only names, order and types of inputs and outputs matter here.
 """
 
@@ -151,4 +151,4 @@ DEFINITIONS: Mapping[str, Mapping[str, Any]] = {
     ),
     "AlwaysExecute": _node({"serving_config": _CONFIG, "should_execute": _RUN}, output=True),
 }
-"""By class, as ``/object_info`` gives them."""
+"""By class, in the form of ``/object_info``."""

@@ -9,7 +9,7 @@ from comfyui.named.replacing import Replacing
 from comfyui.workflows.api_format import is_link, node_order
 
 PACKS = (deploy_nodes, pack_nodes, serving_nodes)
-# In the Serving-Toolkit every node of an argument gets the same value.
+# In the Serving-Toolkit, every node of an argument gets the same value.
 MERGED = (serving_nodes.SOURCE,)
 
 
@@ -28,7 +28,7 @@ def resolve_made_for_it(work: Replacing) -> None:
     for node_id in order:
         class_type = work.prompt[node_id]["class_type"]
         if deploy_nodes.INPUT_CLASS.fullmatch(class_type) and class_type not in deploy_nodes.INPUTS:
-            work.warn(node_id, "it is none of ComfyUI-Deploy's nodes that are known here")
+            work.warn(node_id, "it is an unknown node of ComfyUI-Deploy")
     work.forget_removed()
 
 

@@ -11,10 +11,10 @@ ModelKind = Literal["generations", "edits"]
 
 @dataclass(frozen=True, slots=True)
 class ModelNames:
-    """The models that stand for workflows, beside the workflows' own names.
+    """The models that stand for workflows, besides the workflows' own names.
 
     Attributes:
-        aliases: workflows by the name of a model; the first one that can do what is asked is taken.
+        aliases: workflows by the name of a model; the first one that can do the call is used.
         defaults: the workflow for a call that names no model.
     """
 

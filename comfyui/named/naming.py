@@ -12,7 +12,7 @@ _TYPED = re.compile(r"(?:int|integer|float|number|string|text|boolean)\s*\((.+)\
 
 
 def as_name(text: str, otherwise: str = "") -> str:
-    """The text itself where it is a name, else what of it can be one, in lower case; `otherwise` where nothing can."""
+    """The text itself if it is a name, or a name made of it in lower case; `otherwise` if that is impossible."""
     if NAME.fullmatch(text):
         return text
     shown = _TYPED.fullmatch(text.strip())
@@ -23,7 +23,7 @@ def as_name(text: str, otherwise: str = "") -> str:
 
 
 def unique(name: str, taken: Container[str], suffix: str = "") -> str:
-    """The name, or where it is taken the name with a suffix, or with a number."""
+    """The name; if it is taken, the name with a suffix or a number."""
     if name not in taken:
         return name
     if suffix:

@@ -1,4 +1,4 @@
-"""What the servers' node definitions say of a workflow's inputs; each class and each list of choices is read once."""
+"""The servers' node definitions of a workflow's inputs; each class and each list of choices is read once."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _MEDIA_OF_NAMES: Mapping[str, Medium] = {
     "audio": "audio",
     "model_file": "3d",
 }
-# What older editors export beside a file's name: it is no value of anyone's.
+# Older editors export these beside a file's name: they are not a value.
 _NO_VALUES = frozenset({"upload"})
 
 
@@ -57,7 +57,7 @@ class Nodes:
         return self.object_info.get(class_type)
 
     def specs(self, node: Mapping[str, Any]) -> Mapping[str, InputSpec] | None:
-        """The inputs of a node of a workflow by their names; None where its class is not known."""
+        """The inputs of a workflow's node by their names; None if its class is not known."""
         class_type = str(node["class_type"])
         definition = self.definition(class_type)
         if definition is None:
@@ -79,7 +79,7 @@ class Nodes:
         return [name for name in names if name in specs] + more
 
     def is_output(self, node: Mapping[str, Any]) -> bool | None:
-        """Whether the node's files are a prompt's result; None where its class is not known."""
+        """Whether the node's files are a prompt's result; None if its class is not known."""
         definition = self.definition(str(node["class_type"]))
         return None if definition is None else bool(definition.get("output_node"))
 
@@ -109,14 +109,14 @@ class Nodes:
 
 
 def is_widget(spec: InputSpec) -> bool:
-    """True for what has a widget in the editor, as far as its own declaration says it."""
+    """Whether an input has a widget in the editor, as far as its own declaration says."""
     if spec.options.get("forceInput"):
         return False
     return spec.type in _PLAIN or spec.is_upload or "default" in spec.options
 
 
 def medium_of(spec: InputSpec) -> Medium:
-    """What kind of file an upload widget takes."""
+    """The kind of file that an upload widget takes."""
     for option, medium in _MEDIA.items():
         if spec.options.get(option):
             return medium
@@ -129,12 +129,12 @@ def spelling(value: Any) -> Any:
 
 
 def folded(text: str) -> tuple[str, str]:
-    """The key of a text whose folders may be written as Windows does."""
+    """The key of a text whose folders may be written as on Windows."""
     return "folded", text.replace("\\", "/")
 
 
 def spellings_of(choices: Iterable[Any]) -> Mapping[Any, Any]:
-    """By what a caller may write, the choice that it means. What could mean two of them means the first."""
+    """The choice for each text that a caller may write. A text that could mean two choices means the first."""
     found: dict[Any, Any] = {}
     for choice in choices:
         found.setdefault(spelling(choice), choice)

@@ -1,4 +1,4 @@
-"""comfy-pack's nodes for values of a caller: the title names the parameter, or what the node feeds."""
+"""comfy-pack's nodes for values of a caller: the title names the parameter, or the node that it feeds does."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ SOURCE = "comfy-pack"
 
 
 def _pack_name(work: Replacing, node_id: str, *, fed: bool) -> str:
-    """As comfy-pack names it: a title that is a name, else the first input that it feeds, else what the title says."""
+    """The parameter's name as comfy-pack makes it: a title that is a name, or the first input that it feeds, or a name
+    made of the title.
+    """
     node = work.prompt[node_id]
     title = node.get("_meta", {}).get("title") if isinstance(node.get("_meta"), Mapping) else None
     title = title if isinstance(title, str) else ""
@@ -31,7 +33,7 @@ def _pack_picture(work: Replacing, node_id: str, _: Mapping[str, Any]) -> None:
 
 def _pack_value(input_name: str, kind: Kind | None) -> Handler:
     def handle(work: Replacing, node_id: str, inputs: Mapping[str, Any]) -> None:
-        # Of what an "Any" takes, the pack's own script notes the options.
+        # For an "Any" input, the pack's own script stores the options.
         meta = work.prompt[node_id].get("_meta")
         options = inputs if kind else meta.get("options") if isinstance(meta, Mapping) else None
         options = options if isinstance(options, Mapping) else {}

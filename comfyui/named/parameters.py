@@ -1,4 +1,4 @@
-"""What a named workflow is made of: its parameters and outputs, and the workflow itself. All frozen."""
+"""The parts of a named workflow: its parameters and outputs, and the workflow itself. All are frozen."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ Medium = Literal["image", "video", "audio", "3d", "file"]
 Cast = Literal["", "integer", "number", "text"]
 
 NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
-"""Of a parameter and of an output. No name of ours in a body, such as `$options`, can be one."""
+"""The form of a parameter's and an output's name. Our own names in a body, such as `$options`, never have it."""
 NAME_IS: Final = "a name is 1 to 64 letters, digits, _ and -, and begins with a letter or _"
 WORKFLOW_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 WORKFLOW_NAME_IS: Final = "a name is 1 to 64 letters, digits, dots, _ and -, and begins with a letter or digit"
 ROLES: Final = ("prompt", "negative_prompt", "image", "mask", "width", "height", "seed", "n")
-"""What a parameter can be to a client that knows no names of ours, such as OpenAI's image API."""
+"""The role of a parameter for a client that does not know our names, such as OpenAI's image API."""
 RANDOM: Final = "random"
-"""In place of a seed: one is chosen."""
+"""Stands for a seed that the gateway chooses."""
 
 
 class Missing(enum.Enum):
-    """What is not given; None is a value in JSON."""
+    """A value that is not given; None is a value in JSON."""
 
     MISSING = "MISSING"
 
@@ -37,7 +37,7 @@ class Target:
     """An input of a node in a workflow in API format, which is not linked.
 
     Attributes:
-        cast: what the value becomes for this input, where one value goes to inputs of different types.
+        cast: the type of the value for this input, if one value goes to inputs of different types.
     """
 
     node_id: str
@@ -47,12 +47,12 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a file says of one parameter; the node definitions know the rest.
+    """A parameter as a file describes it; the node definitions add the rest.
 
     Attributes:
         source: who says it, in the words of `finding`: ``sidecar``, ``title``, …
         default: `MISSING` where the file names none, and the workflow's own value holds.
-        kind, seed: where whoever says it knows; None: as the definition of the target's node says.
+        kind, seed: if the file says so; None: as in the definition of the target's node.
     """
 
     name: str
@@ -77,13 +77,13 @@ class Parameter:
 
     Attributes:
         required: a call has to give it.
-        default: what is set when a call does not give it; `MISSING`: the workflow keeps its own value, or has none.
-        own: the workflow's own value, for people; `MISSING` where it has none.
-        choices: one of which the value must be; None where it may be any of its kind.
+        default: the value if a call does not give one; `MISSING`: the workflow keeps its own value, or has none.
+        own: the workflow's own value, for people; `MISSING` if it has none.
+        choices: the allowed values; None if any value of its kind is allowed.
         spellings: a value as it is given to the choice that it means; with folders of Windows as ours.
         many: the value is a list of choices.
         medium: of a file.
-        seed: where it is not given, or "random", one is chosen.
+        seed: whether one is chosen if the call gives none, or "random".
         boxed_as: ComfyUI's type of a widget that takes its lists in a box of that name.
     """
 
@@ -119,10 +119,10 @@ class NamedOutput:
 
 @dataclass(frozen=True, slots=True)
 class Fallback:
-    """What stands in for a file that a call does not give: the link of the workflow's own default.
+    """Replaces a file that a call does not give: the link of the workflow's own default.
 
     Attributes:
-        parameter: "" where no parameter sets the file any more, so that the default counts.
+        parameter: "" if no parameter sets the file any longer, so that the default counts.
         node_id: the node whose consumers get the link instead.
         link: node id and output.
         unused: the nodes that are left out.
@@ -142,7 +142,7 @@ class NamedWorkflow:
         version: SHA-256 of its files, in hexadecimal.
         outputs: empty: the files of all output nodes.
         prompt: in API format; it is shared by all calls and never changed.
-        warnings: what is odd about the file, for whoever wrote it.
+        warnings: odd things in the file, for its author.
         schema: JSON Schema (2020-12) of the parameters.
         example: a body that the schema takes.
         classes: of all nodes of the file; it is loaded again when a server declares one of them otherwise.
@@ -175,7 +175,7 @@ class Unusable:
 
     Attributes:
         problem: why, for people.
-        waits: it may be usable as soon as some server says which nodes it has.
+        waits: whether it may become usable as soon as some server gives its node definitions.
         classes: as of `NamedWorkflow`.
     """
 

@@ -1,7 +1,8 @@
-"""Taking nodes out of a workflow whose value a call gives: the value goes to what they fed, or to a node of ComfyUI.
+"""Removes nodes whose value a call gives from a workflow: the value goes to the nodes that they fed, or to a node of
+ComfyUI.
 
-Node packs for services have nodes that say "here goes a value of the caller". A server needs such a pack no more, and
-fetches no URL by itself, when the gateway puts the value, or the name of the file that it has placed, where it belongs.
+Node packs for services have nodes that mean "here goes a value of the caller". A server needs no such pack, and fetches
+no URL itself, if the gateway puts the value, or the name of the file that it has placed, in its place.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class Consumer:
 
 
 def fallbacks_of(parameters: Sequence[Parameter], fallbacks: Sequence[Fallback]) -> tuple[Fallback, ...]:
-    """The same by the parameters that there are in the end: a sidecar may have given one another name."""
+    """The same fallbacks for the final parameters: a sidecar may have renamed one."""
     names = {target.node_id: one.name for one in parameters for target in one.targets}
     return tuple(
         replace(one, parameter=next((names[node_id] for node_id in one.unused if node_id in names), ""))
@@ -62,7 +63,7 @@ def _linked_anew(inputs: Mapping[str, Any], fallback: Fallback) -> dict[str, Any
 
 
 class Replacing:
-    """A copy of a workflow in API format, from which nodes are taken out; and what was found on the way.
+    """A copy of a workflow in API format from which nodes are removed, and the parameters found on the way.
 
     `merged`: the sources in which a name that stands there several times is one parameter.
     """
@@ -95,7 +96,7 @@ class Replacing:
         self.prompt[node_id] = {**node, "class_type": class_type, "inputs": dict(inputs)}
 
     def add(self, near: str, class_type: str, inputs: Mapping[str, Any]) -> str:
-        """A new node beside another one; returns its id."""
+        """Adds a node beside another one; returns its id."""
         node_id = unique(f"{near}-{class_type}", self.prompt)
         self.prompt[node_id] = {
             "class_type": class_type,
@@ -111,11 +112,11 @@ class Replacing:
         del self.prompt[node_id]
 
     def feed(self, node_id: str, found: Found, value: Any, casts: Mapping[int, Cast] | None = None) -> None:
-        """Put a node's value into all that it feeds, which is what the parameter sets from now on; the node goes.
+        """Puts a node's value into everything that it feeds, which the parameter sets from now on; the node is removed.
 
         Args:
-            value: what the workflow has.
-            casts: by output, what the value becomes there; None: itself.
+            value: the workflow's own value.
+            casts: for each output, the type of the value there; None: unchanged.
         """
         places = self.consumers(node_id)
         if is_link(value) and value[0] == node_id:
@@ -147,14 +148,14 @@ class Replacing:
         self._add(replace(found, targets=(Target(node_id, input_name),)))
 
     def fall_back(self, parameter: str, node_id: str, default: Any, *unused: str) -> bool:
-        """Note the link that counts where no file is given; false where `default` is none."""
+        """Records the link that counts if no file is given; false if `default` is no link."""
         if not is_link(default) or default[0] == node_id:
             return False
         self.fallbacks.append(Fallback(parameter, node_id, (default[0], int(default[1])), (node_id, *unused)))
         return True
 
     def forget_removed(self) -> None:
-        """Leave out what is said of nodes that are gone by now."""
+        """Forgets what was recorded about nodes that are removed by now."""
         lost = {one.parameter for one in self.fallbacks if one.link[0] not in self.prompt}
         kept = []
         for one in self.found:
@@ -162,13 +163,15 @@ class Replacing:
             if targets:
                 kept.append(replace(one, targets=targets, required=None if one.name in lost else one.required))
             else:
-                self.warnings.append(f"{one.name} is no parameter: what it feeds is taken out itself")
+                self.warnings.append(f"{one.name} is not a parameter: the node that it feeds is removed")
         self.found = kept
         self.outputs = [one for one in self.outputs if one.node_id in self.prompt]
         self.fallbacks = [one for one in self.fallbacks if one.link[0] in self.prompt]
 
     def output(self, name: str, node_id: str) -> None:
-        """Name an output; a name that another one has gets the node's id too, for packs give all the same at first."""
+        """Names an output. A name that is taken gets the node's id too, because packs give all outputs the same name at
+        first.
+        """
         taken = {one.name for one in self.outputs}
         self.outputs.append(NamedOutput(unique(name, taken, node_id), node_id))
 
@@ -191,27 +194,27 @@ def as_cast(value: Any, cast: Cast) -> Any:
 
 
 def is_number(value: Any) -> TypeGuard[float]:
-    """True for what JSON has as a number; ComfyUI's own reader also takes what is none, such as NaN."""
+    """Whether JSON has the value as a number; ComfyUI's own reader also accepts others, such as NaN."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-# What the nodes of several packs have in common
+# Shared by the nodes of several packs
 
 Handler = Callable[[Replacing, str, Mapping[str, Any]], None]
 """Takes one node out of the workflow, of which it gets the id and the inputs."""
-# What these packs write for "no limit".
+# These packs' values for "no limit".
 _NO_LIMIT = 999_999
 
 
 def optional(work: Replacing, found: Found, node_id: str, default: Any, *unused: str) -> Found:
-    """A file that may be left out, where the node has a link for that case."""
+    """A file that may be left out, if the node has a link for that case."""
     if not work.fall_back(found.name, node_id, default, *unused):
         return found
     return replace(found, required=False)
 
 
 def saved(class_type: str, source: str, target: str, name_of: Callable[[Replacing, str], str]) -> Handler:
-    """A node that saves what comes in `source`, for which ComfyUI has one of its own that takes it as `target`."""
+    """A node that saves the input `source`, for which ComfyUI has its own node with the input `target`."""
 
     def handle(work: Replacing, node_id: str, inputs: Mapping[str, Any]) -> None:
         name = name_of(work, node_id)

@@ -20,7 +20,7 @@ NO_LINK: Mapping[str, Any] = {
         {"type": "object", "required": ["__value__"]},
     ]
 }
-"""What ComfyUI would take for a link, or make one of: no value is that."""
+"""No value may look like this: ComfyUI would take it for a link, or make one of it."""
 _EXAMPLE_URL = "https://example.org/"
 EXAMPLE_ENDINGS: Mapping[Medium, str] = {
     "image": ".png",
@@ -61,7 +61,7 @@ def value_schema(parameter: Parameter) -> dict[str, Any]:
 
 
 def example_of(parameters: Sequence[Parameter]) -> dict[str, Any]:
-    """A body that the schema takes: with what is required, and what is no special case."""
+    """A body that the schema accepts: with everything required, and no special cases."""
     return {one.name: _example(one) for one in parameters if one.required or _is_usual(one)}
 
 
@@ -86,7 +86,7 @@ def _choice_schema(choices: Sequence[Any]) -> dict[str, Any]:
 
 
 def _texts(parameter: Parameter) -> dict[str, Any]:
-    """What people and programs are told of a parameter beside its type."""
+    """Texts about a parameter for people and programs, besides its type."""
     told: dict[str, Any] = {}
     if parameter.title:
         told["title"] = parameter.title

@@ -1,4 +1,4 @@
-"""The file beside a workflow, in TOML, that says what its parameters and outputs are."""
+"""The TOML file beside a workflow that describes its parameters and outputs."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class Place(BaseModel):
 
 
 class ParameterTable(BaseModel):
-    """``[parameters.NAME]``. Without a `node` it adds to the parameter of that name that the workflow itself has."""
+    """``[parameters.NAME]``. Without a `node`, it adds to the workflow's own parameter of that name."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
@@ -156,7 +156,7 @@ def _shown(error: ValidationError) -> str:
 
 
 def _no_field(place: Sequence[str]) -> str:
-    """What to say of a field that a table does not have: the fields that it has."""
+    """The message for a field that a table does not have: it lists the fields that exist."""
     table: type[BaseModel] = Sidecar
     if len(place) > 1:
         tables: Mapping[str, type[BaseModel]] = {"parameters": ParameterTable, "outputs": OutputTable}

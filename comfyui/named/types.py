@@ -1,4 +1,4 @@
-"""Parameters with their types: what a file says of one, and what the node definitions say of its inputs. Pure."""
+"""Parameters with their types, from the file's description and the node definitions of their inputs. Pure."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SEEDS = frozenset({"seed", "noise_seed"})
 
 @dataclass(frozen=True, slots=True)
 class _Type:
-    """What one input takes."""
+    """The type of one input."""
 
     kind: Kind
     minimum: float | None = None
@@ -41,7 +41,7 @@ def typed(found: Found, prompt: Mapping[str, Any], nodes: Nodes) -> Parameter:
     """The parameter that a file names, with the type of the inputs that it goes into.
 
     Raises:
-        NamedWorkflowUnusableError: its inputs take nothing in common, or what the file says of it does not fit them.
+        NamedWorkflowUnusableError: its inputs have no common type, or the file's description does not fit them.
     """
     kind, *others = [_type_of(found, target, prompt, nodes) for target in found.targets]
     for other in others:
@@ -76,10 +76,10 @@ def typed(found: Found, prompt: Mapping[str, Any], nodes: Nodes) -> Parameter:
 
 
 def with_roles(parameters: Sequence[Parameter], found: Sequence[Found]) -> tuple[Parameter, ...]:
-    """A name is a role only where no parameter has that role by what its file says.
+    """A name gives a role only if no parameter has that role by its description.
 
     Raises:
-        NamedWorkflowUnusableError: two parameters have one role; several may be pictures.
+        NamedWorkflowUnusableError: two parameters have one role; only pictures may be several.
     """
     said: dict[str, str] = {}
     for one in found:
@@ -106,11 +106,11 @@ def _is_required(found: Found, parameter: Parameter) -> bool:
 
 
 def _default(found: Found, parameter: Parameter) -> Any:
-    """What the file says, where it fits."""
+    """The file's default, if it fits."""
     if found.default is MISSING:
         return MISSING
     if parameter.kind == "choice" and parameter.choices is not None and not parameter.many:
-        # A model that no server has now may be there tomorrow.
+        # A model that no server has now may exist tomorrow.
         return parameter.spellings.get(spelling(found.default), found.default)
     if not accepted(parameter, found.default):
         raise NamedWorkflowUnusableError(f"the default of {found.name} {wanted_of(parameter, found.default)}")
@@ -133,7 +133,7 @@ def _type_of(found: Found, target: Target, prompt: Mapping[str, Any], nodes: Nod
     if (choices := choices_in(node, target.input)) is not None:
         return _Type("choice", choices=choices)
     if FOLDER_INPUTS.get(str(node["class_type"])) == target.input:
-        # The folders of the servers' inputs, those of other keys among them: no caller is told of them.
+        # The folders of the servers' inputs, including those of other keys: callers must not see them.
         return _Type("choice")
     own = node["inputs"].get(target.input, MISSING)
     spec = (nodes.specs(node) or {}).get(target.input)
@@ -141,7 +141,7 @@ def _type_of(found: Found, target: Target, prompt: Mapping[str, Any], nodes: Nod
         spec = nodes.well_known(node, target.input)
     kind = _of_literal(own, target.input) if spec is None else _of_spec(spec)
     if target.cast and found.kind is not None:
-        # The value is made to fit: what the input takes does not limit it.
+        # The value is adapted: the input's type does not limit it.
         return _Type(found.kind, default=kind.default)
     is_known = spec is not None and kind.kind != "any"
     return kind if found.kind is None or is_known else replace(kind, kind=found.kind)
@@ -176,7 +176,7 @@ def _of_spec(spec: InputSpec) -> _Type:
 
 
 def _scalars(choices: Sequence[Any] | None) -> Sequence[Any] | None:
-    """The choices that JSON writes as one value; None where none is known, and ComfyUI alone can tell."""
+    """The choices that JSON writes as one value; None if none is known, so that only ComfyUI can check."""
     if not choices:
         return None
     if all(isinstance(choice, str) for choice in choices):
@@ -197,9 +197,9 @@ def _limit(value: Any, rounded: Callable[[float], int] | None) -> float | None:
 
 
 def _of_literal(value: Any, name: str) -> _Type:
-    """The type of a workflow's own value, where no server has said anything of the node.
+    """The type of a workflow's own value, if no server has told the node's definition.
 
-    The editor writes 7.0 as 7, so that a whole number may be of either type.
+    The editor writes 7.0 as 7, so a whole number may be of either type.
     """
     match value:
         case bool():
@@ -214,7 +214,7 @@ def _of_literal(value: Any, name: str) -> _Type:
 
 
 def _both(found: Found, one: _Type, other: _Type) -> _Type:
-    """What two inputs take that get the same value."""
+    """The common type of two inputs that get the same value."""
     kind = one.kind
     if one.kind != other.kind:
         pair = {one.kind, other.kind}
@@ -272,13 +272,13 @@ def _within(kind: _Type, minimum: float | None, maximum: float | None) -> _Type:
 
 
 def _first(better: Callable[[list[float]], float], *limits: float | None) -> float | None:
-    """The tighter one of the limits that there are."""
+    """The tighter one of the given limits."""
     known = [limit for limit in limits if limit is not None]
     return better(known) if known else None
 
 
 def _chosen_among(found: Found, kind: _Type, wanted: Sequence[Any]) -> _Type:
-    """The choices of a file as the servers spell them; without those that no server has, as long as some are left."""
+    """The choices of a file as the servers spell them, without those that no server has, unless none would be left."""
     if kind.choices is not None:
         known = spellings_of(kind.choices)
         has = [meant_by(known, one) for one in wanted]

@@ -1,7 +1,7 @@
-"""Values of parameters: what fits, what is wrong with what does not, and how ComfyUI is given them. Pure.
+"""Values of parameters: which ones fit, what is wrong with the others, and their form for ComfyUI. Pure.
 
-What the JSON Schema of a parameter takes fits. Beside that these fit: a number, true, false, and a choice that is no
-text, each written as text; and a choice whose folders are written as Windows does.
+A value fits if the JSON Schema of its parameter accepts it. Also accepted: a number, true, false, or a choice that is
+not text, each written as text; and a choice whose folders are written as on Windows.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ _KIND_IS = {
 
 
 def fitted(parameter: Parameter, value: Any) -> Any | Missing:
-    """The value as the workflow gets it, unboxed; `MISSING` where it does not fit.
+    """The value for the workflow, unboxed; `MISSING` if it does not fit.
 
-    A seed that is to be chosen stays "random". A file is any text that is not empty.
+    A seed to be chosen stays "random". A file is any text that is not empty.
     """
     match parameter.kind:
         case "text":
@@ -56,7 +56,7 @@ def fitted(parameter: Parameter, value: Any) -> Any | Missing:
 
 
 def accepted(parameter: Parameter, value: Any) -> bool:
-    """Whether the JSON Schema takes the value: it fits as it is, and not as a text that stands for it."""
+    """Whether the JSON Schema accepts the value unchanged, and not as a text that stands for it."""
     found = fitted(parameter, value)
     if isinstance(found, Missing):
         return False
@@ -78,12 +78,12 @@ def boxed(parameter: Parameter, value: Any) -> Any:
 
 
 def problem_of(parameter: Parameter, value: Any, schema: Mapping[str, Any]) -> BadParameter:
-    """What is wrong with a value that does not fit; `schema`: of the parameter."""
+    """The problem of a value that does not fit; `schema`: of the parameter."""
     if parameter.kind == "choice" and parameter.choices is not None:
         return _no_choice(parameter, value)
     allowed = {name: schema[name] for name in ("type", "minimum", "maximum", "anyOf", "not") if name in schema}
     if parameter.kind == "any" and value is not None:
-        return {"message": "ComfyUI would take this for a link to a node, which no value may be", "allowed": allowed}
+        return {"message": "ComfyUI would take this for a link to a node, so it cannot be a value", "allowed": allowed}
     return {"message": wanted_of(parameter, value), "allowed": allowed}
 
 
@@ -115,12 +115,12 @@ def unknown(name: str, names: Sequence[str]) -> BadParameter:
 
 
 def closest(text: str, among: Iterable[Any]) -> Any | None:
-    """The one of several values that is most like a text; None where none is much like it."""
+    """The value that is most similar to a text; None if none is similar enough."""
     by_text = {str(one)[:_LONGEST_COMPARED].lower(): one for one, _ in zip(among, range(_COMPARED), strict=False)}
     wanted = text[:_LONGEST_COMPARED].replace("\\", "/").lower()
     if near := difflib.get_close_matches(wanted, by_text, n=1, cutoff=0.5):
         return by_text[near[0]]
-    # Of a model people write the name without its folder and ending.
+    # People write the name of a model without its folder and ending.
     return next((one for shown, one in by_text.items() if wanted and wanted in shown), None)
 
 
@@ -174,7 +174,7 @@ def _choices(parameter: Parameter, value: Any) -> Any | Missing:
 
 
 def meant_by(spellings: Mapping[Any, Any], value: Any) -> Any | Missing:
-    """The choice that a caller means; `MISSING` where there is none."""
+    """The choice that a caller means; `MISSING` if there is none."""
     if not isinstance(value, str | int | float):
         return MISSING
     found = spellings.get(spelling(value), MISSING)
@@ -196,7 +196,7 @@ def _no_choice(parameter: Parameter, value: Any) -> BadParameter:
     few = ", ".join(short(str(one)) for one in choices[:5])
     more = f" and {len(choices) - 5} more" if len(choices) > 5 else ""
     problem: BadParameter = {
-        "message": f"{_shown(wrong)} is none of the choices: {few}{more}",
+        "message": f"{_shown(wrong)} is not one of the choices: {few}{more}",
         "allowed": list(choices[:_MOST_ALLOWED]),
     }
     if isinstance(wrong, str | int | float) and (near := closest(str(wrong), choices)) is not None:

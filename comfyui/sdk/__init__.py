@@ -7,7 +7,7 @@
         for file in result.files:
             print(await gateway.save(file, Path("out")))
 
-It shares no code with the server: what it knows of the gateway is the HTTP contract alone.
+It shares no code with the server: it knows only the gateway's HTTP contract.
 """
 
 from comfyui.sdk.client import GatewayClient

@@ -85,7 +85,7 @@ def named_job_submission(
     wait_s: float,
     more: Mapping[str, Any],
 ) -> Call:
-    """As `job_submission`, of a named workflow."""
+    """The same as `job_submission`, for a named workflow."""
     headers = {"Prefer": f"respond-async, wait={wait_s:g}" if wait_s else "respond-async"}
     options = {option: value for option, value in more.items() if value}
     prompt_id = _identified(options, headers, prompt_id, idempotency_key)

@@ -87,7 +87,7 @@ class GatewayClient:
     ) -> PromptResult:
         """Runs `workflow` (ComfyUI's API format) until it is done; attaches again when the connection breaks.
 
-        With `prompt_id` (a UUID) the call is idempotent: the same one joins the prompt that runs, or has its result.
+        With `prompt_id` (a UUID) the call is idempotent: the same call joins the running prompt, or returns its result.
 
         Raises:
             GatewayError: one of its classes; with ``prompt_id``, even where the server did not say it.
@@ -106,7 +106,9 @@ class GatewayClient:
         return_base64: bool = False,
         previews: bool = False,
     ) -> AsyncGenerator[Event, None]:
-        """As `run`, with what happens on the way; the last event is `Finished`, some servers send no other."""
+        """The same as `run`, with the events on the way; the last event is `Finished`, and some servers send no
+        other.
+        """
         call = submission(workflow, images, prompt_id, return_base64, previews)
         return self._run(call, timeout_s, stream=True)
 
@@ -119,7 +121,7 @@ class GatewayClient:
     def follow(
         self, prompt_id: str, *, timeout_s: float | None = None, return_base64: bool = False, previews: bool = False
     ) -> AsyncGenerator[Event, None]:
-        """What happens to a prompt that was posted before; the last event is `Finished`.
+        """The events of a prompt that was posted before; the last one is `Finished`.
 
         It attaches again as often as there are delays; `wait` goes on until its time is up.
         """
@@ -137,9 +139,10 @@ class GatewayClient:
         idempotency_key: str | None = None,
         wait_s: float = 0.0,
     ) -> Job:
-        """Hands `workflow` (ComfyUI's API format) in as a job, which runs when its turn comes, whoever is there.
+        """Submits `workflow` (ComfyUI's API format) as a job, which runs when its turn comes, with or without a waiting
+        caller.
 
-        A reply that is lost on its way is asked for again under the same id, so that nothing runs twice.
+        A lost reply is requested again under the same id, so that nothing runs twice.
 
         Args:
             images: inputs; each goes with the request, but for those that are a URL.
@@ -147,18 +150,19 @@ class GatewayClient:
             priority: -1,000,000 to 1,000,000; kept with the job.
             webhook: who is told when the job ends, or the URL alone. The gateway needs WEBHOOK_SECRET for it.
             prompt_id: a UUID; the same one again is the same job. A new one when not given.
-            idempotency_key: any text of 1 to 255 characters in place of `prompt_id`, from which the gateway makes it.
+            idempotency_key: any text of 1 to 255 characters instead of `prompt_id`, from which the gateway makes the
+                id.
             wait_s: seconds to wait for its end, which the job then has in it; 0: only until it is taken.
 
         Returns:
-            The job once the gateway has it on its disk. Where it has ended already, with its result or its error.
+            The job, once the gateway has it on its disk. If it has already ended, with its result or its error.
 
         Raises:
             ValueError: `prompt_id` and `idempotency_key` are both given.
             GatewayRefusedError: it was not taken, and there is no such job.
             GatewayOverloadedError: as many jobs wait as may.
-            GatewayConnectionError: nothing answers, or the gateway cannot write the job down; where the reply was
-                lost, the job may be there all the same.
+            GatewayConnectionError: nothing answers, or the gateway cannot store the job; if the reply was lost, the job
+                may exist nevertheless.
         """
         told = Webhook(webhook) if isinstance(webhook, str) else webhook
         more = {"labels": dict(labels or {}), "priority": priority, "webhook": told and told.to_json()}
@@ -166,10 +170,10 @@ class GatewayClient:
         return await taken(self._connection, call, wait_s, self._reconnect_delays_s)
 
     async def job(self, prompt_id: str, *, return_base64: bool = False) -> Job:
-        """How a job is now, at once; with its result or its error where it has ended.
+        """The present state of a job, with its result or its error if it has ended.
 
         Raises:
-            GatewayRefusedError: nobody knows it (``type`` is ``not_found``), or this call is refused.
+            GatewayRefusedError: the job is unknown (``type`` is ``not_found``), or this call is refused.
             GatewayConnectionError: nothing answers.
         """
         return await look(self._connection, attachment(prompt_id, return_base64))
@@ -182,13 +186,13 @@ class GatewayClient:
         workflow: str | None = None,
         limit: int | None = None,
     ) -> AsyncGenerator[ListedJob, None]:
-        """Jobs, newest first; page after page is fetched as they are asked for. Close it where you leave it early.
+        """Jobs, newest first; pages are fetched as needed. Close it if you leave it early.
 
         Args:
             status: only jobs in this state, or in one of these.
             labels: only jobs that have all of these labels.
             workflow: only jobs of the workflow with this name.
-            limit: jobs in all, at most; None for every one that is kept.
+            limit: the largest number of jobs; None for all that are kept.
 
         Raises:
             ValueError: `limit` is below 1.
@@ -228,7 +232,7 @@ class GatewayClient:
 
         Raises:
             GatewayTimeoutError: it has not ended by then (``type`` is ``not_finished``).
-            GatewayRefusedError: nobody knows it (``not_found``): the gateway answered, and no job of it has this id.
+            GatewayRefusedError: the job is unknown (``not_found``): the gateway answered, and no job of it has this id.
             GatewayConnectionError: nothing answered until the time was up.
             GatewayError: any other of its classes with ``job_status``: the job ended so.
         """
@@ -241,7 +245,7 @@ class GatewayClient:
 
         Raises:
             GatewayNotFinishedError: it has not ended.
-            GatewayRefusedError: nobody knows it (``type`` is ``not_found``).
+            GatewayRefusedError: the job is unknown (``type`` is ``not_found``).
             GatewayError: it ended so (``job_status``), or nothing answers.
         """
         job = await self.job(prompt_id, return_base64=return_base64)
@@ -274,7 +278,7 @@ class GatewayClient:
         )
 
     async def download(self, file: OutputFile) -> AsyncGenerator[bytes, None]:
-        """The bytes of `file` in chunks, from the reply where it has them, else from the gateway.
+        """The bytes of `file` in chunks, from the reply if it has them, otherwise from the gateway.
 
         Raises:
             GatewayError: the file has an ``error``, is gone, or the connection broke.
@@ -300,7 +304,7 @@ class GatewayClient:
         A connection that breaks on the way is tried again.
 
         Raises:
-            GatewayError: as `download`. OSError: it cannot be written. In both cases no file is left behind.
+            GatewayError: see `download`. OSError: it cannot be written. In both cases no file is left behind.
         """
         path, opened = await asyncio.to_thread(create_file, folder, file)
         try:
@@ -331,6 +335,8 @@ class GatewayClient:
 
 
 def _within(url: str) -> str:
-    """A file's address within the gateway: where that has a PUBLIC_URL, links begin with it, whatever we call it by."""
+    """A file's address within the gateway: links begin with the gateway's PUBLIC_URL, if it has one, even if we use
+    another address.
+    """
     address = URL(url) if "://" in url else None
     return f"/view?{address.raw_query_string}" if address is not None and address.path.endswith("/view") else url

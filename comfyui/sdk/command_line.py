@@ -37,7 +37,7 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code (see `Exit`)."""
     arguments = sys.argv[1:] if argv is None else list(argv)
-    # Wide, where nobody's window limits it: a path that is cut or wrapped is of no use to grep.
+    # Wide if there is no window: a path that is cut or wrapped is of no use to grep.
     stdout = Console(width=None if sys.stdout.isatty() else 240, highlight=False)
     try:
         options = _parser().parse_args(arguments)
@@ -81,9 +81,7 @@ def _parser() -> _Parser:
     _add_output(run)
     run.add_argument("--timeout", metavar="SECONDS", type=_seconds, default=300.0, help="default: %(default)g")
 
-    submit = command(
-        "submit", commands.submit, "Hand a workflow in as a job, and print its id alone; nobody has to wait."
-    )
+    submit = command("submit", commands.submit, "Submit a workflow as a job, and print only its id, without waiting.")
     _add_workflow(submit)
     submit.add_argument(
         "--label", metavar="KEY=VALUE", type=_label, action="append", default=[], help="up to 16, for `list`"
@@ -146,7 +144,9 @@ def _add_workflows(parser: argparse.ArgumentParser, shared: argparse.ArgumentPar
         return one
 
     command("list", named_commands.list_workflows, "List the named workflows that this key may run.")
-    shown = command("show", named_commands.show, "Tell what a named workflow takes, and which server lacks what.")
+    shown = command(
+        "show", named_commands.show, "Show the parameters of a named workflow, and what each server lacks for it."
+    )
     shown.add_argument("name", metavar="NAME")
     run = command("run", named_commands.run, "Run a named workflow, wait for it, save its files.")
     run.add_argument("name", metavar="NAME")
@@ -166,7 +166,7 @@ def _add_workflows(parser: argparse.ArgumentParser, shared: argparse.ArgumentPar
 
 
 def _add_workflow(command: argparse.ArgumentParser) -> None:
-    """What `run` and `submit` are told of a prompt."""
+    """The options of `run` and `submit` about a prompt."""
     command.add_argument(
         "workflow", metavar="WORKFLOW", help="a workflow in API format: a JSON file, or - for standard input"
     )
@@ -175,7 +175,7 @@ def _add_workflow(command: argparse.ArgumentParser) -> None:
         metavar="NODE.INPUT=VALUE",
         action="append",
         default=[],
-        help='change an input: 3.seed=7, 6.text="a red fox"; JSON where it is JSON, else text; may be repeated',
+        help='change an input: 3.seed=7, 6.text="a red fox"; JSON if it is valid JSON, otherwise text; may be repeated',
     )
     command.add_argument(
         "--input",
@@ -195,7 +195,7 @@ def _add_workflow(command: argparse.ArgumentParser) -> None:
 
 
 def _add_output(command: argparse.ArgumentParser) -> None:
-    """Where files go."""
+    """The options for the place of files."""
     command.add_argument("--output", metavar="DIR", type=Path, default=Path("out"), help="default: %(default)s/")
 
 

@@ -66,7 +66,7 @@ async def submit(gateway: GatewayClient, options: argparse.Namespace) -> Outcome
 
 
 async def list_jobs(gateway: GatewayClient, options: argparse.Namespace) -> Outcome:
-    """One more is asked for than is shown, to know whether there are more."""
+    """One more is requested than is shown, to know whether there are more."""
     found: list[ListedJob] = []
     async with aclosing(
         gateway.jobs(options.status, labels=_labels(options.label), workflow=options.workflow, limit=options.limit + 1)
@@ -81,7 +81,7 @@ async def list_jobs(gateway: GatewayClient, options: argparse.Namespace) -> Outc
 
 
 async def wait(gateway: GatewayClient, options: argparse.Namespace) -> Outcome:
-    """As `run`, of a job that was submitted before."""
+    """The same as `run`, for a job that was submitted before."""
     await asyncio.to_thread(_check_writable, options.output)
     try:
         with Display(STDERR) as display:
@@ -94,7 +94,7 @@ async def wait(gateway: GatewayClient, options: argparse.Namespace) -> Outcome:
 
 
 async def result(gateway: GatewayClient, options: argparse.Namespace) -> Outcome:
-    """As `wait`, at once."""
+    """The same as `wait`, without waiting."""
     await asyncio.to_thread(_check_writable, options.output)
     try:
         job_result = await gateway.result(options.prompt_id)
@@ -167,7 +167,7 @@ async def run_shown(
 
     Args:
         events_of: begins the run under this id.
-        workflow: the graph, where there is one.
+        workflow: the graph, if there is one.
     """
     await asyncio.to_thread(_check_writable, options.output)
     prompt_id = options.prompt_id or str(uuid.uuid4())
@@ -188,7 +188,7 @@ async def _interrupted(gateway: GatewayClient, prompt_id: str) -> Outcome:
         async with asyncio.timeout(_CANCEL_TIMEOUT_S):
             await gateway.cancel(prompt_id)
     except GatewayRefusedError:
-        detail = "Ctrl-C; the prompt does not run any more"
+        detail = "Ctrl-C; the prompt no longer runs"
     except (GatewayError, TimeoutError) as failed:
         reason = str(failed) or "no answer"
         detail = f"Ctrl-C; the prompt could not be cancelled and may go on: {reason}"

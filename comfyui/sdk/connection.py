@@ -1,4 +1,4 @@
-"""`Connection`: one gateway's address, and the requests to it. Nothing else of the SDK sees aiohttp's errors."""
+"""`Connection`: one gateway's address, and the requests to it. No other part of the SDK sees aiohttp's errors."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ class Connection:
             ) from error
 
     async def json_of(self, response: aiohttp.ClientResponse) -> dict[str, Any]:
-        """The body of an answer of the gateway. Raises the error that it is, or that it is none of the gateway's."""
+        """The body of the gateway's answer. Raises the error in it, or an error if the answer is not the gateway's."""
         body = await read_json(response)
         if isinstance(body, dict) and 200 <= response.status < 300:
             return body
@@ -126,7 +126,7 @@ class Connection:
         raise await self._foreign(response, retry_after_s)
 
     async def _foreign(self, response: aiohttp.ClientResponse, retry_after_s: float | None) -> GatewayError:
-        """What to tell about an answer that is not the gateway's own: a proxy's page, another service."""
+        """The error for an answer that is not the gateway's own: a proxy's page, another service."""
         status = response.status
         said = f"{status} {response.reason or ''}".rstrip()
         fields: dict[str, Any] = {"status": status, "retry_after_s": retry_after_s, "title": "Not the gateway's answer"}

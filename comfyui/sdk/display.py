@@ -1,4 +1,4 @@
-"""What the command line shows a person: progress and messages on standard error, tables on standard output."""
+"""The command line's output for a person: progress and messages on standard error, tables on standard output."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STDERR = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 class Display:
-    """What happens, on standard error: a live bar on a terminal, a line for each change elsewhere."""
+    """Shows events on standard error: a live bar on a terminal, a line for each change elsewhere."""
 
     def __init__(self, console: Console) -> None:
         self._console = console

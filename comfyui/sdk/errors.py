@@ -1,4 +1,4 @@
-"""What can go wrong between a caller and the gateway: one exception for each kind of error body."""
+"""The errors between a caller and the gateway: one exception for each kind of error body."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ JobStatus = Literal["queued", "running", "canceling", "succeeded", "failed", "ca
 
 
 class GatewayError(Exception):
-    """Base of all errors of this client; what the server's error body says, or what the client found out itself.
+    """Base of all errors of this client: the server's error body, or the client's own finding.
 
     ::
 
@@ -27,14 +27,14 @@ class GatewayError(Exception):
     Attributes:
         detail: what went wrong, in a sentence.
         type: the stable code of the kind of error, such as ``validation_failed``.
-        status: the HTTP status; None when there was no answer.
+        status: the HTTP status; None if there was no answer.
         node_errors: node id to messages.
-        prompt_id: the prompt that it is about, where there is one; it may be attached to again.
+        prompt_id: the prompt, if there is one; a caller may attach to it again.
         request_id: the gateway's id of the request, for its logs.
         retry_after_s: when the server asks to come back.
         parameters: those of a named workflow that were refused, each with ``message``, ``allowed`` and ``closest``.
-        job_status: how the job ended, where this is what it ended with: ``failed``, ``canceled`` or ``lost``. None
-            where this is about the request alone: the job, if there is one, may go on.
+        job_status: how the job ended, if this is the job's own error: ``failed``, ``canceled`` or ``lost``. None if it
+            concerns only the request: the job, if there is one, may go on.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class GatewayError(Exception):
         self.job_status = job_status
 
     def to_json(self) -> dict[str, Any]:
-        """The shape of the server's error body, with what travels in headers and the status beside it."""
+        """The shape of the server's error body, with the status and the values of headers."""
         return {
             "error": self.title,
             "type": self.type,
@@ -96,11 +96,11 @@ class GatewayTimeoutError(GatewayError):
 
 
 class GatewayNotFinishedError(GatewayError):
-    """The result of a job was asked for that has not ended. ``job_status`` is None: the job goes on."""
+    """The result of an unfinished job was requested. ``job_status`` is None: the job goes on."""
 
 
 class GatewayConnectionError(GatewayError):
-    """Nothing that can do the work answers. ``sent`` is true when the request may have arrived all the same."""
+    """No gateway that can do the work answers. ``sent`` is true if the request may have arrived nevertheless."""
 
     def __init__(self, detail: str, *, sent: bool = False, **fields: Any) -> None:
         super().__init__(detail, **fields)
@@ -112,10 +112,10 @@ class GatewayOverloadedError(GatewayError):
 
 
 class GatewayProtocolError(GatewayError):
-    """What answers at this address is not the gateway."""
+    """The program that answers at this address is not the gateway."""
 
 
-# In an event stream the error body comes without an HTTP status: this is the server's own table of the two.
+# In an event stream, the error body comes without an HTTP status: this is the server's own table of the two.
 _STATUS_OF_TYPE = {
     "bad_request": 400,
     "input_failed": 400,
@@ -185,7 +185,7 @@ def error_from(
 
 
 def error_of_job(prompt_id: str, job_status: JobStatus, kind: str, detail: str) -> GatewayError:
-    """The exception for what a list says of a job that has no result."""
+    """The exception for a listed job without a result."""
     title = (
         "Cancelled" if job_status == "canceled" else f"The job {'is' if job_status == 'lost' else 'has'} {job_status}"
     )

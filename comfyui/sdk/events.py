@@ -1,4 +1,4 @@
-"""What happens to a prompt while a caller waits, and how the gateway's event stream says it."""
+"""The events of a prompt while a caller waits, and their form in the gateway's event stream."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from comfyui.sdk.models import PromptResult
 
 @dataclass(frozen=True, slots=True)
 class Queued:
-    """``position`` in ComfyUI's queue; None when it is not known."""
+    """``position`` in ComfyUI's queue; None if it is not known."""
 
     prompt_id: str
     position: int | None
@@ -65,7 +65,7 @@ Event = Queued | Executing | Progress | Preview | Reconnecting | Finished
 
 
 def event_of(name: str, data: str) -> Event | None:
-    """One server-sent event; None for those that are not known or not readable. Raises on ``error``."""
+    """The event of one server-sent event; None if it is unknown or unreadable. Raises on ``error``."""
     try:
         body = json.loads(data)
     except ValueError:
@@ -99,7 +99,7 @@ def _progress_of(name: str, body: Any) -> Event | None:
 async def server_sent_events(chunks: AsyncIterator[bytes]) -> AsyncGenerator[tuple[str, str], None]:
     """Event name and data, by the rules of the HTML standard for lines that end in LF or CR LF.
 
-    Not by aiohttp's ``readline``: it refuses lines over its buffer's size, and a result with base64 is one line.
+    aiohttp's ``readline`` is not used: it refuses lines over its buffer's size, and a result with base64 is one line.
     """
     name, data = "message", list[str]()
     async with aclosing(_lines(chunks)) as lines:

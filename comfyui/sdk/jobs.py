@@ -1,4 +1,4 @@
-"""Jobs: prompts that run whoever is there, as the gateway tells of them at once and in lists."""
+"""Jobs: prompts that run with or without a waiting caller, as single answers and in lists."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ WebhookEvent = Literal["prompt.started", "prompt.succeeded", "prompt.failed", "p
 
 @dataclass(frozen=True, slots=True)
 class Webhook:
-    """Who is told of a job, at an http(s) URL.
+    """The receiver of a job's events, at an http(s) URL.
 
     Attributes:
-        events: of what; of its end, whichever it is, where there are none.
+        events: the events that it gets; without any, the job's end.
     """
 
     url: str
@@ -39,9 +39,9 @@ class JobProgress:
 
     Attributes:
         overall: of the whole prompt, 0 to 1.
-        node: the id of the node that runs; None before the first one.
+        node: the id of the running node; None before the first one.
         title: the node's title in the editor, else its class.
-        value: steps of this node that are done; None where it tells none.
+        value: finished steps of this node; None if it reports none.
         max: steps of this node.
     """
 
@@ -57,11 +57,11 @@ class Job:
     """A job at one moment.
 
     Attributes:
-        prompt_id: a UUID, ComfyUI's id as well.
+        prompt_id: a UUID, which is also ComfyUI's id.
         status: ``queued``, ``running`` and ``canceling`` change by themselves; the other four are ends.
-        position: jobs and prompts before it, from 0 on; None where it runs, has ended, or the gateway does not know.
-        created_at: when it was submitted (with a time zone); None of a job that has ended.
-        started_at: when it began to run; None before that, and of a job that has ended.
+        position: the number of jobs and prompts before it; None if it runs, has ended, or the gateway does not know.
+        created_at: when it was submitted (with a time zone); None for a job that has ended.
+        started_at: when it began to run; None before that, and for a job that has ended.
         progress: only while it runs.
         result: only where ``status`` is ``succeeded``.
         error: why there is no result; only where ``status`` is ``failed``, ``canceled`` or ``lost``. It is not raised.
@@ -121,14 +121,14 @@ class ListedJob:
     """A job as the list has it.
 
     Attributes:
-        prompt_id: a UUID, ComfyUI's id as well.
+        prompt_id: a UUID, which is also ComfyUI's id.
         status: see `Job`.
-        kind: ``sync`` where its caller waits on the connection, ``async`` where it was only submitted.
+        kind: ``sync`` if its caller waits on the connection, ``async`` if it was only submitted.
         run: how often it was begun, from 1 on.
-        workflow: the name of the workflow, where it was called by one.
+        workflow: the name of the workflow, if it was called by one.
         labels: as it was submitted with them.
         priority: as it was submitted with it.
-        server: the ComfyUI that has it; None before one has, and where the gateway does not say.
+        server: the ComfyUI that has it; None before that, and if the gateway does not say.
         created_at: when it was submitted, with a time zone.
         started_at: when it began to run; None before that.
         ended_at: when it ended; None before that.

@@ -1,4 +1,4 @@
-"""What a call takes and gives: input files, output files, results, health."""
+"""The inputs and outputs of a call: input files, output files, results, health."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from comfyui.sdk.errors import GatewayProtocolError
 class InputFile:
     """A file to be placed in ComfyUI's input folder before the prompt is queued.
 
-    ``image`` is its bytes, or as text what the gateway takes: base64, a data URI or an http(s) URL.
+    ``image`` is its bytes, or a text that the gateway accepts: base64, a data URI or an http(s) URL.
     """
 
     name: str
@@ -32,8 +32,8 @@ class OutputFile:
 
     Attributes:
         type: ComfyUI's folder: ``output``, ``temp`` or ``input``.
-        url: where the gateway serves it, relative to the gateway, or absolute where that has a PUBLIC_URL.
-        base64: its bytes, when they were asked for.
+        url: the file at the gateway, relative to the gateway, or absolute if the gateway has a PUBLIC_URL.
+        base64: its bytes, if they were requested.
         error: why it could not be read; then there is no ``base64``.
         output: the name of its output, where a named workflow has one.
     """
@@ -65,10 +65,10 @@ class OutputFile:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Where the time went in the gateway, in seconds.
+    """Seconds that each stage took in the gateway.
 
     Attributes:
-        nodes: of each node that ran, by its id; None where the gateway does not know it.
+        nodes: seconds of each node that ran, by its id; None if the gateway does not know them.
     """
 
     staging_s: float = 0.0
@@ -79,7 +79,7 @@ class Timings:
 
     @classmethod
     def from_json(cls, entry: Mapping[str, Any]) -> Timings:
-        """What else a newer gateway may tell is left out."""
+        """Unknown members of a newer gateway are left out."""
         stages = {f"{name}_s": float(entry[name]) for name in ("staging", "queued", "executing", "collecting")}
         return cls(**stages, nodes=entry.get("nodes"))
 
@@ -92,7 +92,8 @@ class PromptResult:
         outputs: ComfyUI's history outputs, verbatim.
         files: every file of every output node, in node order.
         node_errors: outputs that ComfyUI left out of the run: node id to messages.
-        workflow: of a named workflow: ``name``, ``version``, ``parameters`` as they were set, and what was ``ignored``.
+        workflow: for a named workflow: ``name``, ``version``, the ``parameters`` that were set, and the ``ignored``
+            ones.
         body: the reply as it came.
     """
 
@@ -108,7 +109,7 @@ class PromptResult:
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> PromptResult:
-        """Raises GatewayProtocolError when `body` is not what the gateway answers."""
+        """Raises GatewayProtocolError if `body` is not an answer of the gateway."""
         try:
             return cls(
                 prompt_id=body["prompt_id"],
@@ -131,7 +132,7 @@ class PromptResult:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """What ``GET /health`` says. ``error`` is why it is not healthy; ``body`` is the reply as it came."""
+    """The answer of ``GET /health``. ``error`` says why it is not healthy; ``body`` is the unchanged reply."""
 
     healthy: bool
     comfyui_server: str

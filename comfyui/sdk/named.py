@@ -19,7 +19,7 @@ _NO_PARAMETERS: Mapping[str, Any] = {}
 
 @dataclass(frozen=True, slots=True)
 class WorkflowSummary:
-    """A named workflow in the list. `problem`: why it cannot be called; None where it can."""
+    """A named workflow in the list. `problem`: why it cannot be called; None if it can."""
 
     name: str
     title: str
@@ -39,7 +39,7 @@ class WorkflowDetails:
         parameters: JSON Schema of them, by whose ``properties`` each is described.
         outputs: names of its outputs; none where the files of all output nodes are an answer's.
         example: parameters that it takes.
-        missing: by server what it lacks for the workflow, in words; a server that lacks nothing has none.
+        missing: for each server, what it lacks for the workflow, in words; a server that lacks nothing has no entry.
         body: the reply as it came.
     """
 
@@ -57,8 +57,7 @@ class WorkflowDetails:
 class NamedWorkflows:
     """The named workflows of one gateway, as `GatewayClient.named`.
 
-    Wherever parameters are taken, a value of bytes is a file; text is what the gateway takes for one: a URL, a data URI
-    or base64.
+    In all parameters, a value of bytes is a file; a text for a file is a URL, a data URI or base64.
     """
 
     def __init__(self, connection: Connection, timeout_s: float, reconnect_delays_s: Sequence[float]) -> None:
@@ -86,10 +85,10 @@ class NamedWorkflows:
             raise _no_workflow(error) from error
 
     async def show(self, name: str) -> WorkflowDetails:
-        """What one takes.
+        """The description of one workflow.
 
         Raises:
-            GatewayRefusedError: there is none of this name, or the key may not run it.
+            GatewayRefusedError: no workflow has this name, or the key may not run it.
             GatewayError: its file cannot be used, or nothing answers.
         """
         body = await self._get(workflow_path(name))
@@ -135,7 +134,7 @@ class NamedWorkflows:
         return_base64: bool = False,
         previews: bool = False,
     ) -> AsyncGenerator[Event, None]:
-        """As `run`, with what happens on the way; the last event is `Finished`."""
+        """The same as `run`, with the events on the way; the last event is `Finished`."""
         call = named_submission(name, parameters, prompt_id, return_base64, previews)
         timeout_s = self._timeout_s if timeout_s is None else timeout_s
         return run_events(self._connection, call, timeout_s, self._reconnect_delays_s, stream=True)

@@ -34,7 +34,7 @@ async def show(gateway: GatewayClient, options: argparse.Namespace) -> Outcome:
 
 
 async def run(gateway: GatewayClient, options: argparse.Namespace) -> Outcome:
-    """As `run` of a graph: waits, saves the files; Ctrl-C cancels it."""
+    """The same as `run` for a graph: waits, saves the files; Ctrl-C cancels it."""
     parameters = await asyncio.to_thread(_parameters, options.set, options.file)
     return await run_shown(
         gateway,
@@ -46,7 +46,7 @@ async def run(gateway: GatewayClient, options: argparse.Namespace) -> Outcome:
 
 
 def _parameters(values: Sequence[str], files: Sequence[str]) -> dict[str, Any]:
-    """What `--set` and `--file` say. Raises UsageError."""
+    """The parameters in `--set` and `--file`. Raises UsageError."""
     found: dict[str, Any] = {}
     for text in values:
         name, equals, value = text.partition("=")

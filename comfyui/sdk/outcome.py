@@ -1,4 +1,4 @@
-"""How a command ended: its exit code, and what it tells scripts and people."""
+"""The end of a command: its exit code, and its output for scripts and people."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ messages are on standard error.
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a command found out: for scripts, for people, and for `$?`."""
+    """The outcome of a command: for scripts, for people, and for `$?`."""
 
     exit: Exit
     document: Mapping[str, Any]

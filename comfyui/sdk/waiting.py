@@ -40,8 +40,9 @@ def delay_s(delays: Sequence[float], attempt: int) -> float:
 async def run_events(
     connection: Connection, call: Call, timeout_s: float, delays: Sequence[float], *, stream: bool
 ) -> AsyncGenerator[Event, None]:
-    """What happens to the prompt of `call` until it is finished. It is given up after as many lost connections as
-    there are delays, and what a lost connection may have ended is posted once more."""
+    """The events of the prompt of `call` until it is finished. It is given up after as many lost connections as there
+    are delays; a call that a lost connection may have ended is posted once more.
+    """
     again = call if call.method == "POST" else None
     remaining_s = timeout_s
     deadline = time.monotonic() + remaining_s
@@ -80,7 +81,7 @@ async def run_events(
 async def job_events(
     connection: Connection, call: Call, timeout_s: float, delays: Sequence[float]
 ) -> AsyncGenerator[Event, None]:
-    """What happens to a job until it has ended, whatever becomes of connections and of the gateway meanwhile.
+    """The events of a job until it has ended, through lost connections and restarts of the gateway.
 
     An event stream ends for many reasons, so that the job is looked at before the reason is believed.
 
@@ -126,7 +127,7 @@ async def job_events(
 
 
 async def look(connection: Connection, call: Call) -> Job:
-    """The job that `call`, a GET, is about, at once. Raises GatewayError where it cannot be told."""
+    """The present state of the job of `call`, a GET. Raises GatewayError if it is not known."""
     query = {**call.query, "timeout": "0"}
     return await job_of(connection, Call(call.method, call.path, call.prompt_id, query), quiet_s=GRACE_S)
 
@@ -135,7 +136,7 @@ async def job_of(connection: Connection, call: Call, *, quiet_s: float) -> Job:
     """The job that a request is answered with that does not wait for its end, or not for long.
 
     Raises:
-        GatewayError: the answer is about the request alone, and tells of no job.
+        GatewayError: the answer concerns only the request, and has no job.
     """
     try:
         async with connection.request(
@@ -171,7 +172,7 @@ async def _exchange(
 
     Args:
         timeout_s: how long the gateway waits for the prompt; by its own setting when None.
-        quiet_s: the longest silence; when None, as long as the gateway may wait.
+        quiet_s: the longest silence; None: as long as the gateway may wait.
     """
     query = dict(call.query) if timeout_s is None else {**call.query, "timeout": f"{timeout_s:.3f}"}
     async with connection.request(
@@ -201,7 +202,7 @@ async def _exchange(
 
 
 async def taken(connection: Connection, call: Call, wait_s: float, delays: Sequence[float]) -> Job:
-    """The job that `call` hands in. A reply that is lost is asked for again under the same id.
+    """The job that `call` submits. A lost reply is requested again under the same id.
 
     Raises:
         GatewayError: it was not taken, or nothing answers.
@@ -219,7 +220,7 @@ async def taken(connection: Connection, call: Call, wait_s: float, delays: Seque
 
 
 async def result_of(events: AsyncGenerator[Event, None], show: Callable[[Event], None] | None = None) -> PromptResult:
-    """What a wait ends with; `show` is called with all that happens before. Raises the error that it ends with."""
+    """The end of a wait; `show` is called with all events before it. Raises the error at the end."""
     async with aclosing(events):
         async for event in events:
             if show is not None:

@@ -1,4 +1,4 @@
-"""What the command line reads: a workflow, changes to it, input files."""
+"""The files and arguments of the command line: a workflow, changes to it, input files."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def _value(text: str) -> Any:
 
 
 def node_title(node: Any) -> str:
-    """What a node is called in the editor; "" when it does not say."""
+    """The title of a node in the editor; "" if it has none."""
     if not isinstance(node, dict):
         return ""
     meta = node.get("_meta")

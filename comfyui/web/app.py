@@ -59,7 +59,7 @@ from comfyui.web.v2 import routes as v2
 if TYPE_CHECKING:
     from comfyui.web.mcp.endpoint import McpEndpoint
 
-# So long the start may take before the port is opened, where the journal does not say that it waits.
+# How long the start may take before the port is opened, unless the journal says that it waits.
 _START_PATIENCE_S = 10.0
 _LOOK_EVERY_S = 0.2
 _log = structlog.get_logger("gateway")
@@ -81,18 +81,18 @@ _SHARED_ROUTERS = (prompt.router, tickets.router, servers.router)
 
 @dataclass(frozen=True, slots=True)
 class AppOptions:
-    """What the layers and endpoints need of the settings.
+    """The settings of the layers and endpoints.
 
     Attributes:
         keys: who may call the gateway; empty: everybody.
-        keys_file: where some of the keys come from; None where all are settings.
+        keys_file: the source of some of the keys; None if all are settings.
         link_s: how long a signed link opens.
         trusted_proxies: addresses and CIDRs whose ``X-Forwarded-*`` is believed.
-        allowed_origins: of pages that may call the gateway beside its own.
-        hosts: names by which it may be called where there are no keys.
+        allowed_origins: of pages that may call the gateway, besides its own.
+        hosts: names by which it may be called if there are no keys.
         client_idle_s: how long a client may keep a body or an answer from moving.
         min_body_rate: the slowest body in bytes a second, see `SlowClients`.
-        mcp: of `/mcp`; None where it is not served.
+        mcp: options of `/mcp`; None if it is not served.
         guesses: how slowly wrong keys are answered.
     """
 
@@ -114,7 +114,7 @@ class AppOptions:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """What the endpoints and the relay work with, open."""
+    """The open objects that the endpoints and the relay use."""
 
     handler: ComfyUIHandler
     assets: Assets
@@ -125,16 +125,16 @@ class Opened:
 
 
 class Gateway(FastAPI):
-    """The application. What is relayed to ComfyUI passes its layers, and not FastAPI.
+    """The application. Relayed requests pass its layers, but not FastAPI.
 
     Args:
-        opening: opens what requests need, for as long as the application runs.
+        opening: opens the objects that requests need, as long as the application runs.
         journal: what `opening` may have to wait for; it says why.
-        on_failed: ends the server, which serves already while the application may still be waiting for its journal.
-            Where it is None, the server waits, too.
+        on_failed: ends the server, which already serves while the application may still wait for its journal. If it is
+            None, the server waits, too.
 
     Attributes:
-        app_options: what the settings say.
+        app_options: from the settings.
         running: what its endpoints work with; there once the application has started.
         failure: why it cannot go on; None while it can.
     """
@@ -157,7 +157,7 @@ class Gateway(FastAPI):
             version=ops.VERSION,
             lifespan=self._run,
             redoc_url=None,
-            # What is below /docs/ is ComfyUI's.
+            # Paths below /docs/ are ComfyUI's.
             swagger_ui_oauth2_redirect_url=None,
             redirect_slashes=False,
             openapi_url=None,  # `ops` has both: the links of the page must be right below a path, too
@@ -191,7 +191,7 @@ class Gateway(FastAPI):
         await super().__call__(scope, receive, say)
 
     def openapi(self) -> dict[str, Any]:
-        """The document of ``/openapi.json``, made when it is first asked for."""
+        """The document of ``/openapi.json``, made on the first request."""
         if self.openapi_schema is None:
             document = completed(super().openapi(), with_keys=bool(self.app_options.keys))
             self.openapi_schema = {**document, "webhooks": WEBHOOKS}
@@ -220,7 +220,7 @@ class Gateway(FastAPI):
             life.result()
 
     async def _opened_or_waits(self, *ends: asyncio.Task[Any]) -> None:
-        """Returns when one of the tasks has ended, or the port is to be opened before that."""
+        """Returns when one of the tasks has ended, or when the port should be opened before that."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + _START_PATIENCE_S
         while True:
@@ -278,19 +278,21 @@ class Gateway(FastAPI):
         self._front = app
 
     def _layers(self, running: GatewayState, upstreams: Upstreams, hub: Hub) -> list[Middleware]:
-        """What a request passes on its way to FastAPI, the outermost layer first; the order is part of the security."""
+        """The layers that a request passes on its way to FastAPI, outermost first; the order is part of the
+        security.
+        """
         options, metrics = self.app_options, self._metrics
         origins = Origins(options.allowed_origins)
         return [
             # The state of the request; the way to splice its answer, and to cut it off.
             Middleware(Entry, running),
-            # Who the client is and how it calls the gateway: what a trusted proxy says, and nobody else.
+            # The client, and the name by which it calls the gateway: only a trusted proxy may tell them.
             Middleware(TrustedProxies, options.trusted_proxies),
             # Its id, in every line of the log, and the access log.
             Middleware(RequestContext, running.sent),
-            # From here on a client that does not move ends.
+            # Further in, a client without progress is ended.
             Middleware(SlowClients, options.client_idle_s, options.min_body_rate, metrics),
-            # From here on the caller may call: page, name, key or ticket have been checked.
+            # Further in, the caller may call: page, name, key or ticket have been checked.
             Middleware(
                 Guard,
                 options.keys,
@@ -302,7 +304,7 @@ class Gateway(FastAPI):
                 rates=running.rates,
                 login_files=static_folder(),
             ),
-            # From here on it is for the gateway: all else, and every websocket, goes to ComfyUI.
+            # Further in, the request is for the gateway: all others, and every websocket, go to ComfyUI.
             Middleware(
                 Relay,
                 self.own_paths(),
@@ -314,16 +316,16 @@ class Gateway(FastAPI):
                 ),
                 hub=hub,
             ),
-            # From here on a body is unpacked and bounded.
+            # Further in, a body is unpacked and bounded.
             Middleware(BodyLimit, options.bodies, metrics),
             # Jobs are answered here; `/prompt_sync` and `/prompt` are only described in FastAPI.
             Middleware(Door, prompt_sync.router, prompt.router, named.router, v2.router, openai.router),
         ]
 
     def own_paths(self) -> OwnPaths:
-        """What the gateway answers itself: every route that the application has."""
-        # Ours are read where they are defined: FastAPI makes each route a second time when it is asked for those of an
-        # application, which takes more than all else of a start. The others were added to this application.
+        """The paths that the gateway answers itself: every route of the application."""
+        # Our routes are read from their definitions: FastAPI makes each route a second time when it is asked for those
+        # of an application, which takes longer than the rest of the start. The others were added to this application.
         routes = [route for router in (*_ROUTERS, *_SHARED_ROUTERS) for route in router.routes]
         routes += self.router.routes[self._ours :]
         return OwnPaths(_paths_of(routes), {path for router in _SHARED_ROUTERS for path, _ in _paths_of(router.routes)})

@@ -1,4 +1,4 @@
-"""What the workers of all job platforms share: ids from job ids, one ComfyUI, one job at a time.
+"""Shared by the workers of all job platforms: ids from job ids, one ComfyUI, one job at a time.
 
 A worker opens one `ComfyUIWorker` with the options that it made of its settings, and calls `run` for each job.
 """
@@ -56,8 +56,8 @@ _WEBSOCKET_PATIENCE_S = 5.0
 _TIMEOUT_MARGIN_S = 0.1
 # While a cancelled prompt is seen to its end: the queue is short, since its worker runs one job at a time.
 _LOOK_EVERY_S = 0.5
-# A missing model ends in an error even where ComfyUI itself would only find out while it runs. What is known may be
-# older than a model that was put there since.
+# A missing model is an error even if ComfyUI itself would find out only while it runs. The known definitions may be
+# older than the model.
 _STRICT = Strictness(also_refused=frozenset({"missing_model_file"}), max_age_s=0.0)
 
 
@@ -68,7 +68,7 @@ def prompt_id_for_job(platform: str, job_id: str) -> UUID:
 
 @dataclass(frozen=True, slots=True)
 class JobFields:
-    """How a platform's callers name what they gave: errors say it in these words.
+    """The platform's names for a job's fields, which errors use.
 
     Attributes:
         workflow: the field that has the workflow.
@@ -103,7 +103,7 @@ class ComfyUIWorker:
     """A handler on one ComfyUI. Open it with ``async with``; it owns the child, the connections, the session for URLs.
 
     Attributes:
-        process: the child, None when ComfyUI is started by somebody else.
+        process: the child; None if another program starts ComfyUI.
         connected: ComfyUI was ready once, so that `pool` and `handler` can be used.
         named: the workflows that jobs may name.
         folders: a platform wraps each job, until its files are delivered, in ``folders.job()``.
@@ -159,7 +159,7 @@ class ComfyUIWorker:
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
-        """Starts ComfyUI where there is a command; nothing waits for it yet."""
+        """Starts ComfyUI if there is a command, without waiting for it."""
         async with AsyncExitStack() as stack:
             if self.process is not None:
                 self._backend.hold("starting")
@@ -178,7 +178,7 @@ class ComfyUIWorker:
 
     @property
     def handler(self) -> ComfyUIHandler:
-        """To cancel; run jobs with `run`.
+        """Only to cancel; run jobs with `run`.
 
         Raises:
             ComfyUIConnectionError: ComfyUI was never ready, so there is nothing to open or to cancel.
@@ -193,14 +193,14 @@ class ComfyUIWorker:
 
     @property
     def given_up(self) -> str | None:
-        """Why ComfyUI is not started again, so that this worker does no job any more; None while it runs or starts."""
+        """Why ComfyUI is not started again, so that this worker does no more jobs; None while it runs or starts."""
         process = self.process
         if process is None or process.state is not ProcessState.FAILED:
             return None
         return f"ComfyUI does not run: {process.reason}"
 
     async def wait_until_ready(self) -> None:
-        """Until ComfyUI takes prompts; one that answers and cannot run any more is restarted first.
+        """Waits until ComfyUI takes prompts; one that answers but cannot run prompts is restarted first.
 
         Raises:
             ComfyUIConnectionError: it does not run and is not started again, or it does not answer in time.
@@ -214,7 +214,7 @@ class ComfyUIWorker:
                 await self.process.wait_until_ready()
                 backend.release()
             if not self.connected:
-                # Not before the child is ready: to ask it until then would only make the next question later.
+                # Only when the child is ready: an earlier question would only delay the next one.
                 await self._stack.enter_async_context(self.pool)
                 await self._stack.enter_async_context(self._handler)
                 await self._stack.enter_async_context(freeing_when_idle(self.pool, self.options.free_after_idle_s))
@@ -239,7 +239,7 @@ class ComfyUIWorker:
 
         Args:
             timeout_s: for all of it, from the job's turn; without it `max_job_s`.
-            fields: how the job's caller names what the request has.
+            fields: the caller's names for the request's fields.
 
         Raises:
             ComfyUIError: any of the tree.
@@ -267,7 +267,7 @@ class ComfyUIWorker:
     async def _run(
         self, request: PromptRequest, deadline: float, listener: Listener | None, fields: JobFields
     ) -> PromptResult:
-        """Tries of what comes before the submission; the runner counts those that come after it."""
+        """Retries everything before the submission; the runner counts the tries after it."""
         failures = 0
         while True:
             try:
@@ -307,7 +307,7 @@ class ComfyUIWorker:
         await self.handler.cancel(str(request.prompt_id))
 
     def _see_it_end(self, request: PromptRequest) -> None:
-        """The prompt was cancelled; where it does not heed it, the child is restarted. The next job waits for that."""
+        """The prompt was cancelled; if it does not stop, the child is restarted. The next job waits for that."""
         if self.process is not None:
             self._ending.start(self._restart_if_hung(self.process, request), "see it end")
 
@@ -324,14 +324,14 @@ class ComfyUIWorker:
             if loop.time() >= deadline:
                 self._log.error("comfyui.hung", prompt_id=prompt_id, cancelled_s=self.options.hung_after_s)
                 await self.quarantine.ended_comfyui(
-                    request.prompt, "it hung and heeded no interrupt", process.recent_lines
+                    request.prompt, "it hung and ignored the interrupt", process.recent_lines
                 )
                 await process.restart()
                 return
             await asyncio.sleep(_LOOK_EVERY_S)
 
     async def _follow(self, process: ComfyUIProcess) -> None:
-        """Tell the pool of the child's life: what it had is lost when it ends, and nobody waits for one given up."""
+        """Tells the pool when the child ends, so that its prompts are lost, and when it is given up for good."""
         backend, crashes, before = self._backend, 0, process.state
         while True:
             if process.crashes != crashes and process.last_death is not None:
@@ -348,13 +348,13 @@ class ComfyUIWorker:
             await process.wait_for_change()
 
     def output_files(self, store: ObjectStore | None) -> OutputFiles:
-        """The files of its results, to be opened by whoever delivers them."""
+        """The files of its results; the code that delivers them opens it."""
         options = self.options
         patience = Patience(options.delivery_retries, options.delivery_backoff, ready=self.wait_until_ready)
         return OutputFiles(self.pool.open_file, store, patience=patience)
 
     def forget_inputs(self) -> None:
-        """Files were removed from ComfyUI's input folder: what was uploaded before is uploaded again when needed."""
+        """Files were removed from ComfyUI's input folder: earlier uploads are uploaded again when needed."""
         for backend in self.pool.backends:
             self._stager.forget(backend)
 
@@ -373,7 +373,7 @@ def _process(options: WorkerOptions) -> ComfyUIProcess:
 
 
 async def _websocket_connected(backend: Backend) -> None:
-    """Until it is, or a moment: a prompt that is queued before has no events, and so no progress to show."""
+    """Waits until it is connected, or a moment: a prompt that is queued before has no events, and so no progress."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_WEBSOCKET_PATIENCE_S):
             while not backend.watcher.connected:  # noqa: ASYNC110 - the watcher tells its backend, and nobody else
@@ -381,7 +381,7 @@ async def _websocket_connected(backend: Backend) -> None:
 
 
 def stop_on_signals() -> asyncio.Event:
-    """An event that the first SIGTERM or SIGINT sets: take no more jobs, finish what runs, end.
+    """An event that the first SIGTERM or SIGINT sets: take no more jobs, finish the running one, end.
 
     A second one ends the process at once, as if nothing had been installed.
     """

@@ -1,7 +1,7 @@
 """Removing the files of finished jobs from ComfyUI's folders, by age and by size.
 
-Only what came after the worker started is ever removed: what is part of the image, or of a volume that others share,
-stays. Symbolic links are neither followed nor removed.
+Only files that are newer than the worker's start are removed: those of the image, or of a shared volume, stay. Symbolic
+links are neither followed nor removed.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class CleanupOptions:
 
 
 class ComfyUIFolders:
-    """Cleans ComfyUI's folders after each job, and never what a job that is not delivered yet may need.
+    """Cleans ComfyUI's folders after each job, except for files that an undelivered job may need.
 
     While other jobs are under way, only outputs and temporary files from before the first of them are removed. Inputs
     wait until no job is under way, since a job may use one that an earlier job brought.
@@ -93,13 +93,13 @@ class ComfyUIFolders:
             for cleaner in self._others:
                 await asyncio.to_thread(cleaner.clean, before=before)
             for cleaner in self._inputs:
-                # A job that has begun meanwhile waits for nothing here: what it needs, it uploads.
+                # A job that has begun meanwhile is not affected: it uploads what it needs.
                 if not self._started and await asyncio.to_thread(cleaner.clean) > 0:
                     self._forget_inputs()
 
 
 class FolderCleaner:
-    """Of one folder. Blocking: call it in a thread. It looks at the folder when it is made.
+    """Cleans one folder. Blocking: call it in a thread. It reads the folder when it is made.
 
     Args:
         max_age_s: a file that was not written to for longer is removed.

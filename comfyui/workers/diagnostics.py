@@ -1,4 +1,4 @@
-"""What somebody who sees only a failed job needs to find the reason: ComfyUI's state, its models, its last words."""
+"""Facts by which the reason of a failed job can be found: ComfyUI's state, its models, its last lines."""
 
 from __future__ import annotations
 
@@ -66,7 +66,8 @@ def error_members(error: ComfyUIError) -> dict[str, Any]:
 
 
 async def environment(worker: ComfyUIWorker) -> dict[str, Any]:
-    """What the jobs run on: versions, GPU, memory, disk and models, as far as each can be had within a moment.
+    """The environment of the jobs: versions, GPU, memory, disk and models, as far as each can be found out within a
+    moment.
 
     ``*_mb`` are in MB of 1,000,000 bytes. No path, address or key is in it.
     """
@@ -108,7 +109,7 @@ def _megabytes(said: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, i
 
 
 def _disks(options: WorkerOptions) -> dict[str, dict[str, int]]:
-    """By what the folder is for; blocking."""
+    """By the purpose of the folder; blocking."""
     folders = {"comfyui": options.comfyui_dir, "temporary": Path(tempfile.gettempdir())}
     found = {}
     for name, folder in folders.items():
@@ -127,7 +128,7 @@ def _own_version() -> str:
 
 
 async def log_environment(worker: ComfyUIWorker) -> None:
-    """One line at the start, which says what the first job will run on."""
+    """Logs one line at the start, with the environment of the first job."""
     facts = await environment(worker)
     structlog.get_logger(__name__).info(
         "worker.environment",
@@ -180,7 +181,7 @@ def models_found(object_info: ObjectInfo) -> Mapping[str, list[str]]:
     for definition in object_info.values():
         for spec in input_specs(definition):
             files = [name for name in spec.choices or () if str(name).lower().endswith(_MODEL_ENDINGS)]
-            # An empty list of names is a folder without models: just that is what one wants to see.
+            # An empty list of names is a folder without models, which is an important fact.
             if files or (spec.choices == () and spec.name.endswith("_name")):
                 found.setdefault(spec.name, set()).update(files)
     return {name: sorted(files) for name, files in found.items()}

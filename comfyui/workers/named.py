@@ -1,4 +1,4 @@
-"""Jobs that name a workflow and its parameters, in place of bringing a graph."""
+"""Jobs that name a workflow and its parameters instead of a graph."""
 
 from __future__ import annotations
 

@@ -17,17 +17,17 @@ class WorkerOptions:
     """How a worker reaches ComfyUI and runs jobs.
 
     Attributes:
-        command: starts ComfyUI as a child; empty: somebody else starts it, and the worker waits for it.
+        command: starts ComfyUI as a child; empty: another program starts it, and the worker waits for it.
         start_timeout_s: how long ComfyUI may take until it answers.
         jobs_at_once: one for each GPU.
         stop_grace_s: how long the child may take to stop before it is killed.
         max_crashes, restart_delay_s: as of `ComfyUIProcess`.
-        hung_after_s: a cancelled prompt that still runs so much later does not heed it: the child is restarted.
+        hung_after_s: if a cancelled prompt still runs after this time, the child is restarted.
         free_after_idle_s: without work for so long, ComfyUI unloads its models; 0: never.
         lost_prompt_retries: how often one job is rendered again because ComfyUI crashed or forgot it, in all.
         delivery_retries: how often a file that cannot be read or stored is tried again, with back-off.
         cancel_abandoned: a job whose `run` is cancelled or timed out is taken out of ComfyUI; else only a timeout does.
-        max_journal_bytes: about as much memory may take what is known of jobs that have ended. It is no setting.
+        max_journal_bytes: about how much memory the records of ended jobs may take. Not a setting.
         on_line: gets the child's output, line by line.
         cleanup: which of ComfyUI's folders are cleaned after jobs, and when.
         workflows_dir: of the workflows that jobs may name; None: there are none.

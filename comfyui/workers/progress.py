@@ -17,7 +17,7 @@ class ProgressReport:
 
     Attributes:
         fraction: of the whole prompt, from 0.0 to 1.0.
-        node_id, title: what runs now.
+        node_id, title: of the node that runs now.
         value, max: steps of that node, both 0 when it has reported none.
     """
 
@@ -41,7 +41,7 @@ class ProgressTracker:
         self._fraction = 0.0
 
     def observe(self, event: Event) -> ProgressReport | None:
-        """What is to be shown now; None when the event changes nothing of it."""
+        """The report to show now; None if the event changes nothing in it."""
         report = None
         for news in self._tracker.observe(event):
             title = node_title(self._prompt, news.node)

@@ -1,4 +1,4 @@
-"""What a finished job's reply says of its files, on every platform.
+"""The files in a finished job's reply, the same on every platform.
 
 A job of which no file could be delivered has failed; of some, it succeeded in part, and says so.
 """
@@ -15,12 +15,12 @@ _NAMED_FILES = 5
 
 
 def kept_files(files: Sequence[OutputFile]) -> list[OutputFile]:
-    """Previews and other temporary files only where there is nothing else."""
+    """The files of a result; previews and other temporary files only if there are no others."""
     return [file for file in files if file.type != "temp"] or list(files)
 
 
 def is_partial(entries: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether any entry has ``error`` in place of its file."""
+    """Whether any entry has ``error`` instead of its file."""
     return any("error" in entry for entry in entries)
 
 
@@ -47,7 +47,7 @@ def reason_not_delivered(error: ComfyUIError) -> dict[str, Any]:
 def check_delivered(result: PromptResult, entries: Sequence[Mapping[str, Any]]) -> None:
     """Raise `ComfyUIDeliveryError` when there were files and none could be delivered.
 
-    Where the same again cannot help any of them, it is the `ComfyUIUndeliverableError`.
+    Raises `ComfyUIUndeliverableError` if a retry cannot help any of them.
     """
     if not entries or any("error" not in entry for entry in entries):
         return
@@ -63,7 +63,7 @@ def check_delivered(result: PromptResult, entries: Sequence[Mapping[str, Any]]) 
 
 
 def saved_before(error: ComfyUIError) -> PromptResult | None:
-    """What other nodes had saved when a node failed, as a result of its own; None when that is nothing."""
+    """The outputs that other nodes had saved when a node failed, as a result; None if there are none."""
     if not isinstance(error, ComfyUITaskError):
         return None
     return error.saved if isinstance(error.saved, PromptResult) and error.saved.files else None

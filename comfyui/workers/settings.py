@@ -1,4 +1,4 @@
-"""Settings that workers share beside those that the gateway has, too (`comfyui.settings`)."""
+"""Settings that workers share, besides those that the gateway has, too (`comfyui.settings`)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from comfyui.workers.options import WorkerOptions
 
 
 class CommonWorkerSettings(AnswerFields, InputFields, NamedFields, RecoveryFields, LogFields):
-    """What the workers of all platforms are told, under the same names."""
+    """Settings of the workers of all platforms, under the same names."""
 
     comfyui_input_dir: Path | None = Field(default=None, description="ComfyUI's input folder; when set, cleaned.")
     comfyui_temp_dir: Path | None = Field(default=None, description="ComfyUI's temp folder; when set, cleaned.")
@@ -38,7 +38,7 @@ class CommonWorkerSettings(AnswerFields, InputFields, NamedFields, RecoveryField
     )
 
     def cleaned_output_dir(self) -> Path | None:
-        """ComfyUI's output folder on this machine, where it is to be cleaned."""
+        """ComfyUI's output folder on this machine, if it shall be cleaned."""
         return None
 
     def worker_options(self) -> WorkerOptions:
@@ -64,7 +64,7 @@ class CommonWorkerSettings(AnswerFields, InputFields, NamedFields, RecoveryField
 
 
 class StoringWorkerSettings(CommonWorkerSettings, ComfyUIFields, S3Fields):
-    """Of a worker that can start ComfyUI itself, and store files by S3.
+    """Settings of a worker that can start ComfyUI itself, and store files by S3.
 
     The keys of the store have other names, too, which only workers had. The shared names win where both are set.
     """
@@ -109,7 +109,7 @@ class StoringWorkerSettings(CommonWorkerSettings, ComfyUIFields, S3Fields):
         return self.comfyui_server_address[0]
 
     def store(self) -> S3Store | None:
-        """The object store for output files, not opened; None when they do not go to S3."""
+        """The object store for output files, not opened; None if they do not go to S3."""
         return s3_store(self)
 
     def worker_options(self) -> WorkerOptions:
@@ -129,6 +129,6 @@ class StoringWorkerSettings(CommonWorkerSettings, ComfyUIFields, S3Fields):
 
 
 def _show_line(line: str) -> None:
-    # A log that nobody reads any more is no reason to stop reading what ComfyUI writes: it would block.
+    # If the log can no longer be written, ComfyUI's output must still be read: ComfyUI would block.
     with contextlib.suppress(OSError):
         sys.stderr.write(f"comfyui | {line}\n")

@@ -338,7 +338,7 @@ async def test_a_file_whose_server_is_not_configured_any_more_is_said_to_be_gone
         async with running_gateway(other.url, state_dir=state, queue="gateway") as gateway:
             status, body = await view(Face(gateway, [other], {}), query_of(image))
     assert status == 404
-    assert b"is not in COMFYUI_SERVER_ADDRESS any more" in body
+    assert b"is no longer in COMFYUI_SERVER_ADDRESS" in body
     assert owner.url.encode() not in body
 
 

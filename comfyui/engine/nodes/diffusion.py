@@ -1,4 +1,4 @@
-"""The text-to-image chain: ComfyUI's nodes and inputs, a procedural picture in place of a diffusion model."""
+"""The text-to-image chain: ComfyUI's nodes and inputs, with a procedural picture instead of a diffusion model."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _PREVIEW_SIDE = 256
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """MODEL, CLIP and VAE alike: all that matters of them is the name and what was put on top."""
+    """MODEL, CLIP or VAE: only the name and the additions matter."""
 
     name: str
     loras: tuple[tuple[str, float], ...] = ()
@@ -212,7 +212,7 @@ def vae_encode(_run: NodeRun, pixels: Images, vae: Model) -> Values:  # noqa: AR
 
 
 def encoded(pixels: Images) -> Latent:
-    # A latent has an eighth of the pixels' size: what is left over is cut off around the middle.
+    # A latent has an eighth of the pixels' size: the rest is cut off around the middle.
     width, height = (side // 8 * 8 for side in pixels[0].size)
     x, y = (pixels[0].width - width) // 2, (pixels[0].height - height) // 2
     cut = [picture.crop((x, y, x + width, y + height)) for picture in pixels]

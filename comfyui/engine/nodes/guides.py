@@ -1,4 +1,4 @@
-"""Pictures as guides of a picture: inpainting, edits and ControlNets. What a model would see in them is not painted."""
+"""Pictures as guides of a picture: inpainting, edits and ControlNets. Their effect in a real model is not painted."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def text_encode_qwen_image_edit_plus(_run: NodeRun, clip: Model, prompt: str, **
     outputs=("IMAGE",),
 )
 def flux_kontext_image_scale(_run: NodeRun, image: Images) -> Values:
-    """The size whose sides are most alike to the picture's, with what is too much cut off around the middle."""
+    """Scales to the size with the most similar proportions; the rest is cut off around the middle."""
     ratio = image[0].width / image[0].height
     width, height = min(_KONTEXT_SIZES, key=lambda size: abs(size[0] / size[1] - ratio))
     return ([_filling(picture, width, height) for picture in image],)

@@ -1,4 +1,4 @@
-"""Models in parts, as the newer kinds come, and what is put on top of them; the picture is painted by `diffusion`."""
+"""Newer models in parts, and additions to them; `diffusion` paints the picture."""
 
 from __future__ import annotations
 

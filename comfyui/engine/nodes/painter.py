@@ -1,7 +1,7 @@
 """Draws the picture that stands in for a diffusion model's: decided by text and seed alone, and made to look at.
 
-A sky of blended colours, a glowing disc, drifting haze and ridges that darken towards the viewer; the colours follow
-words of the text where it names any. `stamp` puts the mark on it that says what it is.
+A sky of blended colours, a glowing disc, drifting haze and ridges that darken towards the viewer; words for colours in
+the text choose the colours. `stamp` puts a mark on it that says that it is simulated.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _HUES = {
     "night": 0.66, "space": 0.7, "purple": 0.76, "violet": 0.77, "pink": 0.9, "rose": 0.94, "bottle": 0.75,
 }  # fmt: skip
 _DARK_WORDS = frozenset({"night", "galaxy", "space", "dark", "black", "midnight", "cave"})
-_LARGEST_SKETCH = 1024  # what is drawn; larger pictures are scaled up from it
+_LARGEST_SKETCH = 1024  # the drawn size; larger pictures are scaled up from it
 
 
 def paint(text: str, seed: int, width: int, height: int) -> Image.Image:

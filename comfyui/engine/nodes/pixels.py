@@ -18,7 +18,7 @@ _ROUNDING_SLACK = 1e-3  # keeps 154.99999 from being cut to 154
 
 
 def scale(image: Image.Image, width: int, height: int, method: str, crop: str = "disabled") -> Image.Image:
-    """Both sides known. `bilinear` and `bicubic` sample without smoothing, as torch does.
+    """Both sides are known. `bilinear` and `bicubic` sample without smoothing, as torch does.
 
     The pixels are ComfyUI's but for `bicubic`, whose curve is another, and `area` by a factor that is not whole.
     """

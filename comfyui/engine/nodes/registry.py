@@ -1,4 +1,4 @@
-"""What a node is, and the table that holds all of them.
+"""The definition of a node, and the table of all nodes.
 
 A node is a plain function with a description: `@node(...)` puts it into `NODES` under its class name. The function
 takes a `NodeRun` (what the executor gives a running node) and its inputs by name, and returns the tuple of its outputs,
@@ -29,14 +29,14 @@ class Interrupted(Exception):  # noqa: N818 (an order, not an error)
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """What an output node reports: `ui` is its entry in the history's `outputs`."""
+    """The report of an output node: `ui` is its entry in the history's `outputs`."""
 
     ui: dict[str, list[Any]]
     values: Values = ()
 
 
 class NodeRun(Protocol):
-    """What a running node can see and do. `progress` and `sleep` raise `Interrupted`."""
+    """The interface of a running node. `progress` and `sleep` raise `Interrupted`."""
 
     node_id: str
     prompt: Mapping[str, Any]
@@ -51,7 +51,7 @@ class NodeRun(Protocol):
     def sleep(self, seconds: float) -> None: ...
 
     def crash(self, how: str) -> None:
-        """End this process, by "segfault" or "exit". Raises where it is not the engine's own."""
+        """Ends this process, by "segfault" or "exit". Raises if it is not the engine's own."""
         ...
 
     def hang(self, seconds: float | None = None) -> None:
@@ -77,7 +77,7 @@ class NodeType:
     newer: bool  # not in the old version
     experimental: bool
     output_names: tuple[str, ...]
-    fingerprint: Callable[..., str] | None  # beyond the inputs, what a cached result depends on
+    fingerprint: Callable[..., str] | None  # beyond the inputs, the facts on which a cached result depends
     validate: Callable[..., bool | str] | None
     validated_inputs: frozenset[str] = field(default=frozenset())
 

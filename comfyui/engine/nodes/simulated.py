@@ -1,4 +1,4 @@
-"""Nodes that ComfyUI does not have, for tests and benches of what is big, slow or failing."""
+"""Nodes that ComfyUI does not have, for tests and benches with big, slow or failing prompts."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def simulated_error(_run: NodeRun, exception_type: str, message: str, value: obj
     "SimulatedCrash",
     category="simulation",
     display_name="Simulated Crash",
-    description="Ends the engine's process by SIGSEGV or with an exit status, or hangs and heeds no interrupt.",
+    description="Ends the engine's process by SIGSEGV or with an exit status, or hangs and ignores interrupts.",
     module="simulation",
     required={
         "how": [["segfault", "exit", "hang"], {}],

@@ -88,7 +88,9 @@ def load_video(
 
 
 def _frames(path: Path) -> Images:
-    """Those of an animation that Pillow reads, or of a Motion JPEG in MP4. Raises as the real node does for others."""
+    """The frames of an animation that Pillow reads, or of a Motion JPEG in MP4. Raises for others, as the real node
+    does.
+    """
     try:
         with Image.open(path) as opened:
             return [frame.convert("RGB") for frame in ImageSequence.Iterator(opened)]
@@ -130,7 +132,7 @@ def video_combine(
     save_output: bool = True,
     **_others: object,
 ) -> Shown:
-    """The video, and beside it a PNG of the first frame that holds the workflow, as the real node writes both."""
+    """The video, and beside it a PNG of the first frame with the workflow, as the real node writes both."""
     frames = images + images[-2:0:-1] if pingpong else images
     first = frames[0]
     folder = run.folders.output if save_output else run.folders.temp

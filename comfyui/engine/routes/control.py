@@ -1,4 +1,4 @@
-"""The engine's own routes below `/engine/`, for whoever tests against it, and its page for a browser."""
+"""The engine's own routes below `/engine/`, for tests, and its page for a browser."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ def _bad_request(message: str) -> web.Response:
 
 
 def _list_query(request: web.Request) -> tuple[frozenset[str], str, bool, int | None, int]:
-    """Statuses, sort key, descending, limit, offset; ValueError with ComfyUI's text for what is wrong."""
+    """Statuses, sort key, descending, limit, offset; ValueError with ComfyUI's text for a fault."""
     query = request.query
     wanted = [part.strip().lower() for part in query.get("status", "").split(",") if part.strip()]
     unknown = [status for status in wanted if status not in _STATUSES]

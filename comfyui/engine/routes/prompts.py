@@ -72,7 +72,7 @@ class PromptRoutes:
         prompt = body["prompt"]
         targets = body.get("partial_execution_targets")
         self._perhaps_crash(prompt)
-        # In a thread, for it looks at the input files.
+        # In a thread, because it reads the input files.
         verdict = await asyncio.to_thread(
             validate_prompt, prompt, targets, self._folders, modern=self._options.is_modern
         )
@@ -87,7 +87,7 @@ class PromptRoutes:
         return web.json_response({"prompt_id": prompt_id, "number": number, "node_errors": verdict.node_errors})
 
     def _perhaps_crash(self, prompt: Any) -> None:
-        """As a custom node does whose validation ends the process."""
+        """Acts like a custom node whose validation ends the process."""
         nodes = prompt.items() if isinstance(prompt, dict) else ()
         for node_id, node in nodes:
             facts = {"node_id": node_id, "class_type": str(node.get("class_type")) if isinstance(node, dict) else ""}
@@ -104,7 +104,7 @@ class PromptRoutes:
         return number
 
     def _prompt_id(self, body: dict[str, Any]) -> str | None:
-        """The caller's, or a new one; None where it may not be used."""
+        """The caller's id, or a new one; None if the caller's may not be used."""
         if not self._options.is_modern:
             return str(body.get("prompt_id", uuid.uuid4()))
         wanted = body.get("prompt_id")
@@ -173,7 +173,7 @@ class PromptRoutes:
 
 
 class InfoRoutes:
-    """What describes the server; the answers say that it is a simulation wherever there is room for it."""
+    """Descriptions of the server; the answers say that it is a simulation if they have a member for it."""
 
     def __init__(self, folders: Folders, options: EngineOptions) -> None:
         self._folders = folders
@@ -266,7 +266,9 @@ class InfoRoutes:
 
 
 def _clear_and_delete(body: Any) -> tuple[Any, Any]:
-    """What is asked for. ComfyUI looks for the names in whatever the body is: a list without them asks for nothing."""
+    """The request in the body. ComfyUI looks for the names in any kind of body: a list without them asks for
+    nothing.
+    """
     clear = body["clear"] if "clear" in body else False  # noqa: SIM401 - the same, but for what has no `get`
     return clear, body["delete"] if "delete" in body else ()  # noqa: SIM401
 

@@ -154,7 +154,7 @@ class UserRoutes:
         return path
 
     def _path(self, name: str) -> Path | None:
-        """Below the user's folder; None where the name leads out of it. Names may be encoded twice."""
+        """The path below the user's folder; None if the name leads out of it. Names may be encoded twice."""
         path = Path(os.path.normpath(self._home / unquote(name)))
         return path if is_within(self._home, path) else None
 

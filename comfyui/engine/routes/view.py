@@ -66,7 +66,7 @@ class FileRoutes:
         return web.FileResponse(path, headers={**disposition, hdrs.CONTENT_TYPE: content_type})
 
     def _size(self, path: Path) -> int | None:
-        """In bytes; None where there is no such file, or no longer."""
+        """In bytes; None if there is no such file (any more)."""
         if not os.path.isfile(path):  # noqa: PTH113 - a name may be too long for the disk
             return None
         if self._faults.take("output_deleted", match=path.name) is not None:

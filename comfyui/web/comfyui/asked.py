@@ -1,4 +1,4 @@
-"""What a request to ComfyUI's face asks for, read as ComfyUI reads it: the query, a small body, the id in the path."""
+"""Reads a request to ComfyUI's face as ComfyUI reads it: the query, a small body, the id in the path."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from comfyui.exceptions import BodyTooLargeError, JSONError
 from comfyui.web.front.paths import target_of
 
 _MOST_PAIRS = 20
-# Of a body that says which jobs are meant.
+# The largest body that names jobs.
 _LONGEST_BODY = 1_000_000
 
 
 class Asked(NamedTuple):
-    """What to ask ComfyUI for: path and query. `server`: the name of the only one to ask; None: any."""
+    """A request for ComfyUI: path and query. `server`: the name of the only one to ask; None: any."""
 
     target: str
     server: str | None = None
@@ -44,7 +44,7 @@ async def json_body(request: Request) -> Any:
     """A small body, whatever it says it is.
 
     Raises:
-        JSONError: it is no JSON, or there is none.
+        JSONError: there is no body, or it is not JSON.
         BodyTooLargeError: it is longer than any list of ids that ComfyUI could know.
     """
     content = b""
@@ -59,7 +59,7 @@ async def json_body(request: Request) -> Any:
 
 
 def query_of(scope: Scope) -> dict[str, str]:
-    """The first value of each name, as ComfyUI reads it; empty where there are too many."""
+    """The first value of each name, as ComfyUI reads it; empty if there are too many."""
     try:
         pairs = parse_qsl(
             scope["query_string"].decode("latin-1"),

@@ -19,14 +19,14 @@ from comfyui.web.front.paths import route_of
 
 # Seconds. Lists of files and free memory are shown again for so long, however many ask.
 _FRESH_S = 1.0
-# So long the others wait for a server that does not answer.
+# How long the others wait for a server that does not answer.
 _PATIENCE_S = 5.0
 _REMEMBERED = 100
 
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """What one server answered: `body` is its JSON, None where the status is no 200 or it is none."""
+    """The answer of one server: `body` is its JSON, None if the status is not 200 or the body is not JSON."""
 
     server: str
     reply: RawReply
@@ -38,7 +38,7 @@ class Everywhere:
 
     def __init__(self, pool: BackendPool) -> None:
         self._pool = pool
-        # How a question ended is told to those who wait for it, who may be none any more.
+        # The waiting callers get the error of a request; there may be none left.
         self._tasks = SideTasks(lambda _task: None)
         self._asked: dict[str, tuple[float, asyncio.Task[list[Said]]]] = {}
 
@@ -61,7 +61,7 @@ class Everywhere:
         return await asyncio.shield(task)
 
     async def first(self, target: str) -> RawReply:
-        """The answer of the first server that has what is asked for; where none has, the first answer.
+        """The first good answer of a server; if there is none, the first answer.
 
         Raises:
             ComfyUIError: no server has answered.

@@ -13,9 +13,9 @@ from comfyui.servers.backend import Backend
 from comfyui.web.comfyui.job_items import ShownJob
 
 OWNER = "external"
-# Seconds. What a server said is shown again for so long, and so long a server may take to say it.
+# Seconds for which a server's answer is shown again, and that a server may take to answer.
 _FRESH_S = 1.0
-# As long as it tells of no change of its queue, it need not be asked so often.
+# The same for a server that has not reported a change of its queue since.
 _SILENT_S = 10.0
 _PATIENCE_S = 2.0
 
@@ -28,22 +28,22 @@ class Externals:
         self._known: dict[Backend, tuple[float, int, list[QueueItem]]] = {}
 
     def count(self) -> int:
-        """How many there are, as far as is known."""
+        """Their number, as far as known."""
         return sum(backend.watcher.others for backend in self._servers())
 
     async def all(self) -> tuple[list[ShownJob], list[ShownJob]]:
-        """Those that run, and those that wait. A server that does not answer soon has none."""
+        """The running and the waiting ones. A server that does not answer soon has none."""
         items = [item for some in (await self.by_server()).values() for item in some]
         return list(_shown(items, running=True)), list(_shown(items, running=False))
 
     async def by_server(self) -> dict[str, list[QueueItem]]:
-        """As `all`, by the names of the servers that have some."""
+        """All of them, by the names of their servers."""
         servers = self._servers()
         found = await asyncio.gather(*(self._on(backend) for backend in servers))
         return {backend.name: items for backend, items in zip(servers, found, strict=True) if items}
 
     def _servers(self) -> list[Backend]:
-        # Where prompts wait in ComfyUI's own queue, nobody counts those of others: any may be.
+        # If prompts wait in ComfyUI's own queue, prompts of others are not counted: any may be one.
         ours = self._handler.queue.are_all_here
         ready = self._handler.pool.ready
         return [one for one in ready if (one.watcher.others if ours else one.watcher.queue_remaining)]
@@ -60,7 +60,7 @@ class Externals:
         except (ComfyUIError, TimeoutError):
             return []
         ids = [prompt_id for prompt_id in queue if self._handler.standing.job(prompt_id) is None]
-        # What is ours and has ended here may be there for a moment longer.
+        # A prompt of ours that has just ended may still be there for a moment.
         ours = {prompt_id for prompt_id in ids if await self._handler.journal.get(prompt_id) is not None}
         items = [queue[prompt_id] for prompt_id in ids if prompt_id not in ours]
         self._known[backend] = time.monotonic(), signs, items

@@ -1,11 +1,11 @@
 """The merged face of ComfyUI: one ComfyUI out of many servers, and of one what each caller may see.
 
-`FACE` says for each of ComfyUI's paths how it is answered where prompts wait in the gateway (QUEUE=gateway: several
-servers, or a KEYS_FILE): by our own tables for everybody, or of what is the caller's own for a key of role `user`. What
-is not answered here is relayed to the first server that is ready. With one server and ComfyUI's own queue all is
-relayed, as it comes.
+`FACE` says for each of ComfyUI's paths how it is answered if prompts wait in the gateway (QUEUE=gateway: several
+servers, or a KEYS_FILE): by our own tables for everybody, or from the caller's own data for a key of role `user`. Other
+requests are relayed to the first server that is ready. With one server and ComfyUI's own queue, everything is relayed
+unchanged.
 
-Who may call a path at all is another table: `comfyui.web.front.rights`.
+Another table says who may call a path at all: `comfyui.web.front.rights`.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ Rule = Callable[[Request, Viewer], Awaitable[str | Asked | Response]]
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What answers."""
+    """The parts that answer."""
 
     reads: JobReads
     list: JobList
@@ -66,10 +66,10 @@ class Parts:
 
 
 class For(enum.Enum):
-    """For whom a row answers; what others ask for is relayed."""
+    """The callers that a row answers; other callers' requests are relayed."""
 
     ALL = "all"
-    """Everybody: a key of role `user` sees what is its own, all others see all."""
+    """Everybody: a key of role `user` sees its own data, all others see everything."""
     USERS = "users"
     """Keys of role `user`."""
     NOBODY = "nobody"
@@ -80,10 +80,10 @@ class FaceRow:
     """How one path is answered.
 
     Attributes:
-        method: GET stands for HEAD as well.
+        method: GET stands for HEAD, too.
         path: without ``/api``, unless ComfyUI has it below ``/api`` only; ``*`` and ``**`` as in the table of rights.
         how: in words.
-        rule: answers it; None where an endpoint of ours does, or it is relayed.
+        rule: answers it; None if an endpoint of ours does, or if it is relayed.
     """
 
     method: str
@@ -102,17 +102,15 @@ FACE: tuple[FaceRow, ...] = (
     FaceRow("GET", "/history/*", For.ALL, "one job that has ended", lambda on: on.reads.history_entry),
     FaceRow("GET", "/api/jobs", For.ALL, "all jobs, sorted and in pages", lambda on: on.list.jobs),
     FaceRow("GET", "/api/jobs/*", For.ALL, "one job, however far it is", lambda on: on.list.job),
-    FaceRow("POST", "/queue", For.ALL, "cancels what waits: all, or by id", lambda on: on.changes.change_queue),
-    FaceRow("POST", "/history", For.ALL, "hides what has ended: all, or by id", lambda on: on.changes.change_history),
-    FaceRow("POST", "/interrupt", For.ALL, "cancels what runs: all, or by id", lambda on: on.changes.interrupt),
-    FaceRow("POST", "/api/jobs/*/cancel", For.ALL, "cancels what waits or runs", lambda on: on.changes.cancel),
+    FaceRow("POST", "/queue", For.ALL, "cancels waiting jobs: all, or by id", lambda on: on.changes.change_queue),
+    FaceRow("POST", "/history", For.ALL, "hides ended jobs: all, or by id", lambda on: on.changes.change_history),
+    FaceRow("POST", "/interrupt", For.ALL, "cancels running jobs: all, or by id", lambda on: on.changes.interrupt),
+    FaceRow("POST", "/api/jobs/*/cancel", For.ALL, "cancels waiting or running jobs", lambda on: on.changes.cancel),
     FaceRow("POST", "/api/jobs/cancel", For.ALL, "cancels several of them", lambda on: on.changes.cancel_many),
     FaceRow(WEBSOCKET, "/ws", For.ALL, "the frames of the client's prompts: `comfyui.web.comfyui.hub`"),
     FaceRow("POST", "/free", For.ALL, "all servers free their memory", lambda on: on.changes.free),
     # Files
-    FaceRow(
-        "GET", "/view", For.ALL, "what was uploaded; else the server where the prompt ran", lambda on: on.uploads.view
-    ),
+    FaceRow("GET", "/view", For.ALL, "uploads; otherwise the server where the prompt ran", lambda on: on.uploads.view),
     FaceRow("POST", "/upload/image", For.ALL, "into the catalogue of uploads", lambda on: on.uploads.image),
     FaceRow("POST", "/upload/mask", For.ALL, "a server makes it, for the catalogue", lambda on: on.uploads.mask),
     FaceRow("GET", "/internal/files/*", For.ALL, "uploads, and what prompts made", lambda on: on.uploads.files),
@@ -145,22 +143,22 @@ FACE: tuple[FaceRow, ...] = (
 
 
 class Face:
-    """Answers ComfyUI's paths, where they are not relayed as they are."""
+    """Answers ComfyUI's paths that are not relayed unchanged."""
 
     def __init__(
         self, handler: ComfyUIHandler, forms: Forms, upstreams: Upstreams, home_folder: Path | None = None
     ) -> None:
-        """`home_folder` gets the copy of what home keeps for the web frontend; None: it is kept in memory."""
+        """`home_folder` gets the copy of home's data for the web frontend; None: the copy is in memory."""
         home = Home(upstreams, HomeCopy(home_folder))
         reads, merged, own = JobReads(handler), MergedReads(handler, upstreams), OwnRoutes(home)
         uploads = UploadRoutes(handler, forms, Views(handler))
         self._parts = Parts(reads, JobList(handler), JobChanges(handler), merged, own, home, uploads)
         self._home = upstreams.home.backend.name if upstreams.several else None
         self.is_merged = handler.queue.are_all_here
-        """Whether prompts wait in the gateway, so that this table holds for everybody."""
+        """Whether prompts wait in the gateway, so that this table counts for everybody."""
 
     def answers(self, scope: Scope, raw_path: str) -> bool:
-        """Whether the request is answered here; what is not, is relayed as it is."""
+        """Whether the request is answered here; if not, it is relayed unchanged."""
         if state_of(scope).right is Right.OWN:
             return True
         if not self.is_merged:
@@ -169,9 +167,9 @@ class Face:
         return row is not None and row.whom is For.ALL and row.rule is not None
 
     async def target(self, scope: Scope, receive: Receive, send: Send, raw_path: str) -> Asked | None:
-        """What to ask ComfyUI for in place of what the caller asks; None where it has been answered."""
+        """The request for ComfyUI in place of the caller's; None if it has been answered."""
         row = face_row_of(scope["method"], raw_path)
-        # What a `user` may have of its own, and nothing answers: a path that ComfyUI does not have.
+        # A path that a `user` may call and nothing answers: ComfyUI does not have it.
         found: str | Asked | Response = Response(status_code=404)
         if row is not None and row.rule is not None:
             try:
@@ -184,20 +182,20 @@ class Face:
         return None
 
     def only(self, scope: Scope, raw_path: str) -> str | None:
-        """The only server that may answer what is not answered here: home; None: any, with static files."""
+        """The only server that may answer a relayed request: home; None: any, for static files."""
         row = row_of(scope["method"], raw_path)
         is_static = row is not None and row.user is Right.ALL
         return self._home if self.is_merged and not is_static else None
 
     def has_websocket(self, raw_path: str) -> bool:
-        """Whether a websocket is ours, and not a server's."""
+        """Whether a websocket is ours, not a server's."""
         row = face_row_of(WEBSOCKET, raw_path)
         return self.is_merged and row is not None and row.whom is For.ALL
 
 
 @short_cache(4096)
 def face_row_of(method: str, raw_path: str) -> FaceRow | None:
-    """The row for a request; None where there is none: a path that is not spelt plainly has none."""
+    """The row for a request; None if there is none: a path that is not spelled plainly has none."""
     path, decoded = normalised(raw_path), unquote(raw_path, errors="replace")
     if path is None or decoded not in {path, f"/api{path}"}:
         return None

@@ -1,7 +1,7 @@
 """Settings and user data of ComfyUI's web frontend: they are home's, the first configured server's.
 
-While home is down they are read from a copy of what was read and written through us. What has no copy, and every
-write, gets 503: a write that home never sees would be lost.
+While home is down, reads come from a copy of earlier reads and writes through the gateway. Data without a copy, and
+every write, gets 503: a write that home never sees would be lost.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ _PASSED = frozenset(
 _DOWN = frozenset({502, 503, 504})
 # The bytes are looked into, or kept.
 _NOT_ASKED = frozenset({b"accept-encoding", b"content-encoding"})
-# Of whoever asks for a file: an answer to us must be whole.
+# Headers of the caller that asks for a file: the answer to us must be complete.
 _OF_A_PART = frozenset(
     {b"if-none-match", b"if-modified-since", b"if-match", b"if-unmodified-since", b"if-range", b"range"}
 )
 
 
 class Home:
-    """Asks the first configured server, and nobody else."""
+    """Asks only the first configured server."""
 
     def __init__(self, upstreams: Upstreams, copy: HomeCopy) -> None:
         self._upstreams = upstreams
@@ -69,7 +69,7 @@ class Home:
             return await self._read(scope, method, target, whole=False)
         declared = header(scope, b"content-length")
         if header(scope, b"transfer-encoding") is not None or int(declared or 0) > MOST_OF_ONE:
-            # It streams through, and is not kept; what was there before holds no more.
+            # It streams through without a copy; the earlier copy is no longer valid.
             self._refuse_when_down()
             await self._copy.drop(_key(scope, target))
             return Asked(target, self._upstreams.home.backend.name)

@@ -1,7 +1,7 @@
-"""`HomeCopy`: what was read from home, or written there, through us: to be read while home is down.
+"""`HomeCopy`: data that was read from home, or written there, through the gateway: it is read while home is down.
 
-It lies in a folder where there is one, else in memory, and takes a bounded number of bytes: what was used longest ago
-goes first. A copy that cannot be read or written is no copy.
+It is in a folder if there is one, otherwise in memory, and takes a bounded number of bytes: the least recently used
+data goes first. An unreadable copy counts as none.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class HomeCopy:
             async with self._one_at_a_time:
                 await finished_in_thread(lambda: self._remove(name))
 
-    # In a thread
+    # Runs in a thread
 
     def _known(self) -> OrderedDict[str, int]:
         if self._sizes is None:
@@ -96,7 +96,7 @@ class HomeCopy:
         else:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             draft = self._folder / f".{name}"
-            # Only the gateway's user may read what others wrote into their settings.
+            # Only the gateway's user may read other people's settings.
             with open(draft, "wb", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
                 file.write(text)
             draft.replace(self._folder / name)

@@ -1,6 +1,6 @@
 """Clears, deletes, cancels and interrupts by ComfyUI's paths: they reach the jobs that the caller sees, and no others.
 
-A body that ComfyUI cannot use gets ComfyUI's status for it, 500 for most of them; its text says what is wrong.
+A body that ComfyUI cannot use gets ComfyUI's status, usually 500; its text says what is wrong.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _Change = Callable[["JobChanges", Request, Viewer], Awaitable[Response]]
 
 
 def _as_comfyui_fails(change: _Change) -> _Change:
-    """Answers as ComfyUI does where its own code fails at a body."""
+    """Answers as ComfyUI does when its own code fails on a body."""
 
     @wraps(change)
     async def changed(self: JobChanges, request: Request, viewer: Viewer) -> Response:
@@ -68,7 +68,7 @@ class JobChanges:
 
     @_as_comfyui_fails
     async def interrupt(self, request: Request, viewer: Viewer) -> Response:
-        """Cancels the jobs that run, or the one that is named."""
+        """Cancels the running jobs, or the one that is named."""
         try:
             body = await json_body(request)
         except JSONError:
@@ -100,7 +100,7 @@ class JobChanges:
 
     @_as_comfyui_fails
     async def free(self, request: Request, _viewer: Viewer) -> Response:
-        """Has all servers that are up free their memory; raises a server's `ComfyUIError` where none takes it."""
+        """Tells all servers that are up to free their memory; raises a server's `ComfyUIError` if none accepts it."""
         body = await json_body(request)
         unload_models, free_memory = bool(body.get("unload_models", False)), bool(body.get("free_memory", False))
         await self._pool.free(unload_models=unload_models, free_memory=free_memory)
@@ -108,7 +108,7 @@ class JobChanges:
 
 
 def _clear_and_delete(body: Any) -> tuple[bool, list[Any]]:
-    """What ``POST /queue`` and ``/history`` are asked for. Raises TypeError where ComfyUI's own code does."""
+    """The request of ``POST /queue`` and ``/history``. Raises TypeError if ComfyUI's own code does."""
     clear = bool(body["clear"]) if "clear" in body else False
     return clear, list(body["delete"]) if "delete" in body else []
 

@@ -30,7 +30,7 @@ STATUSES = {
 }
 """The words of ``/api/jobs`` for how a job has ended."""
 _ENDS = ("execution_success", "execution_error", "execution_interrupted")
-# Of a URL, who is to fetch it.
+# Bytes of a URL, whoever fetches it.
 _USER = re.compile(r"^(\s*\w+://)[^/]*@")
 # Characters of a data URI; one that stands for a content of the input store is shorter.
 _LONGEST_VALUE = 200
@@ -40,12 +40,12 @@ _3D = (".obj", ".fbx", ".gltf", ".glb", ".usdz")
 
 @dataclass(frozen=True, slots=True)
 class ShownJob:
-    """A job as far as it is known.
+    """A job, as far as it is known.
 
     Attributes:
-        prompt: the workflow; empty where it is not kept.
-        output_classes: the classes of output nodes; empty where no server has told.
-        record: None for a sync job that is not written down yet.
+        prompt: the workflow; empty if it is not kept.
+        output_classes: the classes of output nodes; empty if no server has told.
+        record: None for a sync job that is not in the journal yet.
         result: as `Journal.result_of` gives it.
     """
 
@@ -61,7 +61,7 @@ class ShownJob:
     result: bytes | None = None
 
     def item(self, *, with_owner: bool) -> Item:
-        """As ComfyUI lists it in its queue and history. `with_owner`: the viewer is told whose it is."""
+        """Its entry in ComfyUI's queue and history. `with_owner`: whether the viewer sees its owner."""
         extra_data = {name: value for name, value in self.extra_data.items() if name not in SECRETS}
         if self.client_id is not None:
             extra_data["client_id"] = self.client_id
@@ -99,14 +99,14 @@ class ShownJob:
 
     @property
     def number(self) -> float:
-        """Of its end, where it has ended: the web frontend takes the newest by it."""
+        """The number of its end, if it has ended: the web frontend finds the newest by it."""
         if self.record is None:
             return 0
         return self.record.shown_number if self.record.end_number is None else self.record.end_number
 
     @property
     def workflow_id(self) -> Any:
-        """What the web frontend calls the workflow."""
+        """The web frontend's id of the workflow."""
         found: Any = self.extra_data
         for name in ("extra_pnginfo", "workflow", "id"):
             found = found.get(name) if isinstance(found, Mapping) else None
@@ -116,7 +116,7 @@ class ShownJob:
 def shown(
     kept: KeptJob | None, job: Job | None, prompt_id: str, output_classes: frozenset[str] = frozenset()
 ) -> ShownJob | None:
-    """What is known of a job: from the journal, and where that has no body from the job in hand."""
+    """A job from the journal, or from the running jobs if the journal has no body."""
     record = None if kept is None else kept.record
     if record is None and job is None:
         return None
@@ -150,7 +150,9 @@ def shown(
 
 
 def history_entry(job: ShownJob, record: JobRecord, *, with_owner: bool) -> JSON:
-    """As ComfyUI's history has a prompt that has ended. `with_owner`: the viewer sees all, and servers' paths."""
+    """ComfyUI's history entry of a prompt that has ended. `with_owner`: the viewer sees everything, including servers'
+    paths.
+    """
     result = _result(job)
     outputs = {} if result is None else merged_outputs(job.prompt_id, result.outputs)
     told = None if result is None else result.told
@@ -171,7 +173,7 @@ def _result(job: ShownJob) -> PromptResult | None:
 
 
 def _meta(outputs: Mapping[str, Any]) -> JSON:
-    """What it is for a node that stands in the workflow itself."""
+    """The metadata of a node that is in the workflow itself."""
     return {
         node_id: {"node_id": node_id, "display_node": node_id, "parent_node": None, "real_node_id": node_id}
         for node_id in outputs
@@ -215,7 +217,7 @@ def _moment(record: JobRecord, at: float) -> JSON:
 
 
 def standing_job(job: ShownJob, status: str) -> JSON:
-    """As ``/api/jobs`` has a prompt that waits or runs."""
+    """The entry of ``/api/jobs`` for a waiting or running prompt."""
     return {
         **_pruned(
             id=job.prompt_id,
@@ -230,7 +232,7 @@ def standing_job(job: ShownJob, status: str) -> JSON:
 
 
 def ended_job(job: ShownJob, record: JobRecord, *, with_owner: bool, in_detail: bool = False) -> JSON:
-    """As ``/api/jobs`` has a prompt that has ended; `in_detail`: as ``/api/jobs/{id}`` has it."""
+    """The entry of ``/api/jobs`` for an ended prompt; `in_detail`: as in ``/api/jobs/{id}``."""
     entry = history_entry(job, record, with_owner=with_owner)
     outputs, messages = entry["outputs"], dict(entry["status"]["messages"])
     files = list(_files(outputs, job.prompt_id))
@@ -263,7 +265,7 @@ def _pruned(**values: Any) -> JSON:
 
 
 def _files(outputs: Mapping[str, Any], prompt_id: str) -> Iterator[JSON]:
-    """What of the outputs counts as one."""
+    """The outputs that count as files."""
     for node_id, output in outputs.items():
         for key, items in output.items() if isinstance(output, dict) else ():
             for item in items if isinstance(items, list) and key != "animated" else ():
@@ -272,7 +274,7 @@ def _files(outputs: Mapping[str, Any], prompt_id: str) -> Iterator[JSON]:
 
 
 def _as_file(item: Any, prompt_id: str) -> Any:
-    """Some nodes name the model that they made in place of a file."""
+    """Some nodes give the path of the model that they made instead of a file."""
     if isinstance(item, str) and item.lower().endswith(_3D):
         name = item.removeprefix(f"{prompt_id}/")
         return {"filename": name, "type": "output", "subfolder": prompt_id, "mediaType": "3d"}

@@ -31,7 +31,7 @@ _NONE_SUCH = {"error": "Job not found"}
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """What a list is to have. `limit`: None for all."""
+    """The filters of a list. `limit`: None for all."""
 
     statuses: frozenset[str]
     workflow_id: str | None
@@ -42,7 +42,7 @@ class _Asked:
 
 
 class _Row(NamedTuple):
-    """One job, as it is sorted. `external`: a prompt that is none of ours; `created_at` and `duration` are in ms."""
+    """One job, for sorting. `external`: a prompt of another client; `created_at` and `duration` are in ms."""
 
     prompt_id: str
     status: str
@@ -52,7 +52,7 @@ class _Row(NamedTuple):
 
 
 class JobList:
-    """Answers for whoever asks."""
+    """Answers every caller."""
 
     def __init__(self, handler: ComfyUIHandler) -> None:
         self._journal = handler.journal
@@ -80,7 +80,7 @@ class JobList:
         return await JSONStream(self._pieces(page, pagination, with_owner=viewer.key is None)).begin()
 
     async def job(self, request: Request, viewer: Viewer) -> str | Response:
-        """The answer of ``GET /api/jobs/{id}``. What the journal does not know is looked for on the servers."""
+        """The answer of ``GET /api/jobs/{id}``. A job that the journal does not know is looked for on the servers."""
         job = await self._pages.one(last_part(request), results=True)
         if job is None and viewer.key is None:
             return raw_path(request.scope)
@@ -119,7 +119,7 @@ class JobList:
         return 0 if job is None or job.entry is None else _ms(job.entry.queued_at)
 
     async def _of_workflow(self, rows: list[_Row], workflow_id: str) -> list[_Row]:
-        """Which workflow it is stands in the requests alone."""
+        """Only the requests say which workflow it is."""
         found = {row.prompt_id for row in rows if row.external is not None and row.external.workflow_id == workflow_id}
         ours = [row.prompt_id for row in rows if row.external is None]
         async for page in self._pages.each(ours, lambda job: job.prompt_id if job.workflow_id == workflow_id else ""):
@@ -133,7 +133,7 @@ class JobList:
             record = job.record
             if record is not None and record.state.is_end:
                 return jsonio.dumps(ended_job(job, record, with_owner=with_owner))
-            # One that has begun anew since it was listed waits.
+            # A job that was restarted since it was listed waits.
             status = statuses[job.prompt_id]
             return jsonio.dumps(standing_job(job, status if status in {_PENDING, _RUNNING} else _PENDING))
 
@@ -165,7 +165,7 @@ async def _in_pieces(found: JSON) -> AsyncGenerator[bytes, None]:
 
 
 def _asked(query: Mapping[str, str]) -> _Asked:
-    """Raises `RequestError` with ComfyUI's words for what is wrong."""
+    """Raises `RequestError` with ComfyUI's words for the fault."""
     wanted = [part.strip().lower() for part in query.get("status", "").split(",") if part.strip()]
     if unknown := [status for status in wanted if status not in _VALID]:
         raise RequestError(f"Invalid status value(s): {', '.join(unknown)}. Valid values: {', '.join(_VALID)}")

@@ -20,7 +20,7 @@ _T = TypeVar("_T")
 
 
 class JobPages:
-    """Reads jobs from the journal, and where it does not know them, or not yet, from those in hand."""
+    """Reads jobs from the journal, or from the running jobs if the journal does not have them (yet)."""
 
     def __init__(self, handler: ComfyUIHandler) -> None:
         self._journal = handler.journal
@@ -45,13 +45,13 @@ class JobPages:
             yield await offloaded(size, self._made, page, found, outputs, made)
 
     async def one(self, prompt_id: str, *, results: bool = False) -> ShownJob | None:
-        """One job; None where nobody knows it."""
+        """One job; None if it is unknown."""
         async for page in self.each([prompt_id], lambda job: job, results=results):
             return next(iter(page), None)
         return None
 
     async def _output_classes(self) -> frozenset[str]:
-        """The classes of output nodes, of the first server that has told of its nodes; one is asked where none has."""
+        """The classes of output nodes, from the first server that has told its nodes; if none has, one is asked."""
         definitions = next((found for one in self._pool.backends if (found := one.last_definitions)), None)
         if definitions is None and (ready := self._pool.ready):
             with contextlib.suppress(ComfyUIError, TimeoutError):

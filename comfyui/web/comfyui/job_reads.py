@@ -1,4 +1,4 @@
-"""ComfyUI's queue and history as the caller may see them, made of our own jobs: no server is asked for them."""
+"""ComfyUI's queue and history as the caller may see them, made from our own jobs without asking a server."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from comfyui.web.comfyui.viewer import Viewer
 from comfyui.web.front.errors import json_response
 
 MAXIMUM_HISTORY_SIZE = 10_000
-"""As many prompts ComfyUI keeps; of more jobs that have ended the last ones are shown."""
+"""ComfyUI keeps this number of prompts; the last ones of more ended jobs are shown."""
 
 
 class JobReads:
-    """Answers for whoever asks."""
+    """Answers every caller."""
 
     def __init__(self, handler: ComfyUIHandler) -> None:
         self._journal = handler.journal
@@ -44,7 +44,7 @@ class JobReads:
         return json_response(200, {"exec_info": {"queue_remaining": self.count(viewer)}})
 
     async def queue(self, _request: Request, viewer: Viewer) -> str | Response:
-        """The answer of ``GET /queue``: what runs, and what is pending in the order of the turns."""
+        """The answer of ``GET /queue``: running prompts, and pending ones in the order of their turns."""
         return await JSONStream(self._queue_pieces(viewer)).begin()
 
     async def history(self, request: Request, viewer: Viewer) -> str | Response:
@@ -59,9 +59,9 @@ class JobReads:
         return await JSONStream(self._history_pieces(ids, viewer)).begin()
 
     async def history_entry(self, request: Request, viewer: Viewer) -> str | Response:
-        """The answer of ``GET /history/{id}``: empty for what has not ended, and for another's.
+        """The answer of ``GET /history/{id}``: empty if it has not ended, and for another's.
 
-        What the journal does not know is looked for on the servers, for those who see all.
+        A prompt that the journal does not know is looked for on the servers, for callers that see everything.
         """
         prompt_id = last_part(request)
         if viewer.key is None and await self._journal.get(prompt_id) is None:
@@ -83,7 +83,7 @@ class JobReads:
         self, listed: Sequence[Standing], others: Sequence[ShownJob], viewer: Viewer
     ) -> AsyncGenerator[bytes, None]:
         def made(job: ShownJob) -> bytes | None:
-            # It may have ended meanwhile; then it is in the history.
+            # It may have ended meanwhile, and is then in the history.
             if job.record is not None and job.record.state.is_end:
                 return None
             return jsonio.dumps(job.item(with_owner=viewer.key is None))
@@ -117,7 +117,9 @@ class JobReads:
 
 
 def _cut(ended: list[EndedJob], max_items: int | None, offset: int) -> list[EndedJob]:
-    """As ComfyUI cuts it, to the letter: with an offset there is one entry at least, and without the last ones are."""
+    """Cut exactly as ComfyUI does: with an offset there is at least one entry; without an offset, the last ones are
+    shown.
+    """
     if offset < 0:
         return ended if max_items is None else ended[len(ended) - min(len(ended), max(0, max_items)) :]
     return ended[offset:] if max_items is None else ended[offset : offset + max(max_items, 1)]

@@ -20,7 +20,7 @@ _log = structlog.get_logger("relay")
 class JSONStream(Response):
     """An answer with status 200. `pieces` are made as fast as the client takes them.
 
-    Call `begin` first: it raises what `pieces` raise at their beginning. What they raise later cuts the answer off.
+    Call `begin` first: it raises the errors at the beginning of `pieces`. Later errors cut the answer off.
     """
 
     def __init__(self, pieces: AsyncGenerator[bytes, None]) -> None:
@@ -56,7 +56,8 @@ class JSONStream(Response):
                 async for piece in self._pieces:
                     await send({"type": "http.response.body", "body": piece, "more_body": True})
             except ComfyUIError as error:
-                # Not completing the answer makes the server cut the connection: the client sees that it is not whole.
+                # An incomplete answer makes the server cut the connection: the client sees that the answer is not
+                # whole.
                 _log.warning("relay.cut", path=scope["path"], detail=error.detail)
                 return
             await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -14,7 +14,7 @@ from comfyui.inputs.catalogue import Catalogue
 from comfyui.jobs.journal.writes import KeptUpload
 from comfyui.web.front.headers import header
 
-# As ComfyUI: a browser would run them.
+# As in ComfyUI: a browser would run these types.
 _NEVER_SHOWN = frozenset({"text/html", "text/html-sandboxed", "application/xhtml+xml", "text/javascript", "text/css"})
 _OF_BYTES = frozenset({b"content-length", b"accept-ranges"})
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
@@ -33,7 +33,7 @@ class KeptFile(FileResponse):
             "X-Content-Type-Options": "nosniff",
         }
         super().__init__(str(catalogue.content_of(kept).source), headers=told)
-        # As ComfyUI writes it: not in Latin-1.
+        # ComfyUI's form for names that are not in Latin-1.
         name = filename.rpartition("/")[2]
         self.raw_headers.append((b"content-disposition", f'filename="{name}"'.encode()))
 
@@ -62,7 +62,7 @@ class KeptFile(FileResponse):
 
 
 def byte_range(asked: str, size: int) -> tuple[int, int] | None:
-    """First and last byte of what a ``Range`` asks for, as ComfyUI's server reads it; None where there is no such."""
+    """First and last byte of a ``Range``, as ComfyUI's server reads it; None if there is no such range."""
     match = _RANGE.fullmatch(asked)
     if match is None or match[0] == "bytes=-":
         return None
@@ -77,7 +77,7 @@ def byte_range(asked: str, size: int) -> tuple[int, int] | None:
 
 
 def _is_known(scope: Scope, kept: KeptUpload) -> bool:
-    """Whether the caller has these bytes already."""
+    """Whether the caller already has these bytes."""
     if (tags := header(scope, b"if-none-match")) is not None:
         known = [tag.strip().removeprefix("W/") for tag in tags.decode("latin-1").split(",")]
         return "*" in known or f'"{kept.digest}"' in known
@@ -91,7 +91,7 @@ def _is_known(scope: Scope, kept: KeptUpload) -> bool:
 
 
 def _type_of(filename: str) -> str:
-    """As ComfyUI says it: of a packed file what is in it."""
+    """ComfyUI's type: for a packed file, that of its content."""
     name, dot, ending = filename.rpartition(".")
     if f"{dot}{ending.lower()}" in mimetypes.encodings_map:
         return mimetypes.guess_type(name)[0] or "application/octet-stream"

@@ -10,13 +10,13 @@ from starlette.responses import FileResponse, Response
 
 from comfyui.file_names import content_type_of
 
-# What a browser would run with the rights of the gateway's page.
+# Types that a browser would run with the rights of the gateway's page.
 _NEVER_SHOWN = frozenset({"text/html", "text/javascript", "text/css"})
 _XML = ("/xml", "+xml")
 
 
 async def kept_file(request: Request, path: Path) -> Response:
-    """The file as it is, also where a preview is asked for; 404 where it is gone."""
+    """The file itself, even if a preview is requested; 404 if it is gone."""
     try:
         status = await asyncio.to_thread(path.stat)
     except OSError:

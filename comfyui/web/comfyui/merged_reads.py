@@ -1,6 +1,6 @@
-"""What ComfyUI tells of its nodes, its models and itself, made of the answers of all servers.
+"""ComfyUI's answers about its nodes, its models and itself, united from those of all servers.
 
-With one server there is nothing to unite: who sees all is answered by that server itself.
+With one server there is nothing to unite: that server answers callers that see everything.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ class MergedReads:
         self._several = upstreams.several
         self._everywhere = upstreams.everywhere
         self._catalogue = handler.uploads.catalogue
-        # What users may see of the definitions that stand first.
+        # The first definitions, as users may see them.
         self._without_files: tuple[ObjectInfo, ObjectInfo] = ({}, {})
-        # By key, with its uploads as choices: what that is made of, as a whole and as text. Few are kept.
+        # By key, with its uploads as choices: the source, the whole, and its text. Few are kept.
         self._shown: OrderedDict[str, _Shown] = OrderedDict()
 
     async def definitions(self, request: Request, viewer: Viewer) -> Answer:
@@ -65,14 +65,14 @@ class MergedReads:
         return Response(shown.text, headers={"Content-Type": _JSON})
 
     async def definition(self, request: Request, viewer: Viewer) -> Answer:
-        """One node's; empty where no server has it."""
+        """One node's definition; empty if no server has it."""
         if self._is_home_s(viewer):
             return raw_target(request.scope)
         class_type, known = last_part(request), (await self._definitions(viewer)).object_info
         return _json({class_type: known[class_type]} if class_type in known else {})
 
     def _is_home_s(self, viewer: Viewer) -> bool:
-        """Whether the only server has all that is to be told."""
+        """Whether the only server has the whole answer."""
         return not self._several and viewer.key is None and not self._catalogue.names(SHARED)
 
     async def _definitions(self, viewer: Viewer) -> _Shown:
@@ -113,13 +113,13 @@ class MergedReads:
         return _json(united(lists)) if lists else _as_it_came(said[0].reply)
 
     async def one_that_has(self, request: Request, _viewer: Viewer) -> Answer:
-        """The answer of a server that has what is asked for."""
+        """The answer of a server that has the requested object."""
         if not self._several:
             return raw_target(request.scope)
         return _as_it_came(await self._everywhere.first(raw_target(request.scope)))
 
     async def stats(self, request: Request, _viewer: Viewer) -> Answer:
-        """Of the system and of all devices."""
+        """The system and all devices."""
         if not self._several:
             return raw_target(request.scope)
         said = await self._everywhere.ask(raw_target(request.scope))
@@ -127,7 +127,7 @@ class MergedReads:
         return _json(merged_stats(stats)) if stats else _as_it_came(said[0].reply)
 
     async def features(self, request: Request, _viewer: Viewer) -> Answer:
-        """What all servers can do."""
+        """The features that all servers have."""
         if not self._several:
             return raw_target(request.scope)
         said = await self._everywhere.ask(raw_target(request.scope))

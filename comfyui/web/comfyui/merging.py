@@ -1,4 +1,4 @@
-"""What several ComfyUI servers say of themselves, as one would say it. Pure.
+"""Unites what several ComfyUI servers tell about themselves. Pure.
 
 Each function takes the answers of the servers in the order of their configuration.
 """
@@ -12,7 +12,9 @@ from comfyui.workflows.union import choices_united
 
 
 def merged_features(servers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What all have: of booleans whether it is so everywhere, of numbers the smallest, of all else the first one's."""
+    """The features of all: a boolean is true if it is so everywhere, a number is the smallest, anything else is the
+    first server's.
+    """
     first, *others = servers or [{}]
     return {
         name: _merged([value, *(other[name] for other in others)])

@@ -1,6 +1,6 @@
-"""What is of one `user` key alone, and no job: its settings, its user data.
+"""Data of one `user` key that is not a job: its settings, its user data.
 
-Each rule gives what is asked of ComfyUI in the caller's name, or the answer.
+Each rule gives the request to ComfyUI in the caller's name, or the answer.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class OwnRoutes:
         self._home, self._userdata = home, OwnUserData(home)
 
     async def users(self, _request: Request, _viewer: Viewer) -> str | Response:
-        """As a ComfyUI says it that has one user."""
+        """The answer of a ComfyUI that has one user."""
         return json_response(200, {"storage": "server", "migrated": True})
 
     async def settings(self, request: Request, viewer: Viewer) -> str | Response:

@@ -61,7 +61,7 @@ class OwnUserData:
         return _list([_without_folder(entry, f"{folder}/") for entry in jsonio.loads(body)])
 
     def file(self, rules: KeyRules, raw_path: str) -> str | None:
-        """The target for one file, or a move of it, without a query; None for a name that leads elsewhere."""
+        """The target for one file, or for a move of it, without a query; None for a name that leads elsewhere."""
         parts = raw_path.removeprefix("/api").split("/")[2:]
         if len(parts) not in {1, 3} or parts[1:2] not in ([], ["move"]):
             return None
@@ -113,12 +113,12 @@ class OwnUserData:
 
 
 def _decoded(name: str) -> str:
-    """The name of a folder as ComfyUI reads it: it decodes what a query has decoded already."""
+    """The name of a folder as ComfyUI reads it: it decodes the query's decoded value again."""
     return unquote(name, errors="surrogateescape")
 
 
 def _encoded(name: str) -> str:
-    """What ComfyUI reads as this name."""
+    """The text that ComfyUI reads as this name."""
     return quote(name, errors="surrogateescape")
 
 

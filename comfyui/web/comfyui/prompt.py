@@ -35,9 +35,9 @@ from comfyui.web.front.gateway_state import GatewayState, gateway_of
 from comfyui.web.front.openapi import Answer, json_of, operation
 from comfyui.workflows.api_format import is_ui_format
 
-# What ComfyUI reads of a body, but for `front`.
+# The members of a body that ComfyUI reads, except `front`.
 _READ = ("prompt", "prompt_id", "client_id", "extra_data", "number", "partial_execution_targets")
-# Of what cannot be a prompt so many bytes are sent on, for ComfyUI to say so.
+# How many bytes of an invalid body are sent on, so that ComfyUI can answer it.
 _ASKED_ABOUT = 1_000_000
 # ComfyUI's words.
 _ID_DETAILS = (
@@ -48,7 +48,7 @@ router = APIRouter(default_response_class=Response)
 
 
 class QueueRequest(TypedDict):
-    """What ComfyUI reads of a body."""
+    """The members of a body that ComfyUI reads."""
 
     prompt: Annotated[dict[str, Any], Field(description="The workflow in API format.")]
     prompt_id: NotRequired[str]
@@ -60,7 +60,7 @@ class QueueRequest(TypedDict):
 
 
 class Queued(TypedDict):
-    """ComfyUI's answer where it takes a prompt."""
+    """ComfyUI's answer when it accepts a prompt."""
 
     prompt_id: str
     number: float
@@ -68,9 +68,9 @@ class Queued(TypedDict):
 
 
 class ComfyUIRefusal(TypedDict):
-    """ComfyUI's answer where it refuses a workflow."""
+    """ComfyUI's answer when it refuses a workflow."""
 
-    error: Annotated[Any, Field(description="What is wrong: an object, or a text.")]
+    error: Annotated[Any, Field(description="The error: an object, or a text.")]
     node_errors: Annotated[Any, Field(description="An object by node, or an empty list.")]
 
 
@@ -93,7 +93,7 @@ def _operation(name: str) -> dict[str, Any]:
     "/api/prompt", summary="The same, as ComfyUI's editor calls it", openapi_extra=_operation("queue_api_prompt")
 )
 async def prompt(request: Request) -> Response:
-    """Where prompts wait in the gateway it becomes a job. Else body and reply are passed on as they come."""
+    """If prompts wait in the gateway, it becomes a job. Otherwise body and reply are passed on unchanged."""
     pieces = [chunk async for chunk in request.stream()]
     body = await offloaded(sum(map(len, pieces)), b"".join, pieces)
     gateway, viewer = gateway_of(request), viewer_of(request.scope)
@@ -120,7 +120,7 @@ def _relayed(reply: RawReply) -> Response:
 
 
 async def _as_job(gateway: GatewayState, body: bytes, origin: Origin) -> Response:
-    """Raises `ComfyUIError` where it is not taken."""
+    """Raises `ComfyUIError` if it is not accepted."""
     gateway.handler.refuse_when_draining()
     try:
         fields = await offloaded(len(body), big_json.load, body, gateway.options.limits)
@@ -141,7 +141,7 @@ async def _as_job(gateway: GatewayState, body: bytes, origin: Origin) -> Respons
 
 
 async def hide_files_of_others(error: ComfyUIValidationError, gateway: GatewayState, origin: Origin) -> None:
-    """ComfyUI's own answer lists the files that there are: a caller that sees only its own is not told of them."""
+    """ComfyUI's own answer lists the existing files: a caller that sees only its own must not see them."""
     if error.upstream is not None and origin.is_confined:
         known = [found.last_definitions for found in gateway.handler.pool.backends]
         definitions = [found for found in known if found is not None]
@@ -149,7 +149,7 @@ async def hide_files_of_others(error: ComfyUIValidationError, gateway: GatewaySt
 
 
 async def _refused_by_comfyui(gateway: GatewayState, body: bytes, why: str) -> Response:
-    """ComfyUI's own answer to what it surely does not take; ours where no server is up."""
+    """ComfyUI's own answer to a body that it certainly refuses; ours if no server is up."""
     ready = gateway.handler.pool.ready
     if ready and len(body) <= _ASKED_ABOUT:
         reply = await _forwarded(ready[0], body, of_submission(()))
@@ -162,7 +162,7 @@ async def _refused_by_comfyui(gateway: GatewayState, body: bytes, why: str) -> R
 
 
 def _has_good_id(fields: Mapping[str, Any]) -> bool:
-    """As newer versions of ComfyUI want it; older ones take anything."""
+    """Whether the id has the form that newer versions of ComfyUI want; older ones accept any."""
     prompt_id = fields.get("prompt_id")
     if prompt_id is None:
         return True
@@ -173,7 +173,7 @@ def _has_good_id(fields: Mapping[str, Any]) -> bool:
 
 
 def _is_never_taken(fields: Any) -> bool:
-    """Whether each ComfyUI refuses it, or fails, before it looks at anything else of it."""
+    """Whether every ComfyUI refuses it, or fails, before it reads anything else of it."""
     prompt = fields.get("prompt") if isinstance(fields, dict) else None
     if not isinstance(prompt, dict) or not prompt:
         return True
@@ -183,7 +183,7 @@ def _is_never_taken(fields: Any) -> bool:
 
 
 def _posted(fields: dict[str, Any]) -> PromptRequest:
-    """What ComfyUI reads of a body. Raises `RequestError`."""
+    """The members of a body that ComfyUI reads. Raises `RequestError`."""
     taken = {name: fields[name] for name in _READ if fields.get(name) is not None}
     if "number" not in taken and fields.get("front"):
         taken["front"] = True

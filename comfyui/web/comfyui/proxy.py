@@ -56,11 +56,11 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"
 
 @dataclass(frozen=True, slots=True)
 class RelayOptions:
-    """What is relayed, and within what limits; `timeout_s` is the wait for ComfyUI's headers, 0 for any time.
+    """The relayed paths, and their limits; `timeout_s` is the wait for ComfyUI's headers, 0 for no limit.
 
-    `public_url` is the gateway's address for its clients, without a slash at its end; empty: as each one writes it.
-    `home_folder` is where settings and user data are copied to; None: into memory.
-    `close_patience_s` is how long a websocket's other side may take to close, once one side has.
+    `public_url` is the gateway's address for its clients, without a slash at its end; empty: as each client writes it.
+    `home_folder` gets the copy of settings and user data; None: the copy is in memory. `close_patience_s` is how long a
+    websocket's other side may take to close, after one side has.
     """
 
     rules: PathRules = field(default_factory=PathRules)
@@ -150,7 +150,7 @@ class Relay:
             await exchange.run(self._upstreams, server)
 
     async def _to_one(self, asked: ServerPath, scope: Scope, receive: Receive, send: Send) -> None:
-        """What is asked of exactly one server is relayed to it as it is."""
+        """A request for exactly one server is relayed to it unchanged."""
         upstream = self._upstreams.named(asked.name)
         if upstream is None:
             names = ", ".join(self._upstreams.names)
@@ -158,7 +158,7 @@ class Relay:
             await refusal(scope, 404, detail)(scope, receive, send)
             return
         if not asked.rest:
-            # Where a page is below a path, what it loads is, too.
+            # If a page is below a path, the resources that it loads are, too.
             slash = Response(status_code=307, headers={"Location": f"{quote(asked.name, safe='')}/"})
             await slash(scope, receive, send)
             return
@@ -226,7 +226,8 @@ class _Exchange:
             _log.debug("relay.client_gone", path=self._scope["path"])
         except ComfyUIError as error:
             if self._started:
-                # Not completing the answer makes the server cut the connection: the client sees that it is not whole.
+                # An incomplete answer makes the server cut the connection: the client sees that the answer is not
+                # whole.
                 _log.warning("relay.cut", path=self._scope["path"], detail=error.detail)
                 return
             level = 30 if error.status >= 500 else 20
@@ -246,7 +247,7 @@ class _Exchange:
     # The request
 
     async def _body(self) -> RequestBody | None:
-        """The body that the client's framing says; what is sent on is framed from this alone."""
+        """The body according to the client's framing; the sent body is framed only by this."""
         if header(self._scope, b"transfer-encoding") is not None:
             return IteratedBody(self._chunks())
         declared = header(self._scope, b"content-length")
@@ -290,7 +291,7 @@ class _Exchange:
             try:
                 answer = await self._request(upstream, body)
             except ComfyUIConnectionError:
-                # Nothing was sent: the next server may be asked, whatever the method.
+                # Nothing was sent: the next server may be asked, for any method.
                 if not elsewhere:
                     raise
             else:
@@ -306,7 +307,7 @@ class _Exchange:
         return answer.status == 404 or unknown
 
     async def _request(self, upstream: Upstream, body: RequestBody | None) -> OpenReply:
-        """ComfyUI's answer as far as its headers."""
+        """ComfyUI's answer up to its headers."""
         status = 0
         try:
             answer = await upstream.transport.request(

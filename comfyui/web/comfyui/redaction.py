@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-# What both names end with: looked for at the speed of memory, it settles nearly every chunk.
+# Both names end like this: this search at the speed of memory settles nearly every chunk.
 _HINT = b'_comfy_org"'
 _KEY = rb'"(?:api_key_comfy_org|auth_token_comfy_org)"'
 _VALUE = rb'(?:"(?:[^"\\]|\\.)*"|[^\s,\]}"{\[]+|\{[^{}]*\}|\[[^\[\]]*\])'
@@ -40,7 +40,7 @@ def without_secrets(body: bytes) -> bytes:
         found = last or (_FOLLOWED.match(body, start) if start >= 0 else None)
         if found is not None:
             before = body[done:start]
-            # One comma goes with it: the one after it, or the one before it where it is the last of its object.
+            # One comma goes with it: the one after it, or the one before it if it is the last of its object.
             if last is not None and (stripped := before.rstrip()).endswith(b","):
                 before = stripped[:-1]
             kept.append(before)
@@ -57,7 +57,7 @@ class SecretFilter:
         self._held = b""
 
     def feed(self, chunk: bytes) -> bytes:
-        """What may leave now."""
+        """The bytes that may leave now."""
         held = without_secrets(self._held + chunk)
         cut = max(0, len(held) - _HELD)
         self._held = held[cut:]

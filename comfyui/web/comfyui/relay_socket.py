@@ -1,6 +1,6 @@
-"""The relay of websockets. ComfyUI publishes to its clients one after the other and waits for each (trap 4): whatever a
-client does, its ComfyUI side is always drained, into memory. A client that takes nothing for a while is dropped. One
-that reads, however slowly, is dropped only when what waits for all clients together reaches a last limit.
+"""The relay of websockets. ComfyUI sends to its clients one after the other and waits for each (trap 4): whatever a
+client does, its ComfyUI side is always read, into memory. A client that takes nothing for a while is dropped. A slow
+reader is dropped only when the waiting bytes of all clients together reach a last limit.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _log = structlog.get_logger("relay")
 _Message = aiohttp.WSMsgType
 # Long: ComfyUI's event loop stands still while it loads a model, and that is no reason to hang up.
 _HEARTBEAT_S = 120.0
-# What a message costs beside its bytes: without it, a million empty ones would be free.
+# The cost of a message besides its bytes: without it, a million empty ones would be free.
 _MESSAGE_OVERHEAD = 256
 
 
@@ -48,7 +48,7 @@ class SocketRelay:
     """Relays websockets.
 
     Args:
-        buffer_bytes: may wait in memory for all clients together; beyond it, the one that is most behind is dropped.
+        buffer_bytes: what may wait in memory for all clients together; above it, the client furthest behind is dropped.
         idle_s: a client for which something waits and that takes nothing for so long is dropped.
         timeout_s: the wait for ComfyUI's side of a handshake; 0 for any time.
         close_patience_s: for a side to close when the other one has.
@@ -112,7 +112,7 @@ class SocketRelay:
                 await bridge.run()
         finally:
             self._metrics.relayed_websockets.dec()
-            # aiohttp waits for each message before the close frame anew, and ComfyUI may have many.
+            # aiohttp starts its wait again for each message before the close frame, and ComfyUI may have many.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._close_patience_s):
                     await comfyui.close(code=GOING_AWAY)
@@ -133,7 +133,7 @@ async def _connect(
 
 
 class _Backlogs:
-    """What waits for the clients of all relayed websockets."""
+    """The waiting bytes of all relayed websockets."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
@@ -150,7 +150,7 @@ class _Backlogs:
             self._bytes -= bridge.buffered
 
     def grown(self, count: int) -> None:
-        """Drops the client that is most behind where all together are too far. A single message may be larger."""
+        """Drops the client furthest behind if the total is too large. A single message may be larger."""
         self._bytes += count
         if self._bytes > self._max_bytes:
             behind = [bridge for bridge in self._bridges if bridge.is_behind]
@@ -209,7 +209,7 @@ class _Bridge:
             self._too_slow.set()
 
     async def run(self) -> None:
-        """Until one side ends; then the other one is ended in the same way."""
+        """Runs until one side ends, and then ends the other in the same way."""
         reading = asyncio.create_task(self._read_client(), name="websocket to ComfyUI")
         draining = asyncio.create_task(self._drain_comfyui(), name="websocket from ComfyUI")
         writing = asyncio.create_task(self._write_client(), name="websocket to the client")
@@ -222,10 +222,10 @@ class _Bridge:
                 code, reason = reading.result()
                 await self._comfyui.close(code=code, message=reason.encode())
                 return
-            end = (TRY_AGAIN_LATER, "the client does not read what it is sent")
+            end = (TRY_AGAIN_LATER, "the client does not read its messages")
             if not dropped.done():
                 end = draining.result()
-                # The client gets what came before the end, for as long as it takes it.
+                # The client gets the messages from before the end, as long as it takes them.
                 waiting = asyncio.create_task(self._emptied.wait())
                 await asyncio.wait((waiting, reading, dropped), return_when=asyncio.FIRST_COMPLETED)
                 waiting.cancel()
@@ -235,7 +235,9 @@ class _Bridge:
             await end_tasks(*tasks)
 
     async def _read_client(self) -> tuple[int, str]:
-        """To ComfyUI what the client sends, as fast as it takes it; returns the client's close code and reason."""
+        """Sends the client's messages to ComfyUI, as fast as ComfyUI takes them; returns the client's close code and
+        reason.
+        """
         turns = Turns()
         while True:
             message = await self._receive()
@@ -281,7 +283,7 @@ class _Bridge:
             while True:
                 while self._buffer:
                     kind, data = self._buffer[0]
-                    # It waits until what was written before is on its way, and only then writes this.
+                    # It waits until the earlier bytes are on their way, and only then writes these.
                     await self._send({"type": "websocket.send", kind: data})
                     self._buffer.popleft()
                     self.buffered -= len(data) + _MESSAGE_OVERHEAD

@@ -27,7 +27,7 @@ from comfyui.web.comfyui.viewer import Viewer
 from comfyui.web.comfyui.views import Views
 from comfyui.web.front.errors import json_response
 
-# What is passed on of a query of /view, beside the file.
+# Parameters of a query of /view that are passed on, besides the file.
 _OF_VIEW = ("preview", "channel")
 _REF = "original_ref"
 
@@ -46,7 +46,9 @@ class FileRef:
 
 
 def file_ref(filename: str, subfolder: str, folder_type: str, *, plain: bool = False) -> FileRef:
-    """As ComfyUI reads it: a suffix such as `` [output]`` says the folder. `plain`: only the last part is the name."""
+    """The file as ComfyUI reads it: a suffix such as `` [output]`` names the folder. `plain`: only the last part is the
+    name.
+    """
     for name in TYPES:
         if filename.endswith(suffix := f" [{name}]"):
             filename, folder_type = filename.removesuffix(suffix), name
@@ -66,10 +68,10 @@ class Posted(Protocol):
 
 
 class Forms(Protocol):
-    """Reads what is uploaded; `comfyui.web.api.uploads` does."""
+    """Reads uploads; `comfyui.web.api.uploads` does it."""
 
     def posted(self, request: Request, max_file_bytes: int) -> AbstractAsyncContextManager[Posted]:
-        """What was posted, until the block ends. Raises `ComfyUIError`; `RequestError` for no form with a file."""
+        """The posted file, until the block ends. Raises `ComfyUIError`; `RequestError` if it is no form with a file."""
 
 
 class UploadRoutes:
@@ -120,7 +122,7 @@ class UploadRoutes:
             yield found
 
     async def view(self, request: Request, viewer: Viewer) -> str | Asked | Response:
-        """An upload; of all else what the servers have, or of a key what its jobs have made."""
+        """An upload; otherwise the servers' files, or for a key the files that its jobs have made."""
         query = query_of(request.scope)
         ref = file_ref(query.get("filename", ""), query.get("subfolder", ""), query.get("type", "output"), plain=True)
         kept = self._find(viewer, ref)
@@ -136,10 +138,10 @@ class UploadRoutes:
         return Asked(f"/view?{urlencode(shown, errors='surrogatepass')}", server)
 
     async def files(self, request: Request, viewer: Viewer) -> str | Response:
-        """Names of files right below one of ComfyUI's folders: what was uploaded there, and what prompts have made.
+        """Names of files directly below one of ComfyUI's folders: uploads, and files made by prompts.
 
-        The newest of each come first, and each name of a made file begins with the id of its prompt. Whoever sees all
-        is told at the end what else the first server has.
+        The newest of each come first, and each name of a made file begins with the id of its prompt. A caller that sees
+        everything gets the first server's other files at the end.
         """
         folder = last_part(request)
         if folder not in TYPES:
@@ -201,7 +203,7 @@ def _listed(names: list[str]) -> Response:
 
 
 def _refused(error: RequestError) -> Response:
-    """With ComfyUI's status; it has no words for it. Raises what has a status of its own."""
+    """An answer with ComfyUI's status, which has no text. Raises errors that have their own status."""
     if isinstance(error, BodyTooLargeError):
         raise error
     return PlainTextResponse(error.detail, 400)

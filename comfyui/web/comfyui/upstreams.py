@@ -1,7 +1,7 @@
-"""Which ComfyUI server a relayed request goes to, and the connections for it.
+"""Chooses the ComfyUI server for a relayed request, and has the connections to it.
 
-What ComfyUI keeps on its disk or in its memory (settings, user data, uploads, its queue) is that of one server: clients
-see the first one that is ready, as long as it is. Prompts and files live where they were run.
+ComfyUI keeps settings, user data, uploads and its queue on its own disk or in its memory: clients see those of the
+first ready server, as long as it is ready. Prompts and files are on the server that ran them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Upstream:
 
 
 class Upstreams:
-    """Open it with ``async with``; the pool belongs to whoever made it."""
+    """Open it with ``async with``; the pool belongs to its creator."""
 
     def __init__(self, pool: BackendPool) -> None:
         self._pool = pool
@@ -58,7 +58,7 @@ class Upstreams:
 
     @property
     def names(self) -> list[str]:
-        """Of all servers, as they are configured."""
+        """The names of all servers, in the configured order."""
         return [backend.name for backend in self._upstreams]
 
     @property
@@ -67,14 +67,14 @@ class Upstreams:
         return next(iter(self._upstreams.values()))
 
     def first(self) -> Upstream:
-        """Where clients' state is: the first server that is ready, else the first, whose failure is the answer."""
+        """The server with clients' state: the first ready one, or the first, whose failure is then the answer."""
         for backend, upstream in self._upstreams.items():
             if backend.ready:
                 return upstream
         return next(iter(self._upstreams.values()))
 
     def named(self, server: str) -> Upstream | None:
-        """The server of this name; None where there is none any more."""
+        """The server of this name; None if it no longer exists."""
         return next((upstream for backend, upstream in self._upstreams.items() if backend.name == server), None)
 
     def others(self, than: Upstream) -> list[Upstream]:

@@ -15,11 +15,11 @@ from comfyui.web.front.rights import Right
 
 @dataclass(frozen=True, slots=True)
 class Viewer:
-    """Who asks.
+    """The caller, as a viewer of jobs.
 
     Attributes:
-        key: the name of the key whose jobs are all that it sees; None: it sees all jobs, those of no owner, too.
-        origin: of what it submits and cancels.
+        key: the name of the only key whose jobs it sees; None: it sees all jobs, including those without an owner.
+        origin: for the jobs that it submits and cancels.
     """
 
     key: str | None
@@ -29,11 +29,11 @@ class Viewer:
     def rules(self) -> KeyRules:
         """The rules of a key that sees its own only. Raises RuntimeError for everybody else."""
         if self.key is None or self.origin.rules is None:
-            raise RuntimeError("somebody who sees all has no key of its own here")
+            raise RuntimeError("a caller that sees all has no key of its own here")
         return self.origin.rules
 
     def sees(self, owner: str | None) -> bool:
-        """Whether it sees a job of this owner; None: of nobody."""
+        """Whether it sees a job of this owner; None: a job without an owner."""
         return self.key is None or (owner is not None and key_of(owner) == self.key)
 
     def narrowed(self, states: frozenset[State]) -> JobFilter:

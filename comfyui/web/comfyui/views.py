@@ -1,8 +1,8 @@
-"""``GET /view`` of the merged face: a file is where its prompt ran, and its subfolder says which prompt that is.
+"""``GET /view`` of the merged face: a file is on its prompt's server, and its subfolder names the prompt.
 
-A subfolder that names no prompt which the caller may see is one of ComfyUI's own: home is asked, then the others. For a
-key of role `user` there is nothing then but what its jobs made and what it uploaded. It is told nothing else: a prompt
-of another key, one that does not exist, and a file that a prompt did not make have one answer.
+A subfolder without a prompt that the caller may see is one of ComfyUI's own: home is asked, then the others. A key of
+role `user` then gets only files that its jobs made or that it uploaded, and learns nothing else: a prompt of another
+key, an unknown prompt, and a file that a prompt did not make have the same answer.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from comfyui.web.comfyui.asked import Asked, query_of, raw_target
 from comfyui.web.comfyui.kept_files import kept_file
 from comfyui.web.comfyui.viewer import Viewer
 
-# What is passed on of a query of /view, beside the file.
+# Parameters of a query of /view that are passed on, besides the file.
 _OF_VIEW = ("preview", "channel")
 
 
 class _Known(NamedTuple):
-    """A prompt: where it runs, or ran last, whose it is, and its job while it runs."""
+    """A prompt: its present or last server, its owner, and its job while it runs."""
 
     server: str | None
     owner: str | None
@@ -39,7 +39,7 @@ class _Known(NamedTuple):
 
 
 class Views:
-    """Answers for whoever asks."""
+    """Answers every caller."""
 
     def __init__(self, handler: ComfyUIHandler) -> None:
         self._journal = handler.journal
@@ -48,7 +48,7 @@ class Views:
         self._made = handler.made
 
     async def view(self, request: Request, viewer: Viewer) -> str | Asked | Response:
-        """What is asked of which server for the file; 404 where there is none for this caller."""
+        """The request to a server for the file; 404 if there is none for this caller."""
         query = query_of(request.scope)
         found = from_merged(query.get("subfolder", ""))
         if found is not None:
@@ -60,7 +60,7 @@ class Views:
         return await self._own(request, viewer)
 
     async def _known(self, prompt_id: str, viewer: Viewer) -> _Known | None:
-        """None where the caller knows of no such prompt."""
+        """None if the caller knows no such prompt."""
         job = self._standing.job(prompt_id)
         if job is not None and job.backend is not None:
             return _Known(job.backend.name, job.owner, job) if viewer.sees(job.owner) else None
@@ -73,15 +73,15 @@ class Views:
         place, server = _place(query, prompt.subfolder), known.server
         if server is None or self._made is None or (place is None and viewer.key is not None):
             return Response(status_code=404)
-        # While a prompt runs, its client is told of files already.
+        # While a prompt runs, its client already hears of files.
         if place is not None and not (known.job is not None and known.job.has_shown(place)):
             is_own = await self._made.is_of(prompt.prompt_id, known.owner, server, place)
-            # Of what no prompt is known to have made, who sees all is told what there is.
+            # A file that no known prompt made: callers that see everything may have it.
             if is_own is False or (is_own is None and viewer.key is not None):
                 return Response(status_code=404)
         there = self._pool.named(server)
         if there is None:
-            detail = "the server that made this file is not in COMFYUI_SERVER_ADDRESS any more"
+            detail = "the server that made this file is no longer in COMFYUI_SERVER_ADDRESS"
             raise ComfyUINotFoundError(detail, prompt_id=prompt.prompt_id)
         return await self._from(there, request, prompt)
 
@@ -112,7 +112,7 @@ class Views:
 
 
 def _place(query: dict[str, str], subfolder: str) -> str | None:
-    """By what the journal knows the file; None for what is no plain name of one."""
+    """The file's place in the journal; None if it is not a plain name."""
     given = query.get("filename", "")
     # ComfyUI reads the last part only, so the file is another one than a name with folders seems to say.
     filename = posixpath.basename(given)
@@ -123,6 +123,6 @@ def _place(query: dict[str, str], subfolder: str) -> str | None:
 
 
 def _asked(query: dict[str, str], subfolder: str, server: str | None) -> Asked:
-    # Written anew: two servers may read the same query in two ways.
+    # Written again: two servers may read the same query in two ways.
     named = {name: query[name] for name in ("filename", "type", *_OF_VIEW) if name in query}
     return Asked(f"/view?{urlencode({**named, 'subfolder': subfolder}, errors='surrogatepass')}", server)

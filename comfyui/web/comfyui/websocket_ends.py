@@ -34,7 +34,7 @@ async def end_client(scope: Scope, send: Send, code: int, reason: str, patience_
 
 
 class SlowReader:
-    """Looks whether a client takes what it is sent."""
+    """Watches whether a client takes its messages."""
 
     def __init__(self, scope: Scope, idle_s: float) -> None:
         self._socket = server_socket_of(scope)
@@ -45,7 +45,7 @@ class SlowReader:
 
         Args:
             written: bytes that were handed to its connection.
-            waits: whether more is to be handed to it.
+            waits: whether more is waiting for it.
         """
         loop = asyncio.get_running_loop()
         taken_before, since = -1, loop.time()

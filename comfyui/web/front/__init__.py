@@ -1,1 +1,1 @@
-"""What a request passes before any endpoint: limits, keys, page origins, the paths and who owns them."""
+"""The checks that a request passes before any endpoint: limits, keys, page origins, paths and their owners."""

@@ -30,10 +30,10 @@ _LONGEST_PERSON = 128
 
 
 class Guard:
-    """Middleware: refuse foreign pages (403) and, where there are keys, whoever shows none (401). Probes need no key.
+    """Middleware: refuses foreign pages (403) and, if there are keys, callers without one (401). Probes need no key.
 
-    Without keys the name by which the gateway is called must be one of `hosts` (403). What it lets through no longer
-    carries the gateway's own key or cookie: they are not for ComfyUI.
+    Without keys, the host name of a request must be one of `hosts` (403). Requests that pass no longer carry the
+    gateway's own key or cookie, which are not for ComfyUI.
 
     Args:
         login_files: the folder with the files of the login page, below the root: ``console/static/…/``.
@@ -72,7 +72,7 @@ class Guard:
                 known = self._caller(scope, page)
                 # Addresses and reasons are the operator's.
                 state_of(scope).in_detail = known is not None and known.rules.role != "user"
-                # What it is not told says that the key is wrong, so here, too, a guess takes its time.
+                # The missing details say that the key is wrong, so a guess must take its time here, too.
                 if known is None and _shows_a_key(scope) and not await self._guesses.slow_down(scope):
                     await self._too_many_guesses(scope, receive, send)
                     return
@@ -139,7 +139,7 @@ class Guard:
             await refusal(scope, 401, detail, challenge)(scope, receive, send)
 
     async def _let_in(self, caller: Caller, scope: Scope, receive: Receive, send: Send) -> None:
-        """Hand on what the caller's role may ask for. 403 for the rest, 422 for a person that is none."""
+        """Passes on requests that the caller's role allows. 403 for others, 422 for an invalid person."""
         state = state_of(scope)
         state.caller = caller
         try:
@@ -184,8 +184,8 @@ class Guard:
     def _caller(self, scope: Scope, page: Page) -> Caller | None:
         for name, value in scope["headers"]:
             caller = None
-            # Where any page may ask, none may ask in the name of the user who is signed in: a browser sends by itself
-            # the cookie, and a password that it was told once.
+            # If any page may ask, none may ask in the name of the signed-in user: a browser sends the cookie, and a
+            # password that it was told once, by itself.
             if (key := _key_in(name, value)) is not None:
                 if page is not Page.ANY or not _is_basic(name, value):
                     caller = self._keys.caller(key)
@@ -207,7 +207,7 @@ class Guard:
 
 
 def _key_in(name: bytes, value: bytes) -> bytes | None:
-    """What a header shows as a key, ours or not. Of HTTP Basic it is the password, whoever the user is."""
+    """The key in a header, ours or not. For HTTP Basic it is the password, with any user."""
     if name == b"x-api-key":
         return value.strip()
     if name == b"authorization" and value[: len(_BEARER)].lower() == _BEARER:
@@ -221,7 +221,7 @@ def _key_in(name: bytes, value: bytes) -> bytes | None:
 
 
 def _with_person(caller: Caller, scope: Scope) -> Caller:
-    """The caller with the person whom the key's `user_header` names. Raises `RequestError` for a name that is none."""
+    """The caller with the person that the key's `user_header` names. Raises `RequestError` for an invalid name."""
     wanted = caller.rules.user_header
     value = None if wanted is None else header(scope, wanted.encode())
     if not value or wanted is None:

@@ -12,7 +12,7 @@ from comfyui.replies import node_errors_of
 from comfyui.web.front.errors import json_response
 
 PATHS: Final = frozenset({"/prompt", "/api/prompt"})
-"""Whose errors have this shape."""
+"""The paths whose errors have this shape."""
 # ComfyUI knows no other status for a body that it does not like.
 _REFUSED = 400
 

@@ -14,13 +14,13 @@ from comfyui.web.front.headers import header
 
 # Packed zeros unpack to a thousand times their size: after so much of it, others have their turn.
 _TURN_BYTES = 1 << 20
-# So much is unpacked at once. It may be hundreds of streams, and each copies what is behind it.
+# How much is unpacked at once. It may be hundreds of streams, and each copies the bytes after it.
 _PACKED_AT_ONCE = 8 * 1024
 _READABLE = ", ".join(ACCEPTED)
 
 
 async def decoded(scope: Scope, receive: Receive, send: Send) -> tuple[Scope, Receive] | None:
-    """The request as if its body had come unpacked; None where it was refused with 415.
+    """The request as if its body had come unpacked; None if it was refused with 415.
 
     The returned `receive` raises `BodyEncodingError`. It gives small messages, so who counts their bytes stops a body
     that unpacks to more than its limit before it has grown.

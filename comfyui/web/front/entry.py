@@ -1,4 +1,4 @@
-"""Where a request comes in from the server, and the end of a client that no answer can end."""
+"""The entry of a request from the server, and the end of a client that no answer can end."""
 
 from __future__ import annotations
 

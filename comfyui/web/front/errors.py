@@ -57,7 +57,7 @@ _IN_WORDS_OF_JSON: Final = {
 
 
 def error_response(error: ComfyUIError, scope: Scope, headers: Mapping[str, str] | None = None) -> Response:
-    """`error` as the answer to a request, with `headers` beside its own, in the shape that its path has."""
+    """`error` as the answer to a request, with `headers` added, in the shape for its path."""
     found = {**(headers or {})}
     if (seconds := retry_after_s(error)) is not None:
         found["Retry-After"] = str(seconds)

@@ -1,7 +1,7 @@
-"""What a reverse proxy says of a request: believed when a trusted proxy says it, and removed when anybody else does.
+"""Headers of reverse proxies: believed if a trusted proxy sends them, and removed otherwise.
 
-Whatever reads these headers after this may rely on them. uvicorn's own reader of these headers has no place for the
-host and the path, and keeps what it does not believe.
+Every later reader of these headers may rely on them. uvicorn's own reader does not read the host and the path, and
+keeps headers that it does not believe.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class TrustedProxies:
         for hop in reversed(chain):
             address = _address(_without_port(hop.strip()))
             if address is None:
-                break  # what stands before it may be made up
+                break  # the entries before it may be made up
             found = str(address)
             if not self._trusts(found):
                 break
@@ -100,13 +100,13 @@ def prefix_of(scope: Scope) -> str:
 
 
 def peer_of(scope: Scope) -> str:
-    """The address at the other end of the connection, the client's or the last proxy's; "" where there is none."""
+    """The address at the other end of the connection, the client's or the last proxy's; "" if there is none."""
     client = scope.get("client")
     return state_of(scope).peer or (str(client[0]) if client else "")
 
 
 def _last(said: Sequence[tuple[bytes, bytes]], name: bytes) -> str:
-    """What the nearest proxy says: the others may have been told by the client."""
+    """The value from the nearest proxy: the others may come from the client."""
     values = [value for found, value in said if found == name]
     return values[-1].decode("latin-1").rpartition(",")[2].strip() if values else ""
 

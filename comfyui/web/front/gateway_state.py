@@ -1,4 +1,4 @@
-"""What all requests share: the objects that the application and its lifespan have made."""
+"""The objects that all requests share, made by the application and its lifespan."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _KEY = "comfyui_gateway.gateway"
 
 @dataclass(frozen=True, slots=True)
 class WebOptions:
-    """What the endpoints need of the settings; durations in seconds."""
+    """The endpoints' part of the settings; durations in seconds."""
 
     default_timeout_s: float = 300.0
     max_timeout_s: float = 3600.0
@@ -39,7 +39,7 @@ class WebOptions:
     jobs_are_stored: bool = True
     """Jobs outlive the gateway: STATE_DIR is set."""
     public_url: str = ""
-    """Where clients see the gateway, without a slash at its end; "": as each one writes it."""
+    """The gateway's URL for clients, without a slash at its end; "": as each client writes it."""
     webhooks: WebhookRules = field(default_factory=WebhookRules)
     keep_alive_s: float = 15.0
     """Between two signs of life in a stream of events."""
@@ -47,7 +47,7 @@ class WebOptions:
     """Jobs that have ended are kept so long."""
     models: ModelNames = field(default_factory=ModelNames)
     verdict_s: float = 20.0
-    """For ComfyUI to say whether it takes a job of Comfy API v2, whose SDKs wait 30 s for the answer."""
+    """For ComfyUI to say whether it accepts a job of Comfy API v2, whose SDKs wait 30 s for the answer."""
 
 
 class Warnings(Protocol):
@@ -55,7 +55,7 @@ class Warnings(Protocol):
 
     @property
     def problem(self) -> str | None:
-        """What is wrong, in words; None where nothing is."""
+        """The problem in words; None if there is none."""
 
 
 @dataclass(frozen=True, slots=True)

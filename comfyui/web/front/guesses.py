@@ -1,4 +1,4 @@
-"""Who guesses keys is answered slowly. A key that is one is never slowed down, wherever it comes from."""
+"""Callers that guess keys are answered slowly. A valid key is never slowed down, wherever it comes from."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class GuessLimits:
 
     Attributes:
         free: wrong keys that are answered at once: a slip, a page with a stale key.
-        per_second: after those, so many are answered in a second.
+        per_second: how many answers a second follow after those.
         longest_s: no answer waits longer.
-        addresses: so many are remembered, the others are forgotten, those that guessed long ago first.
-        waiting: so many answers may wait at once, of all addresses.
+        addresses: how many are remembered; the oldest guessers are forgotten first.
+        waiting: how many answers may wait at once, for all addresses.
     """
 
     free: int = 20
@@ -48,7 +48,7 @@ class Guesses:
         self._waiting = 0
 
     async def slow_down(self, scope: Scope) -> bool:
-        """Wait as long as the answer to this request's wrong key should; False when too many are waiting already."""
+        """Waits as long as the answer to this wrong key should; False if too many are waiting already."""
         delay_s = self.count(_site(scope))
         if not delay_s:
             return True

@@ -1,4 +1,4 @@
-"""What a request's scope says in its headers, and what ComfyUI is told of it: the rules are in `comfyui.headers`."""
+"""Reads a request's headers from its scope, and makes those for ComfyUI by the rules of `comfyui.headers`."""
 
 from __future__ import annotations
 

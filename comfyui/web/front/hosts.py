@@ -1,8 +1,8 @@
-"""By which names a gateway without keys may be called: the guard against DNS rebinding.
+"""The names by which a gateway without keys may be called: the guard against DNS rebinding.
 
-A page of ``evil.example`` can make that name lead to the user's own network; its requests are then of the gateway's own
-origin for the browser, websockets included. It needs a public name for that: an address, or a name that no public DNS
-has, cannot be turned around in this way. Where keys are asked for, such a page has none.
+A page of ``evil.example`` can make that name lead to the user's own network; the browser then sends its requests, and
+websockets, with the gateway's own origin. That needs a public name: an address, or a name that no public DNS has,
+cannot be redirected in this way. If keys are required, such a page has none.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from comfyui.web.front.short_cache import short_cache
 _ANY = "*"
 _HOST = re.compile(r"(\[[0-9a-f:.]+(?:%[^\]]*)?\]|[^:\[\]/@\s]*)(?::[0-9]*)?")
 _NAME = re.compile(r"(?:\*\.)?[a-z0-9_](?:[a-z0-9_.-]*[a-z0-9_])?")
-# Nobody can register a name below these.
+# No one can register a name below these.
 _LOCAL = (".localhost", ".local", ".internal", ".svc", ".cluster.local")
 
 
@@ -36,7 +36,7 @@ def parse_hosts(values: Iterable[str]) -> tuple[str, ...]:
 
 
 class KnownHosts:
-    """`allowed`: names beside the ones that are always allowed, as `parse_hosts` gives them."""
+    """`allowed`: names besides those that are always allowed, as `parse_hosts` gives them."""
 
     def __init__(self, allowed: Sequence[str] = ()) -> None:
         self._names = frozenset(name for name in allowed if not name.startswith("*."))
@@ -44,9 +44,9 @@ class KnownHosts:
         self._knows = short_cache(1024)(self._look_up)
 
     def unknown_in(self, scope: Scope) -> str | None:
-        """The name by which this request calls the gateway, where that is not an allowed one; None where all are.
+        """The host name of this request, if it is not allowed; None if all its names are.
 
-        A trusted proxy's ``X-Forwarded-Host`` counts, too: it is what the page of a browser has called.
+        A trusted proxy's ``X-Forwarded-Host`` counts, too: it is the name that a browser's page has called.
         """
         for name, value in scope["headers"]:
             if name in {b"host", b"x-forwarded-host"} and not self._knows(value):

@@ -1,9 +1,9 @@
 """API keys, and the sessions of browsers that have shown one. Pure; nothing here is ever logged.
 
-A session is not the key but a statement signed for it: "somebody had this key, until then". So it survives a restart,
-and ends when its key is taken off the list. Of a key in API_KEYS the key itself signs, so a session holds on every
-gateway that has it. Of a key in KEYS_FILE only the hash is known: there a secret of the gateway signs, so that whoever
-reads the file cannot make sessions.
+A session is not the key but a signed statement: "someone had this key, until then". So it survives a restart, and ends
+when its key is removed. A key in API_KEYS signs itself, so a session is valid on every gateway that has the key. Of a
+key in KEYS_FILE only the hash is known: a secret of the gateway signs for it, so that a reader of the file cannot make
+sessions.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ COOKIE = "comfyui_gateway_session"
 _PURPOSE = b"comfyui-gateway session\0"
 _CALLER_PURPOSE = b"comfyui-gateway caller"
 _NAMED_PURPOSE = b"comfyui-gateway named key\0"
-# What is made of a caller's name stands in ComfyUI's queue, where others could try keys against it: some 15 ms each.
+# The digest of a caller's name is visible in ComfyUI's queue, where others could try keys against it: some 15 ms each.
 _CALLER_ROUNDS = 50_000
 
 
@@ -36,11 +36,11 @@ class NamedKey:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who calls, as the shown key tells.
+    """The caller, by the key that was shown.
 
     Attributes:
-        namespace: where the caller's Idempotency-Keys are names; nobody can have the key from it.
-        person: who is behind a shared key, by the key's `user_header`; "" where nobody is named.
+        namespace: for the names of the caller's Idempotency-Keys; the key cannot be derived from it.
+        person: the person behind a shared key, by the key's `user_header`; "" if none is named.
         named: whether the key stands in KEYS_FILE.
     """
 
@@ -64,8 +64,8 @@ class KeyRing:
     """The keys of API_KEYS, each an admin's, and those of KEYS_FILE.
 
     Args:
-        named: the keys of KEYS_FILE; None where there is no such file. No key is needed where there are none of both.
-        secret: signs for the keys of KEYS_FILE; one that ends with the process where none is given.
+        named: the keys of KEYS_FILE; None without such a file. Without keys of either kind, no key is needed.
+        secret: signs for the keys of KEYS_FILE; when not given, one that ends with the process.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class KeyRing:
         return self._asks
 
     def check_named(self, named: Sequence[NamedKey]) -> None:
-        """Raise ValueError where one of these keys is in API_KEYS, too, or has the name of one that is."""
+        """Raises ValueError if one of these keys is in API_KEYS, too, or has the name of one."""
         names = {caller.rules.name for caller in self._own.values()}
         for key in named:
             if self._place(key.digest) in self._own:
@@ -114,12 +114,14 @@ class KeyRing:
 
     def _caller_of(self, key: NamedKey) -> Caller:
         name = key.rules.name.encode()
-        # By the name and not by the key: a caller with a new key still finds what it ordered with the old one.
+        # By the name, not by the key: a caller with a new key still finds jobs of the old one.
         namespace = UUID(bytes=self._mac(b"caller\0" + name)[:16])
         return Caller(key.rules, namespace, self._mac(b"signer\0" + name + b"\0" + key.digest), named=True)
 
     def _place(self, digest: bytes) -> bytes:
-        """Where a key is looked for. It cannot be foreseen, so the time of a comparison says nothing about the keys."""
+        """The place of a key in the table. It cannot be predicted, so the time of a comparison says nothing about the
+        keys.
+        """
         return hashlib.blake2b(digest, key=self._lookup, digest_size=16).digest()
 
     def _mac(self, text: bytes) -> bytes:
@@ -152,15 +154,15 @@ class KeyRing:
         return self.caller(key) is not None
 
     def caller(self, key: bytes) -> Caller | None:
-        """Who shows `key`; None when it is not ours."""
+        """The caller with `key`; None if it is not ours."""
         return self._by_place.get(self._place(hashlib.sha256(key).digest()))
 
     def caller_named(self, owner: str) -> Caller | None:
-        """The caller with the key of this owner; None when it is not there any more."""
+        """The caller with the key of this owner; None if the key was removed."""
         return self._by_name.get(key_of(owner))
 
     def open_session(self, key: bytes) -> str | None:
-        """A session for whoever shows `key`; None when it is not ours."""
+        """A session for the caller with `key`; None if it is not ours."""
         caller = self.caller(key)
         if caller is None:
             return None
@@ -172,10 +174,10 @@ class KeyRing:
         return self.session_caller(token) is not None
 
     def session_caller(self, token: str) -> Caller | None:
-        """Who opened the session, as `caller` gives it for the key; None when it is none, or over."""
+        """The caller who opened the session; None if it is invalid or over."""
         expiry, _, signature = token.partition(".")
         caller = self.signer_of(expiry, signature)
-        # Only what we signed is sure to be a number that can be read.
+        # Only a signed text is certainly a number that can be read.
         return caller if caller is not None and int(expiry) > self._clock() else None
 
     def sign(self, caller: Caller, statement: str) -> str:
@@ -184,7 +186,7 @@ class KeyRing:
         return f"{caller.namespace.hex}.{signature}" if caller.named else signature
 
     def signer_of(self, statement: str, signature: str) -> Caller | None:
-        """The caller for whom this signature was made; None where it was for none of ours."""
+        """The caller for whom this signature was made; None if it was for none of ours."""
         namespace, dot, mac = signature.partition(".")
         if dot:
             caller = self._by_namespace.get(namespace)
@@ -202,7 +204,7 @@ def _signature(signer: bytes, statement: str) -> str:
 
 def _admin(key: str) -> Caller:
     namespace = UUID(bytes=hashlib.pbkdf2_hmac("sha256", key.encode(), _CALLER_PURPOSE, _CALLER_ROUNDS, dklen=16))
-    # For logs: as slow to try keys against as the namespace.
+    # For logs: trying keys against it is as slow as with the namespace.
     name = f"key-{namespace.hex[:8]}"
     return Caller(KeyRules(name=name), namespace, hashlib.sha256(_PURPOSE + key.encode()).digest())
 

@@ -23,19 +23,19 @@ _NUMBERS = {"max_queued": int, "per_minute": int, "max_running": int, "max_prior
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What stands behind ``keys``."""
+    """Adds the arguments after ``keys``."""
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="add")
     add = verbs.add_parser("add", help="make a key: its table goes into KEYS_FILE, the key itself is printed once")
     add.add_argument("name", help=NAME_IS)
     add.add_argument("--role", required=True, choices=get_args(Role))
     for field, kind in _NUMBERS.items():
         add.add_argument(f"--{field.replace('_', '-')}", type=kind, help=f"{field} of the table (docs/keys.md)")
-    more = "a named workflow that the key may run, and no others; may be repeated"
+    more = "the only named workflow that the key may run; may be repeated"
     add.add_argument("--workflow", action="append", dest="workflows", metavar="NAME", help=more)
 
 
 def run(arguments: argparse.Namespace, keys_file: Path | None, state_dir: Path | None) -> str:
-    """What to print: the new key. Raises `SettingsError` where there is none."""
+    """The text to print: the new key. Raises `SettingsError` if none can be made."""
     if keys_file is None:
         raise SettingsError("KEYS_FILE is not set: it names the file that the key is written into")
     given = {field: getattr(arguments, field) for field in _NUMBERS}
@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace, keys_file: Path | None, state_dir: Path |
 
 
 def add_key(path: Path, state_dir: Path | None, name: str, fields: dict[str, Any]) -> str:
-    """A new key, whose table with `fields` now stands in the file at `path`. What is None is left out.
+    """A new key, whose table with `fields` is now in the file at `path`. Fields that are None are left out.
 
     Raises:
         SettingsError: the name cannot be used, or the file cannot be read or written.
@@ -93,7 +93,9 @@ def _with_table(text: str, name: str, fields: dict[str, Any]) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    """By a rename: a gateway that reads the file meanwhile has the old one or the new one, and no half of it."""
+    """Writes by a rename: a gateway that reads the file meanwhile gets the old one or the new one, never a half of
+    it.
+    """
     mode = path.stat().st_mode & 0o777 if path.exists() else 0o600
     new = path.with_name(f".{path.name}.new")
     new.unlink(missing_ok=True)

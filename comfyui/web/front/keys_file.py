@@ -29,7 +29,7 @@ from comfyui.web.front.keys import KeyRing, NamedKey
 _log = structlog.get_logger("gateway")
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
-"""Of a key. It stands in logs and metrics, and is a part of file names that every file system tells apart."""
+"""The form of a key's name. It occurs in logs and metrics, and in file names that every file system tells apart."""
 NAME_IS = "a name is 1 to 64 lower-case letters, digits, - and _, and begins with a letter or digit"
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 _HEADER = re.compile(r"[A-Za-z0-9-]{1,64}")
@@ -144,7 +144,7 @@ def _key(text: str, name: str, table: Any) -> NamedKey:
 
 
 def _line(text: str, name: str, field: str = "") -> str:
-    """Where a table, or a field of it, begins: ``line 7: ``. "" where it is written in a way that is not looked for."""
+    """The place at which a table, or a field of it, begins: ``line 7: ``. "" if it is written in an unusual way."""
     quoted = re.escape(name)
     table = re.compile(rf"\s*\[\s*(?:keys\s*\.\s*)?[\"']?{quoted}[\"']?\s*\]|\s*{quoted}\s*=")
     begun = 0
@@ -161,7 +161,7 @@ def _line(text: str, name: str, field: str = "") -> str:
 
 
 class KnownNames:
-    """Which names KEYS_FILE has had, in the file at `path`; None: in memory.
+    """The names that KEYS_FILE has had, in the file at `path`; None: in memory.
 
     A name that was taken out keeps its jobs and files. It comes back with the key that it had; with another key it
     would be another customer's, so that is refused.
@@ -172,7 +172,7 @@ class KnownNames:
         self._held: dict[str, dict[str, Any]] = {}
 
     def read(self) -> dict[str, dict[str, Any]]:
-        """By name: the hash of the key that it has or had, and whether it was taken out. Raises OSError, ValueError."""
+        """By name: the hash of the key that it has or had, and whether it was removed. Raises OSError, ValueError."""
         if self._path is None:
             return self._held
         try:
@@ -180,7 +180,7 @@ class KnownNames:
         except FileNotFoundError:
             return {}
         if not isinstance(known, dict):
-            raise ValueError(f"STATE_DIR: {self._path.name} is not what the gateway wrote")
+            raise ValueError(f"STATE_DIR: {self._path.name} was not written by the gateway")
         return known
 
     def take_over(self, keys: Sequence[NamedKey]) -> None:
@@ -218,7 +218,7 @@ def write_private(path: Path, content: bytes) -> None:
 
 
 def signing_secret(state_dir: Path | None) -> bytes | None:
-    """The secret of `KeyRing`, the same after a restart; None where there is no STATE_DIR. Raises `SettingsError`."""
+    """The secret of `KeyRing`, the same after a restart; None without a STATE_DIR. Raises `SettingsError`."""
     if state_dir is None:
         return None
     path = state_dir / "sessions.secret"
@@ -234,12 +234,12 @@ def signing_secret(state_dir: Path | None) -> bytes | None:
 
 
 def names_file(state_dir: Path | None) -> Path | None:
-    """Where `KnownNames` are kept."""
+    """The file of `KnownNames`."""
     return None if state_dir is None else state_dir / "key-names.json"
 
 
 class KeysFile:
-    """The file at `path`. `state_dir` remembers names over restarts; None: only while the process runs."""
+    """The file at `path`. `state_dir` keeps the names over restarts; None: only while the process runs."""
 
     def __init__(self, path: Path, state_dir: Path | None) -> None:
         self.path = path
@@ -249,11 +249,11 @@ class KeysFile:
 
     @property
     def problem(self) -> str | None:
-        """Why the file, as it is now, is not in use; None where it is."""
+        """The reason for which the present file is not in use; None if it is."""
         return self._problem
 
     def load(self) -> list[NamedKey]:
-        """What the file has now. Raises ValueError with the reason, for people, why it cannot be used."""
+        """The keys in the file. Raises ValueError, with the reason for people, if it cannot be used."""
         self._seen = self._signature()
         try:
             with self.path.open("rb") as file:
@@ -277,7 +277,7 @@ class KeysFile:
 
     @asynccontextmanager
     async def following(self, ring: KeyRing) -> AsyncIterator[None]:
-        """While open, `ring` has what the file has."""
+        """While open, `ring` has the keys of the file."""
 
         async def follow() -> None:
             while True:

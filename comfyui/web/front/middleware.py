@@ -33,7 +33,7 @@ _QUIET = frozenset({"/health", "/health/live", "/health/ready", "/metrics", "/ap
 _ID_NAMES = (b"x-request-id",)
 # SDKs of Comfy API v2 put it on their errors.
 _ID_NAMES_OF_V2 = (*_ID_NAMES, b"x-comfy-request-id")
-# An IPv6 address with a zone; what is longer is none.
+# The length of an IPv6 address with a zone; a longer text is not an address.
 _LONGEST_ADDRESS = 64
 _FORM = b"multipart/form-data"
 # The endpoints that keep a form's files on disk; whatever else reads a body has it in memory.
@@ -42,17 +42,17 @@ _PATHS_BELOW = ("/workflows/", "/console/run/")
 
 
 def is_form(scope: Scope) -> bool:
-    """Whether the body of this request is read by `comfyui.web.api.multipart`, and so never whole in memory."""
+    """Whether `comfyui.web.api.multipart` reads the body of this request, so that it is never whole in memory."""
     types = (value for name, value in scope["headers"] if name == b"content-type")
     path = scope["path"]
     return (path in _PATHS or path.startswith(_PATHS_BELOW)) and next(types, b"").lower().startswith(_FORM)
 
 
 class RequestContext:
-    """Give each request an id (the caller's own ``X-Request-ID`` where it is harmless), bind it for logs, log one line.
+    """Gives each request an id (the caller's own ``X-Request-ID`` if it is harmless), binds it for logs, logs one line.
 
-    The query is not logged: it may carry what a caller holds secret. The key stands there by its name, and the client's
-    address is the one that a trusted proxy tells. `counted` is told of the bytes that went to each key.
+    The query is not logged: it may contain secrets. The key is logged by its name, and the client's address is the one
+    that a trusted proxy tells. `counted` is called with the bytes that went to each key.
     """
 
     def __init__(self, app: ASGIApp, counted: SentBytes | None = None) -> None:
@@ -101,7 +101,7 @@ class RequestContext:
 
 @dataclass(frozen=True, slots=True)
 class BodyLimits:
-    """In bytes.
+    """Limits in bytes.
 
     Attributes:
         max_bytes: of one body.
@@ -117,9 +117,9 @@ class BodyLimits:
 class BodyLimit:
     """Refuse a body over the limit with 413: by its Content-Length at once, else when it has grown too long.
 
-    A compressed body is unpacked here: what it unpacks to is what counts.
+    A compressed body is unpacked here, and the unpacked size counts.
 
-    All bodies together have a limit, too, for as long as their requests last: beyond it a new one gets 429.
+    All bodies together have a limit, too, as long as their requests last: beyond it, a new one gets 429.
     """
 
     def __init__(self, app: ASGIApp, limits: BodyLimits, metrics: Metrics) -> None:
@@ -170,7 +170,7 @@ class BodyLimit:
         async def watched_send(message: Message) -> None:
             nonlocal started
             if refused is not None and not started:
-                return  # what the application makes of half a body; the client gets its 413 or 429 below
+                return  # the application's answer to half a body; the client gets its 413 or 429 below
             started = True
             await send(message)
 
@@ -197,16 +197,17 @@ class BodyLimit:
         return ComfyUIOverloadedError(f"the bodies of the requests in flight fill {limit}; try again later")
 
     async def _refuse(self, error: ComfyUIError, scope: Scope, receive: Receive, send: Send) -> None:
-        # What is left of the body is not read: the connection cannot be used again.
+        # The rest of the body is not read: the connection cannot be used again.
         response = error_response(error, scope, {"Connection": "close"})
         await response(scope, receive, send)
 
 
 class SlowClients:
-    """End what a client holds open without moving: a body that stops coming (408), an answer that is not read.
+    """Ends requests that a client leaves open without progress: a body that stops coming (408), an answer that is not
+    read.
 
-    A client may wait for its answer as long as it likes; only what it should send or take is timed. Raises
-    `StalledClientError` where an answer has begun, which nothing but the end of the connection can end.
+    A client may wait for its answer as long as it likes; only what it sends or takes is timed. Raises
+    `StalledClientError` if an answer has begun, which can end only with the connection.
 
     Args:
         idle_s: the longest silence.
@@ -255,7 +256,7 @@ class SlowClients:
         async def timed_send(message: Message) -> None:
             nonlocal started, unread
             if stalled:
-                return  # what the application makes of half a body; the client gets its 408 below
+                return  # the application's answer to half a body; the client gets its 408 below
             started = True
             try:
                 with _Wait(self._patience):

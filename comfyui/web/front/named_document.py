@@ -1,6 +1,6 @@
 """``/openapi.json`` with a path for each named workflow, so that generated clients have its parameters as types.
 
-What is the same for all of them (headers, every answer, errors) stands in the document once, and each refers to it. A
+The parts that all share (headers, every answer, errors) are in the document once, and each operation refers to them. A
 document is made once for each change of the workflows and for each set of them that keys may run.
 """
 
@@ -27,7 +27,7 @@ _OPTIONS: Final[Schema] = {"$ref": "#/components/schemas/RunOptions"}
 _OPTIONS_TEXT: Final[Schema] = {
     **TEXT,
     "contentMediaType": "application/json",
-    "description": "What is no parameter, as JSON: see RunOptions.",
+    "description": "Options that are not parameters, as JSON: see RunOptions.",
 }
 
 
@@ -89,7 +89,7 @@ def with_workflows(document: Document, workflows: Sequence[NamedWorkflow]) -> Do
     for workflow in workflows:
         name = _unused_name(workflow.name, schemas)
         schemas[name] = _of_json(workflow)
-        # Without an example Swagger UI makes one up of every field, with a seed that JavaScript cannot hold.
+        # Without an example, Swagger UI invents a value for every field, with a seed that JavaScript cannot hold.
         as_json = {"schema": {"$ref": f"#/components/schemas/{name}"}, "example": workflow.example}
         content: dict[str, Any] = {"application/json": as_json}
         if any(one.kind == "file" for one in workflow.parameters):
@@ -109,7 +109,7 @@ def with_workflows(document: Document, workflows: Sequence[NamedWorkflow]) -> Do
 
 
 def _unused_name(workflow: str, schemas: Mapping[str, Any]) -> str:
-    """The name of a schema, as a class may be called: two workflows never have the same."""
+    """The name of a schema, in the form of a class name: two workflows never have the same."""
     words = _WORD.findall(workflow)
     name = "Run" + "".join(word[:1].upper() + word[1:] for word in words)
     taken = {known.lower() for known in schemas} if name in schemas or f"{name}Form" in schemas else ()
@@ -124,7 +124,7 @@ def _of_json(workflow: NamedWorkflow) -> dict[str, Any]:
 
 
 def _of_form(workflow: NamedWorkflow) -> dict[str, Any]:
-    """As JSON, but that a file is its bytes. A URL is sent as JSON."""
+    """The same as JSON, except that a file is its bytes. A URL is sent as JSON."""
     properties: dict[str, Any] = {}
     for name, schema in workflow.schema["properties"].items():
         is_file = workflow.by_name[name].kind == "file"
@@ -173,7 +173,7 @@ def _are_of(choices: Collection[Any], kind: type) -> bool:
 
 
 def _word_of(choice: Any) -> str:
-    """What a generator calls a choice."""
+    """A generator's name for a choice."""
     return "_".join(_WORD.findall(str(choice))) or "EMPTY"
 
 

@@ -24,7 +24,7 @@ from comfyui.exceptions import (
 NO_RETRY: Final = {"x-should-retry": "false"}
 _ROOTS: Final = ("/v1/images", "/v1/models")
 _BELOW: Final = tuple(f"{root}/" for root in _ROOTS)
-# Nothing was taken, so that the same call may be sent again.
+# Nothing was accepted, so the same call may be sent again.
 _BEFORE_A_JOB: Final = (ComfyUIOverloadedError, ComfyUIShutdownError, TooManySubmissionsError)
 _INVALID: Final = "invalid_request_error"
 _BY_STATUS: Final = {
@@ -38,7 +38,7 @@ Envelope = dict[str, Any]
 
 
 def is_openai(scope: Scope) -> bool:
-    """Whether the answer to this request is OpenAI's."""
+    """Whether the answer to this request has OpenAI's shape."""
     path: str = scope["path"]
     return path.startswith("/v1/") and (path in _ROOTS or path.startswith(_BELOW))
 

@@ -1,7 +1,7 @@
-"""What ``/openapi.json`` says of each endpoint: what it takes, every answer that can come, and who may call it.
+"""The description of each endpoint in ``/openapi.json``: its input, every possible answer, and who may call it.
 
-Nothing here repeats what stands elsewhere: schemas are made of the types that the code itself sends and reads, and the
-errors of an endpoint are classes, which have their status and code.
+Nothing is written twice: schemas are made of the types that the code itself sends and reads, and the errors of an
+endpoint are classes, which have their status and code.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _HEADERS: Final[dict[str, tuple[str, Schema]]] = {
     "Retry-After": ("Seconds after which the same request may succeed.", {"type": "string", "pattern": "^[0-9]+$"}),
     "WWW-Authenticate": ("How a key is shown.", TEXT),
     "Location": ("The login page, or the job.", TEXT),
-    "Preference-Applied": ("What of `Prefer` was done.", TEXT),
+    "Preference-Applied": ("The parts of `Prefer` that were followed.", TEXT),
 }
 _REQUEST_ID: Final[Schema] = {
     "name": "X-Request-ID",
@@ -66,23 +66,28 @@ _SECURITY: Final[dict[str, Schema]] = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "A key of the gateway."},
     "header": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "A key of the gateway."},
     "basic": {"type": "http", "scheme": "basic", "description": "The password is a key, the user any."},
-    "session": {"type": "apiKey", "in": "cookie", "name": COOKIE, "description": "What /login gives a browser."},
+    "session": {
+        "type": "apiKey",
+        "in": "cookie",
+        "name": COOKIE,
+        "description": "The cookie that /login gives a browser.",
+    },
 }
-# What any request may be refused with before it comes to its endpoint, and one with a body.
+# Errors that may refuse any request before it reaches its endpoint, and a request with a body.
 _BEFORE: Final = (ComfyUIError, RequestHeadError, HeadTooLargeError, SlowRequestError, TooManyConnectionsError)
 _WITH_BODY: Final = (BodyEncodingError, BodyTooLargeError, ComfyUIOverloadedError)
 _OF_WORKERS: Final = (ComfyUIDeliveryError, ComfyUIUndeliverableError, ResultTooLargeError)
 
 _models: dict[str, Any] = {}
-"""The named types of all endpoints. Schemas are made of them when the document is asked for."""
+"""The named types of all endpoints. Schemas are made of them when the document is requested."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What comes with one status.
+    """The answer with one status.
 
     Attributes:
-        content: schemas by media type or range; nothing where there is no body.
+        content: schemas by media type or range; empty if there is no body.
         headers: further ones that may come: names that `openapi` knows.
     """
 
@@ -157,7 +162,7 @@ def operation(
 
 
 def completed(document: Document, *, with_keys: bool) -> Document:
-    """FastAPI's document, with what is the same for all endpoints. `with_keys`: the gateway asks for keys."""
+    """FastAPI's document, with the parts that all endpoints share. `with_keys`: whether the gateway requires keys."""
     components = document.setdefault("components", {})
     components["schemas"] = _schemas()
     components["headers"] = {
@@ -172,7 +177,7 @@ def completed(document: Document, *, with_keys: bool) -> Document:
 
 
 def _guard(described: dict[str, Any], *, is_probe: bool, is_page: bool) -> None:
-    """Add to an operation what comes where keys are asked for. `is_page`: a person's browser may open it."""
+    """Adds to an operation the answers of a gateway with keys. `is_page`: whether a person's browser may open it."""
     keys: list[Schema] = [{name: []} for name in _SECURITY]
     responses = described["responses"]
     responses.setdefault("429", _refusal(429, {CODES[429]}))
@@ -184,7 +189,7 @@ def _guard(described: dict[str, Any], *, is_probe: bool, is_page: bool) -> None:
 
 
 def _below(error: type[ComfyUIError]) -> Iterator[type[ComfyUIError]]:
-    """The class and all that are derived from it, but for those that only job platforms are told of."""
+    """The class and all its subclasses, except those that only job platforms see."""
     if error in _OF_WORKERS:
         return
     yield error
@@ -202,7 +207,7 @@ def _schemas() -> Mapping[str, Schema]:
 
 
 def _refusal(status: int, codes: Collection[str], beside: Answer | None = None) -> dict[str, Any]:
-    """The error body with one of these codes, where it does not come `beside` another answer with this status."""
+    """The error body with one of these codes, if it does not come `beside` another answer with this status."""
     text = f"An error: {', '.join(f'`{code}`' for code in sorted(codes))}."
     later = {kind.code for error in WITH_RETRY_AFTER for kind in _below(error)}
     headers = ["Retry-After"] if later.intersection(codes) else []

@@ -1,8 +1,8 @@
-"""Which web pages may use the gateway from a browser: its own, and those of CORS_ALLOW_ORIGINS.
+"""The web pages that may use the gateway from a browser: its own, and those of CORS_ALLOW_ORIGINS.
 
-A browser sends a request to any address that a page names, the user's own network and cookies included. What tells is
-``Origin`` (on what can change state, and on websockets) and ``Sec-Fetch-Site``; a page can forge neither. Programs send
-neither and are not concerned.
+A browser sends a request to any address that a page names, even in the user's own network, and with cookies. ``Origin``
+(on requests that can change state, and on websockets) and ``Sec-Fetch-Site`` reveal the page, which can forge neither.
+Programs send neither and are not concerned.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ _EXPOSED = (
     b" Content-Length, Content-Range, Accept-Ranges, ETag, X-Comfy-Request-Id"
 )
 _PREFLIGHT_SECONDS = b"600"
-# What a browser sends is of this form; anything else in these headers is no page's origin, and no reason to fail.
+# Browsers send this form; any other text in these headers is not a page's origin, and no reason to fail.
 _ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://([^/?#@\s]+)")
 
 
 class Page(enum.Enum):
-    """Who sends the request."""
+    """The page that sends the request."""
 
     OWN = "own"
     """A page of the gateway itself, or no page at all."""
@@ -44,7 +44,7 @@ class Origins:
     allowed: frozenset[str] = frozenset()
 
     def page_of(self, scope: Scope) -> Page:
-        """Whose page sends this request."""
+        """The page that sends this request."""
         origins, site, referer, mode = set(), b"", "", b""
         hosts = set()
         for name, value in scope["headers"]:
@@ -63,10 +63,10 @@ class Origins:
         if site == b"same-origin" or not (origins or site):
             return Page.OWN
         if origins:
-            # A browser sends one; of several, the one that may least is the one that counts.
+            # A browser sends one; of several, the one with the fewest rights counts.
             return max((self._page(origin, hosts) for origin in origins), key=list(Page).index)
         if site == b"cross-site" and not (mode == b"navigate" and scope.get("method") == "GET"):
-            # A picture or a script of ours within somebody else's page.
+            # A picture or a script of ours within another site's page.
             match = _ORIGIN.match(referer)
             return self._listed(match[0] if match else "")
         return Page.OWN
@@ -84,7 +84,7 @@ class Origins:
 
 
 def is_preflight(scope: Scope) -> bool:
-    """A browser asks whether a page may send what it wants to send; it brings no key yet."""
+    """Whether a browser asks if a page may send its request; it has no key yet."""
     return scope.get("method") == "OPTIONS" and any(
         name == b"access-control-request-method" for name, _ in scope["headers"]
     )

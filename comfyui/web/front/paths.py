@@ -1,4 +1,4 @@
-"""Whose a path is: the gateway's own, relayed to ComfyUI, or denied. Pure; relayed paths themselves are never changed.
+"""Sorts paths: the gateway's own, relayed to ComfyUI, or denied. Pure; relayed paths themselves are never changed.
 
 A rule must hold for whatever ComfyUI would make of the path, so it is matched against the path as a server may read it:
 percent-decoded as often as it changes, backslashes and doubled slashes folded, dots resolved, without ``/api``.
@@ -20,8 +20,8 @@ ProxyMode = Literal["full", "api", "off"]
 
 PROBES = frozenset({"/health", "/health/live", "/health/ready", "/api/v2/health"})
 
-# Logs and folder paths tell about the server, and an attacker what to look for. What the web frontend cannot do
-# without are the file names that fill the choices of its Load Image (from Outputs) node.
+# Logs and folder paths reveal the server, and tell an attacker where to look. The web frontend needs only the file
+# names that fill the choices of its Load Image (from Outputs) node.
 DEFAULT_DENY = (
     "/internal",
     "/internal/*",
@@ -30,7 +30,7 @@ DEFAULT_DENY = (
     "!/internal/files/temp",
 )
 
-# What client libraries call; the web frontend needs more than this.
+# The paths that client libraries call; the web frontend needs more.
 _API_MODE = (
     "/prompt",
     "/queue",
@@ -55,7 +55,7 @@ _API_MODE = (
     "/models/*",
     "/ws",
 )
-# Label values of metrics: the first part of a path, where it is one of ComfyUI's own.
+# Label values of metrics: the first part of a path, if it is one of ComfyUI's own.
 _ROUTES = frozenset(
     [
         "prompt",
@@ -95,8 +95,8 @@ _SERVERS = "/servers/"
 class OwnPaths:
     """The requests that the gateway answers itself, as its routes say; all others are for ComfyUI.
 
-    A path is the gateway's own for every method, and only that path: what is below ``/docs/`` is ComfyUI's. Below a
-    path with a parameter everything is the gateway's own.
+    A path is the gateway's own for every method, and only that path: paths below ``/docs/`` are ComfyUI's. All paths
+    below a path with a parameter are the gateway's own.
 
     Args:
         routes: path and method of every route, the path as the route writes it: ``/prompt_sync/{prompt_id}``.
@@ -138,7 +138,7 @@ class ServerPath(NamedTuple):
 
 
 def server_path(raw_path: str) -> ServerPath | None:
-    """What a path below ``/servers/`` stands for; None for any other. It must be spelt plainly."""
+    """The meaning of a path below ``/servers/``; None for any other. It must be spelled plainly."""
     if not raw_path.startswith(_SERVERS):
         return None
     name, slash, rest = raw_path.removeprefix(_SERVERS).partition("/")
@@ -147,7 +147,7 @@ def server_path(raw_path: str) -> ServerPath | None:
 
 @short_cache(2048)
 def normalised(raw_path: str) -> str | None:
-    """The path as a server may read it, without ``/api``; None when it is encoded more often than anyone means."""
+    """The path as a server may read it, without ``/api``; None if it is encoded unreasonably often."""
     path = raw_path
     for _ in range(_MAX_DECODINGS):
         decoded = unquote(path, errors="replace").replace("\\", "/")
@@ -180,7 +180,7 @@ def target_of(scope_path: str, raw_path: bytes | None, query: bytes) -> str:
 
 @dataclass(frozen=True)
 class PathRules:
-    """What is relayed. `deny` has patterns with ``*``; one that begins with ``!`` is an exception from the others.
+    """The relayed paths. `deny` has patterns with ``*``; one that begins with ``!`` is an exception from the others.
 
     An exception is for paths that are spelt plainly, with or without ``/api``: tricks find none.
     """

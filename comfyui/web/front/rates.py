@@ -20,7 +20,7 @@ class SubmissionRates:
         self._times: dict[str, deque[float]] = {}
 
     def take(self, rules: KeyRules) -> int:
-        """Count one submission; 0 where it may go on, else the whole seconds after which one may."""
+        """Counts one submission; 0 if it may go on, otherwise the whole seconds until one may."""
         limit = rules.per_minute
         if limit is None:
             return 0

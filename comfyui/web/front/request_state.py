@@ -1,4 +1,4 @@
-"""What is known of one request: each layer of the front writes its own part, the layers and endpoints below read it."""
+"""The state of one request: each layer of the front writes its own part, and later layers and endpoints read it."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class RequestState:
 
     Attributes:
         request_id: the caller's own or a new one, for the answer and every line of the log. From `RequestContext`.
-        prefix: the path below which the client sees the gateway (``/comfy``), as a trusted proxy tells it, or "". From
+        prefix: the path below which the client sees the gateway (``/comfy``), from a trusted proxy, or "". From
             `TrustedProxies`.
-        peer: the address of the trusted proxy that told the client's; "" where none did. From `TrustedProxies`.
-        caller: whose API key was shown; None where none is needed. From `Guard`.
-        right: what the caller may have of what it asks for. From `Guard`.
-        in_detail: whether a probe may be told of addresses, as everybody else who gets through may be. From `Guard`.
-        quiet: the line in the access log is for debugging only, unless the request failed. From `Relay`.
-        hold: counts the bytes of a form that are kept in memory, where its files are kept on disk. From `BodyLimit`.
+        peer: the address of the trusted proxy that told the client's; "" if none did. From `TrustedProxies`.
+        caller: by the API key that was shown; None if none is needed. From `Guard`.
+        right: how much the caller may have of its request. From `Guard`.
+        in_detail: whether a probe may show addresses, as to every caller that passes. From `Guard`.
+        quiet: whether the access line is only for debugging, unless the request failed. From `Relay`.
+        hold: counts the bytes of a form that are in memory, if its files are on disk. From `BodyLimit`.
     """
 
     request_id: str | None = None

@@ -1,8 +1,8 @@
-"""The table of rights: what a key of each role may ask for, by method and path. docs/keys.md shows it.
+"""The table of rights: the requests that a key of each role may make, by method and path. docs/keys.md shows it.
 
-An admin may do everything. For the other roles, what is not in the table is refused: a route that nobody has thought
-about, of the gateway, of a newer ComfyUI or of a custom node, is an admin's. A row with `OWN` is answered with what is
-the caller's; the code behind the row sees to that. `comfyui.web.front.auth.Guard` asks before anything else does.
+An admin may do everything. For the other roles, requests outside the table are refused: an unforeseen route of the
+gateway, of a newer ComfyUI or of a custom node is only for admins. A row with `OWN` is answered with the caller's own
+data; the code behind the row ensures that. `comfyui.web.front.auth.Guard` asks before anything else does.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ WEBSOCKET = "WEBSOCKET"
 
 
 class Right(enum.Enum):
-    """What a role has of a row."""
+    """The right of a role in a row."""
 
     NO = "no"
     OWN = "own"
-    """What is the caller's own, as if there were nothing else."""
+    """Only the caller's own data, as if nothing else existed."""
     ALL = "all"
 
 
@@ -40,7 +40,7 @@ class Row:
 
     Attributes:
         whose: the gateway's own paths are compared as they are; ComfyUI's as ComfyUI may read them, without ``/api``.
-        method: GET stands for HEAD as well.
+        method: GET stands for HEAD, too.
         path: ``*`` is one part of a path, ``**`` at the end is one or more.
         graph: the body has a workflow: not for a key that may run named workflows only.
         counted: it is a submission: `per_minute` counts it.
@@ -80,14 +80,14 @@ TABLE: tuple[Row, ...] = (
     # Workflows
     Row("gateway", "POST", "/validate", OWN, NO, graph=True),
     Row("gateway", "POST", "/convert", ALL, NO, graph=True),
-    # Which of them a key may run, its `workflows` say: see `comfyui.web.api.named_runs`.
+    # The key's `workflows` say which of them it may run: see `comfyui.web.api.named_runs`.
     *_rows("gateway", "GET", "/workflows /workflows/*", OWN, ALL),
     Row("gateway", "POST", "/workflows/*", OWN, NO, counted=True),
-    # What a tool may do is asked of this table again. Without MCP a key that is no admin's finds nothing there.
+    # A tool asks this table again for its own rights. Without MCP, a key that is not an admin's finds nothing there.
     *_rows("gateway", "POST", "/mcp", OWN, OWN),
     *_rows("gateway", "GET", "/mcp", OWN, OWN),
     *_rows("gateway", "DELETE", "/mcp", OWN, OWN),
-    # The console: its pages show what the visitor may see.
+    # The console: its pages show only data that the visitor may see.
     *_rows("gateway", "GET", "/console /console/**", OWN, ALL),
     *_rows("gateway", "GET", "/console/keys", NO, ALL),
     Row("gateway", "POST", "/console/jobs/*/again", OWN, NO, counted=True),
@@ -109,7 +109,7 @@ TABLE: tuple[Row, ...] = (
     *_rows("comfyui", "GET", "/object_info /object_info/*", OWN, ALL),
     *_rows("comfyui", "GET", "/experiment/models /experiment/models/* /experiment/models/preview/**", ALL, ALL),
     *_rows("comfyui", "GET", "/system_stats /features", ALL, ALL),
-    # Files: what the key's jobs have made, and what it has uploaded
+    # Files that the key's jobs have made, and that it has uploaded
     *_rows("comfyui", "GET", "/view /internal/files/*", OWN, ALL),
     *_rows("comfyui", "POST", "/upload/image /upload/mask", OWN, NO),
     # Queue and history
@@ -121,18 +121,18 @@ TABLE: tuple[Row, ...] = (
     *_rows("comfyui", "GET", "/users /settings /settings/* /userdata /userdata/** /v2/userdata", OWN, NO),
     *_rows("comfyui", "POST", "/settings /settings/* /userdata/**", OWN, NO),
     *_rows("comfyui", "DELETE", "/userdata/**", OWN, NO),
-    # What no answer tells apart by owner yet
+    # Answers that do not tell owners apart yet
     *_rows("comfyui", "GET", "/history_v2 /history_v2/*", NO, ALL),
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a key may do with one request.
+    """The right of a key for one request.
 
     Attributes:
         right: never `NO` where the request may go on.
-        refusal: why it may not, for the caller; None where it may.
+        refusal: why it may not, for the caller; None if it may.
         row: the row that was found.
     """
 
@@ -145,7 +145,7 @@ _ALL = Verdict(ALL)
 
 
 def verdict(rules: KeyRules | None, method: str, raw_path: str) -> Verdict:
-    """What `rules` allow; all where no keys are asked for.
+    """The right that `rules` give; everything if no keys are required.
 
     Args:
         method: `WEBSOCKET` for a websocket.
@@ -168,7 +168,7 @@ def verdict(rules: KeyRules | None, method: str, raw_path: str) -> Verdict:
 
 @short_cache(4096)
 def row_of(method: str, raw_path: str) -> Row | None:
-    """The row for a request; None where there is none.
+    """The row for a request; None if there is none.
 
     A path must be spelt plainly: one that servers could read in two ways has no row.
     """
@@ -189,7 +189,7 @@ def _find(whose: Whose, method: str, path: str) -> Row | None:
 
 
 def fits(pattern: str, path: str) -> bool:
-    """Whether a path of a table stands for this one: ``*`` is one part of it, ``**`` at the end is one or more."""
+    """Whether a table's path matches this one: ``*`` is one part of it, ``**`` at the end is one or more."""
     wanted, parts = pattern.split("/"), path.split("/")
     if wanted[-1] == "**":
         head = wanted[:-1]

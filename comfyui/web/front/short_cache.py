@@ -14,7 +14,7 @@ _T = TypeVar("_T")
 
 
 def short_cache(maxsize: int) -> Callable[[Callable[_P, _T]], Callable[_P, _T]]:
-    """As `functools.lru_cache`, for a function whose last argument is a text; a long one is worked out each time."""
+    """A `functools.lru_cache` for a function whose last argument is a text; a long text is computed each time."""
 
     def decorate(function: Callable[_P, _T]) -> Callable[_P, _T]:
         cached = functools.lru_cache(maxsize)(function)

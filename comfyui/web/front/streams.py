@@ -9,7 +9,9 @@ from contextlib import contextmanager
 from comfyui.exceptions import TooManyStreamsError
 
 MOST_STREAMS = 256
-"""Of one key, or of all callers where no keys are asked for. Each costs a connection and one picture at most."""
+"""The limit for one key, or for all callers if no keys are required. Each costs a connection and at most one
+picture.
+"""
 
 
 class OpenStreams:

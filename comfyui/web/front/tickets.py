@@ -1,8 +1,8 @@
 """Tickets: addresses that a browser may open without a key, for a picture or a websocket on a page of another origin.
 
-Such a page can set no header on either, has no cookie of the gateway, and a key has no place in an address: those stand
-in logs and histories. A ticket is a statement signed with its maker's key, as a session is: "this may be fetched until
-then". It opens one exact path and query with GET, or one websocket once, and ends with its key.
+Such a page can set no header on either and has no cookie of the gateway, and a key must not be in an address, which
+ends up in logs and histories. A ticket is a statement signed with its maker's key, like a session: "this may be fetched
+until then". It opens one exact path and query with GET, or one websocket once, and ends with its key.
 
 A signed link has a ticket that the gateway makes itself, for the receiver of a webhook: it lasts longer, and opens its
 path and query with HEAD, too.
@@ -34,10 +34,10 @@ LINK_S = 24 * 3600
 _PARAMETER = "ticket"
 _MARK = f"{_PARAMETER}=".encode()
 _NONCE_BYTES = 12
-# In place of a nonce, in which no dot and no such short text can be.
+# Stands in the place of a nonce, which never has a dot and is never so short.
 _LINK = "link"
 _PLAIN = r"-A-Za-z0-9._~!$&()*+,;=:@/%\[\]"
-# What a browser sends as it stands: with anything else, the address that comes is not the one that was signed.
+# Characters that a browser sends unchanged: with any other, the received address would not be the signed one.
 _TARGET = re.compile(rf"/[{_PLAIN}]*(?:\?[{_PLAIN}?]+)?")
 # aiohttp's client sends these characters of a query as they are, also where an address has them encoded. Browsers and
 # other clients leave them as they come.
@@ -45,7 +45,7 @@ _SENT_AS_THEY_ARE = re.compile(r"%(?:21|24|28|29|2A|2C|2F|3A|3F|40)")
 
 
 class Ticket(TypedDict):
-    """An address that may be opened without a key."""
+    """An address that opens without a key."""
 
     url: Annotated[str, Field(description="The address with the ticket.")]
     ticket: str
@@ -91,9 +91,9 @@ class Tickets:
         return {"url": address, "ticket": ticket, "expires_at": expires_at}
 
     def link(self, owner: str | None, target: str) -> str:
-        """The address of a path and query of ours, for somebody who has no key: made for a job of this `owner`.
+        """The address of a path and query of ours, for a reader without a key: made for a job of this `owner`.
 
-        It is not signed where no key is needed, and for an owner whose key is not in the list any more.
+        It is not signed if no key is needed, or if the owner's key was removed.
 
         Args:
             owner: see `comfyui.owners.owner_of`.
@@ -108,7 +108,7 @@ class Tickets:
         return f"{self._public_url}{target}"
 
     def redeem(self, scope: Scope) -> tuple[Caller, Scope] | None:
-        """Whose ticket opens this request, and the request without it; None where none does."""
+        """The caller whose ticket opens this request, and the request without the ticket; None if there is none."""
         if _MARK not in scope["query_string"]:
             return None
         pairs = scope["query_string"].split(b"&")
@@ -125,7 +125,7 @@ class Tickets:
         signed = query.replace(b"'", b"%27") if kind == _LINK else query
         target = target_of(scope["path"], scope.get("raw_path"), signed)
         caller = self._keys.signer_of(self._statement(kind, expiry, nonce, target), signature)
-        # Only what we signed is sure to be a number that can be read.
+        # Only a signed text is certainly a number that can be read.
         if caller is None or int(expiry) <= self._clock():
             return None
         if kind == "websocket" and not self._use(nonce, int(expiry)):
@@ -169,7 +169,7 @@ def carries_ticket(scope: Scope) -> bool:
 
 
 def without_referrer(send: Send) -> Send:
-    """`send` for an answer whose own address has a ticket: what it loads must not tell it."""
+    """`send` for an answer whose own address has a ticket: its Referer must not reveal it."""
 
     async def guarded_send(message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -185,7 +185,7 @@ def _with(ticket: str, target: str) -> str:
 
 
 def _kind(scope: Scope, nonce: str) -> str | None:
-    """Of the ticket that can open this request; None where none can."""
+    """The kind of ticket that can open this request; None if none can."""
     if scope["type"] == "websocket":
         return "websocket"
     if nonce == _LINK:

@@ -29,7 +29,7 @@ from comfyui.replies import node_errors_of
 _ROOTS: Final = ("/api/v2/jobs", "/api/v2/assets", "/api/v2/health")
 """All that is ours below ``/api/v2``; the rest is ComfyUI's."""
 _BELOW: Final = tuple(f"{root}/" for root in _ROOTS)
-# By the status of a request that was refused before it came to an endpoint.
+# By the status of a request that was refused before it reached an endpoint.
 _CODES: Final = {
     400: "invalid_request",
     401: "unauthorized",
@@ -49,7 +49,7 @@ Envelope = dict[str, Any]
 
 
 def is_v2(scope: Scope) -> bool:
-    """Whether the answer to this request is Comfy API v2's."""
+    """Whether the answer to this request has Comfy API v2's shape."""
     path: str = scope["path"]
     return path.startswith("/api/v2/") and (path in _ROOTS or path.startswith(_BELOW))
 
@@ -93,7 +93,7 @@ def envelope_of(error: ComfyUIError) -> tuple[int, Envelope]:
 
 
 def _node_errors(error: ComfyUIValidationError) -> Mapping[str, Any]:
-    """ComfyUI's own, where it says of which node they are; of a class that it does not have it says so elsewhere."""
+    """ComfyUI's own, if it names their node; for a class that it does not have, it names the node elsewhere."""
     said = error.upstream or error.answer or {}
     found = said.get("node_errors")
     if isinstance(found, dict) and found:
@@ -107,7 +107,7 @@ def _node_errors(error: ComfyUIValidationError) -> Mapping[str, Any]:
 
 
 def _place_of(whole: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Node and class of an error that is about the whole workflow; empty where it names none."""
+    """Node and class of an error about the whole workflow; empty if it names none."""
     where = whole.get("extra_info")
     if isinstance(where, dict) and isinstance(where.get("node_id"), str):
         return where

@@ -1,4 +1,4 @@
-"""The arguments of our own tools: what is read, and the JSON Schema that clients are shown of it."""
+"""The arguments of our own tools, and the JSON Schema of them for clients."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from comfyui.web.front.errors import describe_validation
 from comfyui.web.front.openapi import given
 
 _T = TypeVar("_T", bound=BaseModel)
-# How long a text may be that stands for an object: what is longer is refused unread.
+# Longest text that may stand for an object: a longer one is refused unread.
 _LONGEST_TEXT = 2_000_000
 
 
@@ -82,16 +82,16 @@ class RunWorkflow(WorkflowArguments):
 
 
 class RunNamed(Arguments):
-    """A named workflow to run, or to be told of."""
+    """A named workflow to run, or to describe."""
 
     name: str | None = Field(
         default=None,
         max_length=64,
-        description="The workflow's name. Without it, all names are listed and nothing runs.",
+        description="The workflow's name. Without it, the tool lists all names and runs nothing.",
     )
     parameters: JsonObject | None = Field(
         default=None,
-        description="The workflow's parameters by their names; {} where it needs none. Without them, they are described"
+        description="The workflow's parameters by their names; {} if it needs none. Without them, they are described"
         " and nothing runs.",
     )
     labels: Labels
@@ -100,13 +100,13 @@ class RunNamed(Arguments):
 
 
 class JobArguments(Arguments):
-    """What is done with a job."""
+    """An action on a job."""
 
     action: Literal["status", "wait", "result", "cancel", "list"] = Field(
         description="status: how it is now. wait: until it has ended, then its result. result: of a job that has ended."
         " cancel: ends it. list: your jobs, newest first."
     )
-    prompt_id: UUID | None = Field(default=None, description="Of the job; for all actions but list.")
+    prompt_id: UUID | None = Field(default=None, description="The job's id; for all actions but list.")
     wait: Wait = None
     status: str | None = Field(
         default=None, max_length=100, description="For list: states with commas, such as queued,running."
@@ -125,7 +125,7 @@ def read(model: type[_T], arguments: Mapping[str, Any]) -> _T:
 
 
 def schema_of(model: type[BaseModel]) -> dict[str, Any]:
-    """What clients are shown: an object whose members are plain, since some of them know no `anyOf`."""
+    """The schema for clients: an object with plain members, because some clients know no `anyOf`."""
     made = model.model_json_schema()
     properties = {name: given(field) for name, field in made["properties"].items()}
     required = {"required": made["required"]} if "required" in made else {}

@@ -1,4 +1,4 @@
-"""Which tools stand for named workflows: their names, and what a client is told of each."""
+"""The tools of named workflows: their names and descriptions."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _MOST_KEPT = 64
 
 @dataclass(frozen=True, slots=True)
 class Catalogue:
-    """What one set of workflows gives.
+    """The tools of one set of workflows.
 
     Attributes:
         tools: of the workflows that have one.
@@ -55,11 +55,11 @@ class Catalogues:
         self._kept: dict[frozenset[str] | None, Catalogue] = {}
 
     def of(self, request: Request) -> Catalogue:
-        """Of the workflows that the caller's key may run."""
+        """The tools of the workflows that the caller's key may run."""
         named = gateway_of(request).named
         if named.generation != self._generation:
             self._generation = named.generation
-            # Of all workflows and not of the key's: the same name is the same workflow, whoever calls it.
+            # Named among all workflows, not the key's: the same name is the same workflow for every caller.
             self._names = tool_names([one.name for one in named.all()], self._reserved)
             self._kept.clear()
         caller = state_of(request.scope).caller
@@ -79,8 +79,8 @@ class Catalogues:
 def tool_names(workflows: Collection[str], reserved: Collection[str]) -> dict[str, str]:
     """A tool's name for each workflow, of ``[a-z0-9_]``, by the workflow's.
 
-    A workflow whose own name is such a one keeps it. Others that would have the same name, or one of `reserved`, get a
-    part of their name's hash, so that it does not depend on which others there are.
+    A workflow whose own name is a tool name keeps it. Others with the same name, or one of `reserved`, get a part of
+    their name's hash, so that the name does not depend on the other workflows.
     """
     plain = {one: _NO_PART_OF_A_NAME.sub("_", one.lower()) for one in workflows}
     wanted = Counter(plain.values())

@@ -34,8 +34,8 @@ class McpEndpoint:
     """One for each application.
 
     Attributes:
-        route: of the endpoint. It answers POST only: without sessions a stream of GET would never tell anything, and
-            there is none to DELETE. Clients take 405 for that.
+        route: of the endpoint. It answers only POST: without sessions, a stream of GET would never have a message, and
+            there is none to DELETE. Clients accept 405 for that.
     """
 
     def __init__(self, options: McpOptions, limits: Limits, version: str) -> None:
@@ -47,7 +47,7 @@ class McpEndpoint:
             instructions=INSTRUCTIONS,
             on_list_tools=tools.list,
             on_call_tool=tools.call,
-            # No schema of ours asks for headers. Without an answer the package would list all tools at each call.
+            # Our schemas need no headers. Without an answer, the package would list all tools at each call.
             get_tool_input_schema=lambda _name: None,
         )
         # Spans for a package that is not installed with us.
@@ -61,7 +61,7 @@ class McpEndpoint:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Requests are served within the block."""
-        # It would cut answers as soon as the server stops: ours end by themselves, and the server sees to that.
+        # It would cut answers as soon as the server stops: ours end by themselves, and the server ensures that.
         AppStatus.enable_automatic_graceful_drain = False
         self._streams, self._plain = self._manager(json_response=False), self._manager(json_response=True)
         async with self._streams.run(), self._plain.run():
@@ -93,6 +93,6 @@ class McpEndpoint:
 
 
 def _is_older(scope: Scope) -> bool:
-    """Whether the request is of a protocol with a handshake."""
+    """Whether the request uses a protocol version with a handshake."""
     version = header(scope, MCP_PROTOCOL_VERSION_HEADER.encode("ascii"))
     return version is None or version.decode("latin-1") in HANDSHAKE_PROTOCOL_VERSIONS

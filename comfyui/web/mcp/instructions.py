@@ -1,4 +1,4 @@
-"""What clients put before a model that uses our tools. At most 1 KB: it stands in each of its conversations."""
+"""The text that clients put before a model that uses our tools. At most 1 KB: it is part of each conversation."""
 
 INSTRUCTIONS = """\
 Runs ComfyUI workflows, which make pictures, video, audio and more.

@@ -1,4 +1,4 @@
-"""What `/mcp` needs of the settings. Nothing here imports the `mcp` package."""
+"""The settings of `/mcp`. Nothing here imports the `mcp` package."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class McpOptions:
         max_body_bytes: of one request. The package reads it at once, in the event loop.
         pictures: that a result shows at most; the others are links.
         picture_chars: of each picture as base64: what models are shown without being filled by it.
-        pictures_s: how long they may take in all. Those that are not made by then are links only.
+        pictures_s: time for all pictures together. Those that are not made by then are only links.
         files: entries of a result at most, and links.
     """
 

@@ -21,10 +21,10 @@ _KEY = "comfyui_gateway.mcp"
 
 @dataclass(frozen=True, slots=True)
 class Posted:
-    """What was posted.
+    """The contents of a posted body.
 
     Attributes:
-        arguments: of a call of a tool, where they are an object; else empty.
+        arguments: of a tool call, if they are an object; otherwise empty.
         wants_progress: the client has said under which token it wants to be told.
     """
 
@@ -37,7 +37,7 @@ _NOTHING = Posted(0, {}, wants_progress=True)
 
 
 async def receive_posted(scope: Scope, receive: Receive, max_bytes: int, limits: Limits) -> Receive:
-    """Read the body, and keep what is in it for `posted_in`. Returns a `receive` that gives it again.
+    """Reads the body, and keeps its contents for `posted_in`. Returns a `receive` that gives the body again.
 
     Raises:
         BodyTooLargeError, ComfyUILimitError, BeyondLimitsError: it is more than is read here.
@@ -58,14 +58,14 @@ async def receive_posted(scope: Scope, receive: Receive, max_bytes: int, limits:
     except JSONError as error:
         if error.beyond_limits:
             raise BeyondLimitsError(f"the body: {error}") from None
-        params = {}  # the package says what is wrong with it, as its protocol has it
+        params = {}  # the package reports the fault in the form of its protocol
     wants_progress = "progressToken" in _object_in(params, "_meta")
     scope["state"][_KEY] = Posted(len(body), _object_in(params, "arguments"), wants_progress)
     return _again({"type": "http.request", "body": bytes(body), "more_body": False}, receive)
 
 
 def posted_in(scope: Scope) -> Posted:
-    """What `receive_posted` has read; of a body that did not come whole, nothing."""
+    """The contents that `receive_posted` has read; empty for an incomplete body."""
     posted: Posted = scope["state"].get(_KEY, _NOTHING)
     return posted
 

@@ -1,6 +1,6 @@
-"""What a tool answers. The first part is the whole JSON, since some clients show nothing else.
+"""The answers of tools. The first part is the whole JSON, because some clients show nothing else.
 
-There is no structured content: where it is there, some clients show nothing but that, and no picture.
+There is no structured content: if there is, some clients show only that, and no picture.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Results:
         """The JSON of the result, small pictures of its pictures, and a link to each file.
 
         Args:
-            deadline: in the loop's time. What is not in the store by then, where it is wanted there, is given up.
+            deadline: in the loop's time. Files that are not in the requested store by then are given up.
         """
         options = self.options
         shown = replace(result, files=result.files[: options.files])
@@ -84,7 +84,7 @@ class Results:
         return CallToolResult(content=content)
 
     async def _json(self, result: PromptResult, entries: list[FileEntry]) -> bytes:
-        """Without ComfyUI's own outputs where they are long: the answer says so then."""
+        """Without ComfyUI's own outputs if they are long; the answer then says so."""
         for with_outputs in (True, False):
             body = bytearray()
             pieces = self.gateway.deliverer.json(result, entries, Order(), with_outputs=with_outputs)
@@ -98,7 +98,7 @@ class Results:
         return bytes(body)
 
     async def _pictures(self, result: PromptResult, files: Sequence[OutputFile]) -> list[ImageContent]:
-        """Those that can be made, in time."""
+        """The pictures that can be made in time."""
         if not files:
             return []
         tasks = [asyncio.create_task(self._picture(result, file), name="picture of a tool") for file in files]
@@ -120,7 +120,9 @@ class Results:
         return ImageContent(data=pybase64.b64encode_as_string(made), mime_type="image/webp")
 
     def _linked(self, entry: FileEntry) -> FileEntry:
-        """With an address that the caller's browser can open, which has no key. A store's address is such a one."""
+        """The entry with an address that the caller's browser can open, without a key in it. A store's address already
+        is one.
+        """
         if "bucket" in entry:
             return entry
         file = entry["url"].removeprefix(self.gateway.options.public_url)

@@ -1,4 +1,4 @@
-"""Progress of a job, for a client that has asked for it."""
+"""Progress of a job, for a client that asked for it."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Telling:
 
     @asynccontextmanager
     async def to(self, session: Session) -> AsyncIterator[None]:
-        """What is new is told within the block."""
+        """Sends news within the block."""
         telling = asyncio.create_task(self._tell(session), name="progress of a tool")
         try:
             yield

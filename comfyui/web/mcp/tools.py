@@ -1,6 +1,6 @@
-"""The tools: which there are for a key, and what a call of each does.
+"""The tools of a key, and the work of each call.
 
-A tool may do what the same key may do by HTTP: the table of rights says it of the endpoint that does the same.
+A tool may do what the same key may do by HTTP: the table of rights decides, by the corresponding endpoint.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ _OWN = (
     (VALIDATE_WORKFLOW, ("POST", "/validate")),
     (JOB, ("GET", "/prompt_sync")),
 )
-# Of any workflow: its name is looked at by `named_of`.
+# The right to run any workflow; `named_of` checks its name.
 _RUN_NAMED_RIGHT = ("POST", "/workflows/name")
 _OWN_NAMES = frozenset({RUN_NAMED.name, *(tool.name for tool, _ in _OWN)})
 
@@ -116,7 +116,7 @@ class Call:
 
     @property
     def rules(self) -> KeyRules | None:
-        """Of the key; None where none is needed."""
+        """The rules of the key; None if none is needed."""
         return _rules_of(self.request)
 
 
@@ -134,7 +134,7 @@ class Tools:
         }
 
     async def list(self, context: Context, params: PaginatedRequestParams | None) -> ListToolsResult:
-        """Those that the caller's key may use, our own first. Raises `MCPError` for a page that there is not."""
+        """The tools that the caller's key may use, our own first. Raises `MCPError` for an unknown page."""
         request = _request_of(context)
         rules = _rules_of(request)
         tools = [tool for tool, same in _OWN if verdict(rules, *same).refusal is None]
@@ -149,7 +149,7 @@ class Tools:
         return ListToolsResult(tools=tools[first:end], next_cursor=str(end) if end < len(tools) else None)
 
     async def call(self, context: Context, params: CallToolRequestParams) -> CallToolResult:
-        """An error of ours is a result, which the model sees. Raises `MCPError` for a tool that there is not."""
+        """An error of ours is a result, which the model sees. Raises `MCPError` for an unknown tool."""
         request = _request_of(context)
         posted = posted_in(request.scope)
         call = Call(
@@ -175,10 +175,10 @@ class Tools:
                 _log.exception("request.crashed", tool=params.name)
                 return failed(ComfyUIError("the gateway failed; its log has the reason under this request_id"), request)
 
-    # What each of them does
+    # The tools
 
     async def _run_tool(self, name: str, call: Call) -> CallToolResult:
-        """A named workflow that is a tool: its arguments are the parameters, and null is what is not given."""
+        """A named workflow that is a tool: its arguments are the parameters, and null means not given."""
         values = {argument: value for argument, value in call.arguments.items() if value is not None}
         return await self._run_by_name(call, name, values, {}, None)
 
@@ -224,7 +224,7 @@ class Tools:
         return await self._run(call, request, asked.wait)
 
     async def _run(self, call: Call, request: PromptRequest, wait_s: float | None) -> CallToolResult:
-        """Run it, for as long as a call waits."""
+        """Runs it, as long as a call waits."""
         gateway, origin = call.gateway, origin_of(call.request)
         gateway.handler.refuse_when_full()
         _count(gateway, call.rules)
@@ -292,7 +292,7 @@ class Tools:
 
 @asynccontextmanager
 async def _progress(call: Call, prompt_id: str) -> AsyncIterator[Telling | None]:
-    """What tells the client of a job's progress; None where it has not asked for that."""
+    """Sends a job's progress to the client; None if it has not asked for it."""
     if (call.context.meta or {}).get("progress_token") is None:
         yield None
         return
@@ -302,7 +302,7 @@ async def _progress(call: Call, prompt_id: str) -> AsyncIterator[Telling | None]
 
 
 def _described(workflow: NamedWorkflow) -> Mapping[str, Any]:
-    """What `run_named` tells of a workflow."""
+    """The description of a workflow by `run_named`."""
     return {
         "name": workflow.name,
         "title": workflow.title,

@@ -11,7 +11,7 @@ from comfyui.jobs.origin import Origin
 from comfyui.models import PromptRequest, PromptResult
 from comfyui.tasks import end_tasks
 
-# Where a job has not begun when its wait is over, or ends at that moment: it is looked at again.
+# A job that has not begun when its wait is over, or ends at that moment, is looked at again after this time.
 _AGAIN_S = 0.05
 
 
@@ -24,14 +24,14 @@ async def run_within(
     listener: Listener | None,
     origin: Origin,
 ) -> PromptResult | None:
-    """Run the workflow as `/prompt_sync` does, for so long; None when it is not done by then.
+    """Runs the workflow as `/prompt_sync` does, for this time; None if it is not done by then.
 
-    It goes on then, as a job that was not waited for. Where this call is cancelled before, the job is cancelled, too,
+    It then goes on as a job without a waiting caller. If this call is cancelled before, the job is cancelled, too,
     unless others wait for it, or a setting keeps it.
 
     Args:
         prompt_id: the request's, or a new one.
-        max_s: the longest wait that there is.
+        max_s: the longest possible wait.
 
     Raises:
         ComfyUIError: it failed, or was not taken.
@@ -54,10 +54,10 @@ async def run_within(
 async def wait_for(
     handler: ComfyUIHandler, prompt_id: str, wait_s: float, listener: Listener | None, origin: Origin
 ) -> PromptResult | None:
-    """The result of a job that is there already; None when it has none within this time. It goes on in any case.
+    """The result of an existing job; None if it has none within this time. It goes on in any case.
 
     Raises:
-        ComfyUIError: it failed; or nobody knows it, or it is another owner's.
+        ComfyUIError: it failed, is unknown, or is another owner's.
     """
     try:
         return await handler.attach(prompt_id, timeout_s=wait_s, listener=listener, origin=origin)

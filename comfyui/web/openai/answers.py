@@ -30,7 +30,7 @@ class Picture:
 
 @dataclass(slots=True)
 class Facts:
-    """What is found out of the first picture while it is sent: its format as OpenAI names it, and WIDTHxHEIGHT."""
+    """The facts about the first picture, read while it is sent: its format by OpenAI's name, and WIDTHxHEIGHT."""
 
     output_format: str = ""
     size: str = ""
@@ -50,7 +50,7 @@ class Facts:
 
 
 def pictures_of(result: PromptResult) -> list[Picture]:
-    """The pictures of a result: of those that are only previews none, where there are others."""
+    """The pictures of a result, without previews if there are others."""
     pictures = [file for file in result.files if file.content_type.startswith("image/")]
     kept = [file for file in pictures if file.type == "output"]
     return [Picture(result, file, index) for index, file in enumerate(kept or pictures)]
@@ -69,7 +69,7 @@ async def base64_answer(
     """The JSON with the bytes of each picture, in pieces.
 
     Raises:
-        ComfyUIError: a picture cannot be read; before the first piece where it is the first one.
+        ComfyUIError: a picture cannot be read; if it is the first one, before the first piece.
     """
     facts = Facts()
     opening = b'{"created":%d,"data":[' % created

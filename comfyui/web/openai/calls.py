@@ -1,4 +1,4 @@
-"""What a client of OpenAI's image API asks for: the body of a generation or an edit, as JSON or as a form."""
+"""Reads a call of OpenAI's image API: the body of a generation or an edit, as JSON or as a form."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ResponseFormat = Literal["url", "b64_json"]
 MOST_IMAGES: Final = 10
 _FORMATS: Final[Mapping[str, ImageFormat]] = {"png": "png", "jpeg": "jpeg", "jpg": "jpeg", "webp": "webp"}
 _SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
-# Those that have a meaning here; each other field may be a parameter of the workflow.
+# The fields that have a meaning here; any other field may be a parameter of the workflow.
 _READ = frozenset(
     {
         *("model", "prompt", "n", "size", "response_format", "output_format", "output_compression"),
@@ -45,17 +45,17 @@ class ImageCall:
     """One request for pictures.
 
     Attributes:
-        size: width and height in pixels; None where the workflow decides.
-        response_format: None where the client does not say: see `answer_format`.
-        convert: None where pictures stay as the workflow made them.
+        size: width and height in pixels; None if the workflow decides.
+        response_format: None if the client does not say: see `answer_format`.
+        convert: None if pictures stay as the workflow made them.
         person: who is behind the caller's key; "" where the body does not say.
         images: each a URL, a data URI or base64; None for a file of the form.
-        mask: as one of `images`; "" where there is none.
+        mask: in the form of `images`; "" if there is none.
         further: fields that are not OpenAI's, or that only some of its models have, by name.
-        files: of the form; None where there are none.
+        files: of the form; None if there are none.
         image_files: the names in `files` of those of `images` that are files, in their order.
-        mask_file: the name in `files` of the mask; None where it is no file.
-        digest: SHA-256 of all that decides what is made.
+        mask_file: the name in `files` of the mask; None if it is not a file.
+        digest: SHA-256 of everything that decides the pictures.
         bytes: of the body, without files of a form.
     """
 
@@ -79,7 +79,9 @@ class ImageCall:
 
     @property
     def answer_format(self) -> ResponseFormat:
-        """As OpenAI's models do where the client does not say: the models of DALL·E gave URLs, all later ones bytes."""
+        """The format if the client does not say, as for OpenAI's models: the models of DALL·E gave URLs, all later ones
+        bytes.
+        """
         if self.response_format is not None:
             return self.response_format
         return "url" if (self.model or "").startswith("dall-e") else "b64_json"
@@ -97,7 +99,7 @@ class _Form:
 
 
 async def read_call(request: Request) -> ImageCall:
-    """What the body asks for. Its files have no holder yet.
+    """The call in the body. No holder has its files yet.
 
     Raises:
         ImageCallError, RequestError: a field cannot be used; `param` names it.
@@ -121,7 +123,7 @@ async def read_call(request: Request) -> ImageCall:
         for value in limits.lists["image[]"]:
             form.fields.setdefault("image[]", []).append(_text("image[]", value))
         if files is not None:
-            # As for named workflows: another content has another name, and errors are told by the field.
+            # The same as for named workflows: each content has its own name, and errors name the field.
             parts = zip(files.fields, files.sha256s, files.endings, strict=True)
             names = [file_name(place.removesuffix("[]"), digest, ending) for place, digest, ending in parts]
             for place, name in zip(files.fields, names, strict=True):

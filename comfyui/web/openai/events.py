@@ -41,7 +41,7 @@ class Previews:
         await self._news.wait()
 
     def take(self) -> Preview | None:
-        """The one to tell; None where there is none."""
+        """The preview to send; None if there is none."""
         found, self._newest = self._newest, None
         self._news.clear()
         self._left -= found is not None
@@ -61,7 +61,7 @@ async def picture_events(
     """The events as they come, a comment when there are none for `keep_alive_s`, and at last the pictures or the error.
 
     Args:
-        working: makes the pictures. Whoever made it cancels it.
+        working: makes the pictures. Its creator cancels it.
 
     Raises:
         ComfyUIError: a picture broke off after its first piece.

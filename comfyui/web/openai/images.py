@@ -50,7 +50,7 @@ _IGNORED = "X-Ignored-Parameters"
 _RETRY_COUNT = "x-stainless-retry-count"
 # SDKs give up after 600 s, and come again within 8 s.
 _REPEATED_WITHIN_S = 15 * 60.0
-# A refusal that comes sooner than this still gets its HTTP status, although events were asked for.
+# A refusal that comes sooner than this still gets its HTTP status, even for an answer in events.
 _START_PATIENCE_S = 1.0
 _MOST_SHOWN = 20
 _LONGEST_SHOWN = 60
@@ -167,7 +167,7 @@ async def _held(call: ImageCall) -> AsyncIterator[None]:
 async def _work(
     request: Request, gateway: GatewayState, call: ImageCall, workflow: NamedWorkflow, values: Values
 ) -> _Work:
-    """The prompts that make what is asked for: as many as pictures, where the workflow makes one at a time."""
+    """The prompts for the call: one for each picture, if the workflow makes one at a time."""
     count = 1 if values.batch else call.n
     seed = values.parameters.get(values.seed) if values.seed is not None else None
     requests = []
@@ -187,7 +187,7 @@ async def _work(
 
 
 def _caller(request: Request, call: ImageCall) -> Origin:
-    """Who calls: where one key stands for many people and no header named the person, the body may."""
+    """The caller: if one key is shared by many people and no header named the person, the body may."""
     origin, caller = replace(origin_of(request), face=_FACE), state_of(request.scope).caller
     if caller is None or caller.rules.user_header is None or caller.person or not call.person.isprintable():
         return origin
@@ -213,7 +213,7 @@ async def _pictures(work: _Work, listener: Listener | None = None) -> list[Pictu
 
 
 async def _result(work: _Work, index: int, listener: Listener | None) -> PromptResult:
-    """What one prompt gives. A call that its client repeats joins the job that it made before."""
+    """The result of one prompt. A call that its client repeats joins the earlier job."""
     gateway, key = work.gateway, work.keys[index]
     timeout_s = gateway.options.default_timeout_s
     if work.repeated:
@@ -262,7 +262,7 @@ async def _streamed(
 
 
 def _said_of(values: Values) -> dict[str, str]:
-    """The header that names what was not used; empty where all was."""
+    """The header that names the fields that were not used; empty if all were."""
     shown = [name[:_LONGEST_SHOWN].encode("ascii", "replace").decode() for name in values.ignored[:_MOST_SHOWN]]
     text = ", ".join("".join(char if char.isprintable() else "?" for char in name) for name in shown)
     return {_IGNORED: text} if text else {}

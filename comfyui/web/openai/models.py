@@ -1,4 +1,4 @@
-"""Which named workflow a model of OpenAI's image API stands for. Pure."""
+"""Finds the named workflow that a model of OpenAI's image API stands for. Pure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def with_role(workflow: NamedWorkflow, role: str) -> list[Parameter]:
 
 
 def can_do(workflow: NamedWorkflow, kind: ModelKind) -> bool:
-    """Whether the workflow makes a picture of what such a call brings."""
+    """Whether the workflow makes a picture from the inputs of such a call."""
     if not with_role(workflow, _WANTED[kind]):
         return False
     files = {parameter.name for role in ("image", "mask") for parameter in with_role(workflow, role)}
@@ -35,7 +35,7 @@ def workflow_for(
         workflows: those that the caller may run.
 
     Raises:
-        ImageCallError: none; the text lists those that there are.
+        ImageCallError: there is none; the text lists the existing ones.
     """
     able = {workflow.name: workflow for workflow in workflows if can_do(workflow, kind)}
     if model is None:

@@ -12,7 +12,7 @@ from comfyui.named.parameters import NamedWorkflow
 from comfyui.web.openai.calls import ImageCall
 from comfyui.web.openai.models import with_role
 
-# What OpenAI's clients send to any model. A workflow that has such a parameter gets it where the value fits.
+# Fields that OpenAI's clients send to any model. A workflow with such a parameter gets the value if it fits.
 _OPENAI_S: Final = frozenset(
     {
         *("quality", "style", "background", "moderation", "input_fidelity", "output_compression", "partial_images"),
@@ -23,14 +23,14 @@ _OPENAI_S: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Values:
-    """What a workflow is to be bound to.
+    """The parameters for a workflow.
 
     Attributes:
         parameters: values by parameter.
         files: names of the form's files by parameter.
         ignored: fields of the call that this workflow has no use for.
         batch: the workflow makes all the pictures in one run.
-        seed: the parameter for a seed; None where there is none.
+        seed: the parameter for a seed; None if there is none.
         fields: the call's field by the parameter that it became.
     """
 

@@ -1,1 +1,1 @@
-"""What we change of uvicorn: which requests are read, how answers are written, when a client is gone."""
+"""Our changes to uvicorn: which requests are read, how answers are written, and when a client is gone."""

@@ -1,4 +1,4 @@
-"""The client's side of an exchange: where the body of an answer goes, within the kernel where that is possible.
+"""The client's side of an exchange: the target of an answer's body, within the kernel if possible.
 
 ASGI knows a body as bytes only. `taking_splices` adds a message to it, so that whatever stands between an application
 and the server, and counts or times messages, does so for these, too.
@@ -15,8 +15,8 @@ from comfyui.exceptions import ClientGoneError
 from comfyui.transport.splice import Splice
 from comfyui.web.server.gathering import GatheringTransport
 
-# The message's type, in place of "http.response.body": what its "splice" has now is moved to the client. Where it is
-# understood it stands among the scope's extensions. Only in an answer that has a Content-Length.
+# A message type besides "http.response.body": the bytes that its "splice" has now are moved to the client. A server
+# that knows it lists it among the scope's extensions. Only for an answer that has a Content-Length.
 _SPLICE: Final = "http.response.splice"
 _EXTENSIONS: Final = {_SPLICE: dict[str, Any]()}
 
@@ -25,7 +25,7 @@ class ClientSide:
     """Takes the body of one answer, whose head has been sent: see `comfyui.transport.body.Receiver`.
 
     Attributes:
-        sent: bytes of the body, as far as the server has taken them.
+        sent: bytes of the body that the server has taken.
     """
 
     def __init__(self, scope: Scope, send: Send) -> None:

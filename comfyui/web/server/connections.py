@@ -1,4 +1,4 @@
-"""How many connections of clients are open: never so many that no file descriptor is left for anything else."""
+"""Limits the open connections of clients, so that file descriptors are left for everything else."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from comfyui.exceptions import TooManyConnectionsError
 from comfyui.metrics import Metrics
 
 _log = structlog.get_logger(__name__)
-# For files, name look-ups, ComfyUI's websockets, and connections that are being refused.
+# Descriptors for files, name look-ups, ComfyUI's websockets, and connections that are being refused.
 _RESERVED = 16
 _AT_LEAST = 4
 _LOG_EVERY_S = 10.0
@@ -28,7 +28,7 @@ class Closable(Protocol):
 
 
 def raise_descriptor_limit() -> int:
-    """How many files this process may open, after its own limit has been raised as far as it may be."""
+    """Raises this process's own limit of open files as far as allowed; returns the limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         try:
@@ -49,10 +49,10 @@ def connections_within(descriptors: int) -> int:
 class Connections:
     """The open connections of one server.
 
-    Where there are too many, the one that has been idle longest makes room: its client opens another when it needs one.
+    If there are too many, the one that was idle longest is closed: its client opens another when it needs one.
 
     Args:
-        most: how many may be open.
+        most: the largest number of open connections.
     """
 
     def __init__(self, most: int, metrics: Metrics | None = None) -> None:
@@ -63,7 +63,7 @@ class Connections:
         self._logged_at = float("-inf")
 
     def opened(self) -> bool:
-        """One more is open. False when it is one too many, and is to be told so and closed."""
+        """Counts one more. False if it is one too many, which must be told so and closed."""
         self._open += 1
         if self._open <= self._most:
             return True
@@ -79,7 +79,7 @@ class Connections:
         self._idle.pop(connection, None)
 
     def idle(self, connection: Closable) -> None:
-        """Nothing is asked or answered on it."""
+        """The connection has no request and no answer now."""
         self._idle[connection] = None
 
     def busy(self, connection: Closable) -> None:
@@ -87,7 +87,7 @@ class Connections:
 
     @property
     def crowded(self) -> bool:
-        """There are so many that even a refusal takes a descriptor which others need."""
+        """Whether there are so many that even a refusal takes a descriptor that others need."""
         return self._open > self._most + _RESERVED // 2
 
     @property

@@ -10,8 +10,8 @@ from starlette.types import Receive
 
 from comfyui.exceptions import ClientGoneError
 
-# Only a request that takes longer than this is worth a task that looks whether its client is still there. One that has
-# gone before is noticed then.
+# Only a request that takes longer than this gets a task that looks whether its client is still there. A client that
+# left earlier is noticed then.
 _PATIENCE_S = 0.25
 
 
@@ -20,8 +20,8 @@ class ClientWatch:
 
     Args:
         receive: the request's; nothing else may call it once the body was read.
-        body_read: whether the body was read, when that is not so from the start. Until then the reader of the body
-            notices a client that goes away.
+        body_read: whether the body was read, if not from the start. Until then, the reader of the body notices a client
+            that leaves.
     """
 
     def __init__(self, receive: Receive, body_read: Callable[[], bool] | None = None) -> None:
@@ -57,6 +57,6 @@ class ClientWatch:
             return
         gone = listening.done()
         listening.cancel()
-        # Cancelled by somebody else as well: that goes before.
+        # If someone else cancelled the task too, let their cancellation win.
         if gone and working is not None and working.uncancel() == 0 and kind is asyncio.CancelledError:
             raise ClientGoneError

@@ -22,14 +22,14 @@ def draining_on_signal(
 ) -> Iterator[None]:
     """The first SIGTERM or SIGINT begins to drain, a second one answers all that wait at once.
 
-    uvicorn stops listening and closes idle connections as soon as it learns of a signal: it learns of it when the drain
-    has ended. Until then new requests are answered on every connection, with 503 where they would start work.
+    uvicorn stops listening and closes idle connections as soon as it sees a signal; it sees it when the drain has
+    ended. Before that, new requests are answered on every connection, with 503 if they would start work.
 
     Args:
         on_drained: is told how many seconds of the grace are left.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield  # an embedded server (a test, say): whoever runs it calls `drain`
+        yield  # an embedded server (in a test, for example): its owner calls `drain`
         return
     loop = asyncio.get_running_loop()
     drains: set[asyncio.Task[None]] = set()

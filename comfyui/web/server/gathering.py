@@ -1,7 +1,7 @@
 """A connection that is written to once in each turn of the event loop.
 
-An answer takes one system call where uvicorn makes two. A system call and a packet for the head alone was an eighth of
-what a small relayed request costs, and the client's, too.
+An answer takes one system call; uvicorn makes two. A system call and a packet for the head alone took an eighth of the
+time of a small relayed request, for the client, too.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _SMALL = 16 * 1024
 
 
 class GatheringTransport:
-    """A transport that sends what is written within one turn of the loop together: an answer's head and its body."""
+    """A transport that sends everything written within one turn of the loop together: an answer's head and its body."""
 
     __slots__ = ("_held", "_loop", "_paused", "_pending", "_transport")
 
@@ -79,12 +79,12 @@ class GatheringTransport:
         return descriptor
 
     async def drained(self, flow: FlowControl) -> None:
-        """Until all that was written is on its way; then the socket may be written to by others."""
+        """Waits until all written bytes are on their way; then others may write to the socket."""
         self.flush()
         if self._transport.is_closing() or not self._transport.get_write_buffer_size():
             return
         low, high = self._transport.get_write_buffer_limits()
-        self._transport.set_write_buffer_limits(high=0)  # pauses what is not empty, until it is
+        self._transport.set_write_buffer_limits(high=0)  # pauses until it is empty
         try:
             while flow.write_paused:
                 await flow.drain()

@@ -23,11 +23,11 @@ from comfyui.web.server.socket import ServerSocket, SocketLimits
 
 _log = structlog.get_logger(__name__)
 
-# So much is given to the parser at once, and after so many of its calls others have their turn. A read of 256 KB may be
-# thousands of requests, or tens of thousands of chunks: that took half a second in one go.
+# How many bytes the parser gets at once, and after how many of its calls others have their turn. A read of 256 KB may
+# be thousands of requests, or tens of thousands of chunks: that took half a second in one step.
 _PIECE = 8 * 1024
 _CALLS_AT_ONCE = 4000
-# How long what a refused client sends is read and thrown away.
+# How long bytes of a refused client are read and thrown away.
 _LINGER_S = 2.0
 _RESET: Final = struct.pack("ii", 1, 0)
 
@@ -35,7 +35,7 @@ _RESET: Final = struct.pack("ii", 1, 0)
 class _OldClientCycle(RequestResponseCycle):
     """A request of HTTP/1.0, whose client knows no chunks: a body of unknown length ends with the connection.
 
-    uvicorn sends chunks all the same. `chunked_encoding` is uvicorn's, and None until an answer begins.
+    uvicorn sends chunks even to an old client. `chunked_encoding` is uvicorn's, and None until an answer begins.
     """
 
     _ends_with_connection = False
@@ -54,7 +54,7 @@ class _OldClientCycle(RequestResponseCycle):
     async def run_asgi(self, app: Any) -> None:
         await super().run_asgi(app)
         if self._ends_with_connection and not self.response_complete:
-            # Only a reset tells this client that the answer is not whole.
+            # Only a reset tells this client that the answer is not complete.
             self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             self.transport.abort()
 
@@ -62,8 +62,8 @@ class _OldClientCycle(RequestResponseCycle):
 class ServerHttp(HttpToolsProtocol):
     """For ``uvicorn --http comfyui.web.server.http:ServerHttp``; `server.py` sets it.
 
-    uvicorn starts a request as soon as its headers have come. A request that another server might read in another way
-    (where it ends, whose it is, what it asks for) is refused here before that.
+    uvicorn starts a request as soon as its headers have arrived. A request that another server might read differently
+    (its end, its recipient, its target) is refused here before that.
     """
 
     def __init__(
@@ -91,11 +91,11 @@ class ServerHttp(HttpToolsProtocol):
         self._muted = False
         """While the parser reads a head that `_read_on` has made."""
         self._unread = b""
-        """What has come and must wait for the parser. Nothing more is read from the socket meanwhile."""
+        """Bytes that have arrived and must wait for the parser. No more are read from the socket before."""
         self._calls = 0
         """Calls of the parser since the others had their turn."""
         self._body: list[bytes] = []
-        """What the parser has read of a body and uvicorn was not told of yet."""
+        """Bytes of a body that the parser has read and uvicorn has not got yet."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._gathering = GatheringTransport(transport, self.loop)
@@ -119,7 +119,7 @@ class ServerHttp(HttpToolsProtocol):
         if self._refused:
             return
         if not self._fits:
-            # Only now: to close it with its request unread would take the answer back.
+            # Closed only now: closing it with an unread request would take the answer back.
             self._refuse(self._clients.refusal)
             return
         self._clients.busy(self)
@@ -129,10 +129,10 @@ class ServerHttp(HttpToolsProtocol):
             self._read()
 
     def _read(self) -> None:
-        """Give the parser what has come, as long as nobody has to wait for that.
+        """Gives the parser the bytes that have arrived, as long as no one has to wait for it.
 
-        Requests that come before the one in front of them is answered wait as bytes, where one is a twentieth of what
-        it becomes when it is read.
+        Requests that arrive before the earlier one is answered wait as bytes, which take a twentieth of the memory of a
+        parsed request.
         """
         if self._refused or self.transport.is_closing():
             self._unread = b""
@@ -155,7 +155,7 @@ class ServerHttp(HttpToolsProtocol):
             self.loop.call_soon(self._read)
 
     def _parsed(self, data: bytes) -> bytes:
-        """What must wait of it."""
+        """The rest, which must wait."""
         view, at = memoryview(data), 0
         while at < len(data) and not self.pipeline and self._calls <= _CALLS_AT_ONCE:
             piece = view[at : at + _PIECE]
@@ -241,7 +241,7 @@ class ServerHttp(HttpToolsProtocol):
             self._in_body = False
             self._refuse(RequestHeadError("bytes follow a websocket's handshake before it is answered"))
         else:
-            # From now on the websocket is told when the connection ends.
+            # The websocket is told when the connection ends.
             lost = functools.partial(self._clients.closed, self)
             socket = functools.partial(ServerSocket, limits=self._socket_limits, lost=lost)
             self.ws_protocol_class = socket  # type: ignore[assignment]
@@ -250,7 +250,8 @@ class ServerHttp(HttpToolsProtocol):
     def _read_on(self) -> None:
         """Read a request whose ``Upgrade`` is not made as any other: its body comes next.
 
-        For the parser such a request ends with its head. So another parser reads on, behind a head of the same framing.
+        The parser takes the head of such a request for its end. So another parser reads on, after a head of the same
+        framing.
         """
         head = b"POST / HTTP/1.1\r\n%b\r\n" % (self._left_out or b"")
         self._left_out = None
@@ -281,7 +282,7 @@ class ServerHttp(HttpToolsProtocol):
             self._metrics.rejected.labels(reason).inc()
 
     def _refuse(self, error: ComfyUIError) -> None:
-        """Answer and close. Answers to requests before this one come first, and where one has begun it is cut."""
+        """Answers and closes. Answers to earlier requests come first; one that has begun is cut."""
         self._refused = True
         _log.info("request.refused", status=error.status, detail=error.detail)
         if isinstance(error, HeadTooLargeError):
@@ -315,10 +316,10 @@ class ServerHttp(HttpToolsProtocol):
             self.transport.close()
 
     def on_response_complete(self) -> None:
-        # Not at the end of the loop's turn: the application still has its line for the log to write in this one.
+        # Not at the end of the loop's turn: the application still writes its log line in this one.
         self._gathering.flush()
         if self._in_body and not self.pipeline:
-            self._head.wait()  # nobody reads the rest of its body, and nobody else would see that it never ends
+            self._head.wait()  # the rest of its body is never read, so its missing end would never be seen
         super().on_response_complete()
         if self.pipeline:
             return

@@ -1,10 +1,11 @@
-"""What lies in memory before the first request is put into huge pages.
+"""Puts the memory that is in use before the first request into huge pages.
 
-A request runs hundreds of small functions that lie all over 60 MB, and between two requests the processor has forgotten
-where; in a virtual machine each look-up in the page tables is many. In sessions of one caller, with and without it in
-turn, a relayed `POST /prompt` took 2.42 instead of 2.58 ms, and one through the queue 3.98 instead of 4.27 (CPU 2.54
-instead of 2.96, and 5.92 instead of 6.39 ms); while the machine's memory was slow it was 0.5 ms less and more. It costs
-1.5 MB, and 0.1 s of a thread that waits for the kernel. Linux only, from 6.1 on; elsewhere nothing happens.
+A request runs hundreds of small functions that are spread over 60 MB, and between two requests the processor forgets
+their addresses; in a virtual machine, each look-up in the page tables becomes many. With one caller, alternately with
+and without huge pages, a relayed `POST /prompt` took 2.42 instead of 2.58 ms, and one through the queue 3.98 instead of
+4.27 (CPU 2.54 instead of 2.96, and 5.92 instead of 6.39 ms); while the machine's memory was slow, it was 0.5 ms less
+and more. It costs 1.5 MB, and 0.1 s of a thread that waits for the kernel. Linux only, from 6.1 on; elsewhere nothing
+happens.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ _SMAPS = Path("/proc/self/smaps")
 # Elsewhere a huge page is as large as all that we have.
 _USUAL_SIZE = 2 * 1024 * 1024
 _MADV_COLLAPSE = 25
-# Of an area so much must be in use, in percent: the rest of its huge pages becomes memory that is used, too.
+# The least part of an area, in percent, that must be in use: the rest of its huge pages becomes used memory, too.
 _LEAST_USED = 75
 _AREA = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) rw-p \S+ \S+ 0 +(?:\[heap\])?$")
 _IN_USE = re.compile(r"^Rss: +(\d+) kB$")

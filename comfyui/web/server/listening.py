@@ -37,7 +37,7 @@ def bind(hosts: Sequence[str], port: int) -> list[socket.socket]:
     """A bound socket for each address; with port 0 all get the same free one. `::` is IPv6 alone: list `0.0.0.0`, too.
 
     Raises:
-        ValueError: one cannot be had; says which, and why. None is left open.
+        ValueError: one address cannot be used; the text says which, and why. No socket is left open.
     """
     with ExitStack() as stack:
         sockets: list[socket.socket] = []
@@ -62,7 +62,7 @@ def bind(hosts: Sequence[str], port: int) -> list[socket.socket]:
 
 
 def url_of(sock: socket.socket) -> str:
-    """Where it can be reached, as far as its own address says."""
+    """The URL of a socket, as far as its own address says."""
     host, port = sock.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
@@ -75,7 +75,7 @@ def is_loopback(host: str) -> bool:
 
 
 def warn_of_strangers(hosts: Sequence[str], port: int) -> None:
-    """Says in the log that a gateway without keys can be reached from other machines, where that is so."""
+    """Logs a warning if other machines can reach a gateway without keys."""
     reached = [host for host in hosts if not is_loopback(host)]
     if reached:
         _log.warning(

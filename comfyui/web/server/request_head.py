@@ -14,7 +14,7 @@ class HeadLimits:
     """The fields are settings (docs/configuration.md).
 
     Attributes:
-        max_bytes: of the target and all fields of one request; of its trailers as well.
+        max_bytes: of the target and all fields of one request, and of its trailers.
         max_fields: header fields of one request.
         seconds: from a connection's begin, or a head's first byte, to the head's end.
     """
@@ -25,10 +25,10 @@ class HeadLimits:
 
 
 class HeadWatch:
-    """Watches what one connection's parser reads; tell it of each event in order.
+    """Watches the parser of one connection; tell it of each event in order.
 
-    The parser keeps what it has of a field until the field ends, and copies it at each read. So a head that does not
-    end is ended here: after the read in which it began, at most `max_bytes` more are read.
+    The parser keeps an incomplete field until it ends, and copies it at each read. So an endless head is ended here:
+    after the read in which it began, at most `max_bytes` more are read.
 
     Args:
         late: called once when a head has taken too long, with whether anything of it has come. An answered request
@@ -79,7 +79,7 @@ class HeadWatch:
         return self._in_message
 
     def fed(self, size: int) -> None:
-        """The parser has read so many bytes. Raises `HeadTooLargeError`."""
+        """Counts bytes that the parser has read. Raises `HeadTooLargeError`."""
         if not self._in_message:
             return
         if self._moved:
@@ -92,11 +92,11 @@ class HeadWatch:
             self._timer = self._loop.call_later(self._limits.seconds, self._end)
 
     def wait(self) -> None:
-        """The head that has begun has its time once more; a body that was answered before its end has as much."""
+        """The head that has begun gets its full time again; so does a body that was answered before its end."""
         self._timer = self._loop.call_later(self._limits.seconds, self._end)
 
     def stop(self) -> None:
-        """Nothing is waited for."""
+        """The connection waits for nothing."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

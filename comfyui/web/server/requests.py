@@ -1,4 +1,4 @@
-"""Which heads of requests are taken: only those that every server behind us reads in the same way. Pure."""
+"""Accepts only heads of requests that every server behind us reads in the same way. Pure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MAX_DIGITS: Final = 19
 
 
 def checked_framing(method: bytes, version: str, target: bytes, headers: RawHeaders) -> bytes:
-    """The header line that says how long the request's body is; nothing where it has none.
+    """The header line with the length of the request's body; empty if there is no body.
 
     Args:
         headers: as they came, with names in lower case.

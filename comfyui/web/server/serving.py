@@ -1,4 +1,4 @@
-"""uvicorn as the gateway needs it: its protocols, its limits, and a word on where it listens."""
+"""uvicorn with the gateway's protocols and limits, and a log line that says where it listens."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _BACKLOG = 2048
 
 @dataclass(frozen=True, slots=True)
 class ServingOptions:
-    """What clients' connections may do."""
+    """Limits of clients' connections."""
 
     heads: HeadLimits
     sockets: SocketLimits = field(default_factory=SocketLimits)
@@ -45,12 +45,13 @@ def protocols(
     """Options of `uvicorn.Config` that a relay needs; each is what ComfyUI's own server does.
 
     Args:
-        connections: how many there may be at once; None for any number.
+        connections: how many may be open at once; None for any number.
     """
     return {
         # ComfyUI's Server header comes through; a second one would not be HTTP.
         "server_header": False,
-        # `TrustedProxies` reads them: uvicorn knows no host and no path, and leaves what it does not believe.
+        # `TrustedProxies` reads these headers: uvicorn reads no host and no path, and keeps headers that it does not
+        # believe.
         "proxy_headers": False,
         "timeout_keep_alive": 75,
         "http": functools.partial(
@@ -61,7 +62,7 @@ def protocols(
             metrics=metrics,
         ),
         "ws": ServerSocket,
-        # A ping keeps the path open. A client that does not answer it may be busy with its picture.
+        # A ping keeps the path open. A client that does not answer may be busy with its picture.
         "ws_ping_interval": 20.0,
         "ws_ping_timeout": None,
     }
@@ -85,9 +86,9 @@ class Server(uvicorn.Server):
         self.end_connections_within(grace_s)
 
     def end_connections_within(self, seconds: float) -> None:
-        """When the server stops, what is still open has so long and a moment: then it is cut.
+        """When the server stops, open connections get this time and a moment more, and are then cut.
 
-        That is a client that does not read its answer, or a websocket.
+        These are clients that do not read their answers, and websockets.
         """
         self.config.timeout_graceful_shutdown = math.ceil(seconds) + _LAST_CONNECTIONS_S
 
@@ -106,9 +107,9 @@ def run(main: Coroutine[Any, Any, None]) -> None:
 
 
 def relieve_the_collector() -> None:
-    """What is here now stays for good: the garbage collector need not look at it again and again.
+    """The present objects stay for good, so the garbage collector need not look at them again.
 
-    As it comes, it took a seventh of all time, in pauses of 20 ms and more.
+    By default, it took a seventh of all time, in pauses of 20 ms and more.
     """
     gc.freeze()
     gc.set_threshold(_COLLECT_AFTER, 20, 20)

@@ -28,10 +28,10 @@ _logger.setLevel(logging.WARNING)
 
 @dataclass(frozen=True, slots=True)
 class SocketLimits:
-    """What one client's websocket may do.
+    """Limits of one client's websocket.
 
     Attributes:
-        close_patience_s: for a client that is dropped to read what was sent to it before.
+        close_patience_s: for a dropped client to read what was sent to it before.
         most_fragments: of one message. A message has a largest size, but its fragments may be empty.
     """
 
@@ -47,7 +47,7 @@ class ServerSocket(WebSocketsSansIOProtocol):
         self._limits = limits
         self._lost = lost
         self._unread = b""
-        """What has come and must wait for the parser. Nothing more is read from the connection meanwhile."""
+        """Bytes that have arrived and must wait for the parser. No more are read from the connection before."""
         self.logger = _logger
 
     def data_received(self, data: bytes) -> None:
@@ -57,7 +57,9 @@ class ServerSocket(WebSocketsSansIOProtocol):
             self._read()
 
     def _read(self) -> None:
-        """Give the parser what has come, until the application has something to take or the turn is over."""
+        """Gives the parser the bytes that have arrived, until the application has a message to take or the turn is
+        over.
+        """
         data, self._unread = self._unread, b""
         at, end = 0, self.loop.time() + _TURN_S
         while at < len(data) and not self.read_paused and not self.transport.is_closing():
@@ -116,7 +118,9 @@ class ServerSocket(WebSocketsSansIOProtocol):
         return self.transport.get_write_buffer_size()
 
     def drop(self, code: int, reason: str) -> None:
-        """Put the close frame behind what waits to be read, and cut the connection when it is not read soon."""
+        """Sends the close frame after the bytes that wait to be read, and cuts the connection if they are not read
+        soon.
+        """
         if self.close_sent or self.disconnected or self.transport.is_closing():
             return
         self.conn.send_close(code, reason)

@@ -1,9 +1,9 @@
 """`TaskGate`: between LittleHorse's SDK and its server, so that no task is claimed that cannot run, and none is lost.
 
-The SDK alone claims one task more than it runs, while the server's timeout for it is running already; and when it stops
-it cancels what runs. So the gate holds each request for a task back until there is a place for it, knows from the
-replies and reports that pass which tasks are under way, and at the end waits for them. It sees the SDK through two
-calls of its stub and imports nothing of it.
+The SDK alone claims one task more than it runs, while the server's timeout for it already runs; and when it stops, it
+cancels running tasks. So the gate holds back each request for a task until there is a place for it, knows from passing
+replies and reports which tasks are under way, and waits for them at the end. It sees the SDK through two calls of its
+stub and imports nothing of it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class TaskGate:
     Args:
         slots: how many tasks may be under way.
         ready: returns when a task could run now; it is awaited before each request for one.
-        report_tries: after so many the SDK gives a report up, and there is nothing more to wait for.
+        report_tries: after this number the SDK gives a report up, and the gate no longer waits for it.
     """
 
     def __init__(self, slots: int, ready: Callable[[], Awaitable[None]], *, report_tries: int) -> None:
@@ -100,7 +100,7 @@ class TaskGate:
                     self._unreported.add(_key(reply.result))
                 yield reply
         except (asyncio.CancelledError, Exception):
-            # What `drain` withdraws ends in one of many errors; any other is the SDK's to see.
+            # A request that `drain` withdraws ends in one of many errors; any other is left to the SDK.
             if not self._draining.is_set():
                 raise
         finally:
@@ -116,7 +116,7 @@ class TaskGate:
             yield request
 
     async def _place(self) -> None:
-        """Until a task could be run, or none is to be taken any more."""
+        """Waits until a task may run, or no more are taken."""
         async with self._changed:
             await self._changed.wait_for(lambda: self._draining.is_set() or len(self._running) < self._slots)
         ready = asyncio.ensure_future(self._ready())
@@ -144,5 +144,5 @@ class TaskGate:
 
 
 def _key(task: Any) -> tuple[str, str, int]:
-    """Of a scheduled task and of its report alike."""
+    """The key of a scheduled task, and of its report."""
     return task.task_run_id.wf_run_id.id, task.task_run_id.task_guid, task.attempt_number

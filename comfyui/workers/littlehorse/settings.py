@@ -1,4 +1,4 @@
-"""Settings of the LittleHorse worker, beside those that its SDK reads itself. Knows nothing of the SDK."""
+"""Settings of the LittleHorse worker, without those that its SDK reads itself. Knows nothing of the SDK."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from comfyui.workers.settings import CommonWorkerSettings
 
 
 class LittleHorseSettings(CommonWorkerSettings):
-    """The shared settings and its own. The SDK reads its own ``LHC_*`` and ``LHW_*`` beside, and they win."""
+    """The shared settings and its own. The SDK reads its ``LHC_*`` and ``LHW_*`` itself, and they win."""
 
     lh_host: str = Field(default="", description="LittleHorse's server, host or host:port; empty: localhost:2023.")
     comfyui_base_url: Annotated[str, AfterValidator(check_address)] = Field(

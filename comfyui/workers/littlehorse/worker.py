@@ -49,7 +49,7 @@ TASK_NAME = "execute-comfyui-workflow"
 _log = structlog.get_logger("littlehorse_worker")
 _RPC_TIMEOUT_S = 10
 _BACKOFF = Backoff(start_s=0.4, max_s=15.0)
-# Of the SDK's tries to report: 15 times, 2 s apart.
+# The SDK's tries to report: 15 times, 2 s apart.
 _REPORT_S = 40.0
 # gRPC's limit for one message, which the server does not raise, is 4 MiB; output and log travel in one.
 _MAX_OUTPUT_BYTES = 3 << 20
@@ -71,11 +71,13 @@ _EXCEPTION_NAMES = {
 
 
 class GatedConfig(LHConfig):
-    """The SDK's configuration with our defaults, whose stubs pass through the gate; it closes what it opened."""
+    """The SDK's configuration with our defaults, whose stubs pass through the gate; it closes the channels that it
+    opened.
+    """
 
     def __init__(self, settings: LittleHorseSettings, gate: TaskGate) -> None:
         super().__init__()
-        # What the environment says for the SDK itself goes over this.
+        # The environment's values for the SDK itself win over these.
         self.load(
             {
                 **(server_of(settings.lh_host) if settings.lh_host else {}),
@@ -136,13 +138,13 @@ class WorkflowTask:
     async def execute(self, workflow: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
         """Run a workflow in ComfyUI's API format; gives ``{"prompt_id", "outputs": [paths], …}``.
 
-        In place of the graph it may be ``{"workflow_name": …, "parameters": {…}}``: see docs/workflows.md.
+        `workflow` may also be ``{"workflow_name": …, "parameters": {…}}``: see docs/workflows.md.
 
-        The prompt id comes from the task run and not from its attempt: a retry attaches to what runs already.
+        The prompt id comes from the task run, not from its attempt: a retry attaches to the running prompt.
 
         Raises:
             LHTaskException: ``invalid-workflow``, ``missing-model``, ``invalid-input``, ``node-error``, ``cancelled``,
-                ``quarantined``, ``no-outputs``, ``output-too-large``: the same again would not help.
+                ``quarantined``, ``no-outputs``, ``output-too-large``: the same task again would fail, too.
             TaskFailedError: unreachable, lost, timed out: LittleHorse may retry.
         """
         run_id = context.task_run_id
@@ -235,7 +237,7 @@ class WorkflowTask:
         raise LHTaskException(name, message, to_variable_value(await self._content(error))) from None
 
     async def _content(self, error: ComfyUIError) -> dict[str, Any]:
-        """What a handler in the workflow can read; bounded, as everything that travels in the report."""
+        """The content that a handler in the workflow can read; bounded, like everything in the report."""
         members = error_members(error)
         members["detail"] = error.detail[:_MAX_LINE]
         members["node_errors"] = {
@@ -267,14 +269,16 @@ def _listener(prompt: Mapping[str, Any], started: asyncio.Event, log: TaskLog) -
 
 
 def _told(file: OutputFile) -> dict[str, Any]:
-    """A file as every platform tells of it; where it is, `outputs` says."""
+    """A file's entry, the same on every platform; `outputs` says where the file is."""
     told: dict[str, Any] = {**file.to_json()}
     del told["url"]
     return told
 
 
 def without_traceback(result: Any) -> None:
-    """The SDK reports a failure by its traceback, with the paths of this machine: leave what was meant for others."""
+    """The SDK reports a failure by its traceback, with the paths of this machine: leaves only the message for
+    others.
+    """
     if not result.HasField("error") or "Traceback (most recent call last)" not in result.error.message:
         return
     _, ours, said = result.error.message.rpartition(f"{TaskFailedError.__name__}: ")
@@ -282,7 +286,7 @@ def without_traceback(result: Any) -> None:
 
 
 async def serve(settings: LittleHorseSettings, stop: asyncio.Event) -> bool:
-    """Work until `stop` is set, then finish and report what runs; False when something could not be reported.
+    """Works until `stop` is set, then finishes and reports the running tasks; False if one could not be reported.
 
     Raises:
         grpc.RpcError: the server refuses us or the task's definition.

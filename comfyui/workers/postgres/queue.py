@@ -24,7 +24,7 @@ _CHANNEL = "comfy_tasks"
 _COMMAND_S = 30.0
 _CONNECT_S = 10.0
 _RECONNECT = Backoff(start_s=0.4, max_s=10.0)
-# So that two workers that start together migrate one after the other.
+# Lets two workers that start together migrate one after the other.
 _MIGRATION_LOCK = 0x636F6D6679
 
 _NOT_MIGRATED = (asyncpg.UndefinedFunctionError, asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError)
@@ -163,7 +163,7 @@ class PostgresQueue:
             self._pool.terminate()
 
     async def _listen(self) -> None:
-        """Keep one connection that listens; while there is none, the workers' polls find what is new."""
+        """Keeps one connection that listens; while there is none, the workers' polls find the news."""
         failures = 0
         while True:
             try:
@@ -180,7 +180,7 @@ class PostgresQueue:
                 with contextlib.suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
                     await connection.add_listener(_CHANNEL, lambda *call: self._heard(str(call[-1])))
                     failures = 0
-                    self._heard("")  # what happened while nobody listened
+                    self._heard("")  # for events while no connection listened
                     await ended.wait()
             finally:
                 connection.terminate()
@@ -195,10 +195,10 @@ class PostgresQueue:
 async def migrate(database_url: SecretStr, names: TaskNames) -> list[str]:
     """Run every migration in one transaction; returns their names.
 
-    The last one tries what a worker does and undoes it.
+    The last one tries a worker's work and undoes it.
 
     Raises:
-        QueueSetupError: a migration failed, or the tables do not take what a worker writes; nothing is changed then.
+        QueueSetupError: a migration failed, or the tables do not accept a worker's writes; nothing is changed then.
         QueueError: the database cannot be reached.
     """
     applied = []
@@ -228,7 +228,7 @@ def _show_notice(_connection: object, notice: asyncpg.PostgresLogMessage) -> Non
 
 @contextmanager
 def _translated(*, migration: str = "") -> Iterator[None]:
-    """asyncpg's errors as ours. Only the server's own messages are repeated: the driver's may quote the URL."""
+    """Turns asyncpg's errors into ours. Only the server's own messages are repeated: the driver's may quote the URL."""
     try:
         yield
     except _REFUSED as error:

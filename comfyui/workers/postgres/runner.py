@@ -36,7 +36,7 @@ from comfyui.workers.progress import ProgressTracker
 from comfyui.workers.results import check_delivered, reason_not_delivered, result_members, saved_before
 
 _LONGEST_REASON = 4000
-# Without this, every step of every node would be a write to the database.
+# Without this limit, every step of every node would be a write to the database.
 _PROGRESS_EVERY_S = 2.0
 _BACKOFF = Backoff(start_s=0.4, max_s=15.0)
 # How long a result that is stored is offered to a database that is away.
@@ -45,7 +45,7 @@ _REPORT_PATIENCE_S = 900.0
 
 @dataclass(frozen=True, slots=True)
 class TaskRunnerOptions:
-    """``heartbeat_s`` is well below the lease; ``poll_interval_s`` finds what no notification told of."""
+    """``heartbeat_s`` is well below the lease; ``poll_interval_s`` finds tasks without a notification."""
 
     poll_interval_s: float = 5.0
     heartbeat_s: float = 5.0
@@ -55,7 +55,7 @@ class TaskRunnerOptions:
 
 
 class _Current:
-    """The task at hand. ``verdict`` is set when it is not ours to finish any more."""
+    """The present task. ``verdict`` is set when the task is no longer ours to finish."""
 
     def __init__(self, task: ClaimedTask, prompt_id: UUID) -> None:
         self.task = task
@@ -67,7 +67,7 @@ class _Current:
 
 
 class TaskRunner:
-    """One job at a time under one worker id. Queue, ComfyUI and store belong to whoever opened them."""
+    """Runs one job at a time under one worker id. Queue, ComfyUI and store belong to their openers."""
 
     def __init__(
         self, worker_id: str, queue: TaskQueue, comfyui: ComfyUIWorker, store: ObjectStore, options: TaskRunnerOptions
@@ -89,7 +89,7 @@ class TaskRunner:
         queue.listen(self._heard)
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Until `stop` is set; a task that is under way then is finished first."""
+        """Runs until `stop` is set; a task that is under way then is finished first."""
         stopping = asyncio.create_task(stop.wait())
         try:
             # Together: without heartbeats a task is taken from us, so a worker whose heart stopped must stop, too.
@@ -152,7 +152,7 @@ class TaskRunner:
             await end_tasks(waiting)
 
     def _raise_when_comfyui_failed(self) -> None:
-        """A child that crashed too often is not started again: whoever supervises the worker has to know."""
+        """A child that crashed too often is not started again: the worker's supervisor must know."""
         if (reason := self._comfyui.given_up) is not None:
             raise ComfyUIConnectionError(reason)
 
@@ -238,7 +238,7 @@ class TaskRunner:
                 self._log.info("task.ended", outcome=work.result(), seconds=round(time.monotonic() - started, 3))
 
     async def _give_up(self, current: _Current) -> None:
-        """Cancelled: ComfyUI is to stop. Lost: ComfyUI goes on, whoever has the task now waits for the same render."""
+        """Cancelled: ComfyUI must stop. Lost: ComfyUI goes on; the task's next owner waits for the same render."""
         verdict = current.verdict.result()
         self._log.info("task.given_up", reason="cancelled" if verdict is Lease.STOP else "lease lost")
         if verdict is Lease.STOP and current.request is not None:
@@ -264,7 +264,7 @@ class TaskRunner:
             retry = error.retryable and not isinstance(error, ComfyUIPromptLostError)
             return await self._report_failure(task, reason_of(error), failure, outputs, retry=retry)
         except Exception:
-            # Nothing of a bug's text goes into the row; the log has it.
+            # The text of a bug does not go into the row; the log has it.
             self._log.exception("task.crashed")
             reason = "the worker failed; its log has the reason"
             failure = await self._failure(current, ComfyUIError(reason), [])
@@ -277,7 +277,7 @@ class TaskRunner:
     async def _failure(
         self, current: _Current, error: ComfyUIError, outputs: Sequence[Mapping[str, Any]]
     ) -> Mapping[str, Any]:
-        """The members of a failed job's result, with what it ran on."""
+        """The members of a failed job's result, with the environment."""
         members = error_members(error)
         members["prompt_id"] = str(current.prompt_id)
         members |= {"files": list(outputs), "diagnostics": await environment(self._comfyui)}
@@ -356,7 +356,9 @@ class TaskRunner:
 
 
 def reason_of(error: ComfyUIError) -> str:
-    """What the row says: the kind of error, its detail, each node's messages; without what Postgres cannot store."""
+    """The text for the row: the kind of error, its detail, each node's messages; without characters that Postgres
+    cannot store.
+    """
     lines = [f"{error.title}: {error.detail}"]
     lines += [f"node {node_id}: {message}" for node_id, messages in error.node_errors.items() for message in messages]
     text = "\n".join(line for number, line in enumerate(lines) if not number or line.partition(": ")[2] not in lines[0])

@@ -1,7 +1,7 @@
 """The SQL of the task table with a deployment's own names for tables, columns and statuses. Pure: no I/O but its files.
 
-The migrations are valid SQL with the default names. Every name that can be chosen stands there in double quotes and
-every status in single quotes, so that one pass over the quoted tokens puts in the deployment's own, quoted anew.
+The migrations are valid SQL with the default names. Every configurable name is in double quotes and every status in
+single quotes, so that one pass over the quoted tokens replaces them with the deployment's own, quoted again.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from importlib.resources import files
 from typing import Literal
 
 SCHEMA_VERSION = 3
-"""What ``comfy_schema_version()`` answers in a database whose migrations are those of this package."""
+"""The answer of ``comfy_schema_version()`` in a database with the migrations of this package."""
 
 COLUMNS = (
     *("id", "task_type", "status", "params", "priority", "worker_id", "attempts", "progress", "progress_note"),
@@ -28,11 +28,11 @@ _LONGEST_NAME = 63
 
 @dataclass(frozen=True, slots=True)
 class TaskNames:
-    """How a deployment calls things. A table may be ``schema.table``; what is not mapped keeps its default name.
+    """A deployment's names. A table may be ``schema.table``; a name that is not mapped keeps its default.
 
-    ``worker_statuses["terminating"]`` may be several words with ``|`` between them: by these an orchestrator tells a
-    worker to take nothing more. A row that names no type has the first of ``task_types``. ``id_type`` is the type of
-    the ids of a task table that the migration creates.
+    ``worker_statuses["terminating"]`` may be several words with ``|`` between them: with these, an orchestrator tells a
+    worker to claim no more tasks. A row without a type has the first of ``task_types``. ``id_type`` is the type of the
+    ids of a task table that the migration creates.
 
     Raises:
         ValueError: a name that is empty, too long for Postgres, or has ``$`` or a NUL, or a key that does not exist.
@@ -88,7 +88,7 @@ def _checked(name: str) -> str:
     if not name or "\0" in name or "$" in name or "\\" in name or "\n" in name:
         raise ValueError(f"{name!r} cannot be used as a name: empty, or it has a dollar sign, backslash or line break")
     if len(name.encode()) > _LONGEST_NAME:
-        raise ValueError(f"{name!r} is longer than a name may be in Postgres, {_LONGEST_NAME} bytes")
+        raise ValueError(f"{name!r} is longer than the {_LONGEST_NAME} bytes that Postgres allows")
     return name
 
 

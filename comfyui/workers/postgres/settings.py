@@ -87,7 +87,7 @@ class PostgresWorkerSettings(StoringWorkerSettings):
         le=65535,
         description="ComfyUI's port here, where COMFYUI_SERVER_ADDRESS is empty.",
     )
-    # In the gateway and the RunPod worker POLL_INTERVAL is about ComfyUI.
+    # In the gateway and the RunPod worker, POLL_INTERVAL concerns ComfyUI.
     task_poll_interval: float = Field(
         default=5,
         gt=0,
@@ -100,7 +100,7 @@ class PostgresWorkerSettings(StoringWorkerSettings):
 
     # Empty: COMFY_PORT of this machine.
     comfyui_server_address: ServerAddresses = ()
-    # Videos are usual as inputs here, and come from storage that may be slow.
+    # Videos are usual inputs here, and come from storage that may be slow.
     max_input_mb: MaxInputMb = 2048
     input_url_timeout: InputUrlTimeout = 600
     # A task's link is kept in its row.
@@ -134,7 +134,7 @@ class PostgresWorkerSettings(StoringWorkerSettings):
         )
 
     def missing(self) -> str | None:
-        """What a worker lacks to run; the SQL can be printed without it."""
+        """The settings that a worker lacks; the SQL can be printed without them."""
         if self.database_url is None and self.supabase_url is None:
             return "set DATABASE_URL, or SUPABASE_URL with SUPABASE_SERVICE_ROLE_KEY"
         if not self.s3_bucket and self.supabase_url is None:
@@ -153,6 +153,6 @@ class PostgresWorkerSettings(StoringWorkerSettings):
             super().worker_options(),
             command=command,
             comfyui_dir=self.comfy_path,
-            # A worker that loses a lease leaves its render to whoever has the task next; only a cancelled task ends it.
+            # A worker that loses a lease leaves its render to the task's next owner; only a cancelled task ends it.
             cancel_abandoned=False,
         )

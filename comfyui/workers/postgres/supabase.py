@@ -1,4 +1,4 @@
-"""The task queue over HTTPS alone, where no connection to Supabase's Postgres is allowed.
+"""The task queue over HTTPS alone, for places from which Supabase's Postgres cannot be reached.
 
 It calls the functions of the migrations through PostgREST (``/rest/v1/rpc``).
 """
@@ -21,9 +21,9 @@ _RPC_TIMEOUT = aiohttp.ClientTimeout(total=30, sock_connect=10)
 
 
 class SupabaseQueue:
-    """The queue by remote procedure calls. Nothing tells it of news: it is as quick as `POLL_INTERVAL`.
+    """The queue by remote procedure calls. It has no notifications: it is as quick as `POLL_INTERVAL`.
 
-    The arguments are those of `PostgresQueue`; `api` belongs to whoever opened it.
+    The arguments are those of `PostgresQueue`; `api` belongs to its opener.
     """
 
     def __init__(self, api: SupabaseApi, *, lease_s: float, max_attempts: int, retry_delay_s: float) -> None:
@@ -118,7 +118,7 @@ class SupabaseQueue:
         )
 
     def listen(self, heard: Heard) -> None:
-        """Over HTTPS nobody calls."""
+        """HTTPS has no notifications."""
 
     async def _call(self, function: str, **arguments: Any) -> Any:
         try:

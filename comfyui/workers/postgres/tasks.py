@@ -1,4 +1,6 @@
-"""What a task row says, and what the worker needs of a queue of them; both ways of connecting implement `TaskQueue`."""
+"""The contents of a task row, and the worker's interface to a queue of them; both ways of connecting implement
+`TaskQueue`.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,7 @@ _PLAIN_EXTENSION = re.compile(r"\.[A-Za-z0-9]{1,8}")
 
 
 class WorkerState(IntEnum):
-    """What a worker's row says; the database has the deployment's words for it."""
+    """The status in a worker's row; the database has the deployment's words for it."""
 
     STARTING = 1
     WAITING = 2
@@ -39,21 +41,21 @@ class WorkerState(IntEnum):
 
 
 class Lease(StrEnum):
-    """What the renewal of a lease brings back."""
+    """The outcome of renewing a lease."""
 
     HELD = "held"
     STOP = "stop"
     """The task was cancelled or deleted."""
     LOST = "lost"
-    """Somebody else has the task, or may take it now."""
+    """Another worker has the task, or may take it now."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClaimedTask:
-    """A task that is ours for as long as `token` matches.
+    """A task that is ours as long as `token` matches.
 
     Attributes:
-        run: how often the task was queued anew after its end.
+        run: how often the task was queued again after its end.
         attempt: 1 for the first time that a worker took it in this run.
         type: the row's.
     """
@@ -67,7 +69,7 @@ class ClaimedTask:
 
     @classmethod
     def of_row(cls, row: Mapping[str, Any], token: UUID) -> Self:
-        """What `comfy_claim_task` gave."""
+        """The row from `comfy_claim_task`."""
         params = parsed_params(row["task_params"])
         return cls(row["task_id"], token, row["run"], row["attempt"], params, row["task_kind"] or "")
 
@@ -89,7 +91,7 @@ class TaskQueue(Protocol):
         ...
 
     async def renew(self, task: ClaimedTask, progress: float | None = None, note: str = "") -> Lease:
-        """The task stays ours for another lease. What is wrong with the worker's row does not matter here."""
+        """The task stays ours for another lease. A fault of the worker's row does not matter here."""
         ...
 
     async def seen(self, worker_id: str, state: WorkerState, task: ClaimedTask | None = None) -> bool:
@@ -130,7 +132,7 @@ class TaskQueue(Protocol):
 async def task_request(
     task: ClaimedTask, prompt_id: UUID, named: NamedWorkflows, workflows: Mapping[str, str]
 ) -> PromptRequest:
-    """As `prompt_request`, also for a task that names a workflow, or whose type does.
+    """As `prompt_request`, and also for a task that names a workflow, or whose type does.
 
     Args:
         workflows: named ones by types of tasks, whose params are the workflow's parameters.
@@ -147,14 +149,14 @@ async def task_request(
     params = dict(task.params)
     name, parameters = params.pop(NAME_FIELD), params.pop(PARAMETERS_FIELD, {})
     if params:
-        raise ComfyUIValidationError(f"params.{next(iter(params))}: it cannot stand beside {NAME_FIELD}")
+        raise ComfyUIValidationError(f"params.{next(iter(params))}: it cannot be used together with {NAME_FIELD}")
     return await named_request(named, name, parameters, fields, where="params.")
 
 
 def prompt_request(task: ClaimedTask, prompt_id: UUID) -> PromptRequest:
     """A task's params as the request that `/prompt_sync` would take.
 
-    ``workflow`` is the object or its JSON text; ``video_url`` becomes an input of the node ``video_node_id`` or, where
+    ``workflow`` is the object or its JSON text; ``video_url`` becomes an input of the node ``video_node_id`` or, if
     that is not given, of the only node that loads a video; the other fields are those of `PromptRequest`.
 
     Raises:
@@ -196,7 +198,7 @@ def job_fields(task: ClaimedTask, request: PromptRequest) -> JobFields:
 
 
 def parsed_params(value: Any) -> Mapping[str, Any]:
-    """jsonb comes as text over SQL and as an object over HTTPS; what is no object counts as an empty one."""
+    """jsonb comes as text over SQL and as an object over HTTPS; any other value counts as an empty object."""
     params = jsonio.loads(value) if isinstance(value, str | bytes) else value
     return params if isinstance(params, Mapping) else {}
 
@@ -213,7 +215,7 @@ def _workflow(value: Any) -> dict[str, Any]:
 
 
 def _video_input(workflow: Mapping[str, Any], node_id: Any, input_name: Any) -> tuple[str, str]:
-    """Where the video goes."""
+    """The node and the input for the video."""
     if node_id is None:
         loaders = [key for key, node in workflow.items() if "LoadVideo" in node["class_type"]]
         if len(loaders) != 1:
@@ -230,6 +232,6 @@ def _video_input(workflow: Mapping[str, Any], node_id: Any, input_name: Any) -> 
 
 
 def _extension(url: str) -> str:
-    """Of the file that the URL names; videos without any are mostly this."""
+    """The extension of the file in the URL; videos without one usually have this one."""
     suffix = PurePosixPath(unquote(urlsplit(url).path)).suffix
     return suffix.lower() if _PLAIN_EXTENSION.fullmatch(suffix) else ".mp4"

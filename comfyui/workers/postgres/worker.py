@@ -34,7 +34,7 @@ _BACKOFF = Backoff(start_s=0.4, max_s=15.0)
 
 
 async def serve(settings: PostgresWorkerSettings, worker_id: str, stop: asyncio.Event) -> None:
-    """Work until `stop` is set, and finish what runs then.
+    """Works until `stop` is set, and then finishes the running task.
 
     Raises:
         QueueSetupError: the database or project does not take us; the text says what to do.
@@ -94,7 +94,7 @@ def _store(settings: PostgresWorkerSettings, api: SupabaseApi | None) -> ObjectS
 async def _open_queue(
     stack: AsyncExitStack, settings: PostgresWorkerSettings, api: SupabaseApi | None, stop: asyncio.Event
 ) -> TaskQueue | None:
-    """Opened as soon as the database answers; None when `stop` came before."""
+    """Opened as soon as the database answers; None if `stop` came before."""
     failures = 0
     while not stop.is_set():
         try:

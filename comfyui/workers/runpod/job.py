@@ -34,17 +34,17 @@ from comfyui.workers.results import (
 _LIMITS = "RunPod takes 10 MB as the reply of /run and 20 MB of /runsync"
 _MB = 1_000_000
 _RUN_MB, _RUNSYNC_MB = 10.0, 20.0
-# What RunPod and its SDK put around the reply.
+# Bytes that RunPod and its SDK put around the reply.
 _ENVELOPE_BYTES = 100_000
 # RunPod's own mark on the ids of jobs that came by /runsync.
 _SYNC_ID = "sync-"
 _LONGEST_NAME = 100
-# Of one file's entries beside what `_head` has: type, commas, an empty `data`.
+# Bytes of one file's entries besides those of `_head`: type, commas, an empty `data`.
 _ENTRY_BYTES = 64
 
 
 class _Tolerant(Given):
-    """What callers send: null is as good as not given, and what is not known is left out, and named in `warnings`."""
+    """A caller's object: null counts as not given, and unknown members are left out and named in `warnings`."""
 
     model_config = ConfigDict(extra="ignore", hide_input_in_errors=True)
 
@@ -57,7 +57,7 @@ class NamedInput(_Tolerant):
 
 
 class OutputPlacement(_Tolerant):
-    """Where the files are stored, as far as a caller may choose: ``output`` of ``/prompt_sync``.
+    """The place of the files, as far as a caller may choose it: ``output`` of ``/prompt_sync``.
 
     A member that is not known is refused: files must not go elsewhere than their owner meant.
     """
@@ -74,25 +74,25 @@ class JobInput(_Tolerant):
     """``job["input"]``, ours and worker-comfyui's."""
 
     workflow: dict[str, Any] | None = Field(
-        default=None, description="In ComfyUI's API format, as an object or as JSON text."
+        default=None, description="The graph in ComfyUI's API format, as an object or as JSON text."
     )
-    workflow_name: str | None = Field(default=None, description="In its place: the name of a workflow.")
-    parameters: dict[str, Any] = Field(default={}, description="Of the named workflow.")
+    workflow_name: str | None = Field(default=None, description="The name of a workflow, instead of a graph.")
+    parameters: dict[str, Any] = Field(default={}, description="The parameters of the named workflow.")
     images: list[NamedInput] = Field(default=[])
     reference_images: dict[str, str] = Field(default={}, description="Path below ComfyUI's input folder to content.")
     return_base64: bool | None = Field(
-        default=None, description="True: in the reply where it fits. False: never. None: where there is no store."
+        default=None, description="True: in the reply if it fits. False: never. None: only without a store."
     )
     comfy_org_api_key: SecretStr | None = None
     comfy_org_auth_token: SecretStr | None = None
     extra_pnginfo: dict[str, Any] = Field(
-        default={}, description="As in ComfyUI's extra_data: what its nodes write into their pictures."
+        default={}, description="ComfyUI's extra_pnginfo, which its nodes write into their pictures."
     )
     output: OutputPlacement | None = None
     prompt_id: UUID | None = Field(
-        default=None, description="Of an earlier job: what it rendered is delivered, and not rendered again."
+        default=None, description="The id of an earlier job: its result is delivered, and not rendered again."
     )
-    warnings: tuple[str, ...] = Field(default=(), exclude=True, description="What was not understood.")
+    warnings: tuple[str, ...] = Field(default=(), exclude=True, description="Members that were not understood.")
 
     @field_validator("workflow", mode="before")
     @classmethod
@@ -114,7 +114,7 @@ class JobInput(_Tolerant):
 
     @property
     def secrets(self) -> dict[str, str]:
-        """As members of ComfyUI's ``extra_data``."""
+        """The caller's keys as members of ComfyUI's ``extra_data``."""
         given = {"api_key_comfy_org": self.comfy_org_api_key, "auth_token_comfy_org": self.comfy_org_auth_token}
         return {name: secret.get_secret_value() for name, secret in given.items() if secret}
 
@@ -125,12 +125,12 @@ class JobInput(_Tolerant):
 
     @property
     def wants_store(self) -> bool | None:
-        """None: as the worker is set up."""
+        """None: the worker's default."""
         return None if self.output is None else self.output.store == "s3"
 
     @property
     def may_be_stored(self) -> bool:
-        """Whether the store, where there is one, may be used for it."""
+        """Whether it may be put into the store, if there is one."""
         return self.wants_store is not False
 
     def check_placement(self, files: OutputFiles) -> None:
@@ -230,7 +230,7 @@ def _problems(error: ValidationError) -> str:
 
 
 def max_reply_bytes(job_id: str, max_result_mb: float | None) -> int:
-    """How large a reply to this job may be: RunPod's limit for the way in which it came, or what is set."""
+    """The largest reply to this job: RunPod's limit for the way in which the job came, or the setting."""
     if max_result_mb is None:
         max_result_mb = _RUNSYNC_MB if job_id.startswith(_SYNC_ID) else _RUN_MB
         return int(max_result_mb * _MB) - _ENVELOPE_BYTES
@@ -238,7 +238,7 @@ def max_reply_bytes(job_id: str, max_result_mb: float | None) -> int:
 
 
 async def reply(files: OutputFiles, result: PromptResult, job: JobInput, *, max_bytes: int) -> dict[str, Any]:
-    """The job's reply. A file that cannot be delivered has ``error`` in place of ``data``; the others still come.
+    """The job's reply. A file that cannot be delivered has ``error`` instead of ``data``; the others are still sent.
 
     Raises:
         ResultTooLargeError: as base64 it would be larger than `max_bytes`, and there is no store.
@@ -247,7 +247,7 @@ async def reply(files: OutputFiles, result: PromptResult, job: JobInput, *, max_
     warnings = list(job.warnings)
     body = {**result_members(result, []), "images": [], "outputs": result.outputs, "warnings": warnings}
     if _size(body) > max_bytes // 2 and result.outputs:
-        # The files are told of in `images`; what is left out is what nodes had to say.
+        # `images` has the files; what remains are other outputs of nodes.
         body["outputs"] = {}
         warnings.append("outputs was left out: with it the reply is larger than RunPod takes")
     images = await _images(files, result, job, max_bytes - _size(body))
@@ -263,7 +263,7 @@ async def reply(files: OutputFiles, result: PromptResult, job: JobInput, *, max_
 async def _images(
     files: OutputFiles, result: PromptResult, job: JobInput, max_bytes: int
 ) -> list[dict[str, Any]] | None:
-    """None when they are larger than that as base64, and there is no store."""
+    """None if they are larger than that as base64, and there is no store."""
     kept = kept_files(result.files)
     may_store = files.has_store and job.may_be_stored
     if job.return_base64 is False and not may_store:
@@ -284,13 +284,13 @@ def _too_large(result: PromptResult, max_bytes: int, what: str) -> ResultTooLarg
 
 
 def _size(value: Any) -> int:
-    """At most so many bytes as the SDK sends it: its JSON has a blank behind each comma and colon."""
+    """The largest size in bytes as the SDK sends it: its JSON has a blank after each comma and colon."""
     text = jsonio.dumps(value)
     return len(text) + text.count(b",") + text.count(b":")
 
 
 def _without_data(image: Mapping[str, Any]) -> dict[str, Any]:
-    """A file as every platform tells of it: where it is, or why it is not there."""
+    """A file's entry, the same on every platform: its place, or why it is not there."""
     told = {name: value for name, value in image.items() if name not in {"data", "type"}}
     return {**told, "url": image["data"]} if image["type"] == "s3_url" else told
 
@@ -307,7 +307,7 @@ def _head(file: OutputFile) -> dict[str, Any]:
 async def _as_base64(
     files: OutputFiles, result: PromptResult, kept: list[OutputFile], max_bytes: int
 ) -> list[dict[str, Any]] | None:
-    """None as soon as they are more than `max_bytes`; what does not fit is not read to its end."""
+    """None as soon as they are more than `max_bytes`; a file that does not fit is not read to its end."""
     images = []
     for file in kept:
         head = _head(file)

@@ -31,7 +31,7 @@ class RunPodSettings(StoringWorkerSettings, S3ChoiceFields, PollFields):
         default=None, gt=0, description="Largest reply, in MB; empty: RunPod's limits, 10 of /run and 20 of /runsync."
     )
     progress_interval: float = Field(default=1, ge=0, description="Least time between two progress updates.")
-    # Who sends a job may fetch its result a day later.
+    # A caller may fetch a job's result a day later.
     s3_presign_seconds: PresignSeconds = 24 * 3600
 
     @field_validator("comfyui_server_address")

@@ -51,7 +51,7 @@ Job = Mapping[str, Any]
 
 
 class ServerlessSdk(Protocol):
-    """``runpod.serverless``, as far as we use it."""
+    """The part of ``runpod.serverless`` that we use."""
 
     def start(self, config: dict[str, Any]) -> None: ...
 
@@ -60,7 +60,7 @@ class ServerlessSdk(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Running:
-    """What lives as long as the SDK's loop."""
+    """The objects that live as long as the SDK's loop."""
 
     worker: ComfyUIWorker
     files: OutputFiles
@@ -77,7 +77,7 @@ class RunPodWorker:
         self._running: asyncio.Future[_Running] | None = None
         self._tasks = SideTasks()
 
-    # What the SDK calls
+    # Called by the SDK
 
     def concurrency(self, _current: int) -> int:
         """The SDK's ``concurrency_modifier``: called in its loop before every job that it takes."""
@@ -100,11 +100,12 @@ class RunPodWorker:
             return answer
 
     async def close(self) -> None:
-        """Stop ComfyUI, which gets its time for it, and close what is open."""
+        """Stops ComfyUI, which gets its time for it, and closes everything that is open."""
         await self._tasks.close()
 
     async def _drain(self) -> None:
-        """After SIGTERM: what runs is finished and reported, then the SDK's loop ended, which closes all that is ours.
+        """After SIGTERM: finishes and reports the running jobs, then ends the SDK's loop, which closes everything of
+        ours.
 
         The requests for jobs end first: ComfyUI may take its time to stop, and a job that came then would be lost.
         """
@@ -122,7 +123,7 @@ class RunPodWorker:
         except ComfyUIError as error:
             self._log.warning("job.failed", code=error.code, detail=error.detail)
             answer = await self._failure(error, job, parsed)
-            # ComfyUI and its nodes are programs of others: what they say is not ours to choose.
+            # ComfyUI and its nodes are other people's programs: we do not choose the texts of their errors.
             for secret in parsed.secrets.values() if parsed else ():
                 answer = _without(secret, answer)
             return answer
@@ -170,7 +171,7 @@ class RunPodWorker:
             answer["warnings"] = list(parsed.warnings)
         return answer
 
-    # What lives as long as the loop
+    # The life of the loop
 
     def _worker(self) -> ComfyUIWorker | None:
         running = self._running
@@ -196,7 +197,7 @@ class RunPodWorker:
                 self._log.exception("worker.cannot_start")
                 running.set_exception(error)
                 return
-            # Whoever waits for it is told what is wrong.
+            # Its waiters get the error.
             with contextlib.suppress(ComfyUIError):
                 await worker.wait_until_ready()
                 await log_environment(worker)
@@ -272,7 +273,7 @@ def _send_update(sdk: ServerlessSdk, job: Job, progress: Mapping[str, Any]) -> N
 
 
 def _drain_on_sigterm(drain: Callable[[], None]) -> None:
-    """Beside the SDK's own handler, which was installed before and lets what runs finish."""
+    """Works beside the SDK's own handler, which was installed before and lets running jobs finish."""
     loop = asyncio.get_running_loop()
     previous = signal.getsignal(signal.SIGTERM)
 
@@ -293,8 +294,8 @@ async def _until_jobs_are_reported() -> None:
 def _end_long_polls() -> None:
     """End the SDK's requests for jobs and stop signals, when all jobs are done and reported.
 
-    It would wait up to 90 s for their answers, which is more than a stopping container gets; and a job that came as an
-    answer then would be run by nobody.
+    The SDK would wait up to 90 s for their answers, longer than a stopping container gets; and a job in such an answer
+    would never run.
     """
     for task in asyncio.all_tasks():
         if _coroutine_of(task) in _SDK_WAITS_FOR_NEWS:
@@ -313,11 +314,12 @@ def main() -> int:
         print(f"the RunPod worker cannot start:\n{error}", file=sys.stderr)
         return 2
     configure_logging(settings.log_level, settings.log_output)
-    # At DEBUG, its default, it writes every reply and in local mode every input, with callers' keys.
+    # At DEBUG, its default, it writes every reply and, in local mode, every input, with callers' keys.
     os.environ.setdefault("RUNPOD_LOG_LEVEL", "INFO")
     sdk: ServerlessSdk = importlib.import_module("runpod.serverless")
     worker = RunPodWorker(settings, sdk)
-    # Until the SDK has its own handler, and with its local API, whose uvicorn raises the signal again when it is done.
+    # For the time before the SDK has its own handler, and for its local API, whose uvicorn raises the signal again at
+    # its end.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         sdk.start({"handler": worker.handle, "concurrency_modifier": worker.concurrency})

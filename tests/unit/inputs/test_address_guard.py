@@ -118,5 +118,5 @@ def test_the_list_opens_what_it_names_and_nothing_beside(
     "entry", ["", "http://example.com", "example.com/path", "a b", "10.0.0.0/99", "x:0", "x:99999"]
 )
 def test_an_entry_that_means_nothing_stops_the_start(entry: str) -> None:
-    with pytest.raises(ValueError, match="no host"):
+    with pytest.raises(ValueError, match="not a host"):
         AddressPolicy([entry])

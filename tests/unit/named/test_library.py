@@ -107,7 +107,7 @@ async def test_what_cannot_be_used_is_listed_with_its_reason(tmp_path: Path) -> 
         "Twin": "another workflow has the same name in other letters (upper or lower case); rename one",
         "twin": "another workflow has the same name in other letters (upper or lower case); rename one",
         "two": "there are both two.json and two/workflow.json; remove one",
-        "apart": "its sidecar is not beside it, but at apart.toml",
+        "apart": "its sidecar must be beside it, but is at apart.toml",
     }
 
 

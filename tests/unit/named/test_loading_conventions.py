@@ -337,5 +337,5 @@ def test_choices_that_stand_in_the_workflow_are_its_parameters_and_their_number_
     inputs = bound(named, style="c").prompt["1"]["inputs"]
     assert (inputs["choice"], inputs["index"]) == ("c", 2)
     assert bound(named).prompt["1"]["inputs"]["index"] == 1
-    with pytest.raises(ParametersError, match="none of the choices"):
+    with pytest.raises(ParametersError, match="not one of the choices"):
         bound(named, style="d")

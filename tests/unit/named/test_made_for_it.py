@@ -218,7 +218,7 @@ def test_what_is_no_parameter_is_told() -> None:
     assert found.warnings == (
         "node 1 (ComfyUIDeployExternalText): it feeds nothing, so unused is no parameter",
         "node 2 (ComfyUIDeployExternalText): its input_id names no parameter",
-        "node 3 (ComfyUIDeployExternalNew): it is none of ComfyUI-Deploy's nodes that are known here",
+        "node 3 (ComfyUIDeployExternalNew): it is an unknown node of ComfyUI-Deploy",
     )
 
 

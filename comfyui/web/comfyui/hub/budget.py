@@ -12,7 +12,7 @@ class Budget:
         self._bytes = 0
 
     def holds(self, client: object, count: int) -> None:
-        """So many bytes wait for this client now."""
+        """Records how many bytes wait for this client now."""
         self._bytes += count - self._held.pop(client, 0)
         if count:
             self._held[client] = count

@@ -22,15 +22,15 @@ _ENDS = frozenset({Kind.SUCCESS, Kind.FAILURE})
 
 
 class Entries:
-    """Reads them. Raises `JournalError` where that cannot be done."""
+    """Reads the history entries. Raises `JournalError` if that is impossible."""
 
     def __init__(self, handler: ComfyUIHandler) -> None:
         self._pages = JobPages(handler)
 
     async def frames(self, prompt_id: str) -> list[Frame]:
-        """In ComfyUI's order, without the `executing` that ends them.
+        """The frames in ComfyUI's order, without the `executing` that ends them.
 
-        None for a prompt that was cancelled while it waited: ComfyUI tells nothing of it.
+        None for a prompt that was cancelled while it waited: ComfyUI sends no frames about it.
         """
         async for page in self._pages.each([prompt_id], _frames, results=True):
             return next(iter(page), [])

@@ -1,9 +1,10 @@
-"""`Focus`: what one websocket is told of its client's prompts, so that it looks as if one ran after the other. Pure.
+"""`Focus`: the frames of a client's prompts for one websocket, arranged as if one prompt ran after the other. Pure.
 
-ComfyUI runs one prompt at a time, and its clients believe that: the web frontend has one active prompt, from
-`execution_start` to `executing` with node null. So one prompt has the *focus*, the first of its client's that started.
-Its frames are told as they come. Of others that run meanwhile only what stays is kept, and told in one piece when they
-end; then the focus is named again. An end is told when the history has it, whatever the server said before.
+ComfyUI runs one prompt at a time, and its clients rely on that: the web frontend has one active prompt, from
+`execution_start` to `executing` with node null. So one prompt has the *focus*: the client's first that started. Its
+frames are passed on at once. For other prompts that run meanwhile, only lasting frames are kept, and sent together when
+the prompt ends; then the focus is named again. An end is sent when the history has it, even if the server sent it
+earlier.
 
 `AsItComes` is for sockets that want everything at once.
 """
@@ -27,11 +28,11 @@ class _Prompt:
     def __init__(self, start: Frame, *, keeps_all: bool) -> None:
         self.start = start
         self.is_whole = True
-        """Its start was told when it was; nothing of it was missed, as far as is known."""
+        """Whether its start was sent in time, so that none of its frames was missed, as far as is known."""
         self.executing: Frame | None = None
         self.state: Frame | None = None
         self.end: Frame | None = None
-        """What the server says of its end, which is not told yet."""
+        """The server's frames about its end, which are not sent yet."""
         self.executed: set[str | None] = set()
         self.keeps_all = keeps_all
         self.kept: list[Frame] = []
@@ -50,7 +51,7 @@ class _Prompt:
                 self.end = frame
 
     def missed(self, entry: Sequence[Frame]) -> list[Frame]:
-        """What the history entry has of its outputs, and no server told."""
+        """Frames for outputs in the history entry that no server has sent."""
         return [frame for frame in entry if frame.kind is Kind.EXECUTED and frame.node not in self.executed]
 
     def keep(self, frame: Frame) -> None:
@@ -75,22 +76,22 @@ class _Prompt:
         self.executing = executing
 
     def now(self) -> list[Frame]:
-        """Where it is."""
+        """Frames for its present state."""
         return [frame for frame in (self.executing, self.state) if frame is not None]
 
 
 class Narration:
-    """Turns what the servers tell into what one websocket is told. Synchronous: frames in, frames out."""
+    """Turns the servers' frames into those of one websocket. Synchronous: frames in, frames out."""
 
     def __init__(self) -> None:
         self._prompts: dict[str, _Prompt] = {}
 
     def heard(self, frame: Frame) -> list[Frame]:
-        """A server tells it. Returns what is told now."""
+        """A server sent this frame. Returns the frames to send now."""
         raise NotImplementedError
 
     def ended(self, prompt_id: str, done: Frame, entry: Sequence[Frame] = ()) -> list[Frame]:
-        """The prompt has ended, and its history entry can be read. Returns what is told now.
+        """The prompt has ended, and its history entry can be read. Returns the frames to send now.
 
         Args:
             entry: the frames that the entry has, where the narration `lacks` some: from `execution_start` to the last
@@ -99,16 +100,16 @@ class Narration:
         raise NotImplementedError
 
     def knows(self, prompt_id: str) -> bool:
-        """Whether the prompt has started, and its end was not told."""
+        """Whether the prompt has started, and its end was not sent."""
         return prompt_id in self._prompts
 
     def kept(self) -> Iterator[Frame]:
-        """What waits here to be told."""
+        """The frames that wait here."""
         for prompt in self._prompts.values():
             yield from prompt.kept
 
     def joined(self, frames: Iterable[Frame]) -> list[Frame]:
-        """A prompt ran before the socket was there: its start, and how it is. Returns what is told now."""
+        """A prompt ran before the socket existed: its start, and its state. Returns the frames to send now."""
         told: list[Frame] = []
         for frame in frames:
             told += self.heard(frame)
@@ -139,7 +140,7 @@ class Focus(Narration):
             return self._started(prompt_id, frame)
         prompt = self._prompts.get(prompt_id)
         if prompt is None:
-            return []  # its end tells what it made
+            return []  # its end has its outputs
         prompt.hear(frame)
         if frame.kind in ENDS:
             return []
@@ -149,7 +150,7 @@ class Focus(Narration):
         return []
 
     def _started(self, prompt_id: str, start: Frame) -> list[Frame]:
-        # Where all before it have ended, and only their ends are to be told, it has the focus in a moment.
+        # If all earlier prompts have ended, and only their ends are still to be sent, it gets the focus in a moment.
         others = (prompt for one, prompt in self._prompts.items() if one != prompt_id)
         # Another attempt of the same prompt makes its outputs again.
         self._prompts[prompt_id] = _Prompt(start, keeps_all=all(other.end is not None for other in others))
@@ -175,7 +176,7 @@ class Focus(Narration):
         return [prompt.start, *prompt.now()]
 
     def _taken_up(self) -> list[Frame]:
-        """The prompt that has the focus now, with what was kept of it."""
+        """The prompt that has the focus now, with its kept frames."""
         if self._focus is None:
             return []
         prompt = self._prompts[self._focus]

@@ -32,7 +32,7 @@ _JPEG, _PNG = 1, 2
 
 
 class Kind(enum.Enum):
-    """What a frame tells."""
+    """The meaning of a frame."""
 
     START = enum.auto()
     CACHED = enum.auto()
@@ -52,7 +52,7 @@ class Kind(enum.Enum):
     """`executing` with node null: the history can be read."""
     STATUS = enum.auto()
     OTHER = enum.auto()
-    """What custom nodes tell, and what is about no prompt."""
+    """Frames of custom nodes, and frames about no prompt."""
 
 
 ENDS = frozenset({Kind.SUCCESS, Kind.FAILURE})
@@ -75,12 +75,12 @@ class Frame:
     """One message for one websocket. Its bytes are in memory, or put away until it is sent.
 
     Attributes:
-        data: as ComfyUI wrote it, or we; None while it is put away.
-        prompt_id: None where it is about no prompt.
-        node: of which it tells something, where it is one.
+        data: as ComfyUI or the gateway wrote it; None while it is in the file.
+        prompt_id: None if it is about no prompt.
+        node: the node that it is about, if any.
         is_merged: names of files in it lead to its prompt, as in the history.
         size: bytes, wherever they are.
-        place: where it is put away.
+        place: its place in the file.
     """
 
     __slots__ = ("data", "is_merged", "is_text", "kind", "node", "place", "prompt_id", "size")
@@ -115,7 +115,7 @@ class Frame:
 
 
 def frame_of(prompt_id: str | None, event: Event, data: bytes, *, is_output: bool = False) -> Frame | None:
-    """What a server tells; None for an end, which is told when the history can be read.
+    """The frame for a server's event; None for an end, which is sent when the history can be read.
 
     Args:
         is_output: the node that runs is an output node, so that its pictures are results.
@@ -145,12 +145,12 @@ def done(prompt_id: str) -> Frame:
 
 
 def has_metadata(frame: Frame) -> bool:
-    """Whether it is a picture as only clients know it that have declared `supports_preview_metadata`."""
+    """Whether it is a picture in the form for clients that declare `supports_preview_metadata`."""
     return not frame.is_text and frame.data is not None and frame.data.startswith(_WITH_METADATA.to_bytes(4))
 
 
 def is_progress_of(picture: Frame, frame: Frame) -> bool:
-    """Whether the frame tells how far the node of the picture is."""
+    """Whether the frame tells the progress of the picture's node."""
     return frame.kind is Kind.PROGRESS and frame.is_text and frame.prompt_id == picture.prompt_id
 
 

@@ -1,8 +1,8 @@
-"""`Hub`: the websockets of all clients, and what they are told.
+"""`Hub`: the websockets of all clients, and the frames that they get.
 
-It hears the frames of all servers and the writes of the journal. A frame goes to the sockets of the client whose prompt
-it is about: those with the owner and the client id of the prompt's job. An end is told when the journal has it, so that
-whoever reads the history then finds it there, whether a server ran the prompt or not.
+It hears the frames of all servers and the writes of the journal. A frame goes to the sockets of its prompt's client:
+those with the owner and the client id of the prompt's job. An end is sent when the journal has it, so that a reader of
+the history finds it there, whether or not a server ran the prompt.
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ from comfyui.web.comfyui.viewer import viewer_of
 _log = structlog.get_logger("relay")
 
 _STATUS_EVERY_S = 0.2
-# While the journal cannot be read, an end is told to nobody: the history does not have it.
+# While the journal cannot be read, no client is told of an end: the history does not have it.
 _JOURNAL_BACKOFF = Backoff(start_s=0.2, max_s=5.0)
 _SHOWN_STATES = frozenset({State.SUCCEEDED, State.FAILED, State.LOST, State.CANCELED})
 
 
 @dataclass(frozen=True, slots=True)
 class HubOptions:
-    """What the hub may take.
+    """Limits of the hub.
 
     Attributes:
-        buffer_bytes: may wait in memory for all clients together; what is more lies in files.
+        buffer_bytes: what may wait in memory for all clients together; the rest is in files.
         sessions: what may wait for each client, and how long.
     """
 
@@ -63,7 +63,7 @@ class HubOptions:
 
 @dataclass(slots=True)
 class _Running:
-    """A prompt that runs, of a client with a socket. `node`: the one that runs, as far as is known."""
+    """A running prompt of a client with a socket. `node`: the node that runs, as far as is known."""
 
     owner: str | None
     client_id: str
@@ -133,7 +133,7 @@ class Hub:
 
     @contextlib.contextmanager
     def _open(self, session: Session) -> Iterator[None]:
-        """The session is told of its prompts, also of those that run already."""
+        """The session gets the frames of its prompts, including those that already run."""
         client_id = session.client_id
         for prompt_id, latest in self._running_for(session):
             frames = (frame_of(prompt_id, parse_text(one), one) for one in latest)
@@ -151,7 +151,7 @@ class Hub:
                 del self._running[prompt_id]
 
     def _running_for(self, session: Session) -> list[tuple[str, Sequence[bytes]]]:
-        """The prompts of the session that run, the one that started first before the others, with their last frames."""
+        """The session's running prompts, in the order of their starts, with their latest frames."""
         found: list[tuple[float, str, Sequence[bytes]]] = []
         for prompt_id, latest in chain.from_iterable(server.running_frames() for server in self._pool.servers):
             job = self._standing.job(prompt_id)
@@ -166,7 +166,7 @@ class Hub:
     def _sessions_of(self, running: _Running) -> Iterable[Session]:
         return (one for one in self._clients.get(running.client_id, ()) if one.owns(running.owner))
 
-    # What the servers tell
+    # Frames of the servers
 
     def wants(self, prompt_id: str) -> bool:
         return prompt_id in self._running
@@ -198,7 +198,7 @@ class Hub:
             self._running[prompt_id] = running
 
     def _running_of(self, prompt_id: str) -> _Running | None:
-        """Whose it is, where it is a client's with a client id."""
+        """The running prompt, if its client has a client id."""
         known, job = self._running.get(prompt_id), self._standing.job(prompt_id)
         if known is not None or job is None or job.request is None or job.request.client_id is None:
             return known
@@ -209,7 +209,9 @@ class Hub:
         return _Running(job.owner, jsonio.without_surrogates(job.request.client_id), outputs)
 
     def _heard_of_no_prompt(self, server: str, event: Event, frame: bytes) -> None:
-        """What custom nodes tell all clients. It is the first server's business, and only for those who see all."""
+        """A custom node's frame for all clients. Only the first server's are passed on, and only to callers that see
+        everything.
+        """
         told = frame_of(None, event, frame)
         if told is None or not told.is_text or server != self._pool.backends[0].name:
             return
@@ -223,7 +225,7 @@ class Hub:
     def _all(self) -> list[Session]:
         return [session for sessions in self._clients.values() for session in sessions]
 
-    # What the journal says
+    # Writes of the journal
 
     def wrote(self, write: Write) -> None:
         if not self._clients:
@@ -312,13 +314,13 @@ class Hub:
         return message(Kind.STATUS, "status", data if sid is None else {**data, "sid": sid})
 
     def _features(self) -> Frame | None:
-        """Those of all servers that have told of theirs; none where no server knows of any, as an old ComfyUI."""
+        """The features of all servers that have told theirs; none if no server has any, as an old ComfyUI."""
         known = [one.watcher.features for one in self._pool.backends if one.watcher.features is not None]
         return message(Kind.OTHER, "feature_flags", merged_features(known)) if known else None
 
 
 def _is_of_the_prompt(event: Event) -> bool:
-    """Whether a frame that came while a prompt ran is about that: custom nodes tell other things to all clients."""
+    """Whether a frame that arrived while a prompt ran is about it: custom nodes send other frames to all clients."""
     if not isinstance(event, Unknown) or isinstance(event.data, bytes):
         return True
     return isinstance(event.data, dict) and "prompt_id" in event.data

@@ -1,4 +1,4 @@
-"""`Outbox`: what waits to be sent to one websocket; and `Shelf`, where it lies when it is too much for memory."""
+"""`Outbox`: the frames that wait for one websocket, and `Shelf`, the file for those that memory cannot hold."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import IO, Self
 from comfyui.offload import finished_in_thread
 from comfyui.web.comfyui.hub.frames import PASSING, Frame, Kind
 
-# From so much on a client is behind, and is told only the newest of what passes.
+# From this size on a client is behind, and gets only the newest progress.
 _BEHIND_FRAMES, _BEHIND_BYTES = 1000, 1_000_000
 
 
 class Outbox:
-    """Frames in the order in which they are sent. Nothing but progress is ever left out."""
+    """Frames in the order in which they are sent. Only progress is ever left out."""
 
     def __init__(self) -> None:
         self._waiting: deque[Frame] = deque()
@@ -26,7 +26,7 @@ class Outbox:
         self._emptied.set()
         self._thin_at = _BEHIND_FRAMES, _BEHIND_BYTES
         self.bytes = 0
-        """Of what waits and is in memory, about."""
+        """About how many of the waiting bytes are in memory."""
 
     def __iter__(self) -> Iterator[Frame]:
         return iter(self._waiting)
@@ -43,7 +43,7 @@ class Outbox:
             self._thin()
 
     def _thin(self) -> None:
-        """Leave out what has passed: of each prompt's progress the newest is told."""
+        """Leaves out old progress: for each prompt, the newest is sent."""
         seen: set[tuple[str | None, Kind]] = set()
         left: deque[Frame] = deque()
         for frame in reversed(self._waiting):
@@ -129,7 +129,7 @@ class Shelf:
             return True
 
     async def _move_up(self, lying: Sequence[Frame]) -> None:
-        """What was taken leaves gaps: begin the file anew with what is still wanted."""
+        """Removed frames leave gaps: starts a new file with the wanted frames."""
         places = await finished_in_thread(lambda: self._moved(lying))
         for frame, place in zip(lying, places, strict=True):
             frame.put_away(place)

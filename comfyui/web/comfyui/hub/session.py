@@ -1,7 +1,7 @@
 """`Session`: one client's websocket, from its handshake to its end.
 
-A client that reads, however slowly, is told everything but the progress that has passed. What waits for it is in memory
-up to a limit, and then in a file up to another one. One that takes nothing for long, or too little, is dropped.
+A client that reads, however slowly, gets everything except old progress. Its waiting frames are in memory up to a
+limit, and then in a file up to another one. A client that takes nothing for long, or too little, is dropped.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ _log = structlog.get_logger("relay")
 
 # A smaller frame costs more on the disk than in memory.
 _WORTH_A_FILE = 512
-# What waits is weighed anew when so many bytes have come.
+# The waiting frames are weighed again after this number of bytes.
 _WEIGHED_EVERY = 256_000
 _LONGEST_DECLARATION = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class SessionLimits:
-    """What may wait for one client, and how long.
+    """Limits of the frames that wait for one client.
 
     Attributes:
-        memory_bytes: may wait for it in memory; what is more lies in a file.
+        memory_bytes: how much may wait in memory; the rest is in a file.
         file_bytes: may wait for it in that file. A client for which more waits is dropped.
         idle_s: a client for which something waits and that takes nothing for so long is dropped.
         close_patience_s: for a client to take its close frame.
@@ -63,12 +63,12 @@ class Session:
     """One client's websocket.
 
     Args:
-        narration: the rules by which it is told of prompts.
-        features: what it is told when it declares its own.
+        narration: the rules for its prompts' frames.
+        features: the answer when it declares its own.
 
     Attributes:
         viewer: who opened it.
-        client_id: by which its prompts are known; one of ours where it named none.
+        client_id: the id of its prompts; one of ours if it named none.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class Session:
         self.tell(self.narration.heard(frame), heard=frame.size)
 
     def tell(self, frames: Iterable[Frame], *, heard: int = 0) -> None:
-        """Send these in their order, after all that was told before. `heard`: bytes that came, and may be kept."""
+        """Sends these in order, after all earlier frames. `heard`: bytes that arrived, and may be kept."""
         for frame in frames:
             for one in self._in_turn(frame):
                 self._outbox.put(one)
@@ -122,8 +122,9 @@ class Session:
             self._weigh()
 
     def _in_turn(self, frame: Frame) -> list[Frame]:
-        """What is sent now. A picture with metadata comes before the progress of its node; clients that know no
-        metadata get it behind that, as from ComfyUI."""
+        """The frames to send now. A picture with metadata comes before the progress of its node; clients that know no
+        metadata get it after that, as from ComfyUI.
+        """
         picture, self._picture = self._picture, None
         if picture is not None:
             return [frame, picture] if is_progress_of(picture, frame) else [picture, *self._in_turn(frame)]
@@ -140,7 +141,7 @@ class Session:
             self._is_full.set()
 
     async def run(self) -> None:
-        """Until the client leaves, or is dropped."""
+        """Runs until the client leaves, or is dropped."""
         reading = asyncio.create_task(self._read(), name="websocket from the client")
         writing = asyncio.create_task(self._write(), name="websocket to the client")
         watching = asyncio.create_task(self._watch(), name="progress of the client")
@@ -155,7 +156,7 @@ class Session:
                     self._rejected.inc()
                     waiting = sum(frame.size for frame in self._waiting())
                     _log.warning("relay.slow_client", path=self._scope["path"], buffered_bytes=waiting)
-                    reason = "the client does not read what it is sent"
+                    reason = "the client does not read its messages"
                     await end_client(self._scope, self._send, TRY_AGAIN_LATER, reason, self._limits.close_patience_s)
             finally:
                 self._budget.holds(self, 0)
@@ -164,7 +165,7 @@ class Session:
     # The client's side
 
     async def _read(self) -> None:
-        """Until the client has left. What it sends means nothing but for its first message, as in ComfyUI."""
+        """Reads until the client has left. Only its first message has a meaning, as in ComfyUI."""
         turns, is_first = Turns(), True
         while True:
             message = await self._receive()
@@ -176,7 +177,7 @@ class Session:
             await turns.handled(len(data if text is None else text))
 
     def _is_declared(self, text: str) -> bool:
-        """Whether it is a message as ComfyUI reads the first one."""
+        """Whether ComfyUI would accept it as the first message."""
         try:
             told = jsonio.loads(text)
         except JSONError:
@@ -189,13 +190,13 @@ class Session:
         return True
 
     async def _write(self) -> None:
-        """Until the client is gone. `_read` is told of that, too."""
+        """Writes until the client is gone, and ends `_read` then."""
         turns = Turns()
         while True:
             frame = await self._outbox.first()
             data = await self._shown(frame)
             try:
-                # It waits until what was written before is on its way, and only then writes this.
+                # It waits until the earlier bytes are on their way, and only then writes these.
                 if frame.is_text:
                     text = await offloaded(len(data), data.decode, "utf-8", "replace")
                     await self._send({"type": "websocket.send", "text": text})
@@ -221,7 +222,7 @@ class Session:
             return await offloaded(frame.size, for_users, data)
         return data
 
-    # What waits
+    # Waiting frames
 
     async def _watch(self) -> None:
         """Returns when something waits for the client, and it has taken nothing for long."""
@@ -229,11 +230,11 @@ class Session:
         await reader.takes_nothing(lambda: self._written, lambda: len(self._outbox) > 0)
 
     def _waiting(self) -> list[Frame]:
-        """What is sent last stands last."""
+        """The waiting frames in the order of sending."""
         return [*self._outbox, *self.narration.kept()]
 
     async def _put_away(self) -> None:
-        """Keeps what waits out of memory where it is too much. Returns when that cannot be done."""
+        """Moves waiting frames out of memory if they are too many. Returns when that is impossible."""
         while True:
             await self._is_full.wait()
             self._is_full.clear()
@@ -254,7 +255,7 @@ class Session:
             self._weigh()
 
     def _too_much(self, waiting: Sequence[Frame]) -> list[Frame]:
-        """Those that are to lie in the file: what is sent last goes there first."""
+        """The frames that go to the file: those that are sent last go first."""
         left, some = 0 if self._budget.is_exceeded else self._limits.memory_bytes // 2, list[Frame]()
         for frame in waiting:
             left -= frame.held
