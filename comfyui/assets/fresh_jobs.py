@@ -49,7 +49,7 @@ class FreshJob:
         job.follow_outputs(self._look)
 
     async def facts(self) -> Mapping[str, OutputFacts]:
-        """The known facts about the files of the job, which has ended, by the ids of the outputs. Some may be missing."""
+        """The known facts about the ended job's files, by the ids of the outputs. Some may be missing."""
         while self._measuring:
             await asyncio.wait(self._measuring)
         return self._known

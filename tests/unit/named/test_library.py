@@ -103,7 +103,7 @@ async def test_what_cannot_be_used_is_listed_with_its_reason(tmp_path: Path) -> 
         "broken": "Not a workflow in API format: see node 1. node 1: The inputs of Text must be an object",
         "bad name": "rename its file: a name is 1 to 64 letters, digits, dots, _ and -, and begins with a letter or"
         " digit",
-        "alone": "there is a sidecar, and no alone.json beside it",
+        "alone": "there is a sidecar, but no alone.json beside it",
         "Twin": "another workflow has the same name in other letters (upper or lower case); rename one",
         "twin": "another workflow has the same name in other letters (upper or lower case); rename one",
         "two": "there are both two.json and two/workflow.json; remove one",
