@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import html
 import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from comfyui.engine import Engine
+from tests.support.commands import printed_by
+from tests.support.jobs import ASYNC
 from tests.support.keys import ALICE, BOB, CAROL, ROOT, WATCHER, bearer
 from tests.support.named_folder import png
-from tests.support.run_forms import LARGEST_SEED, changed, form_of, post_form
+from tests.support.node import NODE
+from tests.support.run_forms import LARGEST_SEED, changed, every_folder, form_of, post_form
 from tests.support.running import RunningGateway, running_gateway, until
 
 
@@ -246,3 +254,129 @@ async def test_the_part_of_a_run_that_failed_says_why(run_forms: RunningGateway,
     text = await until(ask, lambda text: "data-ended" in text)
     assert 'class="alert"' in text
     assert "Failed" in text
+
+
+# Files of a job that are kept
+
+
+async def test_a_file_of_the_job_that_a_form_began_with_is_kept_where_the_gateway_has_it(
+    engine: Engine, tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = {"workflows_dir": every_folder(tmp_path / "workflows"), "inputs_keep_days": 1}
+    async with running_gateway(engine.url, state_dir=tmp_path / "state", **settings) as gateway:
+        _, _, to = await post_form(gateway, "inverted", [], [("image", "photo.png", png())])
+        first = await _used(gateway, to)
+        body = {"image": base64.b64encode(png("red")).decode()}
+        async with gateway.http.post("/workflows/inverted", json=body, headers=ASYNC) as response:
+            of_json = (await response.json())["prompt_id"]
+        await _used(gateway, of_json)
+        for prompt_id, used in ((to.rpartition("/")[2], first), (of_json, None)):
+            fields = await form_of(gateway, "inverted", f"?from={prompt_id}")
+            assert fields == [("$from", prompt_id), ("$kept", "image")]
+            status, _, to = await post_form(gateway, "inverted", fields)
+            assert status == 303
+            again = await _used(gateway, to)
+            assert used is None or again == used
+        red = hashlib.sha256(png("red")).hexdigest()
+        assert red in again["image"]
+        # A file that is chosen comes before the one that is kept, and a tick that is taken away leaves none.
+        _, _, to = await post_form(gateway, "inverted", fields, [("image", "photo.png", png("blue"))])
+        assert hashlib.sha256(png("blue")).hexdigest() in (await _used(gateway, to))["image"]
+        status, body, _ = await post_form(gateway, "inverted", fields[:1], script=True)
+        assert (status, list(body["parameters"])) == (422, ["image"])
+
+
+async def test_a_file_that_is_not_kept_any_more_is_told_at_its_field(run_keyed: RunningGateway) -> None:
+    alice, bob = bearer(ALICE), bearer(BOB)
+    _, _, to = await post_form(run_keyed, "inverted", [], [("image", "photo.png", png())], headers=alice)
+    await _used(run_keyed, to, headers=alice)
+    fields = [("$from", to.rpartition("/")[2]), ("$kept", "image")]
+    for key in (alice, bob):
+        status, body, _ = await post_form(run_keyed, "inverted", fields, script=True, headers=key)
+        if key is bob or status != 200:  # the files of an ended job go a moment after it
+            assert status == 422
+            assert "INPUTS_KEEP_DAYS" in body["parameters"]["image"]["message"]
+
+
+# The call as code
+
+_NASTY = 'it\'s "a" $HOME `id` \\ <fox> & 100 % – \u2028 é 🦊\nsecond line; rm -rf x # ${1} </script>'
+
+
+async def _code(gateway: RunningGateway, name: str, fields: list[tuple[str, str]], **asked: Any) -> dict[str, str]:
+    """The programs that a form with these fields stands for, by their language."""
+    data = [*fields, ("$base", gateway.url)]
+    origin = {"Origin": gateway.url, **asked.pop("headers", {})}
+    async with gateway.http.post(f"/console/run/{name}/code", data=data, headers=origin, **asked) as response:
+        assert response.status == 200, await response.text()
+        text = await response.text()
+    found = re.findall(r'data-language="([^"]+)"><code>(.*?)</code>', text, re.DOTALL)
+    return {language: html.unescape(code) for language, code in found}
+
+
+async def _run_code(code: Mapping[str, str], language: str, folder: Path, **env: str) -> str:
+    """What the program prints."""
+    if language == "curl":
+        return await printed_by(folder, "sh", "-c", code["curl"], **env)
+    if language == "Python":
+        (folder / "call.py").write_text(code["Python"])
+        return await printed_by(folder, sys.executable, "call.py", **env)
+    if NODE is None:
+        pytest.skip("no Node here: make tests/contract/openapi/node_modules/.ready")
+    (folder / "call.mjs").write_text(code["JavaScript"])
+    return await printed_by(folder, NODE, "call.mjs", **env)
+
+
+@pytest.mark.parametrize("language", ["curl", "Python", "JavaScript"])
+async def test_the_code_makes_the_same_run_whatever_the_values_are(
+    run_forms: RunningGateway, tmp_path: Path, language: str
+) -> None:
+    fields = changed(
+        await form_of(run_forms, "every"), prompt=_NASTY, seed=str(LARGEST_SEED), cfg="3.25", lossless=None
+    )
+    code = await _code(run_forms, "every", fields)
+    assert "/view?" in await _run_code(code, language, tmp_path)
+    (job,) = (await _jobs(run_forms))["jobs"]
+    used = await _used(run_forms, job["prompt_id"])
+    assert used == {
+        "prompt": _NASTY,
+        "seed": LARGEST_SEED,
+        "cfg": 3.25,
+        "steps": 2,
+        "sampler": "euler",
+        "lossless": False,
+        "prefix": "every",
+    }
+
+
+@pytest.mark.parametrize("language", ["curl", "Python", "JavaScript"])
+async def test_the_code_sends_the_file_that_is_chosen_with_the_key_of_the_environment(
+    run_keyed: RunningGateway, tmp_path: Path, language: str
+) -> None:
+    name = 'my "best", photo; it\'s $1 \\ @é.png'
+    (tmp_path / name).write_bytes(png("red"))
+    alice = bearer(ALICE)
+    code = await _code(run_keyed, "inverted", [("image", name)], headers=alice)
+    assert ALICE not in code[language]
+    assert "/view?" in await _run_code(code, language, tmp_path, COMFYUI_GATEWAY_API_KEY=ALICE)
+    (job,) = (await _jobs(run_keyed, headers=alice))["jobs"]
+    assert job["workflow"] == "inverted"
+
+
+async def test_the_code_leaves_out_a_seed_that_is_chosen_and_names_a_file_that_must_be_sent(
+    run_forms: RunningGateway,
+) -> None:
+    code = await _code(run_forms, "every", await form_of(run_forms, "every"))
+    assert all("seed" not in one for one in code.values())
+    page = html.unescape(await _page(run_forms, "/console/run/inverted"))
+    assert "-F image=@image.png" in page
+    assert f"curl {run_forms.url}/workflows/inverted" in page
+    # Where the browser says that the gateway is, it says no more than that.
+    fields = [("$base", "http://x/';alert(1)//")]
+    async with run_forms.http.post("/console/run/flat/code", data=fields, headers={"Origin": run_forms.url}) as answer:
+        assert "alert" not in await answer.text()
+
+
+async def _jobs(gateway: RunningGateway, **asked: Any) -> Any:
+    async with gateway.http.get("/prompt_sync", **asked) as response:
+        return await response.json()

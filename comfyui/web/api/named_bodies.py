@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from random import Random
 from typing import Any, Protocol
 
@@ -33,6 +33,13 @@ class ReadsForm(Protocol):
         self, texts: Mapping[str, bytes | bytearray], workflow: NamedWorkflow, limits: Limits, /
     ) -> dict[str, Any]:
         """The JSON body that says the same. Raises `RequestError`, `ComfyUILimitError`."""
+
+
+class KeptNames(Protocol):
+    """Files that the gateway has already."""
+
+    async def __call__(self, given: Collection[str], /) -> Mapping[str, str]:
+        """By parameter the name of its file, of none that is `given`. Raises `ParametersError`."""
 
 
 async def named_submission(request: Request, submitting: Submitting, workflow: NamedWorkflow) -> Submission:
@@ -67,6 +74,7 @@ async def form_submission(
     *,
     lists: Mapping[str, list[bytes]] = _NO_LISTS,
     more_parts: int = 0,
+    kept: KeptNames | None = None,
     rng: Random | None = None,
 ) -> Submission:
     """What is posted as a form. Raises what `named_submission` raises of a body.
@@ -74,6 +82,7 @@ async def form_submission(
     Args:
         lists: as of `FormLimits`.
         more_parts: so many fields the form may have beside a parameter each.
+        kept: asked for the files that the caller adds to what is returned.
     """
     gateway = gateway_of(request)
     limits = gateway.options.limits
@@ -90,11 +99,10 @@ async def form_submission(
     try:
         values = await offloaded(size, read, texts, workflow, limits)
         options = _taken_options(values)
-        if files is None:
-            return Submission(await prepared(gateway, workflow, values, options, size=size, rng=rng))
-        names = _names_of(files)
-        posted = await prepared(gateway, workflow, values, options, names, size=size, rng=rng)
-        return Submission(posted, files.named_as(list(names.values())))
+        names = {} if files is None else _names_of(files)
+        given = names if kept is None else {**await kept({*values, *names}), **names}
+        posted = await prepared(gateway, workflow, values, options, given, size=size, rng=rng)
+        return Submission(posted, None if files is None else files.named_as(list(names.values())))
     except BaseException:
         if files is not None:
             await files.remove()

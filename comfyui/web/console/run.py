@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import uuid4
@@ -12,6 +12,7 @@ import structlog
 from fastapi import APIRouter, Request, Response
 
 from comfyui.exceptions import BadParameter, ComfyUIError, ComfyUINotFoundError, ParametersError
+from comfyui.jobs.journal.records import JobRecord
 from comfyui.limits import Limits
 from comfyui.merged_files import is_prompt_id
 from comfyui.named.parameters import RANDOM, NamedWorkflow
@@ -23,9 +24,12 @@ from comfyui.web.console.errors import ConsoleRoute
 from comfyui.web.console.pages import HEADERS, fragment, page, render, root_of
 from comfyui.web.console.run_code import NamedRun, as_curl, as_javascript, as_python
 from comfyui.web.console.run_fields import fields_of
+from comfyui.web.console.run_kept import KeptAndSent, KeptFiles, kept_files
 from comfyui.web.console.run_result import ShownRun, shown_run
 from comfyui.web.console.run_values import (
     BASE,
+    FROM,
+    KEPT,
     defaults_of,
     lists_of,
     most_parts,
@@ -56,8 +60,9 @@ async def show_list(request: Request) -> Response:
 async def show_form(request: Request) -> Response:
     """The form of one; filled in as the job of the query's `from` was, beside the run of its `job`."""
     workflow = await _workflow(request)
-    given, from_id = await _given_of(request, workflow)
-    return await _form(request, workflow, given, from_id=from_id)
+    record = await _record_of(request, workflow, request.query_params.get("from", ""))
+    given = record.call.used if record is not None and record.call is not None else {}
+    return await _form(request, workflow, given, record)
 
 
 @router.post("/console/run/{name}")
@@ -69,7 +74,8 @@ async def run(request: Request) -> Response:
     except ComfyUIError as error:
         if wants_json(request) or posted.workflow is None:
             raise
-        return await _form(request, posted.workflow, posted.given, error=error)
+        record = await _record_of(request, posted.workflow, posted.from_id)
+        return await _form(request, posted.workflow, posted.given, record, error)
 
 
 @router.post("/console/run/{name}/code")
@@ -99,10 +105,14 @@ class _Posted:
     Attributes:
         workflow: None before it is known.
         given: what the fields had, also those that were left empty.
+        from_id: of the job whose values the form began with, "" where it began with none.
+        kept: the files of that job that are used, held until the form is answered.
     """
 
     workflow: NamedWorkflow | None = None
     given: dict[str, Any] = field(default_factory=dict)
+    from_id: str = ""
+    kept: KeptFiles | None = None
 
     async def submit(self, request: Request, visitor: Visitor) -> Done:
         """Raises what `POST /workflows/{name}` raises."""
@@ -110,22 +120,49 @@ class _Posted:
         gateway.handler.refuse_when_draining()
         workflow = self.workflow = await _workflow(request)
         lists = lists_of(workflow)
+        names: Mapping[str, str] = {}
 
         def read(texts: Mapping[str, bytes | bytearray], workflow: NamedWorkflow, limits: Limits, /) -> dict[str, Any]:
             plain = {name: plain_text(name, text) for name, text in texts.items()}
             several = {name: [plain_text(name, one) for one in found] for name, found in lists.items()}
             values = values_of(plain, several, workflow, limits)
-            self.given = {**plain, **values}
+            self.given, self.from_id = {**plain, **values}, plain.get(FROM, "")
             return values
 
-        more = 2 + most_parts(workflow)
-        with await form_submission(request, workflow, read, lists=lists, more_parts=more) as submitted:
-            prompt_id = str(uuid4())
-            structlog.contextvars.bind_contextvars(prompt_id=prompt_id)
-            look = await gateway.handler.submit_async(
-                submitted.request, submitted.files, fresh_id=prompt_id, origin=visitor.origin, wait_s=0
-            )
+        async def kept(given: Collection[str], /) -> Mapping[str, str]:
+            nonlocal names
+            wanted = {plain_text(KEPT, one) for one in lists[KEPT]} - {*given}
+            names = await self._keep(request, workflow, wanted)
+            return names
+
+        more = most_parts(workflow)
+        try:
+            submitted = await form_submission(request, workflow, read, lists=lists, more_parts=more, kept=kept)
+            if self.kept is not None:
+                submitted = replace(submitted, files=KeptAndSent(self.kept, names, submitted.files))
+            with submitted:
+                prompt_id = str(uuid4())
+                structlog.contextvars.bind_contextvars(prompt_id=prompt_id)
+                look = await gateway.handler.submit_async(
+                    submitted.request, submitted.files, fresh_id=prompt_id, origin=visitor.origin, wait_s=0
+                )
+        finally:
+            if self.kept is not None:
+                self.kept.stored.release()
         return Done(TEXTS.run.taken, f"console/jobs/{look.prompt_id}")
+
+    async def _keep(self, request: Request, workflow: NamedWorkflow, wanted: Collection[str]) -> Mapping[str, str]:
+        """Holds the files of these parameters; by parameter their names. Raises `ParametersError`, `JournalError`."""
+        if not wanted:
+            return {}
+        record = await _record_of(request, workflow, self.from_id)
+        found = None if record is None else await kept_files(gateway_of(request), record, workflow)
+        if found is None:
+            raise ParametersError({name: {"message": TEXTS.run.gone} for name in wanted})
+        names = found.names(wanted)
+        found.stored.hold()
+        self.kept = found
+        return names
 
 
 async def _workflow(request: Request) -> NamedWorkflow:
@@ -134,17 +171,14 @@ async def _workflow(request: Request) -> NamedWorkflow:
     return named_of(request, request.path_params["name"])
 
 
-async def _given_of(request: Request, workflow: NamedWorkflow) -> tuple[Mapping[str, Any], str]:
-    """The values of the job that the query names, and its id; none where it is no run of this workflow."""
-    prompt_id = request.query_params.get("from", "").lower()
+async def _record_of(request: Request, workflow: NamedWorkflow, prompt_id: str) -> JobRecord | None:
+    """The job of this id, where it is a run of this workflow that the visitor may see. Raises `JournalError`."""
     if not is_prompt_id(prompt_id):
-        return {}, ""
+        return None
     record = await gateway_of(request).handler.journal.get(prompt_id)
     if record is None or record.call is None or record.call.name != workflow.name:
-        return {}, ""
-    if not visitor_of(request).sees(record.owner):
-        return {}, ""
-    return record.call.used, prompt_id
+        return None
+    return record if visitor_of(request).sees(record.owner) else None
 
 
 async def _run_of(request: Request, prompt_id: str) -> ShownRun:
@@ -159,18 +193,19 @@ async def _form(
     request: Request,
     workflow: NamedWorkflow,
     given: Mapping[str, Any],
-    *,
-    from_id: str = "",
+    begun_with: JobRecord | None,
     error: ComfyUIError | None = None,
 ) -> Response:
-    visitor, journal = visitor_of(request), gateway_of(request).handler.journal
+    """The page. `begun_with`: the job whose values the form began with."""
+    visitor, gateway = visitor_of(request), gateway_of(request)
     errors: Mapping[str, BadParameter] = error.parameters if isinstance(error, ParametersError) else {}
-    fields = fields_of(workflow, given, errors, {})
+    kept = None if begun_with is None else await kept_files(gateway, begun_with, workflow)
+    fields = fields_of(workflow, given, errors, {} if kept is None else kept.contents)
     wrong = [one for one in fields if one.error]
     problem = ""
     if error is not None:
         problem = TEXTS.run.wrong if wrong and len(wrong) == len(errors) else error.detail
-    recent = await journal.page(replace(visitor.seen, workflow_name=workflow.name), _RECENT, None)
+    recent = await gateway.handler.journal.page(replace(visitor.seen, workflow_name=workflow.name), _RECENT, None)
     shown = None
     if (job := request.query_params.get("job", "")) and error is None:
         shown = await _run_of(request, job)
@@ -185,7 +220,7 @@ async def _form(
         is_open=any(one.advanced for one in wrong),
         first_wrong=wrong[0].id if wrong else "",
         problem=problem,
-        from_id=from_id,
+        from_id=begun_with.prompt_id if begun_with is not None else "",
         run=shown,
         recent=recent.records,
         code=_code_of(request, workflow, {**defaults_of(workflow), **given}),

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from comfyui.exceptions import BadParameter
+from comfyui.inputs.content import Content
 from comfyui.named.binding import seeds_of
 from comfyui.named.parameters import RANDOM, Medium, Missing, NamedWorkflow, Parameter
 from comfyui.named.values import fitted
+from comfyui.web.console.pages import size
 from comfyui.web.console.run_values import default_of, exact, written
 from comfyui.web.console.texts import TEXTS
 
@@ -61,7 +63,7 @@ class Field:
         accept: of a file, which ones a browser offers.
         seeds: of a seed, the lowest and the highest one that is chosen by chance.
         whole: of a number: it has no fraction.
-        kept: of a file: the name of one that another job had, which is used where no other is chosen.
+        kept: of a file: one that another job had, in words; it is used where no other is chosen.
         error: what is wrong with the value.
     """
 
@@ -92,16 +94,16 @@ def fields_of(
     workflow: NamedWorkflow,
     given: Mapping[str, Any],
     errors: Mapping[str, BadParameter],
-    kept: Mapping[str, str],
+    kept: Mapping[str, Content],
 ) -> list[Field]:
     """The form of a workflow, in the order of its parameters.
 
     Args:
         given: values in place of the defaults.
         errors: what was wrong with them.
-        kept: by the parameter of a file, the name of what another job had.
+        kept: by the parameter of a file, what another job had.
     """
-    return [_field(workflow, one, given, errors, kept.get(one.name, "")) for one in workflow.parameters]
+    return [_field(workflow, one, given, errors, kept.get(one.name)) for one in workflow.parameters]
 
 
 def _field(
@@ -109,7 +111,7 @@ def _field(
     parameter: Parameter,
     given: Mapping[str, Any],
     errors: Mapping[str, BadParameter],
-    kept: str,
+    kept: Content | None,
 ) -> Field:
     name = parameter.name
     default = default_of(parameter, workflow)
@@ -132,7 +134,7 @@ def _field(
         accept=_ACCEPTED.get(parameter.medium or "file", "") if control == "file" else "",
         whole=parameter.kind == "integer",
         seeds=seeds_of(parameter) if parameter.seed else None,
-        kept=kept,
+        kept=f"{name}{kept.extension} ({size(kept.size)})" if kept is not None else "",
         error=errors[name]["message"] if name in errors else "",
     )
 

@@ -16,9 +16,11 @@ BASE: Final = "$base"
 """The field that has the address of the gateway, as the browser writes it. No parameter has such a name."""
 FROM: Final = "$from"
 """The field that has the id of the job whose values the form began with."""
+KEPT: Final = "$kept"
+"""The field that names each parameter whose file is the one of that job."""
 UNSET: Final = "$unset"
 """The field that names each parameter whose own field says nothing where nothing is chosen, as of a tick."""
-_ABOUT_THE_FORM = frozenset({BASE, FROM, UNSET})
+_ABOUT_THE_FORM = frozenset({BASE, FROM, KEPT, UNSET})
 
 # How a job's record names a file: by its hash, its address, or the name that it has with the job.
 _RECORDED = ("sha256:", "http://", "https://", "file:")
@@ -26,12 +28,12 @@ _RECORDED = ("sha256:", "http://", "https://", "file:")
 
 def lists_of(workflow: NamedWorkflow) -> dict[str, list[bytes]]:
     """The fields of a form that may come several times, each with its list to be filled."""
-    return {UNSET: [], **{one.name: [] for one in workflow.parameters if one.many}}
+    return {UNSET: [], KEPT: [], **{one.name: [] for one in workflow.parameters if one.many}}
 
 
 def most_parts(workflow: NamedWorkflow) -> int:
     """How many fields a form may have beside one for each parameter."""
-    return sum(1 + (len(one.choices or ()) if one.many else 0) for one in workflow.parameters)
+    return 1 + sum(1 + (len(one.choices or ()) if one.many else 0) for one in workflow.parameters)
 
 
 def values_of(

@@ -1,6 +1,7 @@
 // The form of a named workflow: sliders, dice, files by drop and paste, the run beside it, and its call as code.
 // Numbers are texts here all the way: a JavaScript number changes whole numbers beyond 2^53.
-import { send, tell, writeTimes, root } from './console.mjs'
+import { root, send, tell, writeTimes } from './console.mjs'
+import { morph, openFeed } from './feed.mjs'
 
 const form = document.querySelector('#run')
 const panel = document.querySelector('#panel')
@@ -75,11 +76,10 @@ function showFile(input) {
   preview.replaceChildren()
   part.querySelector('[data-remove]').hidden = !file
   const chosen = part.querySelector('[data-chosen]')
-  chosen.dataset.before ??= chosen.innerHTML
-  if (!file) {
-    chosen.innerHTML = chosen.dataset.before
-    return
-  }
+  chosen.replaceChildren()
+  const kept = part.querySelector('[data-kept]')
+  if (kept) kept.hidden = Boolean(file)
+  if (!file) return
   const badge = document.createElement('span')
   badge.className = 'badge good'
   badge.textContent = form.dataset.chosen
@@ -181,9 +181,10 @@ if (form.dataset.first) document.getElementById(form.dataset.first)?.focus()
 
 // The run beside the form
 
-let followed = ''
-let timer = 0
-const LOOK_MS = 1000
+// After an answer that did not come.
+const AGAIN_MS = 2000
+let feed = null
+let current = null
 
 form.addEventListener('submit', async (event) => {
   event.preventDefault()
@@ -205,24 +206,46 @@ form.addEventListener('submit', async (event) => {
   }
 })
 
-/** Shows a run until it has ended. */
+/** Shows a run until it has ended; the feed says when there is something new. */
 async function follow(id) {
-  followed = id
+  feed?.close()
+  feed = null
+  const followed = { isLooking: false, again: false, isEnded: false }
+  current = followed
+
+  async function look() {
+    if (followed !== current || followed.isEnded) return
+    followed.again = followed.isLooking
+    if (followed.isLooking) return
+    followed.isLooking = true
+    const answer = await fetch(form.dataset.jobs + id).catch(() => null)
+    const html = answer?.ok ? await answer.text() : null
+    followed.isLooking = false
+    if (followed !== current) return
+    if (html === null) {
+      setTimeout(look, AGAIN_MS)
+      return
+    }
+    morph(panel, html)
+    if (panel.querySelector('[data-ended]')) {
+      followed.isEnded = true
+      feed?.close()
+      await ended()
+    } else if (followed.again) await look()
+  }
+
+  const waits = () => panel.querySelector('[data-state=queued]') !== null
   await look()
+  if (followed !== current || followed.isEnded) return
+  feed = openFeed({
+    want: ['progress', 'previews', 'ended', 'changes'],
+    job: id,
+    on: { open: look, ended: look, changes: () => waits() && look(), progress: () => waits() && look() },
+  })
 }
 
-async function look() {
-  clearTimeout(timer)
-  const id = followed
-  const answer = await fetch(form.dataset.jobs + id).catch(() => null)
-  if (id !== followed) return
-  if (answer?.ok) panel.innerHTML = await answer.text()
-  if (panel.querySelector('[data-ended]')) ended()
-  else timer = setTimeout(look, LOOK_MS)
-}
-
+/** A run has ended: it is among the recent ones. */
 async function ended() {
-  followed = ''
   const answer = await fetch(form.action).catch(() => null)
   if (!answer?.ok) return
   const other = new DOMParser().parseFromString(await answer.text(), 'text/html')
