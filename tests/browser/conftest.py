@@ -9,6 +9,7 @@ import pytest
 
 from tests.support.console import Console, open_console
 from tests.support.keys import KEYS, write_keys
+from tests.support.run_forms import every_folder
 
 
 @pytest.fixture
@@ -21,4 +22,11 @@ def keys_path(tmp_path: Path) -> Path:
 async def console() -> AsyncIterator[Console]:
     """Three servers and a gateway without keys, in a window of a desk."""
     async with open_console() as opened:
+        yield opened
+
+
+@pytest.fixture
+async def run_console(tmp_path: Path) -> AsyncIterator[Console]:
+    """As `console`, with the workflows of `every_folder`."""
+    async with open_console(workflows_dir=every_folder(tmp_path / "workflows")) as opened:
         yield opened

@@ -35,7 +35,7 @@ function anySeed() {
 
 for (const dice of form.querySelectorAll('[data-dice]')) {
   const seed = box(dice)
-  const each = field(dice).querySelector('[data-random]')
+  const each = field(dice).querySelector('[data-each-run]')
   const show = () => {
     each.checked = seed.value.trim() === seed.dataset.random
   }
@@ -82,7 +82,7 @@ function showFile(input) {
   if (!file) return
   const badge = document.createElement('span')
   badge.className = 'badge good'
-  badge.textContent = form.dataset.chosen
+  badge.textContent = form.dataset.chosenIs
   chosen.replaceChildren(badge, ` ${file.name} (${size(file.size)})`)
   const tag = kinds[file.type.split('/')[0]]
   if (!tag) return
