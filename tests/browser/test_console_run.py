@@ -122,7 +122,8 @@ async def test_what_is_wrong_stands_at_its_field_which_has_the_focus(run_console
     assert await page.input_value("#field-prompt") == "a fox"
     await accessible(page)
     await page.fill("#field-steps", "2")
-    await page.keyboard.press("Enter")
+    await page.focus("#field-prompt")
+    await page.keyboard.press("Control+Enter")
     await page.wait_for_selector("#panel [data-state=succeeded]")
     assert await page.is_hidden("#field-steps-why")
     assert await page.is_hidden("#problem")
@@ -138,6 +139,7 @@ async def test_a_run_shows_its_progress_while_it_goes_on(tmp_path: Path) -> None
         await page.click("#run button.first")
         await page.wait_for_function("() => document.querySelector('#panel progress')?.value > 0")
         await page.wait_for_selector("#panel [data-node]:not(:empty)")
+        await page.wait_for_selector("#panel [data-preview]:not([hidden])")
         await page.reload()
         await page.wait_for_function("() => document.querySelector('#panel progress')?.value > 0")
         await page.wait_for_selector("#panel [data-state=succeeded] img")

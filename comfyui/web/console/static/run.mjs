@@ -206,6 +206,12 @@ form.addEventListener('submit', async (event) => {
   }
 })
 
+form.addEventListener('keydown', (event) => {
+  if (event.key !== 'Enter' || !(event.ctrlKey || event.metaKey)) return
+  event.preventDefault()
+  form.requestSubmit(form.querySelector('button.first'))
+})
+
 /** Shows a run until it has ended; the feed says when there is something new. */
 async function follow(id) {
   feed?.close()
