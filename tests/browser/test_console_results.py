@@ -15,7 +15,7 @@ from tests.support.engine_workflows import txt2img, writing
 from tests.support.keys import ALICE, BOB
 from tests.support.many_jobs import many_jobs
 from tests.support.outputs import SCRIPTED_PAGE, SCRIPTED_SVG, made_file, png
-from tests.support.running import until
+from tests.support.running import invert_workflow, until
 from tests.support.target import node
 from tests.support.videos import make_video
 
@@ -172,6 +172,45 @@ async def test_a_label_that_cannot_be_is_told(console: Console) -> None:
     await page.get_by_role("alert").get_by_text("Label: write it as key=value.").wait_for()
     assert await page.get_by_label("Label").input_value() == "order"
     await accessible(page)
+
+
+async def test_pictures_are_looked_at_one_after_the_other_by_keyboard(console: Console) -> None:
+    console.allowed += ["ERR_ABORTED"]
+    for color in range(3):
+        await console.gateway.prompt_sync(invert_workflow(color, width=64, height=48, prefix=f"look{color}"))
+    page = await results(console)
+    await shown_images(page, 3)
+    dialog, large = page.get_by_role("dialog"), page.locator("dialog img")
+    await tab_to(page, "Find", tag="button")
+    await page.keyboard.press("Tab")
+    await page.keyboard.press("Enter")
+    for name, key in (
+        ("look2_", "ArrowRight"),
+        ("look1_", "ArrowRight"),
+        ("look0_", "ArrowRight"),
+        ("look0_", "ArrowLeft"),
+    ):
+        assert name in (await large.get_attribute("alt") or "")
+        await holds(page, f"[document.querySelector('dialog img')].some({_SHOWN})")
+        await page.keyboard.press(key)
+    assert "look1_" in (await large.get_attribute("alt") or "")
+    saved = await dialog.get_by_role("link", name="Save").get_attribute("href")
+    assert saved == await large.evaluate("image => image.src")
+    await accessible(page)
+    await page.keyboard.press("Escape")
+    await dialog.wait_for(state="hidden")
+    assert "look1_" in await page.evaluate("document.activeElement.querySelector('img').alt")
+
+
+async def test_jobs_that_end_meanwhile_are_told(console: Console) -> None:
+    page = await results(console)
+    await page.get_by_text("Nothing has ended yet").wait_for()
+    await holds(page, "document.body.dataset.feed === 'open'")
+    await console.gateway.prompt_sync(writing())
+    await console.gateway.prompt_sync(writing(size=1))
+    await page.get_by_text("Jobs that have ended since: 2.").wait_for()
+    await page.get_by_role("link", name="To the newest results").click()
+    await page.locator(".result").nth(1).wait_for()
 
 
 async def test_each_user_sees_its_own(keys_path: Path) -> None:

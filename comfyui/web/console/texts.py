@@ -101,6 +101,11 @@ TEXTS = SimpleNamespace(
         newest="To the newest results",
         loading="Loading…",
         not_loaded="Older results could not be loaded.",
+        fresh="Jobs that have ended since: {count}.",
+        viewer="Picture",
+        save="Save",
+        previous="Previous picture",
+        next="Next picture",
     ),
     job=SimpleNamespace(
         graph="Job",

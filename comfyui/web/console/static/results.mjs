@@ -1,6 +1,8 @@
 // Results that go on while one scrolls: the next page is loaded before its link is reached, and pages that are far from
 // the window are emptied, at their height, until they come near again. The browser never has more than a few of them.
 import { writeTimes } from './console.mjs'
+import { openFeed } from './feed.mjs'
+import { viewPictures } from './viewer.mjs'
 
 const list = document.querySelector('[data-results]')
 const NEAR = 1500 // pixels from the window
@@ -124,7 +126,25 @@ const pages = new IntersectionObserver((entries) => {
   if (seen && window.scrollY > 0) history.replaceState(null, '', seen.dataset.address)
 }, { rootMargin: `${NEAR}px` })
 
+/** Says how many jobs have ended since the page was made; it stays as it is, since one may be looking at it. */
+function tellOfEnds(note) {
+  const ended = new Set()
+  openFeed({
+    want: ['ended'],
+    on: {
+      ended: ({ id }) => {
+        ended.add(id)
+        note.querySelector('span').textContent = note.dataset.fresh.replace('{count}', ended.size)
+        note.hidden = false
+      },
+    },
+  })
+}
+
 if (list) {
+  tellOfEnds(document.querySelector('[data-fresh]'))
+  const pictures = () => [...list.querySelectorAll('a.tile')].filter((tile) => tile.querySelector('img'))
+  viewPictures(list, document.querySelector('[data-viewer]'), pictures)
   for (const page of list.querySelectorAll('.page')) pages.observe(page)
   for (const image of list.querySelectorAll('img')) if (image.complete && !image.naturalWidth) nameInstead(image)
   watchEnd()
