@@ -16,6 +16,8 @@ import pytest
 from comfyui.engine import Engine
 from tests.support.engine_workflows import sleeping, txt2img
 from tests.support.keys import ALICE, BOB, ROOT, WATCHER, bearer, table
+from tests.support.named import write
+from tests.support.named_folder import FLAT, FLAT_PARAMETERS, named_folder
 from tests.support.receivers import SECRET, receiver
 from tests.support.running import RunningGateway, invert_workflow, running_gateway, until
 from tests.support.target import node
@@ -386,3 +388,99 @@ async def test_a_graph_of_hundreds_of_nodes_is_shown_in_part(gateway: RunningGat
     prompt_id = await submit(gateway, prompt)
     await ended(gateway, prompt_id)
     assert "Further nodes that are not shown: 101" in text_of(await page_of(gateway, prompt_id))
+
+
+async def named_job(gateway: RunningGateway, **values: Any) -> str:
+    async with gateway.http.post("/workflows/flat", json=values, headers={"Prefer": "respond-async"}) as answer:
+        prompt_id = str((await answer.json())["prompt_id"])
+    assert await ended(gateway, prompt_id) == "succeeded"
+    return prompt_id
+
+
+async def test_a_named_workflow_s_job_has_its_parameters_and_runs_again(engine: Engine, tmp_path: Path) -> None:
+    async with running_gateway(engine.url, workflows_dir=named_folder(tmp_path)) as gateway:
+        prompt_id = await named_job(gateway, width=9, prompt="named")
+        page = await page_of(gateway, prompt_id)
+        text = text_of(page)
+        assert "Parameters seed" in text
+        assert "width 9" in text
+        assert f'href="../../console/run/flat?from={prompt_id}"' in page
+        assert "/changed" not in page
+        again = new_id(await send(gateway, f"/console/jobs/{prompt_id}/again"))
+        assert await ended(gateway, again) == "succeeded"
+        before, after = [await gateway.handler.journal.get(one) for one in (prompt_id, again)]
+        assert before is not None
+        assert after is not None
+        assert (after.workflow_name, after.call) == ("flat", before.call)
+
+
+async def test_a_key_for_named_workflows_runs_those_again_as_they_are_now(
+    engine: Engine, keys_path: Path, tmp_path: Path
+) -> None:
+    keys_path.write_text(table("alice", ALICE, workflows=["flat"]))
+    folder = named_folder(tmp_path / "workflows")
+    async with running_gateway(engine.url, keys_file=keys_path, workflows_dir=folder) as gateway:
+        headers = {"Prefer": "respond-async", **bearer(ALICE)}
+        async with gateway.http.post("/workflows/flat", json={"width": 9}, headers=headers) as answer:
+            prompt_id = (await answer.json())["prompt_id"]
+        await ended(gateway, prompt_id)
+        again = new_id(await send(gateway, f"/console/jobs/{prompt_id}/again", key=ALICE))
+        assert await ended(gateway, again) == "succeeded"
+        # Seeds are put into a graph, which this key may not send.
+        told = await send(gateway, f"/console/jobs/{prompt_id}/again", {"seeds": "new"}, key=ALICE, status=403)
+        assert "named workflows only" in told["message"]
+        write(folder, "flat", FLAT, FLAT_PARAMETERS.replace('title = "Flat"', 'title = "Another"'))
+
+        async def version() -> str:
+            await gateway.app.running.named.renew()
+            return gateway.app.running.named.get("flat").title
+
+        await until(version, lambda title: title == "Another")
+        told = await send(gateway, f"/console/jobs/{prompt_id}/again", key=ALICE, status=409)
+        assert "has changed since" in told["message"]
+
+
+async def test_earlier_runs_are_listed_and_a_job_that_was_deleted_says_so(engine: Engine) -> None:
+    async with running_gateway(engine.url, queue="gateway") as gateway:
+        prompt_id = str(uuid4())
+        await submit(gateway, sleeping(61.0), prompt_id=prompt_id)
+        await until(lambda: page_of(gateway, prompt_id), lambda page: 'data-state="running"' in page)
+        await gateway.handler.cancel(prompt_id)
+        assert await ended(gateway, prompt_id) == "canceled"
+        await submit(gateway, sleeping(61.0), prompt_id=prompt_id)
+        page = await until(lambda: page_of(gateway, prompt_id), lambda page: 'data-state="running"' in page)
+        runs = text_of(page[page.index('id="runs"') :])
+        assert "1 Cancelled" in runs
+        engine.wake(prompt_id)
+        await ended(gateway, prompt_id)
+        async with gateway.http.post("/history", json={"delete": [prompt_id]}) as answer:
+            assert answer.status == 200
+        assert "deleted from ComfyUI" in await page_of(gateway, prompt_id)
+
+
+async def test_a_job_of_runpod_has_a_page(
+    comfyui_and_runpod: tuple[RunningGateway, RunningGateway, Engine],
+) -> None:
+    _, runpod_gateway, _ = comfyui_and_runpod
+    prompt_id = await submit(runpod_gateway, invert_workflow())
+    assert await ended(runpod_gateway, prompt_id) == "succeeded"
+    page = await page_of(runpod_gateway, prompt_id)
+    assert "Server runpod" in text_of(page)
+    async with runpod_gateway.http.get(f"/console/files/{prompt_id}/0") as answer:
+        assert answer.status == 200
+        assert answer.content_type == "image/png"
+    again = new_id(await send(runpod_gateway, f"/console/jobs/{prompt_id}/again"))
+    assert await ended(runpod_gateway, again) == "succeeded"
+
+
+async def test_secrets_in_the_addresses_of_inputs_are_on_no_page(gateway: RunningGateway) -> None:
+    address = "http://user:pass-word@127.0.0.1:9/in.png?token=sec-ret#frag"
+    prompt = {"1": node("LoadImage", image=address), "2": node("SaveImage", images=["1", 0], filename_prefix="x")}
+    prompt_id = await submit(gateway, prompt)
+    assert await ended(gateway, prompt_id) == "failed"
+    page = await page_of(gateway, prompt_id)
+    async with gateway.http.get(f"/console/jobs/{prompt_id}/workflow") as answer:
+        page += await answer.text()
+    assert "/in.png" in page
+    for secret in ("pass-word", "sec-ret", "frag"):
+        assert secret not in page

@@ -109,6 +109,14 @@ def shown_type(output: JobOutput) -> str:
     return _TEXT if kind in _SHOWN_AS_TEXT else _SAVED
 
 
+def kind_of(output: JobOutput) -> str:
+    """How a page shows it: as ``image``, ``video``, ``audio`` or ``text``; ``file``: by its name."""
+    if output.file is None:
+        return "text"
+    medium = shown_type(output).partition("/")[0]
+    return medium if medium in {"image", "video", "audio"} else "file"
+
+
 async def _found(request: Request) -> FoundOutput:
     """The output that the path names. Raises `ComfyUINotFoundError`, also for what the visitor may not see."""
     visitor, index = visitor_of(request), request.path_params["index"]

@@ -11,7 +11,7 @@ from comfyui.assets.outputs import outputs_of
 from comfyui.limits import short
 from comfyui.models import OutputFile, PromptResult
 from comfyui.offload import offloaded
-from comfyui.web.console.files import shown_type
+from comfyui.web.console.files import kind_of
 from comfyui.web.console.job_found import Found
 from comfyui.web.front.gateway_state import gateway_of
 from comfyui.workflows.api_format import node_title
@@ -20,7 +20,6 @@ _MOST = 500
 _LONGEST_TEXT = 20_000
 # Bytes of what one node has told or so, as work.
 _NODE_BYTES = 1000
-_MEDIA = ("image", "video", "audio")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +61,7 @@ async def made_by(request: Request, found: Found) -> list[Made]:
         has_thumbnail = output.file is not None and gateway.thumbnails.are_made_of(output.content_type)
         one = Made(
             name=output.name,
-            kind="text" if output.file is None else _kind_of(shown_type(output)),
+            kind=kind_of(output),
             content_type=output.content_type,
             path="" if output.file is None else f"console/files/{place}",
             node=names.get(output.node_id) or node_title(found.prompt, output.node_id),
@@ -73,11 +72,6 @@ async def made_by(request: Request, found: Found) -> list[Made]:
         )
         shown.append(one)
     return shown
-
-
-def _kind_of(content_type: str) -> str:
-    medium = content_type.partition("/")[0]
-    return medium if medium in _MEDIA else "file"
 
 
 def _problems(result: PromptResult | None) -> Mapping[OutputFile, str]:

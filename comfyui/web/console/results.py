@@ -14,7 +14,7 @@ from comfyui.jobs.journal.records import ENDS, JobFilter, JobRecord, State
 from comfyui.labels import check_label
 from comfyui.web.api.named_runs import seen_files
 from comfyui.web.console.errors import ConsoleRoute
-from comfyui.web.console.files import shown_type
+from comfyui.web.console.files import kind_of
 from comfyui.web.console.pages import page
 from comfyui.web.console.texts import TEXTS
 from comfyui.web.console.viewer import Visitor, visitor_of
@@ -159,17 +159,9 @@ def _tile(gateway: GatewayState, job: JobRecord, index: int, output: JobOutput) 
     has_thumbnail = output.file is not None and gateway.thumbnails.are_made_of(output.content_type)
     return Tile(
         output.name,
-        _kind_of(output),
+        kind_of(output),
         f"console/files/{place}",
         output.name.rpartition(".")[2].upper()[:8] if "." in output.name else "",
         f"console/thumbs/{place}" if has_thumbnail else "",
         output.text[:_LONGEST_TEXT],
     )
-
-
-def _kind_of(output: JobOutput) -> str:
-    """How it is shown: as ``image``, ``video``, ``audio`` or ``text``; ``file``: by its name."""
-    if output.file is None:
-        return "text"
-    medium = shown_type(output).partition("/")[0]
-    return medium if medium in {"image", "video", "audio"} else "file"
