@@ -188,10 +188,6 @@ class Shares:
         """How many jobs wait or are on a server, of owners that `owns` picks."""
         return sum(share.waiting + share.placed for share in self._shares.values() if owns(share.name))
 
-    def waiting(self) -> dict[str | None, int]:
-        """Those who have jobs that wait for their turn, and how many."""
-        return {share.name: share.waiting for share in self._shares.values() if share.waiting}
-
     def by_owner(self) -> Iterator[tuple[str | None, int, int]]:
         """Each owner that is remembered, with how many of its jobs wait and how many are on a server."""
         yield from ((share.name, share.waiting, share.placed) for share in self._shares.values())

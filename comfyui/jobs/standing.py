@@ -35,6 +35,13 @@ class KeyCounts(NamedTuple):
     placed: int
 
 
+class Waits(NamedTuple):
+    """A job that waits. `place`: how many have their turn before it, and one; None: it does not wait for its turn."""
+
+    standing: Standing
+    place: int | None = None
+
+
 class StandingJobs:
     """Asks the scheduler, the queue and the jobs in hand; it keeps nothing."""
 
@@ -71,6 +78,21 @@ class StandingJobs:
         pending = [one for one in (*listed, *self._without_turn()) if owns(one.owner) and one.prompt_id not in ids]
         pending.sort(key=self._is_new)
         return StandingNow([one for one in running if owns(one.owner)], pending)
+
+    def waiting(self) -> Iterator[Waits]:
+        """All jobs that wait, in the order in which they are shown, worked out as far as it is read.
+
+        Read it before anything else happens here.
+        """
+        late = [one for one in self._without_turn() if not self._has_begun(one)]
+        placed = (*self._scheduler.placed(), *(one for one in late if one.server is not None))
+        yield from (Waits(one) for one in placed if not self._has_begun(one))
+        yield from (Waits(one, place) for place, one in enumerate(self._scheduler.in_turn(), 1))
+        yield from (Waits(one) for one in late if one.server is None)
+
+    def owners(self) -> Mapping[str | None, int]:
+        """Those who have jobs that wait for their turn, and how many."""
+        return {owner: waiting for owner, waiting, _ in self._scheduler.shares.by_owner() if waiting}
 
     def job(self, prompt_id: str) -> Job | None:
         """The job in hand, where there is one: it knows what the journal may not have yet."""

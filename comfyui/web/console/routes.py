@@ -10,6 +10,8 @@ from comfyui.web.console import (
     job,
     keys,
     now,
+    queue,
+    queue_changes,
     results,
     run,
     usage,
@@ -35,6 +37,8 @@ async def no_page(request: Request) -> Response:
 
 ROUTERS = (
     now.router,
+    queue.router,
+    queue_changes.router,
     results.router,
     files.router,
     job.router,

@@ -95,6 +95,8 @@ TABLE: tuple[Row, ...] = (
     *_rows("gateway", "POST", "/console/jobs/*/webhook", OWN, NO),
     Row("gateway", "POST", "/console/run/*", OWN, NO, counted=True),
     *_rows("gateway", "POST", "/console/run/*/code", OWN, ALL),
+    *_rows("gateway", "POST", "/console/jobs/*/cancel /console/jobs/*/first /console/jobs/*/priority", OWN, NO),
+    *_rows("gateway", "POST", "/console/queue/cancel", OWN, NO),
     # About the gateway. A ticket opens for its bearer what its maker may open.
     *_rows("gateway", "POST", "/tickets", ALL, NO),
     *_rows("gateway", "GET", "/openapi.json /docs", ALL, ALL),

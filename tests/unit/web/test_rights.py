@@ -129,6 +129,8 @@ _HELD = (
     ("/queue", "resume"),
     ("/servers/{name:path}", "drain"),
     ("/servers/{name:path}", "resume"),
+    *(("/console/queue", what) for what in ("pause", "resume")),
+    *(("/console/servers/{name:path}", what) for what in ("drain", "resume", "free")),
 )
 
 

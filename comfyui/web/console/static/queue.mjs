@@ -1,0 +1,67 @@
+// The queue: what a visitor has changed is shown at once, and a box that selects all that the page has.
+
+import { writeTimes } from './console.mjs'
+import { openFeed } from './feed.mjs'
+
+const queue = document.getElementById('queue')
+
+/** Loads this page again, and changes what is different: what has the focus, is typed or selected stays. */
+export async function show() {
+  let answer
+  try {
+    answer = await fetch(window.location.href, { headers: { Accept: 'text/html' } })
+  } catch {
+    return // The feed, or the next change, says so.
+  }
+  if (!answer.ok) return
+  const page = new DOMParser().parseFromString(await answer.text(), 'text/html')
+  window.Idiomorph.morph(queue, page.getElementById('queue').innerHTML, {
+    morphStyle: 'innerHTML',
+    ignoreActiveValue: true,
+    callbacks: { beforeNodeMorphed: (old, fresh) => !isVisitors(old, fresh) },
+  })
+  prepare()
+}
+
+/** Whether a field has what the visitor has typed or selected, which the gateway does not know. */
+function isVisitors(old, fresh) {
+  if (!(old instanceof HTMLInputElement) || old.name !== fresh.name || old.type !== fresh.type) return false
+  return old.type === 'checkbox' ? old.value === fresh.value : old.value !== old.defaultValue && old.value !== fresh.value
+}
+
+function boxes() {
+  return [...queue.querySelectorAll('input[name=job]')]
+}
+
+/** What only a page with this module has. */
+function prepare() {
+  writeTimes(queue)
+  const all = queue.querySelector('[data-selects]')
+  if (all) all.hidden = false
+}
+
+queue.addEventListener('change', (event) => {
+  const all = queue.querySelector('[data-selects] input')
+  if (event.target === all) for (const box of boxes()) box.checked = all.checked
+  else if (event.target.name === 'job') all.checked = boxes().every((box) => box.checked)
+})
+queue.addEventListener('done', show)
+
+let isShowing = false
+let isOld = false
+
+/** At most once in two seconds: with a long queue there is always something. */
+async function follow() {
+  isOld = true
+  if (isShowing) return
+  isShowing = true
+  while (isOld) {
+    isOld = false
+    await show()
+    await new Promise((resolve) => setTimeout(resolve, 2000))
+  }
+  isShowing = false
+}
+
+prepare()
+openFeed({ want: ['changes'], on: { changes: follow, open: follow } })
