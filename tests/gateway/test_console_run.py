@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
+import io
 import re
 import sys
 from collections.abc import Mapping
@@ -380,3 +381,20 @@ async def test_the_code_leaves_out_a_seed_that_is_chosen_and_names_a_file_that_m
 async def _jobs(gateway: RunningGateway, **asked: Any) -> Any:
     async with gateway.http.get("/prompt_sync", **asked) as response:
         return await response.json()
+
+
+async def test_very_long_texts_are_run_and_not_written_back(run_forms: RunningGateway) -> None:
+    long = "fox " * 100_000
+    fields = changed(await form_of(run_forms, "every"), prompt=long)
+    status, text, _ = await post_form(run_forms, "every", changed(fields, steps="500"))
+    assert status == 422
+    assert 'value="500"' in text
+    assert len(text) < 100_000
+    status, _, to = await post_form(run_forms, "every", fields)
+    assert (status, (await _used(run_forms, to))["prompt"]) == (303, long)
+    again = await _page(run_forms, f"/console/run/every?from={to.rpartition('/')[2]}")
+    assert len(again) < 100_000
+    data = io.BytesIO(b"prompt=" + b"x" * 5_000_000)
+    headers = {"Origin": run_forms.url, "Content-Type": "application/x-www-form-urlencoded"}
+    async with run_forms.http.post("/console/run/every/code", data=data, headers=headers) as response:
+        assert (response.status, "4 MB" in await response.text()) == (422, True)

@@ -33,6 +33,7 @@ from comfyui.web.console.run_values import (
     defaults_of,
     lists_of,
     most_parts,
+    shown_again,
     values_and_files,
     values_of,
     values_of_pairs,
@@ -197,10 +198,11 @@ async def _form(
     error: ComfyUIError | None = None,
 ) -> Response:
     """The page. `begun_with`: the job whose values the form began with."""
-    visitor, gateway = visitor_of(request), gateway_of(request)
+    visitor, gateway, given = visitor_of(request), gateway_of(request), shown_again(given)
     errors: Mapping[str, BadParameter] = error.parameters if isinstance(error, ParametersError) else {}
     kept = None if begun_with is None else await kept_files(gateway, begun_with, workflow)
-    fields = fields_of(workflow, given, errors, {} if kept is None else kept.contents)
+    contents = {} if kept is None else kept.contents
+    fields = fields_of(workflow, given, errors, contents)
     wrong = [one for one in fields if one.error]
     problem = ""
     if error is not None:
@@ -221,6 +223,7 @@ async def _form(
         first_wrong=wrong[0].id if wrong else "",
         problem=problem,
         from_id=begun_with.prompt_id if begun_with is not None else "",
+        has_gone=any(one.control == "file" and one.name in given and not one.kept for one in fields),
         run=shown,
         recent=recent.records,
         code=_code_of(request, workflow, {**defaults_of(workflow), **given}),

@@ -25,6 +25,14 @@ _ABOUT_THE_FORM = frozenset({BASE, FROM, KEPT, UNSET})
 # How a job's record names a file: by its hash, its address, or the name that it has with the job.
 _RECORDED = ("sha256:", "http://", "https://", "file:")
 
+# Characters of a text that a page shows again in its field; who sends longer ones has them elsewhere.
+_LONGEST_SHOWN = 200_000
+
+
+def shown_again(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values without very long texts, which would take the event loop long to be written."""
+    return {name: value for name, value in values.items() if not isinstance(value, str) or len(value) <= _LONGEST_SHOWN}
+
 
 def lists_of(workflow: NamedWorkflow) -> dict[str, list[bytes]]:
     """The fields of a form that may come several times, each with its list to be filled."""

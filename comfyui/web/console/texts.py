@@ -273,6 +273,7 @@ TEXTS = SimpleNamespace(
         drop="Drop a file here, or paste one.",
         kept="Keep {name}",
         gone="The gateway does not keep the file of that job any more (INPUTS_KEEP_DAYS). Choose it again.",
+        files_gone="The gateway does not keep the files of that job any more (INPUTS_KEEP_DAYS). Choose them again.",
         chosen="Chosen",
         remove="Remove the file",
         slider="{label}, as a slider",
