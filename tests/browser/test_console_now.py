@@ -1,0 +1,127 @@
+"""The Now page in Chromium before three engines: what runs shows itself, and a feed that breaks comes back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.support.console import PHONE, Console, accessible, fits, open_console
+from tests.support.engine_workflows import txt2img
+from tests.support.running import Workflow, sleep_workflow, until
+
+pytestmark = pytest.mark.timeout(120)
+
+
+async def submitted(console: Console, workflow: Workflow) -> str:
+    """The id of an async job of this workflow."""
+    headers = {"Prefer": "respond-async"}
+    async with console.gateway.http.post("/prompt_sync", json={"prompt": workflow}, headers=headers) as answer:
+        assert answer.status == 202, await answer.text()
+        prompt_id: str = (await answer.json())["prompt_id"]
+        return prompt_id
+
+
+async def feed_is(page: Any, state: str) -> None:
+    await page.wait_for_selector(f"body[data-feed={state}]")
+
+
+async def test_progress_and_preview_appear_while_a_job_runs() -> None:
+    async with open_console(step_seconds=0.05) as console:
+        await console.open()
+        await feed_is(console.page, "open")
+        assert await console.page.locator(".server").count() == 3
+        prompt_id = await submitted(console, txt2img(steps=300))
+        running = console.page.locator(f'[data-job="{prompt_id}"]')
+        await running.get_by_text("KSampler").wait_for()
+        await running.locator("[data-preview]:not([hidden])").wait_for()
+        assert await running.locator("[data-preview]").evaluate("one => one.decode().then(() => one.naturalWidth > 0)")
+        first = float(await running.locator("progress").get_attribute("value") or 0)
+        await console.page.wait_for_function(
+            "([id, first]) => document.querySelector(`[data-job='${id}'] progress`).value > first",
+            arg=[prompt_id, first],
+        )
+        await accessible(console.page)
+        async with console.gateway.http.delete(f"/prompt_sync/{prompt_id}") as answer:
+            assert answer.status == 200
+        await running.wait_for(state="detached")
+
+
+async def test_a_feed_that_breaks_comes_back_with_what_is_then() -> None:
+    async with open_console() as console:
+        await console.open()
+        await feed_is(console.page, "open")
+        console.allowed.append("ERR_|Failed to load|net::")
+        await console.page.context.set_offline(True)
+        for audience in console.gateway.app.state.open_consoles.audiences:
+            for each in audience.consoles:
+                each.end()
+        await feed_is(console.page, "lost")
+        await console.page.get_by_text("The connection to the gateway is lost.").wait_for()
+        prompt_id = await submitted(console, sleep_workflow(60))
+        await console.page.context.set_offline(False)
+        await feed_is(console.page, "open")
+        await console.page.locator(f'[data-job="{prompt_id}"]').wait_for()
+        assert await console.page.get_by_text("The connection to the gateway is lost.").is_hidden()
+
+
+async def test_what_waits_is_listed_in_its_order() -> None:
+    async with open_console(servers=1) as console:
+        jobs = [await submitted(console, sleep_workflow(60, tag=tag)) for tag in range(5)]
+        await console.open()
+        rows = console.page.locator("#queue tbody tr")
+        await console.page.wait_for_function("document.querySelectorAll('#queue tbody tr').length >= 3")
+        shown = await rows.evaluate_all("rows => rows.map(row => row.id)")
+        assert [one.rpartition("waiting-")[2] for one in shown] == jobs[-len(shown) :]
+
+
+async def test_without_javascript_the_page_is_whole() -> None:
+    async with open_console(servers=1, javascript=False) as console:
+        prompt_id = await submitted(console, sleep_workflow(60))
+
+        async def page() -> str:
+            async with console.gateway.http.get("/console") as answer:
+                return await answer.text()
+
+        await until(page, lambda text: "SimulatedSleep" in text)
+        await console.open()
+        assert await console.page.locator(f'[data-job="{prompt_id}"]').get_by_text("SimulatedSleep").is_visible()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_a_phone_shows_all_of_it(scheme: Any) -> None:
+    async with open_console(size=PHONE, scheme=scheme) as console:
+        for tag in range(8):
+            await submitted(console, sleep_workflow(60, tag=tag))
+        await console.open()
+        await console.page.locator("#queue tbody tr").first.wait_for()
+        await fits(console.page)
+        await accessible(console.page)
+
+
+async def test_a_page_that_is_not_seen_has_no_feed() -> None:
+    async with open_console(servers=1) as console:
+        await console.open()
+        await feed_is(console.page, "open")
+        consoles = console.gateway.app.state.open_consoles
+        await console.page.evaluate(
+            "() => { Object.defineProperty(document, 'hidden', { value: true, configurable: true });"
+            " document.dispatchEvent(new Event('visibilitychange')) }"
+        )
+
+        async def looking() -> int:
+            return len(consoles.audiences)
+
+        await until(looking, lambda count: count == 0)
+        await console.page.evaluate(
+            "() => { delete document.hidden; document.dispatchEvent(new Event('visibilitychange')) }"
+        )
+        await until(looking, lambda count: count == 1)
+
+
+async def test_a_server_that_stops_is_shown_so() -> None:
+    async with open_console(servers=2) as console:
+        await console.open()
+        await feed_is(console.page, "open")
+        await console.engines[0].__aexit__(None, None, None)
+        await console.page.locator(".server", has_text="unreachable").wait_for()
