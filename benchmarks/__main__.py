@@ -17,6 +17,7 @@ from rich.table import Table
 
 from benchmarks import (
     bombs,
+    console,
     cost,
     fleet,
     jobs,
@@ -64,6 +65,7 @@ _FIGURES: dict[str, Callable[[Stage], Awaitable[list[Row]]]] = {
     "binding": named.binding,
     "named-start": named.starting,
     "mcp": mcp.tools,
+    "console": console.console,
 }
 _RELAY = "relay"
 _LOG_LINES = 15

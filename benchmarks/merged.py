@@ -42,7 +42,7 @@ async def frames(on: Stage) -> list[Row]:
 
     async with AsyncExitStack() as stack:
         engines = await _engines(stack, on)
-        taps = [await stack.enter_async_context(_tap(engine, heard)) for engine in engines]
+        taps = [await stack.enter_async_context(tap(engine, heard)) for engine in engines]
         addresses = ",".join(f"127.0.0.1:{port}" for port in taps)
         gateway = await stack.enter_async_context(
             running_gateway(engines[0], on.logs, COMFYUI_SERVER_ADDRESS=addresses)
@@ -93,7 +93,7 @@ async def _tab(http: aiohttp.ClientSession, client_id: str, steps: int) -> tuple
 
 
 @asynccontextmanager
-async def _tap(server: Server, heard: Callable[[bytes], None]) -> AsyncIterator[int]:
+async def tap(server: Server, heard: Callable[[bytes], None]) -> AsyncIterator[int]:
     """A port that leads to the server, and is told all that this sends."""
     open_connections: set[asyncio.Task[None]] = set()
 

@@ -1,0 +1,222 @@
+"""The console: how soon its page is there, how soon a frame of progress is on it, and what open consoles cost."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shutil
+import statistics
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import aiohttp
+
+from benchmarks.callers import Workflow, pool_of
+from benchmarks.fleet import all_are_up
+from benchmarks.merged import tap
+from benchmarks.processes import BenchError, Server, exact_cpu_s, free_port, running_gateway, running_server
+from benchmarks.stage import Row, Stage, percentile
+
+_SERVERS = 3
+_CONSOLES = 50
+# Each step of a sampler is told in two frames, so that this is 20 of them a second.
+_STEP_S = 0.1
+_FEED = "/console/feed?want=servers,queue,progress,previews"
+_STEP = re.compile(rb'"type": "progress", "data": \{"value": (\d+)')
+_KB = 1000
+# What is seen of the steps of a job on the page, and when: in milliseconds of Unix time.
+_WATCH = """() => {
+    window.seen = {}
+    new MutationObserver(() => {
+        for (const one of document.querySelectorAll('[data-steps]')) {
+            const step = one.textContent.split(' / ')[0]
+            if (step && !(step in window.seen)) window.seen[step] = performance.timeOrigin + performance.now()
+        }
+    }).observe(document.body, { subtree: true, childList: true, characterData: true })
+}"""
+_LOADED = """() => {
+    const paint = performance.getEntriesByName('first-contentful-paint')[0]
+    const all = [...performance.getEntriesByType('navigation'), ...performance.getEntriesByType('resource')]
+    return [paint?.startTime, all.reduce((sum, one) => sum + one.transferSize, 0)]
+}"""
+
+
+async def console(on: Stage) -> list[Row]:
+    """All of them."""
+    return [*await _page(on), *await _costs(on)]
+
+
+async def _page(on: Stage) -> list[Row]:
+    """In a real browser: the first paint, and the way of a frame from ComfyUI to the screen."""
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    try:
+        from playwright.async_api import async_playwright
+    except ImportError:
+        program = None
+    if program is None:
+        return [Row("the console's page", "not measured", detail="needs chromium, and playwright in this environment")]
+    sent: dict[str, float] = {}
+
+    def heard(data: bytes) -> None:
+        for found in _STEP.finditer(data):
+            sent.setdefault(found[1].decode(), time.time() * 1000)
+
+    steps = 60 if on.quick else 300
+    async with AsyncExitStack() as stack:
+        engine = await stack.enter_async_context(_engine(on, _STEP_S / 2))
+        port = await stack.enter_async_context(tap(engine, heard))
+        addresses = {"COMFYUI_SERVER_ADDRESS": f"127.0.0.1:{port}", "QUEUE": "gateway"}
+        gateway = await stack.enter_async_context(running_gateway(engine, on.logs, **addresses))
+        driver = await stack.enter_async_context(async_playwright())
+        browser = await driver.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
+        stack.push_async_callback(browser.close)
+        paints, sizes = await _loads(browser, gateway, 3 if on.quick else 15)
+        seen = await _shown_steps(browser, gateway, steps)
+    delays = [at - sent[step] for step, at in seen.items() if step in sent]
+    if len(delays) < steps / 4:
+        raise BenchError(f"{len(delays)} of {steps} steps were seen on the page")
+    paint, p95 = statistics.median(paints), percentile(delays, 95)
+    return [
+        Row(
+            "first paint of /console",
+            f"{paint:.0f} ms",
+            "≤ 200 ms",
+            paint <= 200,
+            f"Chromium without a cache, median of {len(paints)}, the longest {max(paints):.0f} ms",
+        ),
+        Row("bytes of /console in all", f"{max(sizes) / _KB:.0f} KB", "≤ 150 KB", max(sizes) <= 150 * _KB),
+        Row(
+            "from a frame of ComfyUI to the page, p95",
+            f"{p95:.0f} ms",
+            "< 100 ms",
+            p95 < 100,
+            f"p50 {percentile(delays, 50):.0f} ms; {len(delays)} of {steps} steps were shown, 40 frames/s",
+        ),
+    ]
+
+
+async def _loads(browser: Any, gateway: Server, times: int) -> tuple[list[float], list[int]]:
+    """First paint in ms and bytes of so many loads, each by a browser that has nothing of it yet."""
+    paints, sizes = list[float](), list[int]()
+    for turn in range(times + 1):
+        context = await browser.new_context()
+        page = await context.new_page()
+        await page.goto(f"http://{gateway.address}/console")
+        await page.wait_for_selector("body[data-feed=open]")
+        await page.wait_for_function("performance.getEntriesByName('first-contentful-paint').length > 0")
+        paint, size = await page.evaluate(_LOADED)
+        if turn:  # the first one warms up
+            paints.append(paint)
+            sizes.append(size)
+        await context.close()
+    return paints, sizes
+
+
+async def _shown_steps(browser: Any, gateway: Server, steps: int) -> dict[str, float]:
+    """When the page first showed each step of a job that it showed at all."""
+    page = await browser.new_page()
+    await page.goto(f"http://{gateway.address}/console")
+    await page.wait_for_selector("body[data-feed=open]")
+    await page.evaluate(_WATCH)
+    async with (
+        aiohttp.ClientSession() as http,
+        http.post(f"http://{gateway.address}/prompt_sync?timeout=120", json={"prompt": _sampling(steps)}) as reply,
+    ):
+        reply.raise_for_status()
+        await reply.read()
+    found: dict[str, float] = await page.evaluate("window.seen")
+    return found
+
+
+async def _costs(on: Stage) -> list[Row]:
+    """CPU of the gateway with open consoles, beside what it takes without one."""
+    lasts_s = 5.0 if on.quick else 30.0
+    async with AsyncExitStack() as stack:
+        engines = [await stack.enter_async_context(_engine(on, _STEP_S, number)) for number in range(_SERVERS)]
+        settings = {"COMFYUI_SERVER_ADDRESS": ",".join(engine.address for engine in engines)}
+        gateway = await stack.enter_async_context(running_gateway(engines[0], on.logs, **settings))
+        await all_are_up(await stack.enter_async_context(pool_of(gateway)), _SERVERS)
+        http = await stack.enter_async_context(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)))
+        idle, idle_with = await _shares(http, gateway, lasts_s)
+        prompt = {"prompt": _sampling(int(4 * lasts_s / _STEP_S) + 200)}
+        headers = {"Prefer": "respond-async"}
+        async with http.post(f"http://{gateway.address}/prompt_sync", json=prompt, headers=headers) as reply:
+            prompt_id = (await reply.json())["prompt_id"]
+        await asyncio.sleep(2)
+        busy, busy_with = await _shares(http, gateway, lasts_s)
+        await (await http.delete(f"http://{gateway.address}/prompt_sync/{prompt_id}")).read()
+    return [
+        _cost("while nothing runs", idle, idle_with, 2),
+        _cost("at 20 frames/s with previews", busy, busy_with, 10),
+    ]
+
+
+def _cost(when: str, without: float, with_consoles: float, most: int) -> Row:
+    added = with_consoles - without
+    detail = f"{with_consoles:.1f} % of a core with them, {without:.1f} % without"
+    return Row(f"{_CONSOLES} open consoles {when}", f"{added:.1f} %", f"< {most} %", added < most, detail)
+
+
+async def _shares(http: aiohttp.ClientSession, gateway: Server, lasts_s: float) -> tuple[float, float]:
+    """Percent of a core that the gateway takes without a console, and with all of them."""
+    without = await _share(gateway, lasts_s)
+    async with AsyncExitStack() as stack:
+        reading = [await stack.enter_async_context(_open_feed(http, gateway)) for _ in range(_CONSOLES)]
+        await asyncio.sleep(2)
+        share = await _share(gateway, lasts_s)
+        if any(task.done() for task in reading):
+            raise BenchError("a feed has ended")
+    await asyncio.sleep(1)
+    return without, share
+
+
+async def _share(gateway: Server, lasts_s: float) -> float:
+    before, began = exact_cpu_s(gateway.pid), time.perf_counter()
+    await asyncio.sleep(lasts_s)
+    return 100 * (exact_cpu_s(gateway.pid) - before) / (time.perf_counter() - began)
+
+
+@asynccontextmanager
+async def _open_feed(http: aiohttp.ClientSession, gateway: Server) -> AsyncIterator[asyncio.Task[None]]:
+    async with http.get(f"http://{gateway.address}{_FEED}", timeout=aiohttp.ClientTimeout()) as answer:
+        answer.raise_for_status()
+
+        async def read() -> None:
+            async for _ in answer.content.iter_any():
+                pass
+
+        task = asyncio.create_task(read())
+        try:
+            yield task
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+@asynccontextmanager
+async def _engine(on: Stage, step_s: float, number: int = 0) -> AsyncIterator[Server]:
+    port = free_port()
+    command = ["-m", "comfyui.engine", "--port", str(port), "--step-seconds", str(step_s)]
+    async with running_server(f"stepping-engine-{number}", command, port, "/prompt", on.logs) as server:
+        yield server
+
+
+def _sampling(steps: int) -> Workflow:
+    """A picture by a sampler, which tells of each step and shows previews. Its seed is that of no other one."""
+    links = {"model": ["1", 0], "positive": ["2", 0], "negative": ["2", 0], "latent_image": ["3", 0]}
+    sampling = {"cfg": 7.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}
+    seed = time.time_ns() % 2**32
+    return {
+        "1": _node("CheckpointLoaderSimple", ckpt_name="v1-5-pruned-emaonly.safetensors"),
+        "2": _node("CLIPTextEncode", text="a red fox", clip=["1", 1]),
+        "3": _node("EmptyLatentImage", width=512, height=512, batch_size=1),
+        "4": _node("KSampler", seed=seed, steps=steps, **sampling, **links),
+        "5": _node("VAEDecode", samples=["4", 0], vae=["1", 2]),
+        "6": _node("SaveImage", images=["5", 0], filename_prefix="console"),
+    }
+
+
+def _node(class_type: str, **inputs: Any) -> dict[str, Any]:
+    return {"class_type": class_type, "inputs": inputs}
