@@ -94,6 +94,16 @@ class StandingJobs:
         """Those who have jobs that wait for their turn, and how many."""
         return {owner: waiting for owner, waiting, _ in self._scheduler.shares.by_owner() if waiting}
 
+    def on_servers(self) -> StandingNow:
+        """As `now`, only those on servers, of all owners: that takes no longer where thousands wait."""
+        listed = [*self._being_cancelled(), *self._scheduler.placed(), *self._past_the_scheduler()]
+        running = self._running(listed)
+        ids = {one.prompt_id for one in running}
+        # A server that stands for many runs more than one.
+        running += [one for one in listed if one.prompt_id not in ids and self._has_begun(one)]
+        ids |= {one.prompt_id for one in running}
+        return StandingNow(running, [one for one in listed if one.server is not None and one.prompt_id not in ids])
+
     def job(self, prompt_id: str) -> Job | None:
         """The job in hand, where there is one: it knows what the journal may not have yet."""
         return self._live.get(prompt_id) or self._canceling.get(prompt_id)
@@ -141,6 +151,10 @@ class StandingJobs:
     def _without_turn(self) -> Iterator[Standing]:
         """Jobs whose inputs are still to be fetched, and those that are about to ask for their turn."""
         yield from self._queue.without_turn()
+        yield from self._past_the_scheduler()
+
+    def _past_the_scheduler(self) -> Iterator[Standing]:
+        """Jobs in hand of which the scheduler knows nothing."""
         for prompt_id, job in self._live.items():
             # Without a task it stands for one of the queue; without a request and a server somebody only asks for it.
             is_one = job.has_task and not job.ended and (job.request is not None or job.backend is not None)

@@ -13,7 +13,7 @@ from comfyui import jsonio
 from comfyui.events import Event, Executing, ExecutionStart, Preview
 from comfyui.exceptions import JournalError
 from comfyui.handler import ComfyUIHandler
-from comfyui.jobs.journal.writes import Finish, Write, id_of
+from comfyui.jobs.journal.writes import Finish, Write
 from comfyui.owners import OwnerRules
 from comfyui.tasks import SideTasks, happens_within
 from comfyui.web.console.audience import Audience, Changes, Console, Wants
@@ -28,6 +28,7 @@ PROGRESS_EVERY_S = 0.08
 _LOOK_EVERY_S = 0.5
 # Of a server that goes down, say, nobody is told.
 _LOOK_UNASKED_S = 1.0
+_REST = 9
 # Ends that wait to be told while the journal cannot be read.
 _ENDS_KEPT = 1000
 
@@ -180,9 +181,6 @@ class Consoles:
     # What the journal says
 
     def wrote(self, write: Write) -> None:
-        prompt_id = id_of(write)
-        if prompt_id is not None:
-            self.view.forget(prompt_id)
         if isinstance(write, Finish):
             self._ended.append(write.fence.prompt_id)
         self._change()
@@ -219,8 +217,10 @@ class Consoles:
             raise
 
     async def _look_on(self) -> None:
+        loop = asyncio.get_running_loop()
         while True:
             await happens_within(self._news, _LOOK_UNASKED_S)
+            began = loop.time()
             self._news.clear()
             has_changed, self._has_changed = self._has_changed, False
             if self._owners.version != self._rules_version:
@@ -235,7 +235,8 @@ class Consoles:
                     audience.tell("changes", b"event: changes\ndata: 1\n\n")
                 await self._look_for(audience)
             self._wake()
-            await asyncio.sleep(_LOOK_EVERY_S)
+            # With many who see different things, or very many jobs, a look takes long: it has its part of the time only.
+            await asyncio.sleep(max(_LOOK_EVERY_S, _REST * (loop.time() - began)))
 
     def _wake(self) -> None:
         for audience in self._audiences.values():

@@ -13,6 +13,7 @@ from comfyui.web.console.audience import WANTS, Wants
 from comfyui.web.console.errors import ConsoleRoute
 from comfyui.web.console.feed import consoles_of, ended_message
 from comfyui.web.console.pages import page
+from comfyui.web.console.queue_rows import priorities_of
 from comfyui.web.console.viewer import Visitor, visitor_of
 from comfyui.web.front.gateway_state import gateway_of
 
@@ -29,7 +30,9 @@ async def show_now(request: Request) -> Response:
     if visitor.sees_all:
         await consoles.facts.looked(_FACTS_S)
     parts = await consoles.view.look(visitor)
-    return page(request, "now.html", parts=parts, progress=consoles.view.progress)
+    lowest, highest = priorities_of(visitor)
+    progress = consoles.view.progress
+    return page(request, "now.html", parts=parts, progress=progress, lowest=lowest, highest=highest)
 
 
 @router.get("/console/feed")

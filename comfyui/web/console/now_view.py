@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from comfyui.exceptions import JournalError
 from comfyui.handler import ComfyUIHandler
+from comfyui.jobs.etas import EtasNow
 from comfyui.jobs.journal.records import JobRecord
 from comfyui.jobs.lines import Standing
 from comfyui.replies import QueueItem
@@ -16,6 +16,7 @@ from comfyui.servers.backend import Backend
 from comfyui.servers.server import Health, Server
 from comfyui.web.comfyui.externals import OWNER
 from comfyui.web.console.pages import render
+from comfyui.web.console.queue_rows import QueuePart, QueueRow, priorities_of, queue_part, records_of
 from comfyui.web.console.running_jobs import RunningJob, RunningJobs
 from comfyui.web.console.server_facts import Device, ServerFacts
 from comfyui.web.console.viewer import Visitor
@@ -25,29 +26,29 @@ FIRST_ROWS = 50
 # Jobs that a card shows; a server that stands for many may run more.
 _MOST_ON_A_CARD = 12
 _ROOT = "./"
+_SAME_END_S = 3
+# Jobs of which something is kept; those that have ended are among them.
+_MOST_KNOWN = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class ShownJob:
-    """A job that runs or waits.
+    """A job that runs.
 
     Attributes:
         owner: None where no keys are asked for; `OWNER` of `externals` for a prompt of others.
         name: of its workflow; "" where a graph was sent.
-        server: where it runs, or waits for what runs there.
-        queued_at, started_at: in Unix time; 0 where nobody knows.
-        place: how many are before it, and one; None where nobody knows.
-        is_ours: it is a job of the gateway.
+        started_at: in Unix time; 0 where nobody knows.
+        ends_at: when it is going to end, about, in Unix time; 0 where nobody knows.
+        is_ours: it is a job of the gateway, of which servers tell how far it is.
     """
 
     prompt_id: str
-    owner: str | None = None
+    owner: str | None
     name: str = ""
-    priority: int = 0
     server: str | None = None
-    queued_at: float = 0.0
     started_at: float = 0.0
-    place: int | None = None
+    ends_at: int = 0
     is_ours: bool = True
 
 
@@ -61,6 +62,7 @@ class ServerCard:
         is_heard: its websocket tells how far prompts are.
         behind: how many prompts wait there behind what runs.
         more: how many run there beside those in `running`.
+        can_drain, can_free: whether it can be told to have no more prompts, and to drop what is in its memory.
     """
 
     name: str
@@ -73,6 +75,8 @@ class ServerCard:
     running: tuple[ShownJob, ...]
     more: int
     behind: int
+    can_drain: bool
+    can_free: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,14 +86,12 @@ class NowParts:
     Attributes:
         cards: None for a visitor who does not see the servers.
         running: the jobs that run, for such a visitor.
-        waiting: the first of those that wait.
-        total: how many wait.
+        queue: the first of those that wait.
     """
 
     cards: tuple[ServerCard, ...] | None
     running: tuple[ShownJob, ...]
-    waiting: tuple[ShownJob, ...]
-    total: int
+    queue: QueuePart
     paused: bool
 
     @property
@@ -100,7 +102,7 @@ class NowParts:
     @property
     def rows(self) -> object:
         """What `queue_html` shows."""
-        return self.waiting, self.total, self.paused
+        return self.queue, self.paused
 
 
 class NowView:
@@ -111,36 +113,28 @@ class NowView:
         self._facts = facts
         self._running = running
         self._records: dict[str, JobRecord] = {}
+        self._ends: dict[str, int] = {}
 
-    def forget(self, prompt_id: str | None = None) -> None:
-        """What is known of a job from the journal may be over; None: of all jobs."""
-        if prompt_id is None:
-            self._records.clear()
-        else:
-            self._records.pop(prompt_id, None)
+    def forget(self) -> None:
+        """Nothing is kept any more of jobs that were looked at."""
+        self._records.clear()
+        self._ends.clear()
 
     async def look(self, visitor: Visitor) -> NowParts:
         """What the visitor sees now."""
-        now = self._handler.standing.now(visitor.sees)
-        ids = {one.prompt_id for one in now.running}
-        running = [*now.running, *(one for one in now.pending if self._began(one) and one.prompt_id not in ids)]
-        ids |= {one.prompt_id for one in running}
-        pending = [one for one in now.pending if one.prompt_id not in ids]
-        records = await self._records_of([one.prompt_id for one in (*running, *pending[:FIRST_ROWS])])
-        shown = [self._shown(one, records.get(one.prompt_id)) for one in running]
-        waiting = [
-            self._shown(one, records.get(one.prompt_id), self._place(one, index, visitor))
-            for index, one in enumerate(pending[:FIRST_ROWS])
-        ]
-        total = len(pending)
+        on_servers = self._handler.standing.on_servers()
+        seen = [one for one in on_servers.running if visitor.sees(one.owner)]
+        records = await self._records_of([one.prompt_id for one in seen])
+        etas = self._handler.etas.now()
+        running = [self._shown(one, records.get(one.prompt_id), etas) for one in seen]
+        queue = await queue_part(self._handler, visitor, 0, FIRST_ROWS, None)
         if visitor.sees_all and not self._handler.queue.are_all_here:
-            behind = [_other(item, server.name) for server, item in self._others() if not item.running]
-            waiting, total = (waiting + behind)[:FIRST_ROWS], total + len(behind)
+            others = [_row(item, server.name) for server, item in self._others() if not item.running]
+            queue = QueuePart((*queue.rows, *others)[:FIRST_ROWS], queue.total + len(others))
         return NowParts(
-            cards=self._cards(shown, pending) if visitor.sees_all else None,
-            running=() if visitor.sees_all else tuple(shown),
-            waiting=tuple(waiting),
-            total=total,
+            cards=self._cards(running, on_servers.pending) if visitor.sees_all else None,
+            running=() if visitor.sees_all else tuple(running),
+            queue=queue,
             paused=self._handler.queue.paused,
         )
 
@@ -154,41 +148,41 @@ class NowView:
 
     def queue_html(self, parts: NowParts, visitor: Visitor) -> str:
         """The first jobs that wait."""
-        return render("_waiting.html", root=_ROOT, visitor=visitor, parts=parts)
-
-    def _began(self, one: Standing) -> bool:
-        job = self._handler.standing.job(one.prompt_id)
-        return job is not None and job.began_at is not None
-
-    def _place(self, one: Standing, index: int, visitor: Visitor) -> int | None:
-        if visitor.sees_all:
-            return index + 1
-        ahead = self._handler.queue.position(one.prompt_id)
-        return None if ahead is None else ahead + 1
+        lowest, highest = priorities_of(visitor)
+        return render(
+            "_waiting.html", root=_ROOT, visitor=visitor, parts=parts, lowest=lowest, highest=highest
+        )
 
     async def _records_of(self, prompt_ids: Sequence[str]) -> Mapping[str, JobRecord]:
-        """Of those that the journal has. What does not change of a job is read once."""
-        missing = [one for one in prompt_ids if one not in self._records]
-        if missing:
-            # The page shows less where it cannot be read; readiness and log say why.
-            with contextlib.suppress(JournalError):
-                self._records |= {one.prompt_id: one for one in await self._handler.journal.get_all(missing)}
+        """Of those that the journal has. What is shown of a job that runs does not change, and is read once."""
+        if len(self._records) > _MOST_KNOWN:
+            self.forget()
+        if missing := [one for one in prompt_ids if one not in self._records]:
+            self._records |= await records_of(self._handler, missing)
         return self._records
 
-    def _shown(self, one: Standing, record: JobRecord | None, place: int | None = None) -> ShownJob:
+    def _shown(self, one: Standing, record: JobRecord | None, etas: EtasNow) -> ShownJob:
         job = self._handler.standing.job(one.prompt_id)
         entry, call = (None, None) if job is None else (job.entry, job.call)
-        queued_at = record.queued_at if record is not None else entry.queued_at if entry is not None else 0.0
+        name = record.workflow_name if record is not None else call.name if call is not None else None
         return ShownJob(
             prompt_id=one.prompt_id,
             owner=one.owner,
-            name=(record.workflow_name if record is not None else call.name if call is not None else None) or "",
-            priority=record.priority if record is not None else 0,
+            name=name or "",
             server=one.server,
-            queued_at=queued_at,
             started_at=(entry.started_at if entry is not None else None) or 0.0,
-            place=place,
+            ends_at=self._ends_at(one.prompt_id, etas.of(one.prompt_id).ends_s),
         )
+
+    def _ends_at(self, prompt_id: str, ends_s: float | None) -> int:
+        """In Unix time. A guess that is about the one before stays the same, so that nothing is told anew for it."""
+        if ends_s is None:
+            return 0
+        ends_at, before = round(time.time() + ends_s), self._ends.get(prompt_id, 0)
+        if abs(ends_at - before) < _SAME_END_S:
+            return before
+        self._ends[prompt_id] = ends_at
+        return ends_at
 
     # Servers
 
@@ -220,10 +214,27 @@ class NowView:
             running=tuple(here[:_MOST_ON_A_CARD]),
             more=max(0, len(here) - _MOST_ON_A_CARD),
             behind=behind,
+            can_drain=self._handler.queue.are_all_here,
+            can_free=backend is not None and backend.ready,
         )
 
 
 def _other(item: QueueItem, server: str) -> ShownJob:
+    return ShownJob(item.prompt_id, owner=OWNER, server=server, is_ours=False)
+
+
+def _row(item: QueueItem, server: str) -> QueueRow:
     created = item.extra_data.get("create_time")
-    queued_at = created / 1000 if isinstance(created, int | float) and 0 < created < 1e15 else 0.0
-    return ShownJob(item.prompt_id, owner=OWNER, server=server, queued_at=queued_at, is_ours=False)
+    return QueueRow(
+        prompt_id=item.prompt_id,
+        owner=OWNER,
+        name="",
+        labels=(),
+        priority=0,
+        place=None,
+        server=server,
+        queued_at=created / 1000 if isinstance(created, int | float) and 0 < created < 1e15 else 0.0,
+        eta="",
+        is_late=False,
+        may_move=False,
+    )

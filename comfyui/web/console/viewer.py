@@ -48,9 +48,10 @@ class Visitor:
         return self.role == "admin"
 
     @property
-    def sight(self) -> tuple[str | None, str | None, str]:
+    def sight(self) -> tuple[str | None, str | None, str, int | None]:
         """Equal for visitors who see and may do the same."""
-        return self.seen.owner, self.seen.key, self.role
+        rules = self.origin.rules
+        return self.seen.owner, self.seen.key, self.role, None if rules is None else rules.max_priority
 
     def sees(self, owner: str | None) -> bool:
         """Whether the visitor sees a job of this owner; None: of no owner."""

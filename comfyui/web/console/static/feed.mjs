@@ -128,6 +128,7 @@ export function morph(part, html) {
     },
   })
   writeTimes(part)
+  writeLeft(part)
   for (const element of part.querySelectorAll('[data-job]')) {
     const id = element.dataset.job
     if (known.progress.has(id)) showProgress(id, known.progress.get(id))
@@ -162,3 +163,16 @@ function write(element, selector, text) {
   const place = element.querySelector(selector)
   if (place && place.textContent !== text) place.textContent = text
 }
+
+/** Writes each <time data-left> below `part` as "about 12 s left". */
+function writeLeft(part = document) {
+  for (const time of part.querySelectorAll('time[data-left]')) {
+    const left = Math.round((new Date(time.dateTime) - Date.now()) / 1000)
+    const shown = left < 90 ? `${left} s` : left < 5400 ? `${Math.round(left / 60)} min` : `${(left / 3600).toFixed(1)} h`
+    const text = left < 1 ? time.dataset.over : time.dataset.left.replace('{time}', shown)
+    if (time.textContent !== text) time.textContent = text
+  }
+}
+
+writeLeft()
+setInterval(() => writeLeft(), 1000)
