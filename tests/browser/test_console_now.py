@@ -47,6 +47,33 @@ async def test_progress_and_preview_appear_while_a_job_runs() -> None:
         await running.wait_for(state="detached")
 
 
+async def test_a_server_is_drained_and_gets_prompts_again() -> None:
+    async with open_console() as console:
+        await console.open()
+        await feed_is(console.page, "open")
+        name = console.gateway.handler.pool.backends[1].name
+        card = console.page.locator(".server", has_text=name)
+        await card.get_by_role("button", name=f"Drain {name}").click()
+        await card.get_by_text("drained", exact=True).wait_for()
+        assert console.gateway.handler.pool.backends[1].drained
+        await accessible(console.page)
+        await card.get_by_role("button", name=f"Resume {name}").click()
+        await card.get_by_text("ready", exact=True).wait_for()
+        assert not console.gateway.handler.pool.backends[1].drained
+        await card.get_by_role("button", name=f"Free memory of {name}").click()
+        await console.page.get_by_text(f"{name} frees").wait_for()
+
+
+async def test_a_job_that_runs_is_cancelled_on_its_card() -> None:
+    async with open_console(servers=1) as console:
+        prompt_id = await submitted(console, sleep_workflow(60))
+        await console.open()
+        running = console.page.locator(f'[data-job="{prompt_id}"]')
+        console.page.once("dialog", lambda dialog: dialog.accept())
+        await running.get_by_role("button", name="Cancel").click()
+        await running.wait_for(state="detached")
+
+
 async def test_a_feed_that_breaks_comes_back_with_what_is_then() -> None:
     async with open_console() as console:
         await console.open()
@@ -69,10 +96,10 @@ async def test_what_waits_is_listed_in_its_order() -> None:
     async with open_console(servers=1) as console:
         jobs = [await submitted(console, sleep_workflow(60, tag=tag)) for tag in range(5)]
         await console.open()
-        rows = console.page.locator("#queue tbody tr")
-        await console.page.wait_for_function("document.querySelectorAll('#queue tbody tr').length >= 3")
+        rows = console.page.locator("#queue .list > li")
+        await console.page.wait_for_function("document.querySelectorAll('#queue .list > li').length >= 3")
         shown = await rows.evaluate_all("rows => rows.map(row => row.id)")
-        assert [one.rpartition("waiting-")[2] for one in shown] == jobs[-len(shown) :]
+        assert [one.removeprefix("job-") for one in shown] == jobs[-len(shown) :]
 
 
 async def test_without_javascript_the_page_is_whole() -> None:
@@ -94,7 +121,7 @@ async def test_a_phone_shows_all_of_it(scheme: Any) -> None:
         for tag in range(8):
             await submitted(console, sleep_workflow(60, tag=tag))
         await console.open()
-        await console.page.locator("#queue tbody tr").first.wait_for()
+        await console.page.locator("#queue .list > li").first.wait_for()
         await fits(console.page)
         await accessible(console.page)
 

@@ -235,7 +235,7 @@ class Consoles:
                     audience.tell("changes", b"event: changes\ndata: 1\n\n")
                 await self._look_for(audience)
             self._wake()
-            # With many who see different things, or very many jobs, a look takes long: it has its part of the time only.
+            # With very many jobs, or many who see different things, a look takes long: it gets a part of the time.
             await asyncio.sleep(max(_LOOK_EVERY_S, _REST * (loop.time() - began)))
 
     def _wake(self) -> None:

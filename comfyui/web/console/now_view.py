@@ -149,9 +149,7 @@ class NowView:
     def queue_html(self, parts: NowParts, visitor: Visitor) -> str:
         """The first jobs that wait."""
         lowest, highest = priorities_of(visitor)
-        return render(
-            "_waiting.html", root=_ROOT, visitor=visitor, parts=parts, lowest=lowest, highest=highest
-        )
+        return render("_waiting.html", root=_ROOT, visitor=visitor, parts=parts, lowest=lowest, highest=highest)
 
     async def _records_of(self, prompt_ids: Sequence[str]) -> Mapping[str, JobRecord]:
         """Of those that the journal has. What is shown of a job that runs does not change, and is read once."""
