@@ -61,6 +61,7 @@ TEXTS = SimpleNamespace(
         queue="Queue",
         paused="The queue is paused: nothing begins that waits.",
         whole_queue="The whole queue",
+        began="began",
         ends="ends about {time}",
         left="about {time} left",
         left_over="about to end",

@@ -119,13 +119,15 @@ function keep(kind, id, data) {
   if (kept.size > MOST_KEPT) kept.delete(kept.keys().next().value)
 }
 
-/** Changes `part` into `html`. Elements that stay keep their focus; what is data-live changes by its own messages. */
+/**
+ * Changes `part` into `html`. Elements that stay keep their focus, and fields what the visitor has typed or selected;
+ * what is data-live changes by its own messages.
+ */
 export function morph(part, html) {
   window.Idiomorph.morph(part, html, {
     morphStyle: 'innerHTML',
-    callbacks: {
-      beforeNodeMorphed: (old, fresh) => !(old.dataset?.live !== undefined && old.id === fresh.id),
-    },
+    ignoreActiveValue: true,
+    callbacks: { beforeNodeMorphed: (old, fresh) => !isLive(old, fresh) && !isVisitors(old, fresh) },
   })
   writeTimes(part)
   writeLeft(part)
@@ -134,6 +136,16 @@ export function morph(part, html) {
     if (known.progress.has(id)) showProgress(id, known.progress.get(id))
     if (known.preview.has(id)) showPreview(id, known.preview.get(id))
   }
+}
+
+function isLive(old, fresh) {
+  return old.dataset?.live !== undefined && old.id === fresh.id
+}
+
+/** Whether a field has what the visitor has typed or selected, which the gateway does not know. */
+function isVisitors(old, fresh) {
+  if (!(old instanceof HTMLInputElement) || old.name !== fresh.name || old.type !== fresh.type) return false
+  return old.type === 'checkbox' ? old.value === fresh.value : old.value !== old.defaultValue && old.value !== fresh.value
 }
 
 function elementsOf(id) {

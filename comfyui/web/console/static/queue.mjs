@@ -1,7 +1,6 @@
 // The queue: what a visitor has changed is shown at once, and a box that selects all that the page has.
 
-import { writeTimes } from './console.mjs'
-import { openFeed } from './feed.mjs'
+import { morph, openFeed } from './feed.mjs'
 
 const queue = document.getElementById('queue')
 
@@ -15,18 +14,8 @@ export async function show() {
   }
   if (!answer.ok) return
   const page = new DOMParser().parseFromString(await answer.text(), 'text/html')
-  window.Idiomorph.morph(queue, page.getElementById('queue').innerHTML, {
-    morphStyle: 'innerHTML',
-    ignoreActiveValue: true,
-    callbacks: { beforeNodeMorphed: (old, fresh) => !isVisitors(old, fresh) },
-  })
+  morph(queue, page.getElementById('queue').innerHTML)
   prepare()
-}
-
-/** Whether a field has what the visitor has typed or selected, which the gateway does not know. */
-function isVisitors(old, fresh) {
-  if (!(old instanceof HTMLInputElement) || old.name !== fresh.name || old.type !== fresh.type) return false
-  return old.type === 'checkbox' ? old.value === fresh.value : old.value !== old.defaultValue && old.value !== fresh.value
 }
 
 function boxes() {
@@ -35,7 +24,6 @@ function boxes() {
 
 /** What only a page with this module has. */
 function prepare() {
-  writeTimes(queue)
   const all = queue.querySelector('[data-selects]')
   if (all) all.hidden = false
 }
