@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from typing import Any
 
@@ -12,6 +13,7 @@ from comfyui.engine import Engine
 from comfyui.web.console.server_facts import Device, devices_in
 from tests.support.keys import ALICE, ROOT, WATCHER, bearer
 from tests.support.running import RunningGateway, prompts_are_queued, running_gateway, sleep_workflow, until
+from tests.support.runpod_endpoint import FakeEndpoint
 
 GIB = 1024**3
 PAGE = {"Sec-Fetch-Site": "same-origin", "Accept": "application/json"}
@@ -105,3 +107,19 @@ def test_a_device_is_read_as_comfyui_describes_it(told: Any, device: Device | No
 @pytest.mark.parametrize("stats", [{}, {"devices": None}, {"devices": {}}, {"devices": []}])
 def test_what_is_no_list_of_devices_is_none(stats: Any) -> None:
     assert devices_in(stats) == ()
+
+
+async def test_an_endpoint_that_stands_for_many_has_a_card_with_all_that_runs_there(
+    runpod_alone: RunningGateway, endpoint: FakeEndpoint
+) -> None:
+    gateway = runpod_alone
+    calls = [asyncio.create_task(gateway.prompt_sync(sleep_workflow(600, tag=tag))) for tag in (1, 2)]
+    try:
+        for job in [await endpoint.job(number) for number in (1, 2)]:
+            endpoint.says(job, "IN_PROGRESS")
+        text = await until(lambda: shown(gateway), lambda text: text.count('class="running"') == 2)
+        assert text.count('class="card server"') == 1
+    finally:
+        for call in calls:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
