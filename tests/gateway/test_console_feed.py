@@ -155,6 +155,9 @@ async def test_a_user_is_told_of_own_jobs_only_and_of_no_server(engine: Engine, 
 async def test_the_page_of_a_user_names_no_server_and_no_job_of_others(engine: Engine, tmp_path: Path) -> None:
     async with _with_keys(engine, tmp_path) as gateway:
         alices = await runs(gateway, ALICE)
+        body, headers = {"prompt": sleep_workflow(30, tag=1)}, {"Prefer": "respond-async", **bearer(ALICE)}
+        async with gateway.http.post("/prompt_sync", json=body, headers=headers) as answer:
+            assert answer.status == 202
         for key, sees in ((ALICE, True), (BOB, False), (WATCHER, True)):
             async with gateway.http.get("/console", headers=bearer(key)) as answer:
                 text = await answer.text()
