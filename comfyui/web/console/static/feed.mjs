@@ -126,7 +126,6 @@ function keep(kind, id, data) {
 export function morph(part, html) {
   window.Idiomorph.morph(part, html, {
     morphStyle: 'innerHTML',
-    ignoreActiveValue: true,
     callbacks: { beforeNodeMorphed: (old, fresh) => !isLive(old, fresh) && !isVisitors(old, fresh) },
   })
   writeTimes(part)
@@ -144,6 +143,7 @@ function isLive(old, fresh) {
 
 /** Whether a field has what the visitor has typed or selected, which the gateway does not know. */
 function isVisitors(old, fresh) {
+  if (old === document.activeElement && old.matches('select, textarea')) return old.id === fresh.id
   if (!(old instanceof HTMLInputElement) || old.name !== fresh.name || old.type !== fresh.type) return false
   return old.type === 'checkbox' ? old.value === fresh.value : old.value !== old.defaultValue && old.value !== fresh.value
 }
