@@ -21,8 +21,8 @@ from comfyui.offload import in_thread
 
 MOST_LOOKED_AT = 2000
 """Jobs that are looked at for one page."""
-MOST_BYTES = 16_000_000
-"""Of the compressed bodies that are looked at for one page, about."""
+MOST_TEXT = 50_000_000
+"""Bytes of text that are looked at for one page, about."""
 LONGEST_TEXT = 1_000_000
 """Bytes of a body that are looked at: its beginning, where it is longer."""
 # That are read together: how many jobs, and about how many bytes of their bodies.
@@ -48,20 +48,21 @@ async def search(candidates: Candidates, narrowed: JobFilter, limit: int, before
     """A page of the jobs with `narrowed.text`: it ends with `limit` of them, or when enough jobs were looked at."""
     words = _forms_of(narrowed.text or "")
     found: list[JobRecord] = []
-    looked_at = size = 0
+    looked_at = looked_through = 0
     while True:
         some = await candidates(before, min(_TOGETHER, MOST_LOOKED_AT - looked_at))
         if not some:
             return Page(tuple(found), None)
-        fitting = await in_thread(_fitting, some, words, limit - len(found))
-        found += fitting
+        looked = await in_thread(_looked, some, words, limit - len(found), MOST_TEXT - looked_through)
+        found += looked.found
         if len(found) == limit:
             return Page(tuple(found), cursor_of(found[-1].seq, narrowed))
-        before = some[-1].seq
-        looked_at += len(some)
-        size += sum(len(one.body or b"") for one in some)
-        if looked_at >= MOST_LOOKED_AT or size >= MOST_BYTES:
-            return Page(tuple(found), cursor_of(before, narrowed), some[-1].created_at)
+        looked_at += looked.jobs
+        looked_through += looked.text
+        last = some[looked.jobs - 1]
+        before = last.seq
+        if looked_at >= MOST_LOOKED_AT or looked_through >= MOST_TEXT:
+            return Page(tuple(found), cursor_of(before, narrowed), last.created_at)
 
 
 def candidates_in(database: sqlite3.Connection, narrowed: JobFilter, before: int | None, limit: int) -> list[Candidate]:
@@ -97,21 +98,33 @@ def _beginning(database: sqlite3.Connection, body_id: int) -> bytes:
         return blob.read(LONGEST_TEXT)
 
 
-def _fitting(some: Sequence[Candidate], words: Sequence[frozenset[str]], limit: int) -> list[JobRecord]:
+class _Looked(NamedTuple):
+    """At how many jobs, through how much text, and which of them have all the words."""
+
+    jobs: int
+    text: int
+    found: list[JobRecord]
+
+
+def _looked(some: Sequence[Candidate], words: Sequence[frozenset[str]], limit: int, most_text: int) -> _Looked:
+    """At the first of them: until `limit` were found, or `most_text` was looked through."""
     found: list[JobRecord] = []
+    jobs = through = 0
     for one in some:
         record = one.record()
         text = "\n".join(_texts_of(record, one.body)).casefold()
+        jobs += 1
+        through += len(text)
         if all(any(form in text for form in forms) for forms in words):
             found.append(record)
-            if len(found) == limit:
-                break
-    return found
+        if len(found) == limit or through >= most_text:
+            break
+    return _Looked(jobs, through, found)
 
 
 def _forms_of(text: str) -> list[frozenset[str]]:
     """Each word as it may stand in a text, or in JSON."""
-    words = jsonio.without_surrogates(text).casefold().split()
+    words = dict.fromkeys(jsonio.without_surrogates(text).casefold().split())
     return [frozenset({word, jsonio.dumps(word)[1:-1].decode()}) for word in words]
 
 

@@ -13,7 +13,7 @@ import pytest
 from comfyui.exceptions import QueryError
 from comfyui.jobs.journal.protocol import Journal
 from comfyui.jobs.journal.records import JobFilter, State
-from comfyui.jobs.journal.searching import LONGEST_TEXT, MOST_LOOKED_AT
+from comfyui.jobs.journal.searching import LONGEST_TEXT, MOST_LOOKED_AT, MOST_TEXT
 from comfyui.jobs.journal.writes import Add
 from tests.support.journals import CALL, end, new_job, prompt_id
 
@@ -139,12 +139,19 @@ async def test_of_a_large_body_the_beginning_is_looked_at(journal: Journal, fill
 
 
 async def test_few_large_bodies_make_a_page_too(journal: Journal) -> None:
-    noise = random.Random(2)  # noqa: S311
-    await journal.write_all([Add(new_job(1, body=body("fox")))])
-    for number in range(2, 24):
-        await add(journal, number, body=body(noise.randbytes(LONGEST_TEXT).hex()))
+    await add(journal, 1, body=body("fox"))
+    for number in range(2, 62):
+        await add(journal, number, body=body(f"{number}{' ' * LONGEST_TEXT}"))
     first = await journal.page(JobFilter(text="fox"), 50)
     assert first.records == ()
-    assert first.searched_to is not None
+    assert first.searched_to == 61 - MOST_TEXT // LONGEST_TEXT + 1
     second = await journal.page(JobFilter(text="fox"), 50, first.next_cursor)
     assert [one.created_at for one in second.records] == [1.0]
+
+
+async def test_bodies_that_fill_more_than_is_read_at_once_are_all_looked_at(journal: Journal) -> None:
+    noise = random.Random(2)  # noqa: S311 - the same each time
+    await add(journal, 1, body=body("fox"))
+    for number in range(2, 12):
+        await add(journal, number, body=body(noise.randbytes(LONGEST_TEXT // 2).hex()))
+    assert await found(journal, "fox") == [1.0]
