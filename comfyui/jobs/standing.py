@@ -57,6 +57,12 @@ class StandingJobs:
         others = (*self._being_cancelled(), *self._without_turn())
         return self._scheduler.shares.count(owns) + sum(owns(one.owner) for one in others)
 
+    def count_waiting(self, owns: Owns) -> int:
+        """How many `waiting` has, of owners that `owns` picks: they need not be put in their order for that."""
+        others = (*self._scheduler.placed(), *self._without_turn())
+        in_turn = sum(waiting for owner, waiting, _ in self._scheduler.shares.by_owner() if owns(owner))
+        return in_turn + sum(owns(one.owner) and not self._has_begun(one) for one in others)
+
     def by_key(self) -> dict[str, KeyCounts]:
         """The counts of each key that has jobs, by its name; "" stands for jobs without one."""
         waiting, placed = Counter[str](), Counter[str]()

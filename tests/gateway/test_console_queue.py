@@ -176,7 +176,9 @@ async def test_each_sees_and_changes_what_it_may(engine: Engine, tmp_path: Path)
             text = await page(gateway.http, **bearer(key))
             assert sorted(_IDS.findall(text)) == sorted([*alices, bobs])
             assert ('<form method="post"' in text) is (key == ROOT)
-            assert _IDS.findall(await page(gateway.http, "/console/queue?owner=bob", **bearer(key))) == [bobs]
+            text = await page(gateway.http, "/console/queue?owner=bob", **bearer(key))
+            assert _IDS.findall(text) == [bobs]
+            assert "1 job waits" in text
         for name in ("cancel", "first", "priority"):
             path = f"/console/jobs/{bobs}/{name}"
             assert (await post(gateway, path, {"priority": "1"}, key=ALICE))[0] == 404
@@ -230,3 +232,4 @@ async def test_a_job_on_a_server_behind_another_one_is_shown_there(engine: Engin
         assert _IDS.findall(text) == [behind, waits]
         assert f"next on {gateway.handler.pool.backends[0].name}" in text
         assert text.count("/first") == 1, "the one that has a server is not moved"
+        assert "2 jobs wait" in text

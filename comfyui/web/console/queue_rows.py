@@ -93,10 +93,13 @@ async def queue_part(handler: ComfyUIHandler, visitor: Visitor, skip: int, most:
     Args:
         owner: the jobs of this one only; None: of all that the visitor sees.
     """
-    seen = (one for one in handler.standing.waiting() if visitor.sees(one.standing.owner))
-    fitting = (one for one in seen if owner is None or one.standing.owner == owner)
-    shown = list(islice(fitting, skip, skip + most))
-    total = skip + len(shown) + sum(1 for _ in fitting)
+
+    def fits(other: str | None) -> bool:
+        return visitor.sees(other) and owner in {None, other}
+
+    total = handler.standing.count_waiting(fits)
+    fitting = (one for one in handler.standing.waiting() if fits(one.standing.owner))
+    shown = list(islice(fitting, skip, min(skip + most, total))) if skip < total else []
     records = await records_of(handler, [one.standing.prompt_id for one in shown])
     etas = handler.etas.now()
     rows = (queue_row(handler, one, records.get(one.standing.prompt_id), etas, visitor) for one in shown)
