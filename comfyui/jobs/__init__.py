@@ -1,1 +1,1 @@
-"""What the gateway knows of the prompts that it runs: each one's job, their cancels, and how they ended."""
+"""The prompts that the gateway runs: their jobs, their cancels, and how they ended."""

@@ -14,14 +14,15 @@ from comfyui.servers.server import Server
 from comfyui.tasks import SideTasks
 from comfyui.workflows.needs import Needs, Offer, names_folders
 
-# Files come and go without a word: before no server is able, the lists are asked for that are no older than this.
+# Files come and go unannounced: before a workflow counts as impossible everywhere, lists that are older than this are
+# requested again.
 _FRESH_S = 5.0
 # Needs of which it is remembered whether a server has them.
 _REMEMBERED = 10_000
 
 
 class Abilities:
-    """Asks each server once for each connection. With one server there is nothing to ask: it is sent everything."""
+    """Asks each server once for each connection. A single server is not asked: it gets everything."""
 
     def __init__(self, pool: BackendPool) -> None:
         self._pool = pool
@@ -33,13 +34,15 @@ class Abilities:
         self._said = asyncio.Event()
         self._tasks = SideTasks()
         self.generation = 0
-        """Grows when more or other definitions are known, so that lanes that were found before may be others."""
+        """Grows when more or other definitions are known, so that earlier lanes may be out of date."""
 
     async def close(self) -> None:
         await self._tasks.close()
 
     def is_known(self, backend: Server) -> bool:
-        """Whether the server has been asked what it has. Where not, it is asked now, and the pool's `news` tell."""
+        """Whether the server has told its definitions. If not, it is asked now, and the pool's `news` tell when it
+        has.
+        """
         if not self._matters or self._asked.get(backend.name) == backend.generation:
             return True
         if backend.name not in self._asking:
@@ -48,7 +51,7 @@ class Abilities:
         return False
 
     async def one_is_known(self, within_s: float) -> None:
-        """Returns once a server that is up has been asked what it has, after so long, and where none is up."""
+        """Returns when a server that is up has told its definitions, after `within_s`, or if none is up."""
         if not self._matters:
             return
         with contextlib.suppress(TimeoutError):
@@ -65,7 +68,9 @@ class Abilities:
         alone: bool = False,
         files_on: frozenset[str] = NO_NAMES,
     ) -> Lane:
-        """On which servers a workflow can run, as far as is known. Servers that are down count as they were."""
+        """The servers that can run a workflow, as far as is known. Servers that are down count with their last
+        definitions.
+        """
         if not self._matters:
             return Lane(alone=alone, files_on=files_on) if alone or files_on else ANYWHERE
         avoided = frozenset(avoid)
@@ -77,7 +82,7 @@ class Abilities:
         return Lane(yes, no, avoided, alone, files_on)
 
     async def sure_lane(self, needs: Needs, avoid: Collection[str] = ()) -> Lane:
-        """As `lane`; before it says that no server is able it asks them for their lists of files anew."""
+        """As `lane`; before it says that no server is able, it requests their lists of files again."""
         lane = self.lane(needs, avoid)
         if not lane.no or lane.no != self._names:
             return lane
@@ -85,13 +90,13 @@ class Abilities:
         return self.lane(needs, avoid)
 
     def lacking(self, needs: Needs) -> dict[str, list[str]]:
-        """What each server lacks, where none can run the workflow; else nothing."""
+        """What each server lacks, if none can run the workflow; otherwise empty."""
         if not self._matters or self.lane(needs).no != self._names:
             return {}
         return {name: offer.lacking(needs) for name, (offer, _) in self._offers.items()}
 
     async def spelled(self, backend: Server, prompt: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The workflow with its choices as the server writes them, as far as it says what it has."""
+        """The workflow with its choices as the server spells them, as far as its definitions are known."""
         if not names_folders(prompt):
             return prompt
         if backend.last_definitions is None:
@@ -113,7 +118,7 @@ class Abilities:
         return said[needs]
 
     def _offer(self, backend: Server) -> tuple[Offer, dict[Needs, bool]] | None:
-        """What the server has, and which needs it was found to have; None where it never said."""
+        """The server's offer, and the needs that were compared with it; None if it never told its definitions."""
         definitions = backend.last_definitions
         if definitions is None:
             return None
@@ -139,4 +144,4 @@ class Abilities:
             async with backend.soon():
                 await (backend.object_info() if max_age_s is None else backend.object_info(max_age_s=max_age_s))
         except (ComfyUIError, TimeoutError):
-            return  # it stays unknown, or what it was
+            return  # it stays unknown, or as it was

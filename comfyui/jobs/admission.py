@@ -42,7 +42,7 @@ from comfyui.owners import key_of
 UNKNOWN = "neither the gateway nor ComfyUI knows this prompt"
 NOTHING_TO_CANCEL = "the prompt is not known: there is nothing to cancel"
 
-# Without a limit of the key.
+# Used if the key has no limit.
 _ROOM = nullcontext()
 
 _log = structlog.get_logger(__name__)
@@ -53,12 +53,12 @@ class Look:
     """How a job is at this moment.
 
     Attributes:
-        record: as the journal has it; None where ComfyUI has the prompt from somebody else.
+        record: from the journal; None if ComfyUI has the prompt from another client.
         state: newer than the record's where the job runs here.
-        position: jobs and prompts before it; None where that is not known, or it runs.
+        position: jobs and prompts before it; None if that is not known, or if it runs.
         events: what holds on of what ComfyUI said of it, oldest first.
-        deliveries: the job's webhooks up to now, where its caller wants to be told.
-        workflow: None where it is not known.
+        deliveries: the job's webhooks so far, if its caller has ordered any.
+        workflow: None if it is not known.
     """
 
     prompt_id: str
@@ -74,7 +74,7 @@ class Admission:
     """Asks the journal, and takes jobs into it.
 
     Attributes:
-        entries, runs, queue: what it is made with; they belong to whoever made them.
+        entries, runs, queue: belong to their creator.
         keeping: has a sync job go on without its caller.
     """
 
@@ -104,7 +104,7 @@ class Admission:
         return self.runs.start(prompt_id, request, files, entry=entry)
 
     def room_for(self, origin: Origin) -> AbstractAsyncContextManager[None]:
-        """A job of this origin may be begun inside the block.
+        """A job of this origin may begin inside the block.
 
         Raises:
             ComfyUIOverloadedError: as many jobs of its key wait as may (`max_queued`).
@@ -137,14 +137,15 @@ class Admission:
         files: SpooledFiles | None = None,
         fingerprint: str | None = None,
     ) -> Job | PromptResult:
-        """The job of an id that a caller chose, begun where it has to be; its result where it has one already.
+        """The job of an id that a caller chose, which begins if necessary; its result if it already has one.
 
         Args:
-            request: None where the caller only asks; no new run is begun then.
+            request: None if the caller only asks; no new run begins then.
 
         Raises:
             ComfyUIConflictError: the id is another request's.
-            ComfyUINotFoundError: it is another owner's, and `request` is None; or nobody's that the caller may see.
+            ComfyUINotFoundError: it is another owner's, and `request` is None; or there is none that the caller may
+                see.
             ComfyUIError: the job ended so, and is not run again.
         """
         submits = request is not None
@@ -152,7 +153,7 @@ class Admission:
             if (job := self.runs.live.get(prompt_id)) is not None:
                 check_seen(origin, job.owner, prompt_id, submits=submits)
                 check_same(prompt_id, job.fingerprint, fingerprint)
-                # What waits in our queue has its request, and its inputs, in the journal.
+                # A job that waits in our queue has its request, and its inputs, in the journal.
                 if request is not None and (job.has_task or not job.stays):
                     entry = self.new_entry(prompt_id, origin, callers_id=True)
                     job.adopt(request, files, fingerprint, entry)
@@ -183,7 +184,7 @@ class Admission:
                     begun = await self._journal.write(self._again(record))
             except JournalError as error:
                 _log.error("journal.not_written", prompt_id=prompt_id, reason=error.detail)
-                # As a call that the journal does not know: ComfyUI is asked for it.
+                # The same as for a call that the journal does not know: ComfyUI is asked for it.
                 return self.runs.start(
                     prompt_id, request, files, fingerprint, entry=self.new_entry(prompt_id, origin, callers_id=True)
                 )
@@ -202,10 +203,10 @@ class Admission:
         *,
         callers_id: bool,
     ) -> Look:
-        """Take a job that nobody waits for. Returns when it is committed, and its inputs are in their store.
+        """Accepts a job without a waiting caller. Returns when it is committed, and its inputs are in their store.
 
         Args:
-            files: further inputs, which are taken away from where they are.
+            files: further inputs, which are moved away.
 
         Raises:
             ComfyUIConflictError: the id is another request's.
@@ -285,7 +286,7 @@ class Admission:
         return Look(prompt_id, job.state, record, None if running else position, events, told, job.workflow)
 
     async def end_what_has_ended(self, job: Job) -> None:
-        """A job without a task may have ended while it was asked for; then nobody else would tell those who wait."""
+        """A job without a task may have ended meanwhile; its waiters would not hear of it otherwise."""
         record = await self.known(job.prompt_id)
         if record is None or not record.state.is_end or job.ended or job.has_task:
             return
@@ -311,7 +312,7 @@ class Admission:
             raise error_from_fields(record.error or {"type": "", "detail": "", "prompt_id": record.prompt_id})
         kept = await self._journal.result_of(record.prompt_id)
         if kept is None:
-            raise ComfyUINotFoundError("the result of this prompt is not kept any more", prompt_id=record.prompt_id)
+            raise ComfyUINotFoundError("the result of this prompt is no longer kept", prompt_id=record.prompt_id)
         return await offloaded(len(kept), result_from_bytes, record.prompt_id, kept)
 
     async def left_behind(self, prompt_id: str, origin: Origin) -> Entry | None:
@@ -329,7 +330,7 @@ class Admission:
         return self.entries.of(record)
 
     async def settled(self, prompt_id: str) -> None:
-        """Returns when all that was written of a job's cancel is committed, before a caller is told of it.
+        """Returns when all writes of a job's cancel are committed, before a caller is told of it.
 
         Raises `ComfyUINotFoundError` where the job had its result before.
         """
@@ -340,7 +341,7 @@ class Admission:
             )
 
     async def known(self, prompt_id: str) -> JobRecord | None:
-        """What the journal has; None also where it cannot be read: sync calls go on without it."""
+        """The journal's record; None also if it cannot be read: sync calls go on without it."""
         try:
             return await self._journal.get(prompt_id)
         except JournalError as error:
@@ -367,11 +368,11 @@ class Admission:
 
 
 def check_seen(origin: Origin, owner: str | None, prompt_id: str, *, submits: bool, unknown: str = UNKNOWN) -> None:
-    """Refuse what is another owner's, without a word about whose it is.
+    """Refuses a job of another owner, without saying whose it is.
 
     Raises:
         ComfyUIConflictError: a submission has the id of another's job.
-        ComfyUINotFoundError: a job is asked for that the caller may not know of; the text is as for an unknown one.
+        ComfyUINotFoundError: the caller may not know of the requested job; the text is the same as for an unknown one.
     """
     if origin.sees(owner):
         return
@@ -381,5 +382,5 @@ def check_seen(origin: Origin, owner: str | None, prompt_id: str, *, submits: bo
 
 
 def _was_left(record: JobRecord) -> bool:
-    """Whether it is a sync call's, whose task is not here any more."""
+    """Whether it is a sync call's, whose task is gone."""
     return record.kind == "sync" and record.state in {State.QUEUED, State.RUNNING}

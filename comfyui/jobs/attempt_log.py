@@ -43,5 +43,5 @@ class JobAttempts:
 
 
 def over(fence: Fence) -> DropAttempt:
-    """What is written when the run of an attempt has ended."""
+    """The write for the end of an attempt's run."""
     return DropAttempt(fence)

@@ -1,4 +1,4 @@
-"""`Cancels`: taking prompts out of ComfyUI, beside whoever asked for it."""
+"""`Cancels`: takes prompts out of ComfyUI, independently of the caller."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class Cancels:
 
     Args:
         last_s: at the end, for cancels that are under way: a ComfyUI that does not answer is no reason to stay.
-        looks_back_s: so long after an interruption ComfyUI may say of the prompt that it has ended; its history is kept
-            then. A prompt whose node heeds no interruption sooner is shown without that. 0: it is not waited for.
+        looks_back_s: how long ComfyUI may take after an interruption to report the end; its history is kept then. A
+            prompt whose node reacts later is shown without it. 0: no wait.
 
     Attributes:
         jobs: whose cancels are under way, by their ids.
@@ -59,7 +59,7 @@ class Cancels:
         """Cancel the job's prompt, unless that is under way already. The task returns why ComfyUI could not be told.
 
         Args:
-            before: what is waited for first.
+            before: awaited first.
         """
         prompt_id = job.prompt_id
         if (under_way := self._under_way.get(prompt_id)) is not None:
@@ -91,7 +91,8 @@ class Cancels:
         return None
 
     async def take_out_unknown(self, prompt_id: str, *, has_ended: bool = False) -> None:
-        """Cancel a prompt that is no job of ours, or of a job that has ended, `has_ended`, where it may have gone on.
+        """Cancels a prompt that is no job of ours, or of a job that has ended, `has_ended`, but may still run in
+        ComfyUI.
 
         Raises:
             ComfyUINotFoundError: it is in no queue of ComfyUI.
@@ -105,19 +106,19 @@ class Cancels:
         self._metrics.cancelled.labels("request").inc()
 
     async def take_out_orphan(self, prompt_id: str, backend: Server, reason: Reason) -> None:
-        """Cancel a prompt on a server where nobody waits for it. Raises `ComfyUIError`."""
+        """Cancels a prompt on a server, if no request waits for it there. Raises `ComfyUIError`."""
         await backend.cancel(prompt_id)
         self._told_of(prompt_id, reason, backend)
 
     def give_up(self, job: Job, reason: Reason) -> None:
-        """Cancel the prompt of a job that nobody waits for any more."""
+        """Cancels the prompt of a job that no request waits for any more."""
         job.cancel(given_up(reason, job.prompt_id))
         self.begin(job, reason)
 
     async def ended(self, prompt_id: str, timeout_s: float) -> float:
-        """Wait for the cancel of this id, where one is under way: it must not hit a new prompt with the same id.
+        """Waits for the cancel of this id, if one is under way: it must not hit a new prompt with the same id.
 
-        Returns what is left of `timeout_s`. Raises `ComfyUITimeoutError` when nothing is left.
+        Returns the rest of `timeout_s`. Raises `ComfyUITimeoutError` if nothing is left.
         """
         began = time.monotonic()
         left_s = timeout_s
@@ -130,7 +131,7 @@ class Cancels:
         return left_s
 
     def take_recent(self, prompt_id: str) -> bool:
-        """Whether this id was cancelled a moment ago; it is told once."""
+        """Whether this id was cancelled a moment ago; this is reported once."""
         return self._recent.pop(prompt_id, self) is None
 
     async def close(self) -> None:
@@ -140,9 +141,9 @@ class Cancels:
     async def _cancel(
         self, job: Job, reason: Reason, before: Callable[[], Awaitable[None]] | None
     ) -> ComfyUIError | None:
-        """End the job here, then in ComfyUI, where it may have arrived even if no reply to its submission came.
+        """Ends the job here, then in ComfyUI, which may have it even if no reply to its submission came.
 
-        When this gateway ends meanwhile, the journal has it as being cancelled, and the next one goes on with that.
+        If this gateway ends meanwhile, the journal has the job as being cancelled, and the next gateway continues.
         """
         was, backend = job.watch, job.backend
         await job.stopped()
@@ -175,7 +176,7 @@ class Cancels:
         return failure
 
     async def _look_back(self, job: Job, watch: Watch, backend: Backend) -> None:
-        """Keep what ComfyUI's history says of a prompt that was interrupted: where it was, and what it had saved."""
+        """Keeps ComfyUI's history of a prompt that was interrupted: where it was, and what it had saved."""
         try:
             async with asyncio.timeout(self._looks_back_s):
                 entry = await watch.finished()

@@ -11,11 +11,11 @@ from comfyui.jobs.entry import Clock
 from comfyui.jobs.journal.protocol import YOUNG_S
 
 Sent = Callable[[str | None, str, float], Awaitable[str | None]]
-"""Gives the id of what an owner sent under a key since a time; None where there is nothing."""
+"""Gives the id of an owner's submission under a key since a time; None if there is none."""
 
 
 class Claims:
-    """The keys of submissions that are under way; the journal has those of what was made, with it.
+    """The keys of submissions that are under way; the journal has those of accepted ones, with the job.
 
     A submission that came to nothing leaves nothing there, and so its key is free again.
 

@@ -30,7 +30,7 @@ class Clearing:
         self._timer: asyncio.TimerHandle | None = None
 
     async def admit(self, job: Assignment, backend: Backend) -> None:
-        """Returns when the prompt may be sent to that server. Until `left` it counts as being there.
+        """Returns when the prompt may be sent to that server. It counts as being there until `left`.
 
         A place from before is given up.
         """
@@ -49,20 +49,20 @@ class Clearing:
             self._release()
 
     def left(self, prompt_id: str) -> None:
-        """The prompt is on no server any more, and is about to be sent to none."""
+        """The prompt is on no server any more, and is not about to be sent to one."""
         self._there.discard(prompt_id)
         self._fewer.set()
         self.accepted(prompt_id)
 
     async def _until_empty(self, backend: Backend) -> None:
-        """Until all that is there now has gone."""
+        """Waits until all present prompts have left it."""
         before: set[str] | None = None
         while True:
             self._fewer.clear()
             try:
                 queue = set(await backend.client.get_queue())
             except ComfyUIError:
-                return  # it has nothing any more, or says so to the submission
+                return  # it has no prompts, or the submission will show it
             before = queue if before is None else before
             if not self._there and before.isdisjoint(queue):
                 return

@@ -1,4 +1,4 @@
-"""`Departures`: takes jobs off servers that do not serve any more, as soon as another one may run them."""
+"""`Departures`: takes jobs off failed servers as soon as another one may run them."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _log = structlog.get_logger(__name__)
 
 
 class Departures:
-    """A job whose server does not answer is lost to it, and its task asks for another place. From a server that
-    answers and runs nothing a job is taken back.
+    """A job whose server does not answer is lost to it, and its task asks for another place. A job is taken back from a
+    server that answers but runs nothing.
 
     Args:
         jobs: those that have a place, by id; it changes.
@@ -42,7 +42,7 @@ class Departures:
         await self._tasks.close()
 
     def look(self) -> float | None:
-        """Take away what can be taken away now; returns when to look again, in seconds, where that is known."""
+        """Takes away all jobs that can be taken away now; returns the seconds until the next look, if known."""
         waits = [wait_s for backend in self._pool.backends if (wait_s := self._look_at(backend)) is not None]
         return min(waits, default=None)
 
@@ -58,11 +58,11 @@ class Departures:
             return left_s
         else:
             for job in jobs:
-                _give_up(backend, job, "does not answer any more")
+                _give_up(backend, job, "no longer answers")
         return _AGAIN_S
 
     def _with_another_place(self, backend: Backend) -> list[Assignment]:
-        """Without a request a job can be run nowhere else."""
+        """Without a request, a job can run nowhere else."""
         there = (job for one, job in self._jobs.items() if self._scheduler.server_of(one) == backend.name)
         return [job for job in there if job.request is not None and self._scheduler.has_other(job.prompt_id)]
 
@@ -70,7 +70,7 @@ class Departures:
         if backend.watcher.worker.dead:
             for job in jobs:
                 if job.begun:
-                    _give_up(backend, job, "runs nothing any more")
+                    _give_up(backend, job, "no longer runs anything")
         watches = [job.watch for job in jobs if job.watch is not None and job.watch.accepted and not job.begun]
         if watches and backend.name not in self._taking:
             self._taking.add(backend.name)

@@ -16,7 +16,7 @@ class Entries:
     """Makes the writers of jobs: one of these for each journal.
 
     Attributes:
-        journal: open; belongs to whoever opened it. In memory where none is given.
+        journal: open; belongs to its opener. In memory when not given.
         announcements: say whom the start and the end of a job are told.
         keep_files: which files a run has made is written down, too.
     """

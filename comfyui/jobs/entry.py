@@ -1,4 +1,6 @@
-"""`Entry`: one job's writer in the journal. It has the fence of the present attempt, and nobody else writes with it."""
+"""`Entry`: one job's writer in the journal. It has the fence of the present attempt, and is the only one that writes
+with it.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,7 @@ from comfyui.models import PromptRequest, PromptResult
 from comfyui.named_call import NamedCall
 from comfyui.offload import offloaded
 
-# So long a sync call's prompt may run before the journal has it as running.
+# How long a sync call's prompt may run before the journal has it as running.
 _START_WAITS_S = 0.5
 
 Clock = Callable[[], float]
@@ -39,7 +41,7 @@ class Entry:
 
     Attributes:
         kind: sync where a caller waits for the job on its connection.
-        callers_id: the caller knows the id, so that what is written is committed before ComfyUI is asked.
+        callers_id: whether the caller knows the id, so that each write is committed before ComfyUI is asked.
         chosen: the caller made the id up, so that ComfyUI may know it from before.
         added: the job is in the journal.
         fence: of the present attempt.
@@ -100,7 +102,7 @@ class Entry:
 
     @property
     def _ordered(self) -> Journal:
-        """The journal, which has the job's row before what is written now."""
+        """The journal, which already has the job's row."""
         if self._first is not None:
             self._first.begin()
         return self._journal
@@ -117,7 +119,9 @@ class Entry:
 
     @property
     def others_are_hidden(self) -> bool:
-        """Whether a prompt that ComfyUI knows by this id is none of the caller's business: no journal has it as his."""
+        """Whether a prompt that ComfyUI knows by this id is hidden from the caller: no journal has it as the
+        caller's.
+        """
         return not self.added and not self._origin.sees(None)
 
     @property
@@ -132,11 +136,11 @@ class Entry:
 
     @property
     def server(self) -> str | None:
-        """The server of the present attempt; None while the job waits with us."""
+        """The server of the present attempt; None while the job waits in the gateway."""
         return self._server
 
     async def keep(self, new: NewJob) -> None:
-        """Nobody has to wait for the job any more: from now on it is `new`. Returns when that is committed.
+        """The job goes on as `new`, without any waiting caller. Returns when that is committed.
 
         Raises:
             JournalError: it cannot be written, and goes on as before.
@@ -155,7 +159,7 @@ class Entry:
             raise
 
     async def waits(self, request: PromptRequest | None, fingerprint: str | None) -> None:
-        """The job waits for its turn in our queue. Returns when what has to be committed is.
+        """The job waits for its turn in our queue. Returns when the necessary writes are committed.
 
         Raises:
             ComfyUIConflictError: the id is another owner's.
@@ -167,7 +171,7 @@ class Entry:
         await self._place(Add(new))
 
     async def placed(self, server: str, request: PromptRequest | None, fingerprint: str | None) -> None:
-        """Returns when what has to be committed before the submission is.
+        """Returns when everything is committed that must be so before the submission.
 
         Raises:
             JournalError: it is async, and cannot be written.
@@ -185,7 +189,7 @@ class Entry:
         if self.added:
             place = Place(self.fence.next(), server)
         elif new is None:
-            return  # somebody else's prompt
+            return  # another client's prompt
         else:
             place = Add(new, server)
             self.added = True
@@ -193,10 +197,10 @@ class Entry:
         await self._place(place)
 
     def place_now(self, server: str, request: PromptRequest, fingerprint: str | None) -> None:
-        """As `placed`, of a new job. Its row is about to be written: `committed` says when that is done.
+        """As `placed`, for a new job. Its row is about to be written: `committed` says when that is done.
 
-        An id of ours is submitted meanwhile. Should the gateway end between the two, the next one takes the prompt out
-        of ComfyUI.
+        An id of ours is submitted meanwhile. If the gateway ends between the two, the next one takes the prompt out of
+        ComfyUI.
         """
         self.added, self._server, self.fence, self._is_just_placed = True, server, self.fence.next(), True
         self._first = FirstWrite(self._journal, lambda: Add(self._new(request, fingerprint), server), self._settle)
@@ -218,12 +222,12 @@ class Entry:
         self._settle(place, outcome)
 
     def _settle(self, place: Add | Place, outcome: int | ComfyUIError) -> None:
-        """`outcome`: what the write returned or raised."""
+        """`outcome`: the result or the error of the write."""
         if isinstance(outcome, ComfyUIError):
             if self.kind == "async" or not isinstance(outcome, JournalError):
                 self.added = isinstance(place, Place)
                 raise outcome
-            # As without a journal: the caller waits, and has its answer from ComfyUI.
+            # As without a journal: the caller waits, and gets its answer from ComfyUI.
             _log.error("journal.not_written", prompt_id=self.fence.prompt_id, reason=outcome.detail)
             return
         if isinstance(place, Add):
@@ -236,7 +240,7 @@ class Entry:
             raise ComfyUITaskCancelledError("cancelled before it was submitted", prompt_id=self.fence.prompt_id)
 
     async def attached(self, server: str, request: PromptRequest | None, fingerprint: str | None) -> None:
-        """The prompt was found on `server`: as `placed`, but where that is known already."""
+        """The prompt was found on `server`: as `placed`, unless that is known already."""
         if not (self.added and self.was_placed and self._server == server):
             await self.placed(server, request, fingerprint)
 
@@ -272,7 +276,7 @@ class Entry:
         self._server = None
 
     def move(self, turn: float | None) -> None:
-        """The job has another place in the order, as the journal has it already; None: that stays as it is."""
+        """The job has another place in the order, which the journal already has; None: no change."""
         self.shown_number = self.shown_number if turn is None else turn
 
     def withdraw(self) -> None:
@@ -292,7 +296,7 @@ class Entry:
 
     async def tell(self, request: PromptRequest | None) -> None:
         """The caller is about to be told the id, which from now on counts as its own."""
-        # Where it was the caller's before, the body is known.
+        # If it was the caller's before, the body is known.
         kept = None if self.callers_id or request is None or request.size > KEPT_OF_SYNC else body_of(request)
         self.callers_id = True
         self._start()
@@ -309,7 +313,7 @@ class Entry:
         fingerprint: str | None,
         kept: bytes | None = None,
     ) -> None:
-        """`kept`: the result as the journal keeps it, where that is made already."""
+        """`kept`: the result in the journal's form, if that is made already."""
         if not self.added and request is not None and self._server is not None:
             # It was only watched at first.
             self._write_behind(Add(self._new(request, fingerprint), self._server))
@@ -321,7 +325,7 @@ class Entry:
     def failed(
         self, state: State, error: ComfyUIError, request: PromptRequest | None = None, fingerprint: str | None = None
     ) -> None:
-        """The run ends without a result. `request` and `fingerprint`: where they are known."""
+        """The run ends without a result. `request` and `fingerprint`: if they are known."""
         if not self.added and request is not None and request.webhook is not None:
             self._write_behind(Add(self._new(request, fingerprint)))
             self.added = True
@@ -330,7 +334,7 @@ class Entry:
         self._finish(state, saved, error=error_to_fields(error), retryable=may_run_again(error), result=stored)
 
     def end(self, state: State, error: ComfyUIError) -> Finish:
-        """What ends a run that waits so, for those who write it together with others."""
+        """The end of a run that waits in this way, for a caller who writes several together."""
         return self._finish_of(state, error=error_to_fields(error), retryable=may_run_again(error))
 
     def _finish(self, state: State, made: PromptResult | None, **fields: Any) -> None:
@@ -348,13 +352,13 @@ class Entry:
         return Finish(fence=self.fence, state=state, at=now, deliveries=told, **fields)
 
     def _tell(self, write: Start | Finish) -> None:
-        # A start rests, so that a quick end shares its commit; whoever reads has it at once.
+        # A start is held back, so that a quick end shares its commit; readers see it at once.
         self._ordered.write_behind(write, soon=bool(write.deliveries) or (self.outlives_us and type(write) is Finish))
         if write.deliveries:
             self._announcements.news.set()
 
     def _write_behind(self, write: Write, *, soon: bool = False) -> None:
-        """Whoever waits for the end of a job that outlives us may be in another place."""
+        """The end of a job that outlives us may be awaited in another place."""
         self._ordered.write_behind(write, soon=soon or self.outlives_us)
 
     def _new(self, request: PromptRequest, fingerprint: str | None) -> NewJob:

@@ -1,4 +1,4 @@
-"""`Etas`: how long jobs still take, for who looks at them. Nothing is worked out while nobody does."""
+"""`Etas`: how much longer jobs take, computed only when someone looks."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class EtasNow:
 
 
 class Etas:
-    """Asks the queue and the jobs in hand; it keeps nothing."""
+    """Asks the queue and the running jobs; it keeps nothing."""
 
     def __init__(self, pool: BackendPool, turns: Turns, runs: Runs) -> None:
         self._pool = pool
@@ -65,7 +65,7 @@ class Etas:
     def _on_servers(self) -> list[OnServer]:
         now = asyncio.get_running_loop().time()
         found = [self._on_server(one, now) for one in (*self._turns.scheduler.placed(), *self._past_the_queue())]
-        # What runs is first on its server.
+        # The running prompt is first on its server.
         return sorted((one for one in found if one is not None), key=lambda one: one.ran_s is None)
 
     def _past_the_queue(self) -> Iterator[Standing]:
@@ -77,7 +77,7 @@ class Etas:
 
     def _on_server(self, one: Standing, now: float) -> OnServer | None:
         if one.server is None or not isinstance(self._pool.named(one.server), Backend):
-            return None  # of a server that stands for many nobody knows which of them is free
+            return None  # it is not known which of the many servers behind it is free
         job = self._live.get(one.prompt_id)
         ran_s = None if job is None or job.began_at is None else now - job.began_at
         return OnServer(one.prompt_id, one.server, self._expected_s(one.prompt_id, job), ran_s)
@@ -100,7 +100,7 @@ class Etas:
 
 
 def _needs_in_hand(job: Job) -> Needs | None:
-    """Of a job that the queue knows nothing of. It is looked at once, and only where it is small."""
+    """The needs of a job that is unknown to the queue. They are computed at once, and only for a small workflow."""
     if job.workflow is None or (job.request is not None and job.request.size > _SMALL):
         return None
     return needs_of(job.workflow)

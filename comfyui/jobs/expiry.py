@@ -27,7 +27,7 @@ async def ending_late(
     waits: Callable[[str], bool],
     end: Callable[[JobRecord, ComfyUIError], None],
 ) -> None:
-    """Until it is cancelled. `waits`: whether a job is in our queue, and not in hand. `end` ends one that is."""
+    """Runs until it is cancelled. `waits`: whether a job is in our queue without a task. `end` ends such a job."""
 
     async def end_of(waiting: Read) -> None:
         # The first has waited longest, but for a new run, which stands at its end.

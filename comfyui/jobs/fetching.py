@@ -1,7 +1,7 @@
 """`InputFetching`: fetches the URLs of async jobs as soon as these are taken, few jobs at once, in their order.
 
-A job is not handed on before its inputs are there, and holds up nobody: those behind it go on. What is fetched lies in
-the input store; the journal says so, and a gateway that is killed leaves the rest to the next one.
+A job leaves the queue only after its inputs have arrived, and blocks no other: the jobs behind it go on. Fetched inputs
+are in the input store, and the journal says so; a gateway that is killed leaves the rest to the next one.
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ _log = structlog.get_logger(__name__)
 
 
 class Jobs(Protocol):
-    """Who hands jobs on."""
+    """Passes jobs on."""
 
     async def request_of(self, record: JobRecord) -> PromptRequest | None: ...
 
     def inputs_came(self, prompt_id: str) -> None:
-        """The job may be handed on now."""
+        """The job may be passed on now."""
 
     def fail(self, record: JobRecord, error: ComfyUIError) -> None:
         """The job ends with this error."""
 
 
 class InputFetching:
-    """`open` takes up what the journal has. Whoever opens it closes it."""
+    """`open` resumes the jobs of the journal. Its opener closes it."""
 
     def __init__(self, journal: Journal, inputs: JobInputs, pool: BackendPool, jobs: Jobs) -> None:
         self._journal = journal
@@ -74,7 +74,7 @@ class InputFetching:
             after = page[-1].number
 
     async def close(self) -> None:
-        """What is not fetched by now is left to the next gateway."""
+        """Inputs that are not fetched by now are left to the next gateway."""
         self._waiting.clear()
         await self._tasks.close()
 

@@ -1,7 +1,7 @@
 """`FirstWrite`: the row of a new job, which is written while its prompt is on its way to ComfyUI.
 
-Its caller waits for both. So the row is made, and its commit begun, when the submission has left: before it, they would
-keep ComfyUI waiting for another 0.1 ms.
+The caller waits for both. So the row is made, and its commit begun, when the submission has left: earlier, they would
+delay ComfyUI by another 0.1 ms.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ class FirstWrite:
 
     Args:
         make: makes the row.
-        settle: called once with the row and with what `Journal.write` returned or raised. What it raises, each one
-            who waits is told.
+        settle: called once with the row and with the result or error of `Journal.write`. All waiters get its error.
     """
 
     def __init__(
@@ -35,7 +34,7 @@ class FirstWrite:
         asyncio.get_running_loop().call_soon(self.begin)
 
     def begin(self) -> None:
-        """At the latest now: what else is written of the job comes after it."""
+        """Begins at the latest now: other writes of the job come after it."""
         if self._written is None:
             add = self._make()
             self._written = add, self._journal.begin(add)

@@ -17,7 +17,8 @@ _STANDING = frozenset({State.QUEUED, State.RUNNING})
 async def following(admission: Admission, record: JobRecord, listener: Listener | None) -> AsyncIterator[Job | None]:
     """The job, whose events `listener` gets until the block ends: first what holds on of those that it missed.
 
-    None where there is nothing to follow: it has ended, is being cancelled, or its caller waits for it on a connection.
+    None if there is nothing to follow: the job has ended, is being cancelled, or its caller waits for it on a
+    connection.
     """
     job = await in_hand(admission, record)
     if job is None:
@@ -32,7 +33,7 @@ async def following(admission: Admission, record: JobRecord, listener: Listener 
 
 
 async def in_hand(admission: Admission, record: JobRecord) -> Job | None:
-    """The job to be joined; one that waits in our queue has no task. None as for `following`."""
+    """The job to join; one that waits in our queue has no task. None as for `following`."""
     job = admission.runs.live.get(record.prompt_id)
     if job is None and record.kind == "async" and record.state in _STANDING:
         waits = admission.queue.has(record.prompt_id)
@@ -43,6 +44,8 @@ async def in_hand(admission: Admission, record: JobRecord) -> Job | None:
 
 
 def let_go(runs: Runs, job: Job) -> None:
-    """A job was left that was `in_hand`. Where it waits in our queue, and nobody for it, a row is enough."""
+    """A request has left a job that was `in_hand`. If the job waits in our queue without another request, its row is
+    enough.
+    """
     if not (job.ended or job.waiters or job.has_task):
         runs.drop(job)

@@ -1,6 +1,6 @@
-"""When a job begins and ends, about: from what is on the servers, how much is before it, and how long that takes. Pure.
+"""Forecasts when a job begins and ends: from the prompts on the servers, the jobs before it, and their duration. Pure.
 
-Nothing is promised: other jobs may come first, and workflows differ in what their shape does not show.
+A forecast is no promise: other jobs may come first, and workflows differ in things that their shape does not show.
 """
 
 from __future__ import annotations
@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-# A job that has run for so many times as long as others is not about to end: nobody knows when it does.
+# If a job has run this many times as long as others, its end is unknown.
 _OVERDUE = 1.5
 
 
 class Eta(NamedTuple):
-    """In seconds from now; None where that is not known. `begins_s` is 0 for a job that runs."""
+    """Seconds from now; None if unknown. `begins_s` is 0 for a running job."""
 
     begins_s: float | None
     ends_s: float | None
@@ -23,7 +23,7 @@ UNKNOWN = Eta(None, None)
 
 
 class OnServer(NamedTuple):
-    """A job on a server. `expected_s`: how long it takes in all; `ran_s`: how long it has run; None: not begun."""
+    """A job on a server. `expected_s`: its whole duration; `ran_s`: how long it has run; None: not begun."""
 
     prompt_id: str
     server: str
@@ -56,7 +56,7 @@ class Forecast:
     Args:
         jobs: on each server in the order in which it runs them.
         others: prompts on each server that are none of ours.
-        each_s: how long a job takes of which nothing is known; None where nothing is known of any.
+        each_s: the duration of a job of unknown shape; None if no duration is known.
     """
 
     def __init__(self, jobs: Iterable[OnServer], others: Mapping[str, int], each_s: float | None) -> None:
@@ -79,7 +79,7 @@ class Forecast:
         left_s = None if job.expected_s is None else max(0.0, job.expected_s - job.ran_s)
         is_overdue = job.expected_s is not None and job.ran_s > _OVERDUE * job.expected_s
         self._on_servers[job.prompt_id] = Eta(0.0, None if is_overdue else left_s)
-        # What is overdue may end at any moment, as far as those behind it can tell.
+        # For the jobs behind it, an overdue job may end at any moment.
         until_free_s = None if expected_s is None else max(0.0, expected_s - job.ran_s)
         self._free_in[job.server] = _sum(begins_s, until_free_s)
 

@@ -1,4 +1,4 @@
-"""`JobHistory`: which jobs ComfyUI's history shows no more. They stay in our own lists, and in what was used."""
+"""`JobHistory`: jobs that ComfyUI's history no longer shows. They stay in our own lists, and in the usage."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from comfyui.servers.pool import BackendPool
 
 # Jobs that are hidden in one transaction, and named to a server in one request.
 _TOGETHER = 500
-# A server that does not answer sooner keeps nobody waiting.
+# No caller waits longer than this for a server that does not answer.
 _PATIENCE_S = 5.0
 _log = structlog.get_logger(__name__)
 
 
 class JobHistory:
-    """What ComfyUI's own clients take out of the history. All methods raise `JournalError`."""
+    """Jobs that ComfyUI's own clients remove from the history. All methods raise `JournalError`."""
 
     def __init__(self, journal: Journal, pool: BackendPool) -> None:
         self._journal = journal
         self._pool = pool
 
     async def clear(self, origin: Origin) -> None:
-        """Show no job any more that has ended by now, of those that the caller sees."""
+        """Hides all ended jobs that the caller sees."""
         key = None if origin.rules is None or origin.sees(None) else origin.rules.name
         await self._journal.write(ClearHistory(key))
 
     async def delete(self, prompt_ids: Sequence[str], origin: Origin) -> None:
-        """Show these no more, where they have ended and the caller sees them; their servers forget them, too.
+        """Hides these jobs, if they have ended and the caller sees them; their servers forget them, too.
 
-        A caller that sees all has all servers forget what the gateway does not know.
+        For a caller that sees everything, all servers forget the ids that the gateway does not know.
         """
         named = list(dict.fromkeys(prompt_ids))
         for start in range(0, len(named), _TOGETHER):
@@ -60,7 +60,7 @@ class JobHistory:
 
 
 async def _forget(backend: Backend, prompt_ids: Sequence[str]) -> None:
-    """What the server remembers all the same is shown to nobody."""
+    """Entries that the server keeps nevertheless are not shown."""
     try:
         async with asyncio.timeout(_PATIENCE_S):
             await backend.client.delete_from_history(*prompt_ids)

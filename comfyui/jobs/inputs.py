@@ -1,11 +1,11 @@
 """`JobInputs`: the inputs of async jobs, which lie in the input store from the submission until the job has ended.
 
-What a request brings as base64, as a data URI or as a file of a form is there before the job is written down. In the
-body stands its hash, and the job's `inputs` say what each field has: the hash and the ending of the file's name, or
-nothing where a URL is still to be fetched. A file of a form has the field ``files:<name>``.
+Inputs that come as base64, as a data URI or as a file of a form are stored before the job is written to the journal.
+The body has their hash, and the job's `inputs` have for each field the hash and the ending of the file's name, or
+nothing for a URL that is still to be fetched. A file of a form has the field ``files:<name>``.
 
-A data URI in the workflow is an input only where its widget takes files, which a server has to say. Where none says so,
-or it says no, the text is what the node gets: it lies in the store all the same, and staging puts it back.
+A data URI in the workflow is an input only if its widget takes files, which a server must confirm. If none does, the
+node gets the text itself: it is in the store nevertheless, and staging restores it.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def names_in(inputs: Mapping[str, str]) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """A request whose inputs lie in the store: it names them by their hash, and `inputs` says what is where."""
+    """A request whose inputs are in the store: it names them by their hash, and `inputs` says where each one is."""
 
     request: PromptRequest
     inputs: Mapping[str, str]
@@ -61,7 +61,7 @@ class StoredFiles:
         self.kept = {where: one for where, one in found.items() if not where.startswith(_FILE)}
         in_the_workflow = (one.size for where, one in found.items() if where.startswith("prompt."))
         self.text_bytes = sum(in_the_workflow)
-        """What the workflow has more, at most, when it is sent."""
+        """The largest growth of the workflow when it is sent."""
 
     def hold(self) -> None:
         self._store.hold(self._digests)
@@ -71,7 +71,7 @@ class StoredFiles:
 
 
 class JobInputs:
-    """The store, the stager and the pool belong to whoever made them."""
+    """The store, the stager and the pool belong to their creators."""
 
     def __init__(
         self, store: InputStore, stager: InputStager, pool: BackendPool, uploads: Uploads, limits: Limits
@@ -84,11 +84,11 @@ class JobInputs:
         self._downloads = asyncio.Semaphore(_DOWNLOADS)
 
     async def sweep(self) -> int:
-        """As `Uploads.sweep`."""
+        """See `Uploads.sweep`."""
         return await self._uploads.sweep()
 
     async def wait_until_stale(self) -> None:
-        """As `InputStore.wait_until_stale`."""
+        """See `InputStore.wait_until_stale`."""
         await self._store.wait_until_stale()
 
     def ended(self) -> None:
@@ -96,10 +96,10 @@ class JobInputs:
         self._store.let_go(())
 
     def files_of(self, record: Submission) -> StoredFiles | None:
-        """What the job has in the store."""
+        """The job's files in the store."""
         return StoredFiles(self._store, record.inputs) if record.kind == "async" and record.inputs else None
 
-    # At the submission
+    # At submission
 
     @asynccontextmanager
     async def taken(self, request: PromptRequest, files: SpooledFiles | None) -> AsyncIterator[Taken]:
@@ -139,7 +139,7 @@ class JobInputs:
         return Taken(await offloaded(request.size, _by_hash, request, inputs), inputs)
 
     async def _put_item(self, item: Item, holding: Holding) -> str:
-        """What the job's `inputs` say of it: nothing for a URL."""
+        """The item's entry in the job's `inputs`: empty for a URL."""
         if isinstance(item.source, str) and is_url(item.source):
             return ""
         try:
@@ -154,7 +154,7 @@ class JobInputs:
         return content.digest + content.extension
 
     async def _widgets(self, request: PromptRequest) -> Sequence[tuple[str, str]] | None:
-        """The inputs that are uploaded files by what any server says that is up; None where none says anything soon."""
+        """The inputs that are uploaded files, according to any server that is up; None if none answers soon."""
         found: list[tuple[str, str]] | None = None
         for backend in self._pool.ready_servers:
             try:
@@ -171,13 +171,13 @@ class JobInputs:
     async def fetched(
         self, record: JobRecord, request: PromptRequest, *, last: bool
     ) -> AsyncIterator[Mapping[str, str] | None]:
-        """Fetches what the job still lacks. Gives its `inputs`; they stay in the store until the block ends.
+        """Fetches the missing inputs of the job. Gives its `inputs`; they stay in the store until the block ends.
 
-        None: no server says which texts of the workflow are inputs. Where it is asked for the `last` time, they are
-        left to the turn of the job, as in a sync call.
+        None: no server says which texts of the workflow are inputs. On the `last` try, they are left to the job's turn,
+        as in a sync call.
 
         Raises:
-            ComfyUIInputError: one cannot be fetched, as far as that can be told now.
+            ComfyUIInputError: one cannot be fetched, as far as that is known now.
             ComfyUIOverloadedError, ComfyUIDiskError: the store is full, or cannot be written.
         """
         lacking = {where for where, value in record.inputs.items() if not value}
@@ -227,7 +227,7 @@ async def _contents_of(request: PromptRequest, files: SpooledFiles | None) -> di
 
 
 def _by_hash(request: PromptRequest, inputs: Mapping[str, str]) -> PromptRequest:
-    """The request with a hash in place of each content that is in the store."""
+    """The request with a hash for each content that is in the store."""
     images = list(request.images)
     for index, image in enumerate(images):
         if value := inputs.get(image_field(index)):

@@ -52,23 +52,23 @@ class Job:
     """One prompt.
 
     Attributes:
-        request: what to run. None while the job only watches a prompt that ComfyUI has from someone else.
+        request: the request to run. None while the job only watches a prompt of another client.
         files: further inputs of the request, which the job holds while its task needs them.
-        fingerprint: the fingerprint of the request, where the caller chose the id, so that ComfyUI may know the prompt
-            from before. Without a request: the one that ComfyUI was sent.
-        workflow: in API format, as soon as it is known.
+        fingerprint: of the request, if the caller chose the id, so that ComfyUI may know the prompt from before.
+            Without a request: the one that ComfyUI was sent.
+        workflow: in API format, once it is known.
         cancelled_before: the same id was cancelled a moment ago, and ComfyUI may not have ended that prompt yet.
         backend: the server that has the prompt, as soon as that is decided.
         left_on: names of servers that may still have an attempt that is over for us.
         watch: the watch of the present try, while the prompt is waited for on a server.
         begun: the present attempt has begun to run.
-        alone: a server died while the prompt had begun there, or was being sent there: it may do that again, so it is
-            placed only where no other prompt is.
+        alone: a server died while the prompt had begun there, or was being sent there. It may cause that again, so it
+            is placed only on a server without other prompts.
         losses: how many attempts ComfyUI lost after they had begun, over all ways in which they can be lost.
         entry: writes each step into the journal; None while the job only watches.
         node_errors: what ComfyUI said when it took the prompt, of outputs that it leaves out.
-        awaits_verdict: a caller of ComfyUI's own endpoint waits for what a server says of the prompt. Refused by it,
-            the prompt was no job.
+        awaits_verdict: whether a caller of ComfyUI's own endpoint waits for a server's answer to the prompt. If the
+            server refuses it, the prompt was no job.
         began_at: when ComfyUI began to run the present try, on the event loop's clock.
         waiters: how many requests wait for the outcome now.
         joined: how many have waited or wait.
@@ -126,14 +126,14 @@ class Job:
 
     @property
     def perhaps_known(self) -> bool:
-        """Whether ComfyUI may have the prompt from before: the caller chose the id, or another attempt came to it."""
+        """Whether ComfyUI may have the prompt from before: the caller chose the id, or another attempt reached it."""
         entry = self.entry
         return self.fingerprint is not None if entry is None else entry.chosen or entry.was_placed
 
     @property
     def mark(self) -> Mapping[str, str]:
-        """What ComfyUI keeps with the prompt: whose it is, for when a server that was away is looked through; and with
-        what body it was sent, since an id of a caller's choice may be used again with another one.
+        """Stored with the prompt by ComfyUI: its owner, for the check of a server that was away; and the fingerprint of
+        its body, because a caller's id may be used again with another one.
         """
         marks = {} if self.fingerprint is None else {"fingerprint": self.fingerprint}
         if self.entry is not None:
@@ -143,20 +143,20 @@ class Job:
 
     @property
     def placed_before(self) -> bool:
-        """Whether this run was placed before, so that what ComfyUI has under its id is this run's."""
+        """Whether this run was placed before, so that a prompt in ComfyUI with its id belongs to this run."""
         return self.entry is not None and self.entry.was_placed
 
     def has_shown(self, place: str) -> bool:
-        """Whether a node of an owner's prompt has told of this file already: see `comfyui.owners.place_of`."""
+        """Whether a node of an owner's prompt has already reported this file: see `comfyui.owners.place_of`."""
         return place in self._shown
 
     @property
     def server_before(self) -> str | None:
-        """Where the journal has the present attempt."""
+        """The server of the present attempt, from the journal."""
         return None if self.entry is None else self.entry.server
 
     def is_on(self, server: str) -> bool:
-        """Whether the prompt is wanted on that server. Of one that is only watched nobody else knows."""
+        """Whether the prompt belongs on that server. Only this job knows of a prompt that it merely watches."""
         if self.entry is None:
             return True
         on = self.server_before if self.backend is None else self.backend.name
@@ -164,7 +164,7 @@ class Job:
 
     @property
     def shown_number(self) -> float:
-        """The number that ComfyUI's clients are told; 0 where it has none yet."""
+        """The number for ComfyUI's clients; 0 if it has none yet."""
         return 0.0 if self.entry is None else self.entry.shown_number
 
     @property
@@ -181,7 +181,7 @@ class Job:
 
     @property
     def call(self) -> NamedCall | None:
-        """Of the named workflow that it runs: as the journal has it, else as the request brought it."""
+        """The call of its named workflow, from the journal or the request."""
         noted = None if self.entry is None else self.entry.call
         return self.request.call if noted is None and self.request is not None else noted
 
@@ -192,12 +192,12 @@ class Job:
 
     @property
     def stays(self) -> bool:
-        """Whether it goes on however many requests leave."""
+        """Whether it goes on after all requests have left."""
         return self.entry is not None and self.entry.kind == "async"
 
     @property
     def may_be_asked_for(self) -> bool:
-        """Whether its caller chose the id, and can come back with it."""
+        """Whether its caller chose the id, and can return with it."""
         return self.entry is not None and self.entry.chosen
 
     @property
@@ -210,16 +210,16 @@ class Job:
         return self._task is not None
 
     async def keep(self, new: NewJob, first_s: float | None) -> None:
-        """From now on it goes on however many requests leave. Returns when it is committed as the async job `new`.
+        """The job goes on even if all requests leave. Returns when it is committed as the async job `new`.
 
-        `first_s` is how long it may take until it starts. Raises `JournalError` where it goes on as before.
+        `first_s` is how long it may take until it starts. Raises `JournalError` if it could not be changed.
         """
         if self.entry is None or self.stays:
             return
         await self.entry.keep(new)
         if self._limit is None or self._limit.expired() or self.ended:
             return
-        with contextlib.suppress(RuntimeError):  # what is limited is over: the result is being delivered
+        with contextlib.suppress(RuntimeError):  # the limited part is over: the result is being delivered
             if self.begun:
                 self._limit_from_start(self._limit)
             else:
@@ -244,7 +244,7 @@ class Job:
                 self._hold_files(self._task)
 
     def stop(self) -> None:
-        """Cancel the task, where it still runs."""
+        """Cancels the task, if it still runs."""
         if self._task is not None:
             self._task.cancel()
 
@@ -263,7 +263,7 @@ class Job:
             files.hold()
             task.add_done_callback(lambda _: files.release())
 
-    # What an executor says
+    # Reports of an executor
 
     async def waits(self) -> None:
         """It waits for its turn in our queue. Returns and raises as `Entry.waits` does."""
@@ -290,7 +290,7 @@ class Job:
             await self.entry.placed(backend.name, self.request, self.fingerprint)
 
     async def attached(self, backend: Server) -> None:
-        """`backend` has the prompt from before. As `placed`."""
+        """`backend` has the prompt from before. See `placed`."""
         self.backend = backend
         self.left_on.discard(backend.name)
         if self.entry is not None:
@@ -326,8 +326,9 @@ class Job:
         self.fingerprint = fingerprint
 
     def suspect(self, *, ended_comfyui: bool) -> None:
-        """The server died while it had the prompt, or was being sent it. `ended_comfyui`: as far as anyone can tell,
-        of this prompt, which counts as begun then."""
+        """The server died while it had the prompt, or was being sent it. `ended_comfyui`: whether this prompt probably
+        caused it; it then counts as begun.
+        """
         self.alone = True
         self.begun = self.begun or ended_comfyui
         if self.entry is not None:
@@ -338,17 +339,17 @@ class Job:
         self.left_on.add(server)
 
     def lost(self, times: int) -> None:
-        """ComfyUI has lost the prompt so often in all, as far as is known."""
+        """ComfyUI has lost the prompt this many times in all, as far as is known."""
         self.losses = max(self.losses, times)
 
     @property
     def followed(self) -> bool:
-        """Whether anyone listens to what is published."""
+        """Whether anyone listens to published events."""
         return bool(self._listeners)
 
     @property
     def collects(self) -> bool:
-        """Whether what nodes have made is kept until the end: who asks how it is wants to know that, too."""
+        """Whether the outputs of nodes are kept until the end, for callers that ask for the job's state."""
         return self.stays
 
     def publish(self, event: Event) -> None:
@@ -404,19 +405,19 @@ class Job:
         return self._limit
 
     def made(self) -> list[Executed]:
-        """What nodes have told of what they made, where that is kept."""
+        """Reports of nodes about their outputs, if they are kept."""
         return list(self._executed.values())
 
     def latest(self) -> list[Event]:
-        """What holds on, oldest first."""
+        """The lasting events, oldest first."""
         if self.watch is not None:
             self.watch.catch_up()
         return [*self._latest.values(), *self._executed.values()]
 
-    # Who waits
+    # Requests that wait
 
     def join(self, listener: Listener | None = None) -> None:
-        """One request more waits. `listener` gets what it missed that still holds, and then each event."""
+        """One more request waits. `listener` gets the lasting events that it missed, and then each event."""
         self.waiters += 1
         self.joined += 1
         if listener is None:
@@ -426,7 +427,7 @@ class Job:
         self._listeners.add(listener)
 
     def leave(self, listener: Listener | None = None, *, cancel: Reason | None = None) -> None:
-        """One request waits no longer. `cancel`: why it wants the prompt cancelled, where it does."""
+        """One request no longer waits. `cancel`: why it wants the prompt cancelled, if it does."""
         self.waiters -= 1
         self.cancel_wanted = cancel or self.cancel_wanted
         if listener is not None:
@@ -448,22 +449,22 @@ class Job:
         return self.ended
 
     def follow_outputs(self, look: Callable[[], None]) -> None:
-        """Calls `look` now, each time that a node has told of what it made, and once there is an outcome."""
+        """Calls `look` now, each time that a node has reported an output, and once there is an outcome."""
         self._looks.add(look)
         look()
 
     def unfollow_outputs(self, look: Callable[[], None]) -> None:
-        """`look` is not to be called any more."""
+        """Stops the calls of `look`."""
         self._looks.discard(look)
 
     # The verdict
 
     def stop_asking(self) -> None:
-        """Its caller waits no longer for what a server says: it is a job, whatever that is."""
+        """Its caller no longer waits for a server's answer: it is a job, whatever the answer is."""
         self._answer()
 
     def ask(self) -> None:
-        """A caller is to be told what a server says of the prompt."""
+        """A caller waits for a server's answer to the prompt."""
         self.awaits_verdict = True
 
     async def verdict(self) -> None:
@@ -491,7 +492,7 @@ class Job:
     def result(self) -> PromptResult:
         """The result of a job that has ended. Raises the `ComfyUIError` that it ended with."""
         if (error := self._outcome.exception()) is not None:
-            raise copy(error)  # the traceback of what is raised here has this job in it
+            raise copy(error)  # the traceback of the raised error has this job in it
         return self._outcome.result()
 
     def finish(self, result: PromptResult, kept: bytes | None = None) -> None:
@@ -526,18 +527,18 @@ class Job:
             self._cancelled_with[1].saved = result
 
     def cancelled(self) -> None:
-        """The prompt has been taken out of ComfyUI, as far as that could be done."""
+        """The prompt has been taken out of ComfyUI, as far as possible."""
         if self._cancelled_with is not None and self.entry is not None:
             self.entry.failed(*self._cancelled_with, self.request, self.fingerprint)
 
     def abandon(self, error: ComfyUIError) -> None:
-        """End the job for those who wait. In the journal it goes on."""
+        """Ends the job for its waiters. In the journal it goes on."""
         self._fail(error, State.FAILED, written=False)
 
     def _fail(self, error: ComfyUIError, state: State, *, written: bool = True) -> None:
         if self.ended:
             return
-        # The error has the whole try in its traceback. With that this job would keep itself and its request in memory.
+        # The error's traceback has the whole try, which would keep this job and its request in memory.
         kept = copy(error)
         kept.prompt_id = kept.prompt_id or self.prompt_id
         if written and self.entry is not None:
@@ -546,7 +547,7 @@ class Job:
             else:
                 self.entry.failed(state, kept, self.request, self.fingerprint)
         self._outcome.set_exception(kept)
-        self._outcome.exception()  # no request may be waiting any more
+        self._outcome.exception()  # no request may be waiting any longer
         self._end(state)
 
     def _end(self, state: State) -> None:

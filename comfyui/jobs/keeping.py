@@ -1,4 +1,4 @@
-"""`Keeping`: has a sync job that is in flight go on without its caller, as an async job that can be asked for."""
+"""`Keeping`: lets a running sync job go on without its caller, as an async job."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from comfyui.offload import offloaded
 
 
 class Keeping:
-    """Works on jobs of `runs`; all that it is made with belongs to whoever made it."""
+    """Works on jobs of `runs`; its arguments belong to their creator."""
 
     def __init__(self, entries: Entries, runs: Runs, queue: JobQueue, inputs: JobInputs, clock: Clock) -> None:
         self._entries = entries
@@ -31,7 +31,7 @@ class Keeping:
     async def keep(
         self, prompt_id: str, origin: Origin, request: PromptRequest, files: SpooledFiles | None = None
     ) -> bool:
-        """Make the sync job of this id go on, however many requests leave. Its caller must still wait meanwhile.
+        """The sync job of this id goes on even if all requests leave. Its caller must still wait meanwhile.
 
         Returns whether there is such a job; False before it has begun, and after its end. It never begins a new run.
 
@@ -67,7 +67,7 @@ class Keeping:
         )
 
     async def make_async(self, job: Job, origin: Origin, request: PromptRequest, new: NewJob) -> None:
-        """Make a sync job that is in flight the async job `new`, whoever waits for it. Raises `JournalError`."""
+        """Turns a running sync job into the async job `new`. Raises `JournalError`."""
         entry = self._entries.new(job.prompt_id, origin, kind="sync", callers_id=True)
         job.adopt(request, self._inputs.files_of(new), new.fingerprint, entry)
         # Before it is written: else the queue might hand on a job that has a task.

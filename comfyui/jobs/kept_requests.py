@@ -1,7 +1,7 @@
 """`KeptRequests`: the first jobs that wait, as they were submitted, so that they need not be read back at their turn.
 
-Without it each job of a short queue was read three times on the journal's thread (record, body, record), and its
-request was parsed a second time: 0.6 ms of CPU, and three waits for whatever that thread was committing.
+Without it, each job of a short queue was read three times on the journal's thread (record, body, record), and its
+request was parsed a second time: 0.6 ms of CPU, and three waits for that thread's commits.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ _MOST_BYTES = 1_000_000
 
 
 class KeptRequests:
-    """What does not fit is read from the journal. A job is kept until its first turn, since its row changes then."""
+    """Jobs that do not fit are read from the journal. A job is kept until its first turn, since its row changes
+    then.
+    """
 
     def __init__(self, most: int = _MOST, most_bytes: int = _MOST_BYTES) -> None:
         self._most, self._most_bytes = most, most_bytes
@@ -28,7 +30,7 @@ class KeptRequests:
             self._bytes += request.size
 
     def take(self, prompt_id: str) -> tuple[JobRecord, PromptRequest] | None:
-        """The job, which is not kept any more; None where it was not."""
+        """The job, which is then no longer kept; None if it was not."""
         kept = self._kept.pop(prompt_id, None)
         if kept is not None:
             self._bytes -= kept[1].size

@@ -20,13 +20,13 @@ NO_NAMES: frozenset[str] = frozenset()
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """On which servers a job can run, by their names. Jobs with equal lanes are alike for each server.
+    """The names of the servers that can run a job. For each server, jobs with equal lanes are alike.
 
     Attributes:
-        yes: servers that have what the job needs.
-        no: servers that lack something. Of a server in neither it is not known.
+        yes: servers that have everything the job needs.
+        no: servers that lack something. Servers in neither are unknown.
         avoid: servers where the job has just failed: taken only when no other one is up that may run it.
-        alone: it goes only to a server that has no other prompt: it may end what it runs on.
+        alone: it goes only to a server without other prompts, because it may end the server.
         files_on: servers that have files which the job reads, and that did not answer when these were to be fetched.
             While one of them is down, the job can only go to that one.
     """
@@ -38,13 +38,13 @@ class Lane:
     files_on: frozenset[str] = NO_NAMES
 
     def may_move(self, there: str, here: str) -> bool:
-        """Whether a job that the server `there` has accepted can run `here`, as far as that is known of either."""
+        """Whether a job that the server `there` has accepted can run `here`, as far as both are known."""
         return here not in self.no | self.avoid and (here in self.yes or there not in self.yes)
 
 
 ANYWHERE = Lane()
 Order = tuple[float, int]
-"""Where the job's caller wants it among its own, and then the order of the submission."""
+"""The place that the job's caller wants among its own jobs, and then the order of submission."""
 
 
 class Waiting(NamedTuple):
@@ -68,7 +68,7 @@ class Waiting(NamedTuple):
     lane: Lane = ANYWHERE
 
     def is_before(self, other: Waiting) -> bool:
-        """Whether it is first by priority and turn, as if both were one owner's."""
+        """Whether it is first by priority and turn, as if both had one owner."""
         return self._order < other._order
 
     @property
@@ -76,14 +76,14 @@ class Waiting(NamedTuple):
         return -self.priority, self.number if self.turn is None else self.turn, self.number
 
     def moved(self, priority: int | None, turn: float | None) -> Waiting:
-        """The job at another place in the order; None: that stays as it is."""
+        """The job at another place in the order; None: no change."""
         return self._replace(
             priority=self.priority if priority is None else priority, turn=self.turn if turn is None else turn
         )
 
 
 class Standing(NamedTuple):
-    """Where a job stands that has not ended. `server`: None where it waits; `accepted`: ComfyUI has it in its queue."""
+    """The place of an unfinished job. `server`: None if it waits; `accepted`: ComfyUI has it in its queue."""
 
     prompt_id: str
     owner: str | None
@@ -98,9 +98,9 @@ class Ticket:
         number: order of the submission; no two jobs have the same.
         order: the place among the jobs of its owner.
         loaders: the model files that it loads.
-        shape: what `lane` was found from; kept for whoever found it.
+        shape: the source of `lane`; kept for the code that computes lanes.
         passed_since: when the job was first passed over at the head of the line.
-        server: where it is; None while it is in a line.
+        server: the job's server; None while it is in a line.
         placed_at, placing: when it got there, and how many jobs had got a place by then.
         charged: what its owner's use has in it of the job, while it is on a server.
         accepted: the server has it in its queue.
@@ -143,18 +143,18 @@ class Ticket:
         return Standing(self.prompt_id, self.share.name, self.server, self.accepted)
 
     def wait(self, loaders: frozenset[str], shape: Hashable, lane: Lane) -> None:
-        """It was found on the server, and has not begun. Not while it is in a line."""
+        """It was found on the server, and has not begun. Must not be in a line."""
         self.loaders, self.shape, self.lane = loaders, shape, lane
         self.began = False
 
     def move(self, priority: int | None, turn: float | None) -> None:
-        """It has another place in the order; None: that stays. Not while it is in a line."""
+        """It has another place in the order; None: no change. Must not be in a line."""
         self.priority = self.priority if priority is None else priority
         self.order = self.order if turn is None else (turn, self.number)
         self.passed_since = None
 
     def runs_on(self, lane: Lane) -> None:
-        """Not while it is in a line."""
+        """Must not be in a line."""
         self.lane = lane
 
     def passed_over(self, now: float) -> None:
@@ -209,7 +209,7 @@ class _Line:
         self.rank(share)
 
     def rank(self, share: Share) -> None:
-        """Put the owner where it belongs now."""
+        """Puts the owner in its present place."""
         if (rank := self._ranks.pop(share, None)) is not None:
             del self._shares[bisect_left(self._shares, (rank,))]
         jobs = self._jobs.get(share)
@@ -235,7 +235,7 @@ class _Line:
 
 
 class _Level:
-    """All jobs of one priority; those that load the same files stand in lines of their own as well."""
+    """All jobs of one priority; those that load the same files also stand in their own lines."""
 
     __slots__ = ("alike", "counts", "lines")
 
@@ -299,14 +299,14 @@ class Lines:
         return None if level is None else _first_of(level.alike.get(loaders, {}), fits)
 
     def least_used(self) -> float | None:
-        """Of the owners who may have more now, the least that one used; None where there is none."""
+        """The least use among the owners that may have more now; None if there is none."""
         lines = [line for level in self._levels.values() for line in level.lines.values()]
         return min([head[0][0] for line in lines if (head := line.head) is not None], default=None)
 
     def in_turn(self, mean_s: float) -> Iterator[Ticket]:
         """All jobs, about in the order in which they have their turn. `mean_s` as for `ahead_of`.
 
-        It is what comes of the order where each job takes as long as its owner's last ones did.
+        The order that results if each job takes as long as its owner's last ones did.
         """
         used: dict[Share, float] = {}
         for priority in reversed(self._priorities):

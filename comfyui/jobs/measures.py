@@ -1,4 +1,4 @@
-"""What `/metrics` says of the jobs and of their journal."""
+"""The metrics of the jobs and of their journal."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ async def measure_jobs(
 ) -> None:
     """Asks the journal how many jobs there are, and since when the first one waits.
 
-    A journal that does not answer within `patience_s` holds up nobody: what is not known is NaN, or left out.
+    A journal that does not answer within `patience_s` delays no one: unknown values are NaN, or left out.
     """
     try:
         async with asyncio.timeout(patience_s):

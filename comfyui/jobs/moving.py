@@ -33,12 +33,12 @@ class Moving:
     async def move(self, prompt_id: str, origin: Origin, *, priority: int | None = None, first: bool = False) -> None:
         """Give the job this priority, and with `first` the place before all others of its owner and priority.
 
-        It is committed when this returns, and stays so over restarts. The job may get its turn meanwhile.
+        Committed when this returns, and kept over restarts. The job may get its turn meanwhile.
 
         Raises:
             RequestError: the caller's key may not ask for this priority.
             ComfyUINotFoundError: there is no such job, or it is another owner's.
-            ComfyUIConflictError: the job does not wait any more.
+            ComfyUIConflictError: the job no longer waits.
             JournalError: it cannot be written.
         """
         if priority is not None:

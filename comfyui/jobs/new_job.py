@@ -9,8 +9,8 @@ from comfyui.jobs.origin import Origin
 from comfyui.jobs.stored import body_of, secrets_of
 from comfyui.models import PromptRequest
 
-# Of a sync call whose caller knows the id, and brings the request again when it comes back, or of a user's, which
-# sees it in the queue and the history.
+# For a sync call whose caller knows the id, and sends the request again when it returns; or for a user's, who sees it
+# in the queue and the history.
 KEPT_OF_SYNC = 256 * 1024
 _NO_INPUTS: Mapping[str, str] = {}
 
@@ -54,6 +54,6 @@ def new_job(
 
 
 def order_of(request: PromptRequest) -> WebhookOrder | None:
-    """Where the caller wants to be told."""
+    """The caller's order for webhooks."""
     wanted = request.webhook
     return None if wanted is None else WebhookOrder(wanted.url, tuple(dict.fromkeys(wanted.events or ())))

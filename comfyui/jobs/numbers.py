@@ -9,26 +9,26 @@ from comfyui.models import PromptRequest
 
 
 class InLine(NamedTuple):
-    """What decides when a job has its turn: see `Waiting`."""
+    """The values that decide a job's turn: see `Waiting`."""
 
     priority: int
     turn: float
     number: int
 
     def moved(self, priority: int | None, turn: float | None) -> InLine:
-        """The order after a change; None: that stays as it is."""
+        """The order after a change; None: no change."""
         return InLine(self.priority if priority is None else priority, self.turn if turn is None else turn, self.number)
 
 
 class Numbers:
-    """No two jobs get the same number. A *turn* is what orders the jobs of one owner: the journal's number, or the one
-    that the caller asked for; of a job that is not in the journal yet it is the number that it is about to get.
+    """No two jobs get the same number. A *turn* orders the jobs of one owner: the journal's number, or the one that the
+    caller asked for; a job that is not in the journal yet has the number that it will get.
 
-    It remembers the order of each job that has, or had, to wait, until the job is forgotten: a job whose server is lost
-    waits again where it was.
+    It remembers the order of each job that waits, or has waited, until the job is forgotten: a job whose server is lost
+    waits again in its old place.
 
     Attributes:
-        last_turn: of the last job that came, where it did not ask for another one.
+        last_turn: of the latest job that did not ask for another one.
     """
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ class Numbers:
         self._known[job.prompt_id] = InLine(job.priority, turn, job.number)
 
     def forget(self, prompt_id: str) -> None:
-        """The job has ended, or is not wanted any more."""
+        """The job has ended, or is no longer wanted."""
         self._known.pop(prompt_id, None)
 
     def known(self, prompt_id: str) -> InLine | None:
@@ -58,12 +58,12 @@ class Numbers:
         return self._known.get(prompt_id)
 
     def move(self, prompt_id: str, priority: int | None, turn: float | None) -> None:
-        """The job has another place in the order now. None: that stays as it is."""
+        """The job has another place in the order. None: no change."""
         if (before := self._known.get(prompt_id)) is not None:
             self._known[prompt_id] = before.moved(priority, turn)
 
     def of(self, prompt_id: str, request: PromptRequest) -> InLine:
-        """The order of a job that is remembered, or else of one that is not in the journal yet."""
+        """The remembered order of a job, or that of a job that is not in the journal yet."""
         if (known := self._known.get(prompt_id)) is not None:
             return known
         number = self.next()

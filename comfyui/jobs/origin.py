@@ -11,12 +11,12 @@ from comfyui.owners import KeyRules
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a request came from.
+    """The source of a request.
 
     Attributes:
         owner: the name of the API key, as `comfyui.owners.owner_of` writes it; None without keys.
-        rules: of the key; None without keys, and for what the gateway does by itself.
-        idempotency_key: under which the caller sent it; None where that is not kept, or it sent none.
+        rules: of the key; None without keys, and for the gateway's own work.
+        idempotency_key: the caller's key for the request; None if it is not kept, or there is none.
         note: a text that the caller gave the job, and is shown again.
     """
 
@@ -40,11 +40,11 @@ class Origin:
 
     @property
     def is_confined(self) -> bool:
-        """Whether the caller sees nothing but what the gateway has written down as its own."""
+        """Whether the caller sees only what the gateway has recorded as its own."""
         return self.rules is not None and self.rules.role == "user"
 
     def sees(self, owner: str | None) -> bool:
-        """Whether it may know of a job of this owner; None: of one that the gateway did not take."""
+        """Whether it may know of a job of this owner; None: of a job that the gateway did not accept."""
         return self.rules is None or self.rules.sees(owner)
 
 

@@ -1,7 +1,7 @@
-"""`Orphans`: prompts of ours that a server still has when it comes back, and that run for nobody, are cancelled.
+"""`Orphans`: cancels prompts of ours that a returning server still has, and that no request waits for there.
 
-A server that was only cut off goes on with what others were given meanwhile. One whose cancel did not arrive has the
-prompt still. And a gateway that is killed leaves what it had sent and not written down.
+A server that was only cut off goes on with prompts that other servers were given meanwhile. A server that did not get a
+cancel still has the prompt. And a gateway that is killed leaves prompts that it had sent and not recorded.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from comfyui.servers.pool import BackendPool
 from comfyui.tasks import SideTasks
 
 _BACKOFF = Backoff(start_s=0.2, max_s=3.0)
-# A server that so often does not say what it has gets prompts all the same.
+# A server that fails this often to tell its queue gets prompts nevertheless.
 _TRIES = 4
 _TRY_S = 10.0
 
@@ -32,8 +32,8 @@ _log = structlog.get_logger(__name__)
 
 
 class Orphans:
-    """Looks through the queue of each server that comes up, once for each time. Until then the server gets no prompts
-    where those wait with us; see `Backend.is_cleared`.
+    """Searches the queue of each server that comes up, once for each time. Before that, the server gets no prompts, if
+    prompts wait in the gateway; see `Backend.is_cleared`.
     """
 
     def __init__(self, journal: Journal, pool: BackendPool, runs: Runs, cancels: Cancels) -> None:
@@ -44,7 +44,7 @@ class Orphans:
         self._tasks = SideTasks()
 
     def open(self) -> None:
-        """Call it when what the journal has is taken up."""
+        """Call it after the jobs of the journal are resumed."""
         for backend in self._pool.backends:
             self._tasks.start(self._clear_each_time(backend), f"orphans on {backend.name}")
 
@@ -74,15 +74,15 @@ class Orphans:
         if not await backend.client.get_queue_remaining():
             return
         queue = (await backend.client.get_queue()).values()
-        # What waits goes first: it would begin when what runs is interrupted.
+        # Waiting prompts go first: they would begin when the running one is interrupted.
         for item in sorted(queue, key=lambda item: item.running):
             if journal_of(item) == self._journal.identity and (reason := await self._why_not(backend, item)):
                 await self._cancels.take_out_orphan(item.prompt_id, backend, reason)
 
     async def _why_not(self, backend: Backend, item: QueueItem) -> Literal["orphan", "restart", ""]:
-        """Why nobody waits for this prompt on this server; "" where somebody does.
+        """Why no request waits for this prompt on this server; "" if one does.
 
-        The jobs in hand are asked first: what ends meanwhile is written down before it leaves them.
+        The running jobs are asked first: an end is recorded before it leaves them.
         """
         if (job := self._runs.live.get(item.prompt_id)) is not None:
             if job.is_on(backend.name):
@@ -98,7 +98,7 @@ class Orphans:
 
 
 def _is_same(backend: Backend, item: QueueItem, server: str | None, present: Fence) -> bool:
-    """Whether a prompt on `backend` is the job's present attempt, which is on `server`: then the two are one."""
+    """Whether a prompt on `backend` is the job's present attempt, which is on `server`: then both are one server."""
     if server in {None, backend.name} or present.mark != attempt_of(item):
         return False
     detail = f"it has what {server} was given: two addresses of COMFYUI_SERVER_ADDRESS lead to one ComfyUI"

@@ -1,4 +1,4 @@
-"""`Paces`: how many async jobs a server may have in ComfyUI's own queue: more of them where they are quick.
+"""`Paces`: how many async jobs a server may have in ComfyUI's own queue: more if they are quick.
 
 A sync call's prompt goes behind them. Four jobs that take a minute each are many, and thirty that take milliseconds are
 few: with four, the server would wait for the gateway between them.
@@ -17,8 +17,8 @@ class Paces:
     """Hears how long each server's async jobs ran.
 
     Args:
-        ahead: how many jobs each server may have, however long they take; where its last sixteen were quick, as
-            many as it runs in a second, but at most eight times as many.
+        ahead: how many jobs each server may have in any case; if its last sixteen were quick, as many as it runs in a
+            second, but at most eight times `ahead`.
     """
 
     def __init__(self, ahead: int) -> None:
@@ -31,7 +31,7 @@ class Paces:
         return self._of.get(server, self._ahead)
 
     def ran(self, server: str | None, seconds: float) -> None:
-        """One of them was executed there for so long; 0 where it had not begun."""
+        """A job was executed there for this time; 0 if it had not begun."""
         if server is None or not seconds:
             return
         last = self._last.setdefault(server, deque(maxlen=_LOOKED_AT))

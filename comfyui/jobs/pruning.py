@@ -1,4 +1,4 @@
-"""Jobs that ended long ago leave the journal, and inputs that no job needs any more leave their store."""
+"""Removes old ended jobs from the journal, and inputs that no job needs from their store."""
 
 from __future__ import annotations
 

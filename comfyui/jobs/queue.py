@@ -51,7 +51,7 @@ _PAUSE_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """A job that waits. `needs`: None where its workflow was not looked at yet."""
+    """A waiting job. `needs`: None if its workflow was not examined yet."""
 
     waiting: Waiting
     needs: Needs | None = None
@@ -115,7 +115,7 @@ class JobQueue:
             self._tasks.start(expiring, "jobs that wait too long")
 
     async def close(self) -> None:
-        """Hand on nothing more. What was handed on goes on."""
+        """Passes on nothing more. Jobs that were passed on go on."""
         await self._fetching.close()
         await self._tasks.close()
 
@@ -126,12 +126,12 @@ class JobQueue:
     async def ready_for(
         self, request: PromptRequest, owner: str | None, files: Collection[str] = ()
     ) -> tuple[Needs, Lane]:
-        """What is to be known of a workflow before it waits; `at_once` takes one that brings no `files`."""
+        """The needs and the lane of a workflow before it waits; `at_once` takes a workflow that brings no `files`."""
         needs = await self._turns.needs_of(request, owner, files)
         return needs, await self._turns.lane_of(needs)
 
     def at_once(self, job: Job, request: PromptRequest, needs: Needs) -> bool:
-        """Run a new job now, where its turn has come; whether that is so."""
+        """Runs a new job now, if its turn has come; returns whether it does."""
         if not self._may_store.is_set() or self._journal.problem is not None:
             return False
         turn = request.number if request.number is not None else -math.inf if request.front else math.inf
@@ -147,7 +147,7 @@ class JobQueue:
         return True
 
     async def added(self, record: JobRecord, request: PromptRequest) -> None:
-        """A job waits in the journal. Its secrets are kept in memory, for as long as it is there."""
+        """A job waits in the journal. Its secrets are kept in memory, as long as it waits."""
         if secrets := secrets_of(request):
             self._secrets[record.prompt_id] = secrets
         self._rows[record.prompt_id] = _Row(self._waiting_of(record))
@@ -187,7 +187,7 @@ class JobQueue:
         return [one for one, row in found if row is not None and origin.sees(row.waiting.owner)]
 
     def hold_back(self, prompt_ids: Iterable[str]) -> dict[str, _Row]:
-        """None of these has a turn any more, until they are to `let_wait` again or have `left`."""
+        """These jobs get no turn until they `let_wait` again or have `left`."""
         held = {prompt_id: row for prompt_id in prompt_ids if (row := self._rows.pop(prompt_id, None)) is not None}
         self._turns.drop(*held)
         return held
@@ -199,7 +199,7 @@ class JobQueue:
             self._wait_again(prompt_id)
 
     def move(self, prompt_id: str, priority: int | None, turn: float | None) -> None:
-        """A job has another place in the order from now on, where it waits; None: that stays as it is."""
+        """A waiting job has another place in the order; None: no change."""
         for rows in (self._rows, self._in_hand):
             if (row := rows.get(prompt_id)) is not None:
                 rows[prompt_id] = replace(row, waiting=row.waiting.moved(priority, turn))
@@ -231,7 +231,7 @@ class JobQueue:
         return self._turns.scheduler.paused
 
     async def pause(self, paused: bool) -> None:
-        """While it is paused no job gets its turn; what runs ends. It stays so over restarts.
+        """While it is paused, no job gets its turn; running ones end. It stays paused over restarts.
 
         Raises:
             ComfyUIConflictError: prompts wait in ComfyUI's own queue.
@@ -249,17 +249,17 @@ class JobQueue:
         return self._turns.scheduler.waiting + sum(1 for _ in self.without_turn())
 
     def has_no_turn(self, prompt_id: str) -> bool:
-        """Whether the job waits here, and no server is chosen for it yet."""
+        """Whether the job waits here without a chosen server."""
         scheduler = self._turns.scheduler
         waits = prompt_id in self._rows or scheduler.knows(prompt_id)
         return waits and scheduler.server_of(prompt_id) is None
 
     def position(self, prompt_id: str) -> int | None:
-        """About how many jobs have their turn before it; None where it does not wait."""
+        """About how many jobs have their turn before it; None if it does not wait."""
         ahead, row = self._turns.position(prompt_id), self._rows.get(prompt_id)
         if ahead is None or row is None:
             return ahead
-        # Those that wait for their inputs keep their places.
+        # Jobs that wait for their inputs keep their places.
         rows = (self._rows.get(late) for late in self._late)
         return ahead + sum(late.waiting.is_before(row.waiting) for late in rows if late is not None)
 
@@ -284,7 +284,7 @@ class JobQueue:
         self._runs.begin(job, self, before)
 
     async def request_of(self, record: JobRecord) -> PromptRequest | None:
-        """The request of a job, from the journal; None where it is not kept, or its secrets are gone."""
+        """The request of a job, from the journal; None if it is not kept, or its secrets are gone."""
         secrets = self._secrets.get(record.prompt_id, {})
         body = await self._journal.body_of(record.prompt_id)
         if body is None or (record.needs_secrets and not secrets):
@@ -294,7 +294,7 @@ class JobQueue:
         return request if files is None else request.of_size(len(body) + files.text_bytes)
 
     def files_of(self, record: JobRecord) -> StoredFiles | None:
-        """What a job brings beside its request."""
+        """The files that come with a job besides its request."""
         return self._inputs.files_of(record)
 
     # Handing on
@@ -318,7 +318,7 @@ class JobQueue:
                     continue
                 except JournalError as error:
                     problem = error.detail
-            # To place a job is a write. Until it can be made, others have the place.
+            # Placing a job is a write. While that is impossible, others get the place.
             self._turns.drop(prompt_id)
             if not stands:
                 stands = True
@@ -329,7 +329,7 @@ class JobQueue:
             await asyncio.sleep(0)
 
     async def _stand(self) -> None:
-        """Until the journal takes writes again, as far as is known."""
+        """Waits until the journal probably takes writes again."""
         while True:
             await asyncio.sleep(_PAUSE_S)
             if self._journal.problem is None:

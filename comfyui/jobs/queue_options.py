@@ -1,4 +1,4 @@
-"""Where jobs wait, how many of them may, and how many go to a server."""
+"""Where jobs wait, how many may wait, and how many go to a server."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ class TurnOptions:
     Attributes:
         queue: gateway: all jobs wait here, and a server has one prompt that runs and one that waits. comfyui: sync jobs
             go to ComfyUI's queue at once, and async ones wait here.
-        ahead: with queue comfyui: unfinished async jobs on each server, and more where they are quick (`Paces`); 0:
-            none is handed on.
-        places: with queue gateway: prompts on each server, with the one that runs; None: any number, where the server
-            stands for many.
+        ahead: with queue comfyui: unfinished async jobs on each server, and more if they are quick (`Paces`); 0: none
+            is passed on.
+        places: with queue gateway: prompts on each server, including the running one; None: any number, for a server
+            that stands for many.
         affinity_wait_s: see `SchedulerOptions`.
         move_after_s: a server is away for so long before its jobs go to another one.
     """
@@ -30,13 +30,12 @@ class TurnOptions:
 
 @dataclass(frozen=True, slots=True)
 class QueueOptions(TurnOptions):
-    """Where jobs wait, as `TurnOptions` says, and how many.
+    """Where jobs wait (`TurnOptions`), and how many.
 
     Attributes:
         max_queued: async jobs that wait with us; beyond it submissions are refused.
         max_queued_s: how long a job may wait; 0: any time.
-        storing: async jobs that wait for the store, with their results in memory; while there are so many, none is
-            handed on.
+        storing: async jobs that wait for the store, with their results in memory; at this number, none is passed on.
     """
 
     max_queued: int = 10_000

@@ -1,8 +1,8 @@
 """`Recovery`: what becomes of the jobs that a gateway before this one left unfinished.
 
 Async jobs go on: those that were placed are looked for on their servers, the others wait in the queue. A sync call's
-job waits a time for its caller, where the caller knows its id; else nobody can ask for it, and it is canceled. What
-ComfyUI has and the journal has not is for `comfyui.jobs.orphans`.
+job waits some time for its caller, if the caller knows its id; otherwise it is canceled, because no one can ask for it.
+Prompts that only ComfyUI has are the task of `comfyui.jobs.orphans`.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Recovery:
         self._log = structlog.get_logger(__name__)
 
     async def begin(self) -> None:
-        """Returns when each job has somebody who sees to it. Raises `JournalError`."""
+        """Returns when each job is being handled. Raises `JournalError`."""
         orphans: list[JobRecord] = []
         awaited: list[JobRecord] = []
         resumed = 0
@@ -75,7 +75,7 @@ class Recovery:
         if orphans or awaited or resumed:
             self._log.info("jobs.found", resumed=resumed, awaited=len(awaited), canceled=len(orphans))
         for record in orphans:
-            why = "the gateway was restarted, and nobody knows its id"
+            why = "the gateway was restarted, and no caller knows its id"
             if record.state is State.CANCELING:
                 why = "it was being cancelled when the gateway ended"
             self._tasks.start(self._take_out(record, why), f"cancel {record.prompt_id}")
@@ -102,7 +102,7 @@ class Recovery:
         self._queue.hold(job, record, before=lambda: self._server_is_up(record))
 
     async def _server_is_up(self, record: JobRecord) -> None:
-        """Until the server that had the job can be asked for it, or that has taken too long."""
+        """Waits until the job's server can be asked for it, or has taken too long."""
         backend = self._pool.named(record.server or "")
         if backend is None:
             return
@@ -111,7 +111,7 @@ class Recovery:
             await self._pool.wait_for_change(left_s)
 
     async def _take_out(self, record: JobRecord, why: str) -> None:
-        """Cancel a run that nobody waits for, once the server that has it can be told."""
+        """Cancels a run that no request waits for, once its server can be told."""
         error = ComfyUITaskCancelledError(f"canceled: {why}", prompt_id=record.prompt_id)
         entry = self._entries.of(record)
         await self._cancels.take_out(entry, error, "restart", before=lambda: self._server_is_up(record))
@@ -122,7 +122,7 @@ class Recovery:
             await self._end_without_caller(record.prompt_id)
 
     async def _end_without_caller(self, prompt_id: str) -> None:
-        """Nobody came for the job: what has ended meanwhile is written down, the rest is canceled."""
+        """No caller came for the job: if it has ended, that is recorded; otherwise it is canceled."""
         try:
             record = await self._journal.get(prompt_id)
             if record is None or record.state is State.CANCELING or record.state.is_end or record.kind == "async":

@@ -49,13 +49,13 @@ class Refusals:
     async def check(
         self, request: PromptRequest, origin: Origin, needs: Needs, lane: Lane, files: Collection[str] = ()
     ) -> None:
-        """Returns where a server may take the workflow, and where that is not known.
+        """Returns if a server may take the workflow, or if that is not known.
 
         Args:
             files: names of further inputs that come with it.
 
         Raises:
-            ComfyUIValidationError: each would refuse it; `answer` is what it would say.
+            ComfyUIValidationError: every server would refuse it; `answer` is ComfyUI's answer.
         """
         if any(not isinstance(server, Backend) for server in self._pool.servers):
             return  # it may have what we know nothing of

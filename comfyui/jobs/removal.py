@@ -1,8 +1,8 @@
 """`Removal`: jobs that callers want gone: one, several, or all that wait or run.
 
-ComfyUI's own clients tell what waits from what runs: ``POST /queue`` leaves alone what runs, ``POST /interrupt`` what
-waits. A caller reaches the jobs that it may see. One that sees all reaches also prompts that came to a server past the
-gateway.
+ComfyUI's own clients tell waiting prompts from running ones: ``POST /queue`` does not touch running ones, ``POST
+/interrupt`` not waiting ones. A caller reaches the jobs that it may see. A caller that sees everything also reaches
+prompts that came to a server past the gateway.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from comfyui.tasks import SideTasks
 _TOGETHER = 100
 # Jobs with tasks that end before others have their turn.
 _AT_ONCE = 50
-# A server that does not say sooner what became of a prompt keeps nobody waiting: the rest goes on without the caller.
+# No caller waits longer than this for a server: the rest goes on without the caller.
 _PATIENCE_S = 5.0
 
 _T = TypeVar("_T")
@@ -43,7 +43,7 @@ _log = structlog.get_logger(__name__)
 
 
 class Removal:
-    """Knows where each job is, and how it is taken away from there. Close it before what it was made with."""
+    """Knows the place of each job, and how it is removed from there. Close it before its arguments."""
 
     def __init__(
         self,
@@ -98,7 +98,7 @@ class Removal:
             raise failure
 
     async def cancel_all(self, prompt_ids: Sequence[str], origin: Origin) -> bool:
-        """Cancel these, whether they wait or run; whether any did. Of others nothing is said."""
+        """Cancels these, whether they wait or run; returns whether any did. Others are ignored."""
         return await self._whole(self._cancel_all(prompt_ids, origin))
 
     async def delete(self, prompt_ids: Sequence[str], origin: Origin) -> None:
@@ -106,7 +106,7 @@ class Removal:
         await self._whole(self._delete(prompt_ids, origin))
 
     async def clear(self, origin: Origin) -> None:
-        """Cancel all that waits. What ends meanwhile lets none of it begin.
+        """Cancels all waiting jobs. None of them begins when a running one ends meanwhile.
 
         Raises:
             JournalError: it cannot be written.
@@ -114,7 +114,7 @@ class Removal:
         await self._whole(self._clear(origin))
 
     async def interrupt(self, prompt_id: str | None, origin: Origin) -> None:
-        """Cancel this prompt where it runs, or all that run."""
+        """Cancels this prompt if it runs, or all that run."""
         await self._whole(self._interrupt(prompt_id, origin))
 
     async def _whole(self, work: Coroutine[Any, Any, bool]) -> bool:
@@ -124,7 +124,7 @@ class Removal:
             raise outcome
         return outcome
 
-    # What is asked for
+    # The requests
 
     async def _clear(self, origin: Origin) -> bool:
         rows = self._queue.ids_seen_by(origin)
@@ -168,7 +168,9 @@ class Removal:
         return any(await self._end_rows(rows, *works))
 
     async def _sorted(self, prompt_ids: Sequence[str], origin: Origin) -> tuple[list[str], list[Job], dict[str, State]]:
-        """Of these jobs that the caller sees: rows of our queue, jobs with tasks, and what only the journal knows."""
+        """The jobs among these that the caller sees: rows of our queue, jobs with tasks, and those that only the
+        journal knows.
+        """
         named = list(dict.fromkeys(prompt_ids))
         rows = self._queue.ids_seen_by(origin, named)
         live = [job for one in named if (job := self._runs.live.get(one)) is not None and job.has_task]
@@ -184,20 +186,20 @@ class Removal:
         return job is not None and job.entry is not None
 
     def _is_seen(self, job: Job, origin: Origin) -> bool:
-        """Whether the caller may know of a job of ours that has not ended."""
+        """Whether the caller may know of an unfinished job of ours."""
         return job.entry is not None and not job.ended and origin.sees(job.owner)
 
     def _waits(self, job: Job) -> bool:
-        """Whether it waits with us, and has not gone to a server with its present attempt."""
+        """Whether it waits in the gateway, and its present attempt is on no server."""
         return self._turns.position(job.prompt_id) is not None
 
     # Jobs that wait
 
     async def _end_rows(self, prompt_ids: Sequence[str], *works: Coroutine[Any, Any, Any]) -> list[Any]:
-        """End rows of our queue, many with one write, and do `works` meanwhile.
+        """Ends rows of our queue, many with one write, and runs `works` meanwhile.
 
-        Returns whether any row has ended, and what the works found. Raises `JournalError`; those that have not ended
-        wait on then.
+        Returns whether any row has ended, and the results of the works. Raises `JournalError`; rows that have not ended
+        then wait on.
         """
         held = self._queue.hold_back(prompt_ids)
         doing = self._tasks.start(self._all(*works), "removal")
@@ -226,12 +228,12 @@ class Removal:
             elif not job.begun and backend.ready and isinstance(backend, Backend):
                 there[backend][watch] = job
             elif not job.begun:
-                # Nobody asks a server that is down. It is told when it is back.
+                # A server that is down is not asked. It is told when it is back.
                 away.append(job)
         await self._all(self._end_away(away), *(self._end_on(backend, some) for backend, some in there.items()))
 
     async def _end_on(self, backend: Backend, jobs: Mapping[Watch, Job]) -> None:
-        """Of jobs that wait on a server, or have begun there unheard, cancel those that wait."""
+        """Cancels the waiting ones among jobs that wait on a server, or may have begun there unnoticed."""
         out = await take_back(backend, *jobs)
         await self._all(*(self._stop(job) for watch, job in jobs.items() if watch in out))
 
@@ -247,7 +249,7 @@ class Removal:
                 continue
             error = _cancelled(record.prompt_id)
             if (job := self._runs.live.get(record.prompt_id)) is not None:
-                # Somebody waits for it.
+                # A request waits for it.
                 job.cancel(error)
                 job.cancelled()
                 self._runs.drop(job)
@@ -285,7 +287,7 @@ class Removal:
         if job.begun:
             await self._stop(job)
         elif isinstance(job.backend, Backend) and job.watch is not None and job.watch.accepted:
-            # It may run unheard: it was sent under the id of a websocket that is not open any more.
+            # It may run unnoticed: it was sent under the id of a websocket that has closed.
             await job.backend.client.interrupt(job.prompt_id)
 
     async def _cancel_one(self, prompt_id: str, origin: Origin) -> bool:
@@ -314,7 +316,7 @@ class Removal:
     async def _all(self, *works: Coroutine[Any, Any, _T]) -> list[_T]:
         """Do all of these at the same time; the caller waits for them for a time, and what takes longer goes on.
 
-        What a server could not be told is in the log, and in the way of nothing else.
+        A server's failure is logged, and does not affect the others.
         """
         tasks = [self._tasks.start(_tried(work), "removal") for work in works]
         if tasks:

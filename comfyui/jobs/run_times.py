@@ -1,4 +1,4 @@
-"""`RunTimes`: how long prompts ran before, by the shape of their workflows. In memory, and bounded. Pure."""
+"""`RunTimes`: how long earlier prompts ran, by the shape of their workflows. In memory, and bounded. Pure."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from statistics import fmean, median
 
 from comfyui.workflows.needs import Needs
 
-# Of each shape, and of all prompts together.
+# The number of runs for each shape, and for all prompts together.
 _LAST_OF_SHAPE = 9
 _LAST = 50
 _MOST_SHAPES = 500
-# Prompts whose shape is known only because someone asked how long they take.
+# The number of prompts whose shape is known only because someone asked for their forecast.
 _MOST_LOOKED_AT = 1000
 
 Shape = tuple[frozenset[str], frozenset[str]]
@@ -24,7 +24,7 @@ def shape_of(needs: Needs) -> Shape:
 
 
 class RunTimes:
-    """Is told of each prompt that ended well, which costs one look into a dictionary."""
+    """Gets each prompt that ended well, which costs one look-up in a dictionary."""
 
     def __init__(self) -> None:
         self._of: dict[Shape, deque[float]] = {}
@@ -42,7 +42,7 @@ class RunTimes:
         return self._looked_at.get(prompt_id)
 
     def ended(self, prompt_id: str, needs: Needs | None, seconds: float) -> None:
-        """The prompt is over, and was executed for so long; 0 where it did not end well."""
+        """The prompt is over, and was executed for this time; 0 if it did not end well."""
         shape = self._looked_at.pop(prompt_id, None) if needs is None else shape_of(needs)
         if shape is None or seconds <= 0:
             return
@@ -55,7 +55,7 @@ class RunTimes:
         runs.append(seconds)
 
     def expected_s(self, shape: Shape | None) -> float | None:
-        """How long a prompt of this shape runs, about: as the middle one of the last runs. None where it never ran.
+        """About how long a prompt of this shape runs: the median of the last runs. None if it never ran.
 
         The first run after a start loads models, and one whose nodes are all cached takes no time: neither counts much.
         """
@@ -64,5 +64,5 @@ class RunTimes:
 
     @property
     def mean_s(self) -> float | None:
-        """How long the last prompts ran, of any shape; None before the first one."""
+        """The mean duration of the last prompts, of any shape; None before the first one."""
         return fmean(self._last) if self._last else None

@@ -29,14 +29,14 @@ from comfyui.replies import HistoryEntry, history_entry
 FILE_NAME = "journal.sqlite3"
 _TAKEN_OVER = "journal.sqlite3.imported"
 _FACE = "prompt"
-# What the gateway added to the request's own.
+# Members that the gateway added to the request's own.
 _MARK = "comfyui_gateway"
 _OF_THE_GATEWAY = ("create_time", "client_id", _MARK)
 
 _LOOK_AGAIN_S = 0.25
-# Characters of what is wrong with a row.
+# Characters of a row's error.
 _SHOWN = 500
-# What a row can have in it that is not what we wrote: another program's or a damaged disk's.
+# Errors of a row that we did not write: another program's, or a damaged disk's.
 _ODD = (ValueError, TypeError, ComfyUIUnreadableError)
 
 _log = structlog.get_logger(__name__)
@@ -58,7 +58,7 @@ class _Job:
 
 
 class _Rows(NamedTuple):
-    """What the old journal has. Its JSON is read one row after the other: ten thousand workflows are large."""
+    """The rows of the old journal. Their JSON is read row by row: ten thousand workflows are large."""
 
     jobs: list[_Job]
     ended: list[tuple[str, bytes]]
@@ -67,7 +67,8 @@ class _Rows(NamedTuple):
 async def take_over_runpod_journal(
     folder: Path, server: str, journal: Journal, *, now: float, lock_wait_s: float = 0.0
 ) -> None:
-    """Make jobs of what the old journal has, in one transaction; then it is renamed. Does nothing where there is none.
+    """Makes jobs of the old journal's rows, in one transaction; then the file is renamed. Does nothing if there is
+    none.
 
     It stays as it is where `journal` ends with this process.
 
@@ -152,7 +153,7 @@ def _read(path: Path) -> _Rows:
         ]
         ended = database.execute("SELECT prompt_id, entry FROM history ORDER BY place").fetchall()
         database.execute("COMMIT")
-        # What it had beside it goes into the file.
+        # Merges the files beside it into it.
         database.execute("PRAGMA journal_mode = DELETE")
     return _Rows(jobs, ended)
 
@@ -232,7 +233,7 @@ def _new_job(
     number: float,
     needs_secrets: bool = False,
 ) -> NewJob:
-    """Raises `ValueError` where it is no prompt that could be run."""
+    """Raises `ValueError` if it is not a runnable prompt."""
     own = {name: value for name, value in extra_data.items() if name not in _OF_THE_GATEWAY}
     client_id, mark = extra_data.get("client_id"), extra_data.get(_MARK)
     fields = {"prompt": prompt, "prompt_id": prompt_id, "extra_data": own or None}
@@ -269,5 +270,5 @@ def _own_subfolder(item: Any) -> Any:
 
 
 def _seconds(timestamp: Any, otherwise: float) -> float:
-    """Of a time in milliseconds."""
+    """The seconds of a time in milliseconds."""
     return float(timestamp) / 1000 if isinstance(timestamp, int | float) else otherwise

@@ -32,7 +32,8 @@ from comfyui.offload import after_turns
 from comfyui.outputs.delivery import Deliverer, Order
 from comfyui.servers.server import Server
 
-# From the end of a prompt until each of its requests has sent its answer, or asked ComfyUI for a file.
+# Turns of the event loop from the end of a prompt until each of its requests has sent its answer, or asked ComfyUI for
+# a file.
 _TURNS_UNTIL_ANSWERED = 2
 NEEDS_SECRETS = (
     "the request had keys in extra_data, which are not kept, and the gateway was restarted before it ran; send it again"
@@ -57,10 +58,10 @@ class RunLimits:
 
 
 class Follower(Protocol):
-    """Who is told how far an async job is."""
+    """Is told the progress of an async job."""
 
     def rendered(self, job: Job) -> None:
-        """No server has it any more; its files are being stored."""
+        """The job is on no server any more; its files are being stored."""
 
     def ended(self, job: Job) -> None:
         """It has ended, or waits in our queue again."""
@@ -71,7 +72,7 @@ class Runs:
 
     Args:
         shows_history: whether ComfyUI's history is answered from the journal, and not by ComfyUI.
-        deliverer: stores the files of async jobs when they end; None where there is no place for them.
+        deliverer: stores the files of async jobs when they end; None if there is no place for them.
     """
 
     def __init__(
@@ -128,7 +129,7 @@ class Runs:
         return job
 
     def begin(self, job: Job, follower: Follower, before: Callable[[], Awaitable[None]] | None = None) -> None:
-        """Run a job that was added, and tell `follower` of it; `before` is what the job's task waits for first."""
+        """Runs a job that was added, and tells `follower` of it; the job's task waits for `before` first."""
         self.tell(job, follower)
         job.begin(self._run(job, before))
 
@@ -141,7 +142,7 @@ class Runs:
         await job.keep(new, self._limits.max_queued_s or None)
 
     def drop(self, job: Job) -> None:
-        """Nobody waits for it any more, and it has no task."""
+        """No request waits for it any more, and it has no task."""
         if self.live.get(job.prompt_id) is job:
             del self.live[job.prompt_id]
 
@@ -164,7 +165,7 @@ class Runs:
                     await before()
                 result = (await self._runner.run(job)).of_call(job.call)
             if job.stays and job.request is not None and self._deliverer is not None:
-                # Perhaps nobody asks for it: its files are stored now, where that is wanted.
+                # It may have no waiting caller: its files are stored now, if they should be.
                 if (follower := self._followers.get(job)) is not None:
                     follower.rendered(job)
                 result = await self._deliverer.delivered(result, Order.of(job.request))
@@ -192,12 +193,12 @@ class Runs:
                 follower.ended(job)
             if not again:
                 outcome = outcome or job.failure_code  # cancelled: why, its waiters were told
-                # Who waits goes on before that: to write a line takes as long as a request to ComfyUI.
+                # Waiting requests go first: writing a log line takes as long as a request to ComfyUI.
                 record = functools.partial(self._record, job, outcome, time.monotonic() - started, timings)
                 after_turns(_TURNS_UNTIL_ANSWERED, record)
 
     def _failed(self, job: Job, error: ComfyUIError) -> tuple[str, bool]:
-        """What the run ended with, and whether it waits in our queue again."""
+        """The outcome of the run, and whether it waits in our queue again."""
         if job.stays and job.request is None and isinstance(error, ComfyUINotFoundError):
             error = ComfyUIError(NEEDS_SECRETS)
         may_wait = job.stays and job.entry is not None and job.entry.added and not job.ended
@@ -252,7 +253,7 @@ class Runs:
 
 
 def delayed_by(backend: Server | None) -> str:
-    """What a prompt that timed out may have waited for: a prompt before it, or a server that is away."""
+    """A possible cause of a time-out: a prompt before it, or a server that is away."""
     if backend is None:
         return ""
     return f"; {backend.delay}" if backend.delay else ""

@@ -23,7 +23,7 @@ class SchedulerOptions:
     """How it decides.
 
     Attributes:
-        affinity_wait_s: how long the job at the head may be passed over by jobs whose models a server has loaded.
+        affinity_wait_s: how long jobs whose models a server has loaded may overtake the first job.
         in_turn_s: a job gets its place behind another one when ComfyUI has taken that, or after so long.
         takes_back: whether jobs are taken back.
     """
@@ -45,7 +45,7 @@ class Place:
 class TakeBack:
     """The job waits on `server` behind another prompt, and `idle` could run it.
 
-    Where it can be taken out of the queue of `server`, call `Scheduler.taken_back`; else `Scheduler.stays`.
+    If it can be taken out of the queue of `server`, call `Scheduler.taken_back`; otherwise `Scheduler.stays`.
     """
 
     prompt_id: str
@@ -54,9 +54,9 @@ class TakeBack:
 
 
 class Scheduler:
-    """All jobs that wait and all servers. What happens is told by its methods; `decide` says what to do.
+    """All waiting jobs and all servers. Its methods tell it what happens; `decide` says what to do.
 
-    `shares` has what each owner has and used: it is to be asked, and told nothing.
+    `shares` has each owner's share and use; callers may only ask it.
     """
 
     def __init__(self, options: SchedulerOptions = SchedulerOptions()) -> None:
@@ -66,7 +66,7 @@ class Scheduler:
         self._tickets: dict[str, Ticket] = {}
         self.shares = Shares(self._lines.least_used)
         self._taking: dict[str, ServerPlaces] = {}
-        # By the lane of the job for which it is cleared, as the last decision said.
+        # By the lane of the job for which it is cleared, as of the last decision.
         self._cleared: dict[Lane, ServerPlaces] = {}
         self._placings, self.paused = 0, False
 
@@ -85,7 +85,7 @@ class Scheduler:
             up: whether it answers.
             drained: it gets no more prompts, and those that wait there behind another one are taken back.
             others: prompts on it that are not ours; they take places.
-            places: for prompts, with the one that runs; None: any number.
+            places: for prompts, including the running one; None: any number.
             many: it stands for many, and is for what no other server could run at once: it costs by the job.
         """
         self._servers.named(name).set(up=up and not drained, answers=up, others=others, places=places, is_many=many)
@@ -106,7 +106,7 @@ class Scheduler:
         ticket.begin()
 
     def found_waiting(self, prompt_id: str, loaders: frozenset[str], shape: Hashable, lane: Lane) -> None:
-        """ComfyUI does not run a job that occupies a place: it may be taken back. See `Waiting` for the others."""
+        """A job that occupies a place is not running in ComfyUI: it may be taken back. See `Waiting`."""
         if (ticket := self._tickets.get(prompt_id)) is not None and ticket.server is not None:
             ticket.wait(loaders, shape, lane)
 
@@ -115,7 +115,7 @@ class Scheduler:
         return prompt_id in self._tickets
 
     def server_of(self, prompt_id: str) -> str | None:
-        """Where the job is; None while it waits, and where it is not known."""
+        """The job's server; None while it waits, or if it is unknown."""
         ticket = self._tickets.get(prompt_id)
         return None if ticket is None else ticket.server
 
@@ -125,12 +125,12 @@ class Scheduler:
             ticket.accept()
 
     def began(self, prompt_id: str) -> None:
-        """ComfyUI runs the job: it is not taken back any more."""
+        """ComfyUI runs the job: it is no longer taken back."""
         if (ticket := self._tickets.get(prompt_id)) is not None:
             ticket.begin()
 
     def left(self, prompt_id: str, seconds: float = 0.0) -> None:
-        """The job has ended, or is not wanted any more. `seconds`: how long it was executed."""
+        """The job has ended, or is no longer wanted. `seconds`: how long it was executed."""
         if (ticket := self._tickets.pop(prompt_id, None)) is None:
             return
         self._free(prompt_id)
@@ -153,19 +153,19 @@ class Scheduler:
         self._lines.add(ticket)
 
     def move(self, prompt_id: str, priority: int | None, turn: float | None) -> None:
-        """A job that waits in a line has another place in the order; None: that stays. See `Waiting`."""
+        """A job that waits in a line has another place in the order; None: no change. See `Waiting`."""
         if (ticket := self._tickets.get(prompt_id)) is not None and ticket.server is None:
             self._lines.remove(ticket)
             ticket.move(priority, turn)
             self._lines.add(ticket)
 
     def shape_of(self, prompt_id: str) -> Hashable:
-        """What the lane of a job was found from; None where that is not known."""
+        """The source of a job's lane; None if it is unknown."""
         ticket = self._tickets.get(prompt_id)
         return None if ticket is None else ticket.shape
 
     def shapes(self) -> Iterator[tuple[str, Hashable, Lane]]:
-        """Id, shape and lane of each job that waits, here or behind another prompt: that may be taken back."""
+        """Id, shape and lane of each waiting job, here or behind another prompt, that may be taken back."""
         tickets = [ticket for ticket in self._tickets.values() if not ticket.began]
         yield from ((ticket.prompt_id, ticket.shape, ticket.lane) for ticket in tickets)
 
@@ -200,7 +200,7 @@ class Scheduler:
     # Deciding
 
     def decide(self, now: float) -> list[Place | TakeBack]:
-        """What is to be done now. What is said here counts as done."""
+        """The actions for now. They count as done."""
         decisions: list[Place | TakeBack] = []
         cleared: dict[Lane, ServerPlaces] = {}
         while not self.paused and (opened := self._open(now, cleared)):
@@ -213,7 +213,7 @@ class Scheduler:
             if head.lane.alone and server.is_busy:
                 cleared[head.lane] = server
                 continue
-            # What waits behind a prompt elsewhere came before the head; but the server may have been cleared for that.
+            # A job that waits behind a prompt elsewhere came before the head; but the server may be cleared for it.
             if not server.is_busy and (back := self._take_back(server, head.priority + head.lane.alone)) is not None:
                 decisions.append(back)
                 continue
@@ -225,9 +225,9 @@ class Scheduler:
         return decisions
 
     def place_at_once(self, job: Waiting, now: float, terms: Terms = NO_TERMS) -> str | None:
-        """As `add` and `decide` for a new job that finds no other waiting, where it gets a place: on which server.
+        """As `add` and `decide` for a new job, if no other job waits and it gets a place: the server.
 
-        None where it gets none, or there is more to decide: nothing has happened then. It takes a third of the time.
+        None if it gets none, or if there is more to decide: nothing has changed then. It takes a third of the time.
         """
         if self.paused or self._lines or job.lane.alone or job.prompt_id in self._tickets:
             return None
@@ -244,7 +244,7 @@ class Scheduler:
         return server.name
 
     def next_look(self, now: float) -> float | None:
-        """When to decide again though nothing has happened; None when there is no such time."""
+        """When to decide again even without an event; None if there is no such time."""
         servers = self._servers.values() if self.waiting else ()
         ends = [server.wait_ends(self._options.in_turn_s) for server in servers if server.up]
         return min([end for end in ends if end > now], default=None)
@@ -259,7 +259,7 @@ class Scheduler:
         return [*self.placed(), *self.in_turn()]
 
     def in_turn(self) -> Iterator[Standing]:
-        """The jobs that wait, about in turn. Take what is needed before anything else happens here."""
+        """The waiting jobs, about in the order of their turns. Read the result before any other call."""
         return (ticket.standing for ticket in self._lines.in_turn(self.shares.mean_s))
 
     def placed(self) -> list[Standing]:
@@ -280,12 +280,12 @@ class Scheduler:
         return self._servers.away_for(ticket.lane)
 
     def has_other(self, prompt_id: str) -> bool:
-        """Whether another server than the one where the job is, is up and may run it."""
+        """Whether a server other than the job's own is up and may run it."""
         ticket = self._tickets.get(prompt_id)
         return ticket is not None and self._servers.is_other_up(ticket.lane, {ticket.server})
 
     def ahead_of(self, prompt_id: str) -> int | None:
-        """About how many jobs that wait have their turn before this one; None where it does not wait."""
+        """About how many waiting jobs have their turn before this one; None if it does not wait."""
         ticket = self._tickets.get(prompt_id)
         waits = ticket is not None and ticket.server is None
         return self._lines.ahead_of(ticket, self.shares.mean_s) if ticket is not None and waits else None
@@ -297,9 +297,9 @@ class Scheduler:
     def _best_of(
         self, opened: Sequence[ServerPlaces], cleared: Mapping[Lane, ServerPlaces]
     ) -> Callable[[Lane], Sequence[ServerPlaces]]:
-        """For each lane the servers among these to which its jobs go first; none where they have to wait.
+        """For each lane, those of these servers that its jobs prefer; none if they must wait.
 
-        For jobs that go alone these may be busy ones, one of which is to be cleared.
+        For jobs that go alone, these may be busy servers, one of which will be cleared.
         """
         known: dict[Lane, Sequence[ServerPlaces]] = dict.fromkeys(cleared, ())
 
@@ -338,7 +338,7 @@ class Scheduler:
         return other
 
     def _take_back(self, idle: ServerPlaces, priority: int | None) -> TakeBack | None:
-        """What `_waits_elsewhere` finds is to come here."""
+        """The job found by `_waits_elsewhere` should come here."""
         if (first := self._waits_elsewhere(idle, priority)) is None:
             return None
         idle.keep_for(first.prompt_id)
@@ -392,7 +392,7 @@ class Scheduler:
 
 
 def _first_for(loaders: frozenset[str], servers: Sequence[ServerPlaces]) -> ServerPlaces:
-    """The one that has the models that a job loads, else the one with the least to do."""
+    """The server that has the models of a job, or otherwise the one with the least to do."""
     return (
         servers[0]
         if len(servers) == 1

@@ -1,4 +1,4 @@
-"""Servers as the scheduler sees them: what is on each, whether there is a place, and which may run what. Pure."""
+"""Servers as the scheduler sees them: their jobs, their places, and which jobs they may run. Pure."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ServerPlaces:
 
     @property
     def loaders(self) -> frozenset[str]:
-        """What the last job loaded; nothing where that is not known."""
+        """The files that the last job loaded; empty if unknown."""
         return NO_NAMES if self.is_many else self._loaders
 
     def set(self, *, up: bool, answers: bool, others: int, places: int | None, is_many: bool) -> None:
@@ -38,13 +38,13 @@ class ServerPlaces:
         return self.load > 0 and not self.is_many
 
     def is_open(self, now: float, in_turn_s: float) -> bool:
-        """Whether a job could go there now."""
+        """Whether a job may go there now."""
         if not self.up or self._kept_for is not None or (self._places is not None and self.load >= self._places):
             return False
         return now >= self.wait_ends(in_turn_s)
 
     def wait_ends(self, in_turn_s: float) -> float:
-        """When it is open whether or not ComfyUI has taken what was sent."""
+        """When it is open whether or not ComfyUI has accepted the last job."""
         ends = [job.placed_at + in_turn_s for job in self._jobs.values() if not job.accepted]
         return max(ends, default=0.0)
 
@@ -68,11 +68,11 @@ class ServerPlaces:
         self._kept_for = prompt_id
 
     def waiting(self) -> Iterator[Ticket]:
-        """Jobs that are behind another prompt, as far as is known."""
+        """Jobs behind another prompt, as far as is known."""
         if self.is_many:
             return
         before = self._others
-        # What a server had from before is found in any order: what is known to run stands first.
+        # A server's earlier prompts are found in any order: those that are known to run come first.
         for job in sorted(self._jobs.values(), key=lambda job: not job.began):
             if before and job.accepted and not job.began:
                 yield job
@@ -83,7 +83,7 @@ class Servers(dict[str, ServerPlaces]):
     """All servers, by their names, in the order in which they were first named."""
 
     def named(self, name: str) -> ServerPlaces:
-        """The server, which is a new one where it was not named before."""
+        """The server; a new one if it was not known."""
         found = self.get(name)
         if found is None:
             found = self[name] = ServerPlaces(name, len(self))

@@ -11,7 +11,7 @@ from comfyui.servers.pool import BackendPool
 
 
 class ServersNow:
-    """At first all servers are down to the scheduler."""
+    """At first, all servers are down for the scheduler."""
 
     def __init__(
         self, pool: BackendPool, scheduler: Scheduler, abilities: Abilities, paces: Paces, options: TurnOptions
@@ -32,7 +32,7 @@ class ServersNow:
         is_one_coming = False
         for backend in self._pool.servers:  # the platform is the last of them
             if not isinstance(backend, Backend):
-                # It has a queue of its own, and says to nobody how many of its workers are free. Its time costs money.
+                # It has its own queue, and does not tell how many of its workers are free. Its time costs money.
                 up = backend.ready and backend.takes_more and not is_one_coming
                 self._scheduler.set_server(backend.name, up=up, drained=backend.drained, places=None, many=True)
                 continue

@@ -1,6 +1,6 @@
 """`Shares`: how much of the servers each owner has used, and how many jobs an account has on them. Pure.
 
-An owner is charged in executed seconds, divided by its weight. While a job runs, what it will take is estimated.
+An owner is charged in executed seconds, divided by its weight. While a job runs, its duration is estimated.
 """
 
 from __future__ import annotations
@@ -11,22 +11,22 @@ from typing import Protocol
 
 from comfyui.owners import KeyRules, OwnerRules, key_of
 
-# Of the seconds of an owner's jobs, how much the newest one counts.
+# The weight of the newest job in an owner's mean duration.
 _NEWEST = 0.25
 # Before any job has ended.
 _FIRST_ESTIMATE_S = 1.0
-# Owners without jobs whose use is remembered, so that a pause makes nobody's turn come sooner.
+# How many owners without jobs are remembered with their use, so that a pause does not bring a turn earlier.
 _REMEMBERED = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What an owner may have.
+    """The limits of an owner.
 
     Attributes:
         weight: its part of the servers, in proportion to the weights of the others.
         account: whose limit its jobs count against.
-        max_running: of the account, jobs on servers at once; None: any number.
+        max_running: of the account's jobs on servers at once; None: any number.
     """
 
     weight: float = 1.0
@@ -38,14 +38,14 @@ NO_TERMS = Terms()
 
 
 def terms_of(owner: str | None, rules: KeyRules | None) -> Terms:
-    """What the rules of the owner's key say; without limit where there are none, or the key was taken away."""
+    """The rules of the owner's key; no limits if there are none, or if the key was removed."""
     if rules is None:
         return NO_TERMS if owner is None else Terms(account=key_of(owner))
     return Terms(rules.weight, rules.name, rules.max_running)
 
 
 class OwnerTerms:
-    """What each owner may have, as the keys are now. `owners`: None where all may have the same."""
+    """The limits of each owner, by the present keys. `owners`: None if all have the same."""
 
     def __init__(self, owners: OwnerRules | None) -> None:
         self._owners = owners
@@ -53,22 +53,22 @@ class OwnerTerms:
 
     @property
     def may_change(self) -> bool:
-        """Whether keys are asked for, which others may change at any time."""
+        """Whether keys are used, which may change at any time."""
         return self._owners is not None
 
     def of(self, owner: str | None) -> Terms:
-        """What this owner may have."""
+        """The limits of this owner."""
         return terms_of(owner, None if self._owners is None else self._owners.rules_of(owner))
 
     def have_changed(self) -> bool:
-        """Whether anything has changed since this was asked last."""
+        """Whether anything has changed since the last call."""
         version = 0 if self._owners is None else self._owners.version
         has_changed, self._version = version != self._version, version
         return has_changed
 
 
 class Ranked(Protocol):
-    """A line of jobs in which an owner has its place by what it used."""
+    """A line of jobs in which an owner's place depends on its use."""
 
     def rank(self, share: Share) -> None: ...
 
@@ -107,7 +107,7 @@ class Share:
     Attributes:
         number: of the owner; no two have the same.
         used: executed seconds by the weight, which decide whose turn it is.
-        mean_s: how long the owner's jobs took of late; None where none has ended yet.
+        mean_s: the recent mean duration of the owner's jobs; None if none has ended yet.
         waiting, placed: how many of the owner's jobs are in a line, and on a server.
     """
 
@@ -180,7 +180,7 @@ class Shares:
         share.weigh(terms.weight)
         share.account.limit(terms.max_running)
         if not share.waiting:
-            # Nobody saves up turns for later: an owner who had nothing to do is level with those who wait.
+            # Turns cannot be saved up: an owner without jobs starts level with those who wait.
             self._level(share)
         return share
 
@@ -193,14 +193,16 @@ class Shares:
         yield from ((share.name, share.waiting, share.placed) for share in self._shares.values())
 
     def set_terms(self, terms_of: Callable[[str | None], Terms]) -> None:
-        """All owners are on these terms from now on. Whose account an owner has stays."""
+        """Sets the terms of all owners. The account of an owner stays."""
         for share in self._shares.values():
             terms = terms_of(share.name)
             share.weigh(terms.weight)
             share.account.limit(terms.max_running)
 
     def placed(self, share: Share) -> float:
-        """One of the owner's jobs goes to a server; what the owner's use has in it of the job until it ends."""
+        """One of the owner's jobs goes to a server; returns the estimate that the owner is charged until the job
+        ends.
+        """
         self._used_now = max(self._used_now, share.used)
         charged = (self.mean_s if share.mean_s is None else share.mean_s) / share.weight
         share.use(share.used + charged)
@@ -216,7 +218,7 @@ class Shares:
         self._count(share, -1)
 
     def perhaps_idle(self, share: Share) -> None:
-        """The owner may have no job any more."""
+        """The owner may have no more jobs."""
         if share.has_jobs:
             return
         self._idle[share.name] = None

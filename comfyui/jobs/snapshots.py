@@ -1,4 +1,4 @@
-"""A job in hand as the journal will have it: for who asks while it is being written down."""
+"""The record of a running job as the journal will have it, for readers before it is written."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from comfyui.jobs.journal.records import JobRecord, State
 
 
 def record_of(job: Job) -> JobRecord | None:
-    """None where the job is not in the journal, or has another end than a result: that is to be read there.
+    """None if the job is not in the journal, or ended otherwise than with a result: then it must be read there.
 
-    What only the journal gives, such as `seq`, is 0.
+    Values that only the journal gives, such as `seq`, are 0.
     """
     entry, request = job.entry, job.request
     if entry is None or request is None or not entry.added or (job.ended and job.state is not State.SUCCEEDED):

@@ -1,4 +1,4 @@
-"""`StandingJobs`: all jobs that have not ended, as ComfyUI's queue shows prompts: what runs, and what is pending."""
+"""`StandingJobs`: all unfinished jobs as ComfyUI's queue shows prompts: running and pending ones."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Owns = Callable[[str | None], bool]
 
 
 class StandingNow(NamedTuple):
-    """Both in the order in which they are shown. `running` has one job for each server at most."""
+    """Both in the shown order. `running` has at most one job for each server."""
 
     running: list[Standing]
     pending: list[Standing]
@@ -43,7 +43,7 @@ class Waits(NamedTuple):
 
 
 class StandingJobs:
-    """Asks the scheduler, the queue and the jobs in hand; it keeps nothing."""
+    """Asks the scheduler, the queue and the running jobs; it keeps nothing."""
 
     def __init__(self, pool: BackendPool, turns: Turns, runs: Runs, queue: JobQueue, cancels: Cancels) -> None:
         self._pool = pool
@@ -77,7 +77,7 @@ class StandingJobs:
 
     def now(self, owns: Owns) -> StandingNow:
         """All of them. A job that ran, and is placed again, is the first of those that are pending."""
-        # What is being cancelled has left the scheduler, and is no end yet.
+        # A job that is being cancelled has left the scheduler, and has not ended yet.
         listed = [*self._being_cancelled(), *self._scheduler.standing()]
         running = self._running(listed)
         ids = {one.prompt_id for one in running}
@@ -111,11 +111,11 @@ class StandingJobs:
         return StandingNow(running, [one for one in listed if one.server is not None and one.prompt_id not in ids])
 
     def job(self, prompt_id: str) -> Job | None:
-        """The job in hand, where there is one: it knows what the journal may not have yet."""
+        """The running job, if there is one: it knows facts that the journal may not have yet."""
         return self._live.get(prompt_id) or self._canceling.get(prompt_id)
 
     def workflow_of(self, prompt_id: str) -> Mapping[str, Any] | None:
-        """The workflow of a job in flight; None when it is not known (yet)."""
+        """The workflow of a job in flight; None if it is not known (yet)."""
         job = self._live.get(prompt_id)
         return job.workflow if job else None
 
@@ -162,7 +162,7 @@ class StandingJobs:
     def _past_the_scheduler(self) -> Iterator[Standing]:
         """Jobs in hand of which the scheduler knows nothing."""
         for prompt_id, job in self._live.items():
-            # Without a task it stands for one of the queue; without a request and a server somebody only asks for it.
+            # Without a task, it stands for one of the queue; without a request and a server, someone only asks for it.
             is_one = job.has_task and not job.ended and (job.request is not None or job.backend is not None)
             if is_one and not self._scheduler.knows(prompt_id):
                 yield Standing(prompt_id, job.owner, None if job.backend is None else job.backend.name)

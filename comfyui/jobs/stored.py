@@ -39,11 +39,11 @@ from comfyui.owners import place_of
 _RETRY_AFTER_S = 5
 # Jobs that are read at a time.
 _PAGE = 200
-# Bytes of what ComfyUI said of a prompt beside its outputs; more is not kept.
+# Largest size in bytes of ComfyUI's other reports on a prompt; more is not kept.
 _MOST_TOLD = 64 * 1024
 # Kept as fields of the job, or not at all; with a token in its webhook no body would be kept once.
 _NOT_OF_THE_BODY = {"prompt", "extra_data", "prompt_id", "webhook"}
-# What was within the limit as ComfyUI's answer; a file takes half as many values again here.
+# They were within the limit as ComfyUI's answer; with files, they have half as many values again.
 _KEPT = Limits(max_json_values=2 * JSON_OF_COMFYUI.max_json_values)
 # The outcome of these is the same however often the request is sent.
 _FINAL = (ComfyUITaskError, ComfyUIValidationError, ComfyUIInputError)
@@ -61,7 +61,7 @@ def body_of(request: PromptRequest) -> bytes:
 
 
 def request_of(body: bytes) -> PromptRequest:
-    """What `body_of` was given, but for secrets, id and webhook."""
+    """The inverse of `body_of`, without secrets, id and webhook."""
     return PromptRequest.model_validate(jsonio.loads(body)).of_size(len(body))
 
 
@@ -76,7 +76,7 @@ async def unfinished_prompts(journal: Journal) -> AsyncIterator[tuple[str, Mappi
 
 
 def secrets_of(request: PromptRequest) -> dict[str, Any]:
-    """What of `extra_data` is not kept."""
+    """The members of `extra_data` that are not kept."""
     given = request.extra_data
     return {name: value for name, value in given.items() if name in SECRETS} if given else {}
 
@@ -90,14 +90,16 @@ def with_secrets(request: PromptRequest, secrets: Mapping[str, Any]) -> PromptRe
 
 
 async def large_result_to_bytes(result: PromptResult) -> bytes | None:
-    """As `result_to_bytes`, beside the event loop; None where the result is small, and that takes no time."""
+    """As `result_to_bytes`, beside the event loop; None for a small result, which takes no time."""
     if not is_large(result.outputs):
         return None
     return await in_thread(lambda: b"".join((_head_of(result), *pieces(result.outputs))))
 
 
 def result_to_bytes(result: PromptResult) -> bytes:
-    """A line of JSON with all but the outputs, and a line with these: whoever leaves them out need not read them."""
+    """A line of JSON with everything but the outputs, and a line with these: readers without outputs need not read
+    them.
+    """
     return _head_of(result) + jsonio.dumps(result.outputs)
 
 
@@ -116,12 +118,12 @@ def _head_of(result: PromptResult) -> bytes:
         }
     )
     told = b"null" if result.told is None else jsonio.dumps([list(result.told.messages), result.told.meta])
-    # It is told beside the outputs; what nodes are given may be anything.
+    # It is stored separately from the outputs; values for nodes may be anything.
     return fields[:-1] + b', "told": ' + (told if len(told) <= _MOST_TOLD else b"null") + b"}\n"
 
 
 def result_from_bytes(prompt_id: str, kept: bytes, *, with_outputs: bool = True) -> PromptResult:
-    """What `result_to_bytes` was given. Not `with_outputs`: without them, but with the files."""
+    """The inverse of `result_to_bytes`. Without `with_outputs`, it has only the files."""
     end = kept.index(b"\n")
     fields = big_json.load(kept[:end], _KEPT)
     node_errors = {node_id: tuple(messages) for node_id, messages in fields["node_errors"].items()}
@@ -163,7 +165,7 @@ def _delivery_of(fields: Mapping[str, Any]) -> Delivery:
 
 
 def error_to_fields(error: ComfyUIError) -> dict[str, Any]:
-    """As the error body has it, and where a node raised it; the request that is told of it later has another id."""
+    """The members of the error body, and the node that raised; a later request that gets it has another id."""
     body = cast("dict[str, Any]", error_body_of(error))
     del body["request_id"]
     if isinstance(error, ComfyUITaskError):
@@ -177,10 +179,10 @@ def error_to_fields(error: ComfyUIError) -> dict[str, Any]:
 
 
 def error_from_fields(fields: Mapping[str, Any]) -> ComfyUIError:
-    """An error with the same title, code, status and text. What only logs have of it is gone."""
+    """An error with the same title, code, status and text. The parts for logs are gone."""
     kind = next((kind for kind in _tree(ComfyUIError) if kind.code == fields["type"]), ComfyUIError)
     error = kind.__new__(kind)
-    # What the classes ask for beside it is no part of the answer.
+    # Further arguments of the classes are no part of the answer.
     ComfyUIError.__init__(
         error, fields["detail"], prompt_id=fields["prompt_id"], node_errors=fields.get("node_errors") or {}
     )
@@ -197,11 +199,11 @@ def may_run_again(error: ComfyUIError) -> bool:
 
 
 def files_made(result: PromptResult | None, *, kept: bool) -> tuple[MadeFile, ...]:
-    """The files of a result, as it is written down that its prompt has made them, where that is `kept`."""
+    """The files of a result, as records of the files that its prompt has made, if they are `kept`."""
     if result is None or not kept:
         return ()
     cached = cached_nodes(result.told.messages if result.told else ())
-    # Of a named workflow the result has the files of its named outputs only, and its caller may see the others, too.
+    # A named workflow's result has only the files of its named outputs, and its caller may see the others, too.
     made = files_of(result.outputs) if result.call is not None and result.call.outputs else result.files
     return tuple(
         MadeFile(result.server, place_of(file.type, file.subfolder, file.filename), file.node_id not in cached)

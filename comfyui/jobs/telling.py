@@ -1,4 +1,4 @@
-"""`Payloads`: what a webhook says of a job, made from what the journal has of it."""
+"""`Payloads`: makes the body of a webhook from the journal's records of a job."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Payloads:
 
         Raises:
             JournalError: the journal cannot be read.
-            LookupError: it does not have what the webhook is about.
+            LookupError: the journal no longer has the webhook's subject.
         """
         record = await self._journal.get(delivery.prompt_id)
         run = record if record is None or record.run == delivery.run else await self._earlier(delivery)
@@ -60,7 +60,7 @@ class Payloads:
 
 
 def _started(record: JobRecord, run: JobRecord | RunRecord) -> dict[str, Any]:
-    """As the 202 of a job that runs, in short."""
+    """A short form of the 202 of a running job."""
     started = {
         "prompt_id": record.prompt_id,
         "status": State.RUNNING.value,

@@ -13,7 +13,7 @@ class Timers:
         self._timers: dict[str, asyncio.TimerHandle] = {}
 
     def close(self) -> None:
-        """Nothing is called any more."""
+        """Stops all calls."""
         for timer in self._timers.values():
             timer.cancel()
 

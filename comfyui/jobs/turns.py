@@ -39,9 +39,9 @@ from comfyui.workflows.needs import Needs, needs_of
 
 # A server that does not say sooner whether it gave a prompt back keeps the idle one no longer.
 _TAKE_BACK_S = 5.0
-# So soon a change of the rules holds for jobs that wait, though nothing else happens.
+# How soon a change of the rules affects waiting jobs, without any other event.
 _RULES_S = 1.0
-# Lanes that are found anew before others have their turn in the event loop.
+# How many lanes are found again before others have their turn in the event loop.
 _AT_ONCE = 200
 
 
@@ -49,7 +49,7 @@ class Turns:
     """The `Places` of all jobs. Open it before jobs come.
 
     Args:
-        owners: know what each owner may have; None: all the same.
+        owners: the limits of each owner; None: all have the same.
 
     Attributes:
         numbers: the order in which jobs come.
@@ -94,7 +94,7 @@ class Turns:
     # Jobs that wait without a task
 
     async def needs_of(self, request: PromptRequest, owner: str | None, files: Collection[str]) -> Needs:
-        """What the workflow of a job of that owner needs of a server, beside `files`, which come with the request."""
+        """The needs of a job's workflow, without `files`, which come with the request."""
         names = brought_names(request, files)
         placed = self._catalogue.texts_in(request.prompt, owner) | texts_naming(request.prompt, names)
         return await offloaded(request.size, needs_of, request.prompt, placed)
@@ -105,7 +105,7 @@ class Turns:
         self.decide()
 
     async def lane_of(self, needs: Needs) -> Lane:
-        """On which servers a workflow can run, so that it could be placed now."""
+        """The servers on which a workflow could be placed now."""
         await self.abilities.one_is_known(CHOICE_PATIENCE_S)
         lane = await self.abilities.sure_lane(needs)
         while self._lanes_of != self.abilities.generation:
@@ -113,7 +113,7 @@ class Turns:
         return lane
 
     def place(self, job: Assignment, waiting: Waiting, needs: Needs) -> bool:
-        """Gives a job its place now, where its turn has come: its task is to `take` it. Else the job is not here."""
+        """Gives a job its place now, if its turn has come: its task must `take` it. Otherwise the job is not added."""
         prompt_id = job.prompt_id
         self._jobs[prompt_id], self._needs[prompt_id] = job, needs
         self._look_at_servers()
@@ -150,17 +150,17 @@ class Turns:
             self._occupy(job, waiting, server)
 
     def move(self, prompt_id: str, priority: int | None, turn: float | None) -> None:
-        """A job has another place in the order from now on, where it waits. None: that stays as it is."""
+        """A waiting job has another place in the order. None: no change."""
         self.numbers.move(prompt_id, priority, turn)
         self._scheduler.move(prompt_id, priority, turn)
         self.decide()
 
     def position(self, prompt_id: str) -> int | None:
-        """About how many jobs have their turn before it; None where it does not wait here."""
+        """About how many jobs have their turn before it; None if it does not wait here."""
         return 0 if prompt_id in self._granted else self._scheduler.ahead_of(prompt_id)
 
     def known_needs(self, prompt_id: str) -> Needs | None:
-        """What the workflow of a job that waits or is on a server needs; None where it was not looked at."""
+        """The needs of a job that waits or is on a server; None if they are unknown."""
         found = self._needs.get(prompt_id) or self._scheduler.shape_of(prompt_id)
         return found if isinstance(found, Needs) else None
 
@@ -171,7 +171,7 @@ class Turns:
 
     @property
     def scheduler(self) -> Scheduler:
-        """To be asked, and told nothing."""
+        """Callers may only ask it."""
         return self._scheduler
 
     def pause(self, paused: bool) -> None:
@@ -314,7 +314,7 @@ class Turns:
             await self._pool.news.wait()
 
     async def _find_lanes(self) -> None:
-        """Where the jobs that wait can run may be another matter now."""
+        """The lanes of the waiting jobs may have changed."""
         generation = self.abilities.generation
         for count, (prompt_id, needs, lane) in enumerate(self._scheduler.shapes()):
             if isinstance(needs, Needs):
@@ -325,7 +325,7 @@ class Turns:
         self._lanes_of = generation
 
     def decide(self) -> None:
-        """Give places. Called at each change, of a queue of ComfyUI's, too: it changes with each prompt of whoever."""
+        """Gives places. Called at each change, also of ComfyUI's queue, which every client's prompt changes."""
         if not (self._scheduler.waiting or self._takes_back):
             return
         if self._lanes_of != self.abilities.generation:
@@ -351,7 +351,7 @@ class Turns:
         self._servers_now.tell()
 
     def _see_departures(self) -> None:
-        """Where servers are away, beside that: one decides only where something waits."""
+        """Only while servers are away: `decide` acts only if something waits."""
         if self._takes_back and (again_s := self._departures.look()) is not None:
             self._timers.by("departures", _now() + again_s, self._see_departures)
 

@@ -1,6 +1,6 @@
 """`Uploads`: files that clients uploaded are kept while there is room; then those of which no job is in need go first.
 
-The store of inputs has them beside the inputs of async jobs. Here is said what of it is still of use.
+The store of inputs has them beside the inputs of async jobs. This module says which of them are still needed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from comfyui.offload import offloaded
 from comfyui.servers.pool import CHOICE_PATIENCE_S, BackendPool
 
 DIGEST = 64
-# Of the store: so much is freed at once, since all unfinished jobs are looked at for it.
+# The part of the store that is freed at once, since all unfinished jobs are read for it.
 _FREED_SHARE = 10
 _PAGE = 100
 
@@ -33,7 +33,7 @@ _log = structlog.get_logger(__name__)
 
 
 class Uploads:
-    """What it is made with belongs to whoever made that."""
+    """Its arguments belong to their creator."""
 
     def __init__(
         self, catalogue: Catalogue, store: InputStore, stager: InputStager, journal: Journal, pool: BackendPool
@@ -50,10 +50,10 @@ class Uploads:
         await self.catalogue.open()
 
     async def add(self, wanted: NewName, content: Content, *, like: str = "", moved: bool = False) -> str:
-        """As `Catalogue.add`, of a content that is not in the store yet.
+        """As `Catalogue.add`, for a content that is not in the store yet.
 
         Args:
-            moved: its file may be taken away from where it is.
+            moved: whether its file may be moved away.
 
         Raises:
             ComfyUILimitError, ComfyUIOverloadedError, ComfyUIDiskError: as `InputStore.put`.
@@ -69,7 +69,7 @@ class Uploads:
             return await self.catalogue.add(wanted, content, elsewhere, like=like)
 
     async def add_masked(self, wanted: NewName, mask: Content, original: Content, name: str) -> str:
-        """As `add`, of the `original`, called `name`, with the transparency of the `mask`: a server makes it.
+        """As `add`, for the `original`, called `name`, with the transparency of the `mask`: a server makes it.
 
         Raises:
             RequestError: ComfyUI cannot make it of these two.
@@ -79,7 +79,7 @@ class Uploads:
         filename = posixpath.basename(name)
         value = await self._stager.place_upload(backend, Upload(original, filename, plain=False))
         subfolder, _, placed = value.rpartition("/")
-        # Where the same two files make the same one: nothing piles up there.
+        # The same two files make the same one: nothing piles up there.
         made = f"{FOLDER}/{original.digest}/{mask.digest}"
         ref = {"filename": placed, "subfolder": subfolder, "type": "input"}
         try:
@@ -108,7 +108,7 @@ class Uploads:
 
     @asynccontextmanager
     async def opened_at_home(self, path: str) -> AsyncIterator[Content | None]:
-        """A file of the input folder of the first server, until the block ends; None where it has none."""
+        """A file of the first server's input folder, until the block ends; None if it does not exist."""
         folder, _, name = path.rpartition("/")
         async with Spool(self.max_bytes) as spool:
             found = True
@@ -119,7 +119,7 @@ class Uploads:
             except ComfyUINotFoundError:
                 found = False
             except ComfyUIServerError as error:
-                # What ComfyUI answers to a path that leads elsewhere.
+                # ComfyUI's answer to a path that leads elsewhere.
                 if error.upstream_status not in {400, 403}:
                     raise
                 found = False
@@ -131,7 +131,7 @@ class Uploads:
         return self._pool.backends[0].name
 
     async def at_home(self, folder_type: str) -> list[str]:
-        """Names of files right below a folder of the first server, the newest first, where it says so soon."""
+        """Names of files directly below a folder of the first server, newest first, if it answers soon."""
         home = self._pool.backends[0]
         try:
             async with home.soon():
@@ -141,11 +141,11 @@ class Uploads:
 
     @property
     def max_bytes(self) -> int:
-        """Of one file, at most."""
+        """Largest size of one file."""
         return self._store.max_bytes
 
     async def _digest_at_home(self, place: str, size: int) -> str | None:
-        """What has the name in the input folder of the first server, where that says so soon."""
+        """The digest of the first server's file of this name, if that server answers soon."""
         folder_type, _, path = place.partition("/")
         home = self._pool.backends[0]
         if folder_type != "input" or not home.ready:
@@ -173,7 +173,7 @@ class Uploads:
         return await self._store.sweep(named)
 
     async def make_room(self, content: Content) -> None:
-        """Has uploads go that were not used for longest, where the content has no room beside them."""
+        """Removes the least recently used uploads, if the content has no room beside them."""
         if self._store.has_room(content):
             return
         async with self._freeing:

@@ -17,14 +17,14 @@ _WRITTEN_EVERY_S = 10.0
 
 
 class SentBytes:
-    """Adds up what is sent."""
+    """Adds up sent bytes."""
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
         self._bytes: Counter[str] = Counter()
 
     def add(self, owner: str, size: int) -> None:
-        """So many bytes of an answer went to a caller of this owner."""
+        """This number of bytes of an answer went to a caller of this owner."""
         self._bytes[owner] += size
 
     def write(self) -> None:

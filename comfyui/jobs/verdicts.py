@@ -1,7 +1,7 @@
 """`Verdicts`: takes the prompts of ComfyUI's own `POST /prompt`, whose callers are told at once what becomes of them.
 
-Where a server that can run it has a free place, the prompt goes there, and the caller is told what that server says.
-Else it is held against the definitions of the servers: what surely none takes is refused, and all else waits.
+If a server that can run it has a free place, the prompt goes there, and the caller gets that server's answer. Otherwise
+it is compared with the servers' definitions: a prompt that certainly no server accepts is refused, and all others wait.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class Verdict:
 
     Attributes:
         number: as ComfyUI's clients know it.
-        node_errors: as ComfyUI writes them: of outputs that it leaves out. Empty where it was not asked yet.
-        job: where it has gone to a server at once.
-        look: how it is, where it waits or is known from before.
+        node_errors: in ComfyUI's form, of outputs that it leaves out. Empty if no server was asked yet.
+        job: if it has gone to a server at once.
+        look: the state, if it waits or is known from before.
     """
 
     prompt_id: str
@@ -49,7 +49,7 @@ class Verdict:
 
 
 class Verdicts:
-    """What it is made with belongs to whoever made that."""
+    """Its arguments belong to their creator."""
 
     def __init__(
         self,
@@ -80,9 +80,8 @@ class Verdicts:
 
         Args:
             fresh_id: a new UUID, to use when the request has no ``prompt_id``.
-            files: further inputs. With them the prompt waits for its turn as async jobs do, once it is checked.
-            patience_s: a server that says nothing for so long has taken it, as far as the caller is told; None: it is
-                waited for.
+            files: further inputs. With them, the prompt waits for its turn like async jobs, once it is checked.
+            patience_s: a server that does not answer for this time has accepted it, for the caller; None: no limit.
 
         Raises:
             ComfyUIValidationError: a server has refused it, or all would. It is no job.
@@ -137,7 +136,7 @@ class Verdicts:
                 return Verdict(prompt_id, entry.shown_number, verdict.node_errors, job)
 
     async def _committed(self, job: Job, entry: Entry) -> None:
-        """Returns when the job is in the journal. Where it cannot be, its prompt is taken out of ComfyUI again."""
+        """Returns when the job is in the journal. If that is impossible, its prompt is taken out of ComfyUI again."""
         try:
             await entry.committed()
         except ComfyUIError as error:
@@ -146,7 +145,7 @@ class Verdicts:
             raise
 
     async def _known(self, prompt_id: str, origin: Origin, request: PromptRequest, fingerprint: str) -> Verdict | None:
-        """What was said of the same request before; None where the id is new."""
+        """The earlier verdict on the same request; None if the id is new."""
         record = await self._journal.get(prompt_id)
         if (job := self._runs.live.get(prompt_id)) is not None:
             check_seen(origin, job.owner, prompt_id, submits=True)
@@ -174,7 +173,7 @@ def _waiting(look: Look) -> Verdict:
 
 
 async def _verdict_of(job: Job) -> Verdict:
-    """What a server says, once it does. Raises what the prompt was refused with."""
+    """The verdict of a server, once there is one. Raises the prompt's refusal."""
     await job.verdict()
     entry = job.entry
     if job.awaits_verdict:

@@ -20,7 +20,7 @@ _TELL_EACH_S = 0.001
 
 @dataclass(slots=True)
 class _Waiter:
-    """`patience_s`: for how long it waits while no server has been up since it came; None: for ever."""
+    """`patience_s`: how long it waits if no server has been up since it came; None: for ever."""
 
     job: Assignment
     turn: asyncio.Future[Server]
@@ -83,7 +83,7 @@ class Waiters:
 
     @property
     def tell_after_s(self) -> float:
-        """So long after a change `tell_positions` is due."""
+        """How long after a change `tell_positions` is due."""
         return max(_TELL_S, _TELL_EACH_S * len(self._waiters))
 
     def tell_positions(self) -> None:

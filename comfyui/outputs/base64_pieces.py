@@ -16,7 +16,7 @@ class Base64Pieces:
         self._size = 0
 
     def feed(self, chunk: bytes) -> bytes:
-        """A piece; empty as long as there is not enough for one."""
+        """A piece; empty until there is enough for one."""
         self._waiting.append(chunk)
         self._size += len(chunk)
         if self._size < _PIECE:
@@ -28,5 +28,5 @@ class Base64Pieces:
         return pybase64.b64encode(memoryview(data)[:whole])
 
     def end(self) -> bytes:
-        """What is left."""
+        """The rest."""
         return pybase64.b64encode(b"".join(self._waiting))

@@ -1,4 +1,4 @@
-"""What requests of the gateway want done with the files of their prompts, and what the answers say of each file."""
+"""Delivers the files of prompts as the gateway's requests ask for it, and makes the entries of the files in answers."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ _log = structlog.get_logger(__name__)
 Link = Callable[[str], str]
 """The address of a path and query of the gateway, as the reader of an answer calls it."""
 
-# About what the entry of a file takes to be made, as JSON would take it to be written.
+# About the cost of making a file's entry, as the number of bytes whose writing as JSON takes as long.
 _ENTRY_BYTES = 256
-_NOTHING_TO_CONVERT = "neither return_image_base64, an output store, nor raw bytes or zip were asked for"
+_NOTHING_TO_CONVERT = "the request asked for none of return_image_base64, an output store, raw bytes and zip"
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What one request wants done with its files."""
+    """One request's wishes for its files."""
 
     with_base64: bool = False
     convert: ImageConversion | None = None
@@ -53,15 +53,16 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class DeliveryOptions:
-    """Where output files go.
+    """Options for the place of output files.
 
     Attributes:
         merged: clients see many servers as one ComfyUI, so that files are named by their prompts. Keys in the store are
             the same either way.
         store_by_default: to the store also for requests that do not ask for it.
         public_url: where clients see the gateway, for the addresses of files; empty: as paths.
-        last_uploads_s: at the end, for uploads that were given up to remove what they had sent.
-        at_end_s: for the files of a job that nobody waits for. What is not stored by then can still be asked for.
+        last_uploads_s: at the end, for cancelled uploads to remove the parts that they had sent.
+        at_end_s: for the files of a job without a waiting caller. Files that are not stored by then can still be
+            requested.
         at_end: how often each of them is tried again.
     """
 
@@ -77,7 +78,7 @@ class Deliverer:
     """One per gateway.
 
     Args:
-        files: opens, converts and stores them; belongs to whoever opened it.
+        files: opens, converts and stores them; belongs to its opener.
     """
 
     def __init__(self, files: OutputFiles, options: DeliveryOptions) -> None:
@@ -95,12 +96,12 @@ class Deliverer:
         return self._files.open(result, file, order.convert)
 
     async def entries(self, result: PromptResult, order: Order, *, deadline: float) -> list[FileEntry]:
-        """What ``images`` says of each file, in order; stores them first where that is wanted and not yet done.
+        """The entries of ``images``, in order; first stores files that should be stored and are not yet.
 
         Never raises for a file that could not be stored: its entry has ``error``.
 
         Args:
-            deadline: in the loop's time. What is not stored by then is given up.
+            deadline: in the loop's time. Files that are not stored by then are given up.
         """
         delivery = result.delivery
         if delivery is not None and _is_met_by(order, delivery):
@@ -118,7 +119,7 @@ class Deliverer:
         ]
 
     async def entries_to_tell(self, result: PromptResult, link: Link) -> list[FileEntry]:
-        """As `entries`, for somebody who did not ask for the answer: nothing is stored for it.
+        """As `entries`, for a reader who did not request the answer: nothing is stored for it.
 
         Args:
             link: gives the addresses of files at the gateway.
@@ -128,7 +129,7 @@ class Deliverer:
         return await self._entries(result, link)
 
     async def delivered(self, result: PromptResult, order: Order) -> PromptResult:
-        """The result of a job that perhaps nobody waits for, with its files where the order wants them.
+        """The result of a job that may have no waiting caller, with its files delivered as the order says.
 
         Never raises for a file that could not be stored.
         """
@@ -154,11 +155,11 @@ class Deliverer:
         return replace(result, timings=timings, delivery=Delivery(order.output, order.convert, files))
 
     async def link(self, file: DeliveredFile) -> str:
-        """A new link to a file in the store. Raises `StorageError` where there is none."""
+        """A new link to a file in the store. Raises `StorageError` if there is none."""
         return await self._files.link(file, Placement())
 
     async def preview(self, result: PromptResult, file: OutputFile, max_bytes: int) -> bytes:
-        """As `OutputFiles.preview`."""
+        """See `OutputFiles.preview`."""
         return await self._files.preview(result, file, max_bytes)
 
     def json(
@@ -208,7 +209,7 @@ class Deliverer:
         return [task.result() for task in tasks]
 
     async def _delivered_entries(self, result: PromptResult, delivery: Delivery, link: Link) -> list[FileEntry]:
-        """What is known of the files, with new links to the store."""
+        """The known entries of the files, with new links to the store."""
         seconds = delivery.output.presign_seconds if delivery.output else None
         placement = Placement(presign_seconds=seconds)
         entries: list[FileEntry] = []
@@ -226,7 +227,7 @@ class Deliverer:
         return entries
 
     async def _entries(self, result: PromptResult, link: Link, note: ConversionNote | None = None) -> list[FileEntry]:
-        """Of files that are nowhere but at ComfyUI."""
+        """The entries of files that only ComfyUI has."""
         more: ConversionNote = note or {}
         size = len(result.files) * _ENTRY_BYTES
         return await offloaded(size, lambda: [{**self._entry(result, file, link), **more} for file in result.files])
@@ -251,7 +252,7 @@ def _placed(entry: FileEntry, facts: FileFacts, url: str, bucket: str, key: str,
 
 
 def _is_met_by(order: Order, delivery: Delivery) -> bool:
-    """Whether what was stored when the job ended is what this order wants stored."""
+    """Whether the job's stored files are those that this order wants."""
     if order.output is None:
         return True
     wanted = order.output == delivery.output and order.convert == delivery.convert

@@ -1,4 +1,4 @@
-"""The files of finished prompts on their way to whoever asked for them, for the gateway and for every worker.
+"""The files of finished prompts on their way to the caller, for the gateway and for every worker.
 
 A render costs minutes of a GPU, an upload seconds: a file that cannot be read or stored for a moment is tried again
 before it counts as undelivered.
@@ -37,14 +37,14 @@ from comfyui.transport.body import OpenBody
 _T = TypeVar("_T")
 _NO_STORE = "there is no object store"
 _log = structlog.get_logger(__name__)
-# Of all files together: each upload of a large file holds some parts of it.
+# For all files together: each upload of a large file holds some parts of it.
 _UPLOADS_AT_ONCE = 4
 DELIVERY_BACKOFF = Backoff(start_s=0.5, max_s=15.0)
 
 OpenView = Callable[[PromptResult, OutputFile], AbstractAsyncContextManager[OpenBody]]
 """`BackendPool.open_file`."""
 KeyOf = Callable[[OutputFile], str]
-"""The key of a file, whose name may be that of its converted content: see `comfyui.outputs.keys`."""
+"""Gives the key of a file, whose name may be that of its converted content: see `comfyui.outputs.keys`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class Patience:
     ready: Callable[[], Awaitable[None]] | None = None
 
     async def until_done(self, file: OutputFile, work: Callable[[], Awaitable[_T]]) -> _T:
-        """What `work` gives, at the latest after the last try. Raises its last error."""
+        """The result of `work`, which is tried again after errors that may pass. Raises its last error."""
         failures = 0
         while True:
             try:
@@ -91,12 +91,12 @@ class Stored:
 
 
 class OutputFiles:
-    """Opens, reads and stores files of results. Open it with ``async with``; the store belongs to whoever opened it.
+    """Opens, reads and stores files of results. Open it with ``async with``; the store belongs to its opener.
 
     Args:
         open_view: a file of a result, as ComfyUI has it.
-        store: None where no store is set up.
-        converter: None where no picture is converted.
+        store: None if no store is set up.
+        converter: None if no picture is converted.
         last_uploads_s: at the end, for uploads that were given up: they have parts at the store to remove.
     """
 
@@ -121,7 +121,7 @@ class OutputFiles:
         return self
 
     async def __aexit__(self, *_exc: object) -> None:
-        """Gives the uploads that were given up a moment to remove what they had sent."""
+        """Gives cancelled uploads a moment to remove the parts that they had sent."""
         await self._uploads.close(patience_s=self._last_uploads_s)
 
     @property
@@ -138,7 +138,7 @@ class OutputFiles:
     async def open(
         self, result: PromptResult, file: OutputFile, convert: ImageConversion | None = None
     ) -> AsyncIterator[OutputContent]:
-        """The file, converted where that is asked for. Raises `ComfyUIError` when it cannot be read."""
+        """The file, converted if requested. Raises `ComfyUIError` if it cannot be read."""
         async with self._open_view(result, file) as body:
             content = OutputContent(file.filename, file.content_type, body)
             if convert is None or self._converter is None:
@@ -162,7 +162,7 @@ class OutputFiles:
                 raise ComfyUIUndeliverableError(str(error)) from None
 
     async def read(self, result: PromptResult, file: OutputFile, max_bytes: int) -> bytes | None:
-        """The whole file, tried again with patience; None where it is larger, which is not read to its end.
+        """The whole file, with patient retries; None if it is larger, in which case it is not read to its end.
 
         Raises:
             ComfyUIError: it cannot be read.
@@ -198,11 +198,11 @@ class OutputFiles:
         it ends in its own time.
 
         Args:
-            deadline: in the loop's time, whatever the store does; None: none.
-            patience: in place of the usual one.
+            deadline: in the loop's time, whatever the store does; None: no deadline.
+            patience: replaces the usual one.
 
         Raises:
-            ComfyUIError: it cannot be read; a `StorageError` where it cannot be stored, or not in time.
+            ComfyUIError: it cannot be read; a `StorageError` if it cannot be stored, or not in time.
         """
         try:
             async with asyncio.timeout_at(deadline), self._slots:
@@ -218,7 +218,7 @@ class OutputFiles:
         return outcome
 
     async def link(self, file: DeliveredFile, placement: Placement) -> str:
-        """A new link to a file in the store. Raises `StorageError` where there is none."""
+        """A new link to a file in the store. Raises `StorageError` if there is none."""
         if self._store is None:
             raise StorageError(_NO_STORE)
         return await self._store.link(file.bucket, file.key, placement)

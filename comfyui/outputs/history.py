@@ -1,4 +1,4 @@
-"""A history entry → files, and files → base64. What failed raises; plain functions, no state."""
+"""Makes files of a history entry, and base64 of files. Failures raise; plain functions, no state."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _PATH = re.compile(r'File "([^"]+)"')
 
 @dataclass(frozen=True, slots=True)
 class OutputContent:
-    """A file as it is given to the client, which may be another than ComfyUI wrote: `comfyui.outputs.images` converts.
+    """A file as the client gets it, which may differ from ComfyUI's: `comfyui.outputs.images` converts.
 
     Attributes:
         notes: further members of its entry in ``images``.
@@ -46,7 +46,7 @@ class OutputContent:
     notes: ConversionNote = field(default_factory=ConversionNote)
 
     def facts(self) -> FileFacts:
-        """What the entry in ``images`` says of it."""
+        """The facts in its entry of ``images``."""
         return {"filename": self.filename, "content_type": self.content_type, **self.notes}
 
 
@@ -119,12 +119,12 @@ def _tail(traceback: Any) -> list[str]:
 
 
 def _named(text: str) -> str:
-    """A piece of a traceback, with names in place of paths."""
+    """A piece of a traceback, with names instead of paths."""
     return _PATH.sub(lambda match: f'File "{PurePath(match[1]).name}"', text)
 
 
 def without_paths(data: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The data of a message, with names of files in place of paths of the server."""
+    """The data of a message, with names of files instead of paths of the server."""
     shown = dict(data)
     if isinstance(message := data.get("exception_message"), str):
         shown["exception_message"] = _SERVER_PATH.sub(r"\1", message)
@@ -186,11 +186,11 @@ async def result_json(
     merged: bool = False,
     clock: Callable[[], float] = time.monotonic,
 ) -> AsyncGenerator[bytes, None]:
-    """The body of a `/prompt_sync` answer in pieces. With `open_file` each file's base64 streams through it.
+    """The body of a `/prompt_sync` answer in pieces. With `open_file`, each file's base64 streams through it.
 
-    A file that cannot be read has ``error`` in place of ``base64``, and the others still come. A large one that breaks
-    off after its first piece breaks the body off, too (`ComfyUIConnectionError`): what was sent cannot be taken back,
-    and a body that ends early is noticed by every client.
+    A file that cannot be read has ``error`` instead of ``base64``, and the others still come. A large one that breaks
+    off after its first piece breaks the body off, too (`ComfyUIConnectionError`): the sent bytes cannot be taken back,
+    and every client notices a body that ends early.
 
     Args:
         entries: what ``images`` says of each file of `result`, in the same order.

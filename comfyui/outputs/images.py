@@ -1,7 +1,7 @@
-"""Converting a request's images: within a budget of memory, beside the event loop, and large ones in another process.
+"""Converts a request's images: within a budget of memory, beside the event loop, and large ones in another process.
 
-What is too large, animated or no image passes unchanged, with the reason. The work itself is done by
-`comfyui.outputs.pictures`.
+A file that is too large, animated or no image passes unchanged, with the reason. `comfyui.outputs.pictures` does the
+work.
 """
 
 from __future__ import annotations
@@ -24,14 +24,15 @@ from comfyui.transport.body import IteratedBody, OpenBody
 
 _CHUNK = 1 << 18
 _EXTENSIONS = {"webp": ".webp", "jpeg": ".jpg", "png": ".png", "avif": ".avif"}
-# Pillow lets no other thread run while it changes pixels, some 10 ms for so many. A larger image pays for a process.
+# Pillow lets no other thread run while it changes pixels: some 10 ms for this number. A larger image is worth a
+# process.
 _IN_THREAD_PIXELS = 2_000_000
 _PROGRAM = str(Path(pictures.__file__).resolve())
 
 
 @dataclass(frozen=True, slots=True)
 class ConversionLimits:
-    """What is larger passes unchanged: a small file can be an image that fills the memory.
+    """Files above these limits pass unchanged: a small file can be an image that fills the memory.
 
     Attributes:
         at_once: conversions at the same time; the others wait.
@@ -77,7 +78,7 @@ class ImageConverter:
         )
 
     async def preview(self, content: OutputContent, max_bytes: int, kind: str = pictures.PREVIEW) -> bytes:
-        """A small WebP of a picture, see `pictures.preview`. Raises `NotConvertedError` where there is none."""
+        """A small WebP of a picture, see `pictures.preview`. Raises `NotConvertedError` if none can be made."""
         limit = self._limits.max_pixels
         async with self._slots:
             data, _ = await self._read(content)
@@ -105,7 +106,7 @@ class ImageConverter:
             raise NotConvertedError(f"the conversion takes about {found.memory / 1e6:.0f} MB, more than {limit}")
 
     async def _read(self, content: OutputContent) -> tuple[bytes | None, bytes]:
-        """The whole file; or None, and what was read of one that is too large."""
+        """The whole file; or None, and the part that was read of a file that is too large."""
         limit = self._limits.max_bytes
         if content.body.length is not None and content.body.length > limit:
             return None, b""
@@ -118,7 +119,7 @@ class ImageConverter:
 
 
 class _Budget:
-    """So much of something for all; who comes first is served first."""
+    """A shared amount; waiters are served in the order of their arrival."""
 
     def __init__(self, total: int) -> None:
         self._left = total
@@ -154,7 +155,7 @@ class _Budget:
 
 
 async def _in_process(data: bytes, arguments: tuple[str, str, str, str]) -> bytes:
-    """What `pictures.main` makes of it. A cancelled one takes its process with it."""
+    """The result of `pictures.main` in a process, which ends when this is cancelled."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-I", _PROGRAM),
         *arguments,

@@ -1,4 +1,4 @@
-"""Where files are stored and written. Links and folders of before depend on these: none of them may change.
+"""The keys and folders of stored files. Existing links and folders depend on these: none of them may change.
 
 A store makes a key safe (`comfyui.outputs.stores.store.safe_key`) and puts its own prefix and the caller's before it.
 """
@@ -11,7 +11,7 @@ from comfyui.models import OutputFile
 
 
 def prompt_key(prompt_id: str, file: OutputFile) -> str:
-    """The gateway's: a folder for each prompt. Files of ComfyUI's other folders than output have these as well."""
+    """The gateway's key: a folder for each prompt. Files of ComfyUI's folders other than output have such keys, too."""
     return _joined(prompt_id, "" if file.type == "output" else file.type, file.subfolder, file.filename)
 
 

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
-# What is read, by name. Pillow knows many more, and hands some of them (EPS, WMF) to other programs.
+# The formats that are read, by name. Pillow knows many more, and passes some of them (EPS, WMF) to other programs.
 READABLE = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")
 NOT_CONVERTED = 3
 _QUALITY = 90
@@ -33,12 +33,12 @@ _LONGEST_EXIF = 65_533 - 8  # of a JPEG's segment
 # Bytes for each pixel while it is converted: of an opaque 8-bit picture, and of any other. Measured as the largest
 # resident size of the process, and rounded up; `tests/gateway/test_outputs_convert_bounds.py` holds them.
 _BYTES_PER_PIXEL = {"jpeg": (10, 22), "webp": (28, 32), "png": (10, 14), "avif": (32, 40)}
-# Of a process that has Pillow loaded.
+# Bytes of a process that has loaded Pillow.
 _BYTES_AT_LEAST = 40_000_000
 PREVIEW, THUMBNAIL = "preview", "thumbnail"
 """Two kinds of small pictures: for a model that looks at a result, and for a list of many.
 
-In place of a format, for the process: the quality is the most bytes then.
+Replaces a format, for the process: the quality is then the largest number of bytes.
 """
 PREVIEWS = ((512, 70), (512, 55), (512, 40), (384, 40), (256, 40))
 """The longest side in pixels, and the quality of WebP."""
@@ -65,7 +65,7 @@ class Wanted(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What a file's header says of the work: its pixels, and about how many bytes of memory the conversion takes."""
+    """The work for a file, by its header: its pixels, and about how many bytes of memory the conversion takes."""
 
     pixels: int
     memory: int
@@ -81,21 +81,21 @@ def look(data: bytes, wanted: Wanted, max_pixels: int) -> Look:
 
 
 def convert(data: bytes, wanted: Wanted, max_pixels: int) -> bytes:
-    """Blocks for as long as it takes. Raises `NotConvertedError`."""
+    """Converts the image; blocks meanwhile. Raises `NotConvertedError`."""
     with _opened(data, wanted, max_pixels) as image:
         return _encoded(image, wanted)
 
 
 def look_at_preview(data: bytes, max_pixels: int) -> Look:
-    """As `look`, for `preview`."""
+    """The same as `look`, for `preview`."""
     with _opened(data, None, max_pixels) as image:
         pixels = image.width * image.height
         return Look(pixels, _BYTES_AT_LEAST + pixels * max(_BYTES_PER_PIXEL["webp"]) + 2 * len(data))
 
 
 def preview(data: bytes, max_bytes: int, max_pixels: int, kind: str = PREVIEW) -> bytes:
-    """A small WebP of a picture that has at most `max_bytes`, the first of the kind's `SIZES` that does; of an
-    animation the first frame. Blocks for as long as it takes. Raises `NotConvertedError`.
+    """A small WebP of a picture with at most `max_bytes`, in the first of the kind's `SIZES` that fits; for an
+    animation, of the first frame. Blocks meanwhile. Raises `NotConvertedError`.
     """
     with _opened(data, None, max_pixels) as image:
         largest = SIZES[kind][0][0]
@@ -114,7 +114,7 @@ def preview(data: bytes, max_bytes: int, max_pixels: int, kind: str = PREVIEW) -
 
 @contextmanager
 def _opened(data: bytes, wanted: Wanted | None, max_pixels: int) -> Iterator[Image.Image]:
-    """The image, whatever Pillow raises about it as our error. `wanted`: None for a preview, which any picture has."""
+    """The image; Pillow's errors about it become ours. `wanted`: None for a preview, which any picture has."""
     try:
         with Image.open(io.BytesIO(data), formats=READABLE) as image:
             if wanted is not None and getattr(image, "is_animated", False):
@@ -168,11 +168,11 @@ def _encoded(image: Image.Image, wanted: Wanted) -> bytes:
 
 
 def _in_mode_of(image: Image.Image, target: str) -> Image.Image:
-    """In a mode that the format can hold; jpeg knows no transparency, so what shows through is white."""
+    """The image in a mode that the format can hold; jpeg has no transparency, so transparent parts become white."""
     if image.mode.startswith("I;16") or image.mode in {"I", "F"}:
         if target == "png" and image.mode != "F":
             return image.convert("I;16")
-        # 16 bits a pixel; Pillow would cut what is above 255 off instead of scaling it.
+        # 16 bits per pixel; Pillow would cut values above 255 off instead of scaling them.
         scale = 1 / 257 if image.mode != "F" else 1.0
         return image.convert("F").point(lambda value: value * scale).convert("L")
     see_through = image.has_transparency_data
@@ -217,7 +217,7 @@ def _ascii(text: str) -> str:
 
 
 def _texts_of(exif: Image.Exif) -> dict[str, str]:
-    """And back: only what looks like a workflow is text, the rest stays EXIF."""
+    """The inverse: only texts that look like a workflow become text, the rest stays EXIF."""
     texts = {}
     for tag in (_EXIF_PROMPT, *sorted(_EXIF_TEXTS, reverse=True)):
         key, colon, value = str(exif.get(tag, "")).partition(":")
@@ -237,7 +237,7 @@ class _Arguments:
 def main(arguments: list[str]) -> int:
     """The process of one conversion, or of one preview."""
     name, quality, metadata, max_pixels = arguments
-    os.nice(5)  # whoever waits for small things goes before
+    os.nice(5)  # smaller work goes first
     data = sys.stdin.buffer.read()
     try:
         if name in SIZES:

@@ -1,9 +1,9 @@
-"""The first picture of a video, by the host's `ffmpeg`, where it has one.
+"""The first picture of a video, made by the host's `ffmpeg`, if it has one.
 
-What nodes write is nobody's to trust: a file that is called a video may be a list of other files or addresses, or take
-hours and all memory to decode. So ffmpeg opens files only, and of those the one it is given: containers that can name
+Files written by nodes cannot be trusted: a file that is called a video may be a list of other files or addresses, or
+take hours and all memory to decode. So ffmpeg may open only files, and only the given one: containers that can name
 other files (HLS, DASH, concat, pictures in a sequence) are not among its formats. It runs apart, without our
-environment, within limits of time and memory.
+environment, with limits of time and memory.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _LONGEST_REASON = 200
 
 @dataclass(frozen=True, slots=True)
 class PosterLimits:
-    """For one video.
+    """Limits for one video.
 
     Attributes:
         seconds: until the process is ended, and as many seconds of processor time.
@@ -52,7 +52,7 @@ class Posters:
     """Takes pictures out of videos.
 
     Args:
-        program: ffmpeg's path; None where there is none.
+        program: ffmpeg's path; None if there is none.
     """
 
     def __init__(self, program: str | None, limits: PosterLimits | None = None) -> None:
@@ -61,7 +61,7 @@ class Posters:
 
     @classmethod
     def of_host(cls, limits: PosterLimits | None = None) -> Posters:
-        """With the ffmpeg that is installed here, if one is."""
+        """Uses the installed ffmpeg, if there is one."""
         return cls(shutil.which("ffmpeg"), limits)
 
     @property
@@ -69,7 +69,7 @@ class Posters:
         return self._program is not None
 
     async def first_picture(self, video: Path) -> bytes:
-        """A PNG of its first frame. Raises `NotConvertedError` where there is none."""
+        """A PNG of its first frame. Raises `NotConvertedError` if none can be made."""
         if self._program is None:
             raise NotConvertedError("the gateway's machine has no ffmpeg")
         limits = self._limits

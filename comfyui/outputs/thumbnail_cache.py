@@ -17,17 +17,17 @@ _log = structlog.get_logger(__name__)
 
 
 class ThumbnailCache:
-    """Of at most `max_bytes` in all. Call `open` before all else.
+    """Keeps at most `max_bytes`. Call `open` before everything else.
 
     Args:
-        folder: of its own: what else lies there is removed. None: in memory, of which it takes `max_bytes`.
+        folder: only for this cache: other files in it are removed. None: in memory, of which it takes `max_bytes`.
     """
 
     def __init__(self, folder: Path | None, max_bytes: int) -> None:
         self._folder = folder
         self._max_bytes = max_bytes
         self._bytes = 0
-        # By file name, the one that was not used for longest first: its size, and in memory its content.
+        # By file name, the least recently used first: its size and, in memory, its content.
         self._kept: OrderedDict[str, tuple[int, bytes]] = OrderedDict()
 
     @property
@@ -36,7 +36,7 @@ class ThumbnailCache:
         return self._bytes
 
     async def open(self) -> None:
-        """Finds what is in the folder. One that cannot be used is as if it were empty, and the log says so."""
+        """Finds the pictures in the folder. An unusable folder counts as empty, and the log says so."""
         if self._folder is None:
             return
         try:
@@ -50,7 +50,7 @@ class ThumbnailCache:
         await self._make_room()
 
     async def get(self, name: str) -> bytes | None:
-        """The picture of this name, which may be any text; None where it is not here."""
+        """The picture of this name, which may be any text; None if it is not here."""
         file = _file_name(name)
         kept = self._kept.get(file)
         if kept is None:
@@ -65,7 +65,7 @@ class ThumbnailCache:
             return None
 
     async def put(self, name: str, picture: bytes) -> None:
-        """Keeps it. What cannot be written is not kept, and the log says so."""
+        """Keeps the picture. If it cannot be written, it is not kept, and the log says so."""
         file = _file_name(name)
         if self._folder is not None:
             try:
@@ -98,7 +98,7 @@ def _file_name(name: str) -> str:
 
 
 def _found_in(folder: Path) -> list[tuple[str, int]]:
-    """Pictures in it, the oldest first. What a process before left half done is removed."""
+    """The pictures in it, the oldest first. Half-written files of an earlier process are removed."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     found = []
     for path in folder.iterdir():

@@ -1,4 +1,4 @@
-"""`Thumbnails`: a small picture of what a job has made, made when it is first looked at, and kept within bounds.
+"""`Thumbnails`: small pictures of jobs' outputs, made at the first look, and kept within bounds.
 
 Pictures and the first frame of animations come from `comfyui.outputs.images`, videos from `comfyui.outputs.posters`.
 """
@@ -34,12 +34,12 @@ _MOST_IMPOSSIBLE = 10_000
 _log = structlog.get_logger(__name__)
 
 OpenOutput = Callable[[], AbstractAsyncContextManager[OpenBody | None]]
-"""Opens a file; None where it is not there any more. Raises `ComfyUIError` where its server does not answer."""
+"""Opens a file; None if it no longer exists. Raises `ComfyUIError` if its server does not answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class ThumbnailOptions:
-    """What small pictures may cost.
+    """Limits of the cost of small pictures.
 
     Attributes:
         on_disk, in_memory: bytes of those that are kept, in a folder or without one.
@@ -70,7 +70,7 @@ class Thumbnails:
 
     Args:
         converter: for all pictures of the gateway, so that its bounds hold for these, too.
-        folder: where they are kept: a folder of its own. None: in memory.
+        folder: for the pictures only. None: in memory.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class Thumbnails:
         await self._tasks.close()
 
     def are_made_of(self, content_type: str) -> bool:
-        """Whether there are small pictures of files of this type: of most of them, at least."""
+        """Whether most files of this type have small pictures."""
         if content_type.startswith("video/"):
             return self._posters.are_made
         return content_type.startswith("image/") and not content_type.startswith("image/svg")
@@ -108,11 +108,11 @@ class Thumbnails:
         """The small picture of a file, as WebP.
 
         Args:
-            name: of the file, the same as long as its bytes are.
+            name: of the file, the same as long as its bytes are the same.
 
         Raises:
             ComfyUIUndeliverableError: none can be made of it.
-            ComfyUINotFoundError: the file is not there any more.
+            ComfyUINotFoundError: the file no longer exists.
             ComfyUIError: its server does not answer.
         """
         if (reason := self._impossible.get(name)) is not None:
@@ -131,7 +131,7 @@ class Thumbnails:
         finally:
             making.waiting -= 1
             if not making.waiting:
-                # A reader who scrolls past many pictures wants none of these any more.
+                # A reader who scrolls past many pictures no longer wants these.
                 making.task.cancel()
             if (making.task.done() or not making.waiting) and self._making.get(name) is making:
                 del self._making[name]
@@ -141,7 +141,7 @@ class Thumbnails:
             try:
                 async with asyncio.timeout(self._options.within_s), open_output() as body:
                     if body is None:
-                        raise ComfyUINotFoundError("the file is not on its server any more")
+                        raise ComfyUINotFoundError("the file is no longer on its server")
                     picture = await self._picture_of(content_type, body)
             except NotConvertedError as error:
                 self._impossible[name] = str(error)
@@ -186,7 +186,7 @@ class Thumbnails:
 
 
 async def _copied(body: OpenBody, file: IO[bytes], most: int) -> None:
-    """Writes all of it. Raises `NotConvertedError` where it is longer than `most`."""
+    """Writes the whole body. Raises `NotConvertedError` if it is longer than `most`."""
     piece, size = bytearray(), 0
 
     def write() -> None:

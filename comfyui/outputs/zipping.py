@@ -15,14 +15,14 @@ from comfyui.models import OutputFile
 from comfyui.outputs.history import OpenFile
 from comfyui.transport.body import OpenBody
 
-# What Windows refuses in a name; the folders' separators are dealt with before.
+# Characters that Windows refuses in a name; the folders' separators are handled before.
 _NOT_IN_NAMES = re.compile(r'[\x00-\x1f\x7f<>:"|?*]')
 _LONGEST_NAME = 200
 _FAILURES = "errors.json"
 
 
 class _Pipe:
-    """What `zipfile` writes to: not seekable, so that it never goes back to what was sent already."""
+    """The target of `zipfile`: not seekable, so that it never returns to bytes that were already sent."""
 
     def __init__(self) -> None:
         self._pending: list[bytes] = []
@@ -40,10 +40,10 @@ class _Pipe:
 
 
 async def zip_pieces(files: Sequence[OutputFile], open_file: OpenFile) -> AsyncGenerator[bytes, None]:
-    """The archive, piece by piece; a piece is at most what one chunk of a file makes.
+    """The archive, piece by piece; a piece comes from at most one chunk of a file.
 
-    A file that cannot be read is left out, and ``errors.json`` in the archive says why; where none can be read, the
-    first one's `ComfyUIError` is raised before the first piece. One that breaks off ends the archive with its error.
+    A file that cannot be read is left out, and ``errors.json`` in the archive says why; if none can be read, the first
+    one's `ComfyUIError` is raised before the first piece. A file that breaks off ends the archive with its error.
     """
     pipe = _Pipe()
     names = _Names()

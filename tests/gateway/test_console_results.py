@@ -153,7 +153,7 @@ async def test_the_prompt_of_an_async_job_is_searched(gateway: RunningGateway) -
         ("state=running", "State: choose one of the list."),
         ("label=x", "Label: write it as key=value."),
         ("label=a+b%3Dx", "Label: the key"),
-        ("cursor=x", "cursor: it is none of ours"),
+        ("cursor=x", "cursor: it is not valid"),
     ],
 )
 async def test_what_cannot_be_looked_for_is_told_by_its_name(gateway: RunningGateway, query: str, reason: str) -> None:

@@ -48,10 +48,10 @@ async def call(gateway: RunningGateway, method: str, target: str, *headers: tupl
             "/prompt_sync?a%0Ab=1",
             "'a\\nb': there is no such query parameter; there are timeout, node_id, previews",
         ),
-        ("POST", "/prompt_sync?timeout=1&timeout=2", "timeout: this parameter may be given once only"),
+        ("POST", "/prompt_sync?timeout=1&timeout=2", "timeout: this parameter may be given only once"),
         ("GET", f"{ATTACH}?store=s3&bukcet=a", "bukcet: there is no such query parameter; did you mean bucket?"),
         ("GET", f"{ATTACH}?prompt_id=a", "prompt_id: there is no such query parameter; there are"),
-        ("GET", f"{ATTACH}?quality=1&quality=1", "quality: this parameter may be given once only"),
+        ("GET", f"{ATTACH}?quality=1&quality=1", "quality: this parameter may be given only once"),
         ("DELETE", f"{ATTACH}?timeout=9", "timeout: there is no such query parameter, and this endpoint has none"),
         ("POST", "/validate?timeout=9", "timeout: there is no such query parameter, and this endpoint has none"),
         ("POST", "/convert?strict", "strict: there is no such query parameter, and this endpoint has none"),
@@ -100,7 +100,7 @@ async def test_a_query_is_refused_before_the_body_is_read(gateway: RunningGatewa
 @pytest.mark.parametrize(
     ("keys", "status", "detail"),
     [
-        (["a", "b"], 400, "Idempotency-Key: this header may be given once only"),
+        (["a", "b"], 400, "Idempotency-Key: this header may be given only once"),
         ([""], 422, "Idempotency-Key: String should have at least 1 character"),
         (["k" * 256], 422, "Idempotency-Key: String should have at most 255 characters"),
     ],

@@ -1,1 +1,1 @@
-"""What is written down of each job, so that it outlives the gateway: the protocol, and its two implementations."""
+"""Records of each job that outlive the gateway: the protocol, and its two implementations."""

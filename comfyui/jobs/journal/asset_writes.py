@@ -1,4 +1,4 @@
-"""What can be written to the journal of assets: see `comfyui.jobs.journal.writes`."""
+"""Writes to the journal of assets: see `comfyui.jobs.journal.writes`."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class Asset(NamedTuple):
     Attributes:
         owner: as `comfyui.owners.owner_of` writes it; None without keys.
         blake3, digest: BLAKE3 and SHA-256 of its bytes, in hex; by the latter the store has them.
-        file_path: where its owner wants it below ComfyUI's input folder; "" where that was not said.
-        expires_at: from then on it is not there any more.
+        file_path: the place that its owner wants below ComfyUI's input folder; "" if not given.
+        expires_at: from then on it does not exist.
         lifetime_s: how long it is kept after it was used last.
         idempotency_key: under which the owner sent it.
     """
@@ -63,14 +63,14 @@ class DropAssets:
 
 @dataclass(frozen=True, slots=True)
 class ExpireAssets:
-    """These are there no more that expire by then: so many at most. Place: how many they are."""
+    """Removes at most this number of assets that expire by then. Place: the number of removed ones."""
 
     at: float
     most: int
 
 
 class OutputFacts(NamedTuple):
-    """What was found out of a file that a run of a job has made.
+    """Facts about a file that a run of a job has made.
 
     Attributes:
         id: see `comfyui.assets.outputs.output_id`.
@@ -87,7 +87,7 @@ class OutputFacts(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class KnowOutputs:
-    """What is known of outputs of one run; a hash that was known stays. Place: it is the job's present run."""
+    """Facts about outputs of one run; a known hash stays. Place: it is the job's present run."""
 
     prompt_id: str
     run: int

@@ -1,4 +1,4 @@
-"""What the journal keeps of assets: uploads of Comfy API v2, and what was found out of files that jobs have made."""
+"""The journal's records of assets: uploads of Comfy API v2, and facts about files that jobs have made."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from comfyui.owners import key_of
 Appliers = dict[type, Callable[[Any], int]]
 
 _COLUMNS = ", ".join(Asset._fields)
-# As `comfyui.owners.key_of`.
+# The same as `comfyui.owners.key_of`.
 _KEY = "substr(owner, 1, instr(owner || '/', '/') - 1)"
-# "+": else SQLite would walk along an index of times in place of the one of hashes.
+# "+": otherwise SQLite would use an index of times instead of the one of hashes.
 _NEWEST_FIRST = "ORDER BY +created_at DESC, id"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AssetFilter:
-    """Which assets are meant; what is None does not narrow it.
+    """A filter of assets; a field that is None does not filter.
 
     Attributes:
         key: the name of the key whose they are, or of whose persons.
@@ -61,7 +61,7 @@ class AssetFilter:
 
 
 def asset_appliers(database: sqlite3.Connection) -> Appliers:
-    """What each write about assets does."""
+    """The effect of each write about assets."""
     return {
         KeepAsset: functools.partial(_keep, database),
         UseAssets: functools.partial(_use, database),
@@ -161,7 +161,7 @@ def _know(database: sqlite3.Connection, write: KnowOutputs) -> bool:
     ).fetchone()
     if job is None:
         return False
-    # Of an earlier run nobody asks any more.
+    # No one asks for an earlier run any more.
     database.execute("DELETE FROM output_facts WHERE seq = ? AND run < ?", (*job, write.run))
     know = (
         "INSERT INTO output_facts (seq, run, id, size, blake3) VALUES (?, ?, ?, ?, ?) ON CONFLICT (seq, id)"
@@ -206,7 +206,7 @@ class MemoryAssets:
         return [one for prompt_id, run in runs for one in self._facts.get(prompt_id, {}).values() if one.run == run]
 
     def outputs_with(self, blake3: str) -> list[OutputFacts]:
-        """Those with these bytes, whoever made them."""
+        """The files with these bytes, of any owner."""
         jobs = self._hashed.get(blake3, ())
         return [one for job in jobs for one in self._facts[job].values() if one.blake3 == blake3]
 

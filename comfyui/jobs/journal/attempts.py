@@ -1,6 +1,6 @@
-"""What the journal keeps of attempts at a platform that knows no ids of ours, such as RunPod.
+"""The journal's records of attempts at a platform that does not know our ids, such as RunPod.
 
-Each step is written before what it announces: that it is sent, the platform's own id for it, and its reply.
+Each step is written before it is announced: the sending, the platform's own id, and its reply.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Attempt(NamedTuple):
     Attributes:
         fence: of the attempt.
         sent_at: when it was about to be sent.
-        ref: the platform's id of it; None where it is not known whether the platform has it.
+        ref: the platform's id; None if it is not known whether the platform has it.
         has_reply: its reply is in the journal, and the platform may have forgotten it.
     """
 
@@ -37,7 +37,7 @@ class AttemptStatements:
         self._execute = database.execute
 
     def appliers(self) -> Mapping[type, Callable[[Any], int]]:
-        """What applies each write about an attempt."""
+        """Applies each write about an attempt."""
         return {NoteAttempt: self._note, DropAttempt: self._drop}
 
     def _note(self, write: NoteAttempt) -> bool:
@@ -104,7 +104,7 @@ class MemoryAttempts:
         return True
 
     def forget(self, prompt_id: str) -> None:
-        """The job is not in the journal any more."""
+        """The job has left the journal."""
         self._attempts.pop(prompt_id, None)
 
     def of(self, prompt_id: str) -> Attempt | None:

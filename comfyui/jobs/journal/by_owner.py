@@ -1,4 +1,4 @@
-"""What the journal's file says of one owner's jobs, and what each owner used. All on the journal's own thread."""
+"""The file's records of one owner's jobs, and of each owner's usage. Everything runs on the journal's own thread."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def sent_under(database: sqlite3.Connection, owner: str | None, key: str, since:
 
 
 def newest_seq(database: sqlite3.Connection) -> int:
-    """Where the newest job stands; 0 where there is none."""
+    """The `seq` of the newest job; 0 if there is none."""
     row = database.execute("SELECT max(seq) FROM jobs").fetchone()
     return int(row[0] or 0)
 
@@ -51,7 +51,7 @@ def keys_between(database: sqlite3.Connection, after: int, last: int, since: flo
 
 
 class Used:
-    """What was used, added up over a transaction: of many ends there are few rows."""
+    """Usage, added up over a transaction: many ends make few rows."""
 
     def __init__(self, database: sqlite3.Connection) -> None:
         self._database = database
@@ -76,7 +76,7 @@ class Used:
         return True
 
     def write(self) -> None:
-        """As the last of a transaction."""
+        """Called last in a transaction."""
         for place, more in self._more.items():
             self._database.execute(_ADD, (*place, *(more[name] for name in _COUNTED)))
         self._more.clear()
@@ -111,6 +111,6 @@ def usage(database: sqlite3.Connection, query: UsageQuery) -> list[UsageRow]:
 
 
 def remove_usage(database: sqlite3.Connection, before: str, files_before: str) -> int:
-    """Removes the rows of days before these; how many there were of what was used."""
+    """Removes the rows of days before these; returns how many rows of usage there were."""
     database.execute("DELETE FROM made WHERE day < ?", (files_before,))
     return database.execute("DELETE FROM usage WHERE day < ?", (before,)).rowcount

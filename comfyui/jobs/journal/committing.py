@@ -1,8 +1,8 @@
 """`CommitThread`: the thread that has the journal's connection. It commits together what came together.
 
-The event loop hands it batches: writes and questions. All writes of the batches that lie there become one transaction,
-so that many callers share one wait for the disk; the questions are asked after that. On one disk 32 tasks write
-30,000 rows a second in this way, and 7,700 with a commit each.
+The event loop gives it batches of writes and questions. All writes of the waiting batches become one transaction, so
+that many callers share one wait for the disk; the questions follow. On one disk, 32 tasks write 30,000 rows a second in
+this way, and 7,700 with a commit each.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ Work = Callable[[Statements], Any]
 
 
 def apply(write: Write, sql: Statements) -> int:
-    """What `Journal.write` returns for it."""
+    """The result of `Journal.write`."""
     return sql.apply(write)
 
 
 def touch(sql: Statements) -> None:
-    """Writes what is there already, to see whether it can be written."""
+    """Writes the present value again, to see whether the file can be written."""
     sql.database.execute("UPDATE counter SET value = value")
 
 
 @dataclass(slots=True)
 class Batch:
-    """Calls that the thread makes, each with the future of the caller that waits for it; None where none does."""
+    """Calls for the thread, each with the future of the waiting caller; None if none waits."""
 
     writes: list[tuple[Work, asyncio.Future[Any] | None]] = field(default_factory=list)
     reads: list[tuple[Work, asyncio.Future[Any] | None]] = field(default_factory=list)
@@ -46,7 +46,7 @@ class Batch:
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of one call: its value, or the error in its place, and then the call."""
+    """The outcome of one call: its value or its error, and the call."""
 
     future: asyncio.Future[Any] | None
     value: Any = None
@@ -54,7 +54,7 @@ class Outcome:
     work: Work | None = None
 
     def tell(self) -> None:
-        """On the event loop. A caller that was cancelled is told nothing."""
+        """Runs on the event loop. A caller that was cancelled is not told."""
         if self.future is None or self.future.done():
             return
         if self.error is None:
@@ -68,7 +68,7 @@ class CommitThread:
 
     Args:
         connect: makes the connection, on the thread. Raises `sqlite3.Error` or OSError.
-        done: called on the event loop with the outcomes of each group; `seconds` is None where it had no writes.
+        done: called on the event loop with the outcomes of each group; `seconds` is None if it had no writes.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class CommitThread:
         if self._ended is not None:
             await asyncio.shield(self._ended)
 
-    # On the thread
+    # Runs on the thread
 
     def _run(self, opened: asyncio.Future[None], lock_wait_s: float) -> None:
         try:
@@ -183,17 +183,17 @@ class CommitThread:
             if self._loop is not None:
                 self._loop.call_soon_threadsafe(told)
         except RuntimeError:
-            # The loop was closed without closing the journal. What was committed is committed.
+            # The loop was closed without closing the journal. Commits are safe.
             self._queue.put(None)
 
 
 def is_locked(error: sqlite3.Error) -> bool:
-    """Whether another process has the file, which passes."""
+    """Whether another process has the file, which may pass."""
     return getattr(error, "sqlite_errorcode", 0) & 0xFF in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 
 
 def journal_error(error: BaseException) -> BaseException:
-    """What a caller is told of an error of SQLite or of the disk; any other is a mistake of ours, and stays."""
+    """The caller's error for an error of SQLite or of the disk; any other is a bug of ours, and stays."""
     if isinstance(error, JournalError) or not isinstance(error, sqlite3.Error | OSError):
         return error
     reason = (error.strerror or type(error).__name__) if isinstance(error, OSError) else str(error)

@@ -16,7 +16,7 @@ _PLAIN = re.compile(rb"1\.([0-9]{1,18})\.([0-9a-f]{16})")
 
 
 def cursor_of(seq: int, narrowed: JobFilter) -> str:
-    """A cursor for what comes after this job in the list that `narrowed` makes."""
+    """A cursor for the jobs after this one in the list that `narrowed` makes."""
     return base64.urlsafe_b64encode(f"1.{seq}.{_mark(narrowed)}".encode()).decode().rstrip("=")
 
 
@@ -30,7 +30,7 @@ def seq_of(cursor: str | None, narrowed: JobFilter) -> int | None:
         text = b""
     match = _PLAIN.fullmatch(text)
     if match is None:
-        raise QueryError("cursor: it is none of ours; send next_cursor of the page before as it is, or none at all")
+        raise QueryError("cursor: it is not valid; send the next_cursor of the page before unchanged, or none")
     if match[2].decode() != _mark(narrowed):
         raise QueryError("cursor: it is of a list with other filters; send those of the page before, or no cursor")
     return int(match[1])

@@ -1,4 +1,4 @@
-"""What the journal keeps of servers that died: under which workflows, and which runs may have ended them."""
+"""The journal's records of servers that died: the workflows that ran, and the runs that may have caused it."""
 
 from __future__ import annotations
 

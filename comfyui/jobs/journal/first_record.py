@@ -10,7 +10,7 @@ _GIVEN = tuple(field.name for field in fields(Submission))
 
 
 def first_record(job: NewJob, seq: int, *, body_sha256: str | None = None, server: str | None = None) -> JobRecord:
-    """As `Journal.get` gives it then. `seq`: what `Journal.write` returned for its `Add`."""
+    """The record that `Journal.get` then gives. `seq`: the result of `Journal.write` for its `Add`."""
     given = {name: getattr(job, name) for name in _GIVEN}
     given |= {"labels": dict(job.labels), "inputs": dict(job.inputs), "turn": job.turn_at(seq)}
     return JobRecord(

@@ -1,4 +1,4 @@
-"""What the journal keeps of an operator's word: the queue is paused, or servers get no more prompts."""
+"""The journal's records of an operator's commands: the queue is paused, or servers get no more prompts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Held(NamedTuple):
 
 
 def held_appliers(database: sqlite3.Connection) -> Appliers:
-    """What each write about it does."""
+    """The effect of each write about it."""
     return {Pause: functools.partial(_pause, database), Drain: functools.partial(_drain, database)}
 
 

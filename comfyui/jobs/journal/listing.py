@@ -14,7 +14,7 @@ _COUNTED = 10_000
 
 
 OF_KEY = "(owner = ? OR (owner >= ? AND owner < ?))"
-"""Of the jobs of a key: its own, and those of the persons behind it. Its values are those of `key_range`."""
+"""Jobs of a key: its own, and those of the persons behind it. Its values are those of `key_range`."""
 
 
 def key_range(key: str) -> tuple[str, str, str]:
@@ -23,8 +23,9 @@ def key_range(key: str) -> tuple[str, str, str]:
 
 @dataclass(frozen=True, slots=True)
 class _Narrowing:
-    """One filter. `column` is None for a label, which has a table of its own. `of_key`: `values` are
-    those of `key_range`."""
+    """One filter. `column` is None for a label, which has its own table. `of_key`: `values` are those of
+    `key_range`.
+    """
 
     column: str | None
     values: tuple[str, ...]
@@ -39,7 +40,7 @@ class _Narrowing:
 
     @property
     def is_several(self) -> bool:
-        """Whether it fits several parts of its index: all that fits would be sorted."""
+        """Whether it matches several parts of its index: all matches would be sorted."""
         return self.column is not None and len(self.values) > 1
 
     @property
@@ -84,7 +85,7 @@ def page_of(
 
 
 def _narrowings(narrowed: JobFilter) -> list[_Narrowing]:
-    """Those that usually fit fewer jobs come first."""
+    """Filters that usually match fewer jobs come first."""
     found = []
     if narrowed.owner is not None:
         found.append(_Narrowing("owner", (narrowed.owner,)))
@@ -98,7 +99,7 @@ def _narrowings(narrowed: JobFilter) -> list[_Narrowing]:
 
 
 def _rarest(database: sqlite3.Connection, narrowings: list[_Narrowing]) -> _Narrowing | None:
-    """The filter to begin with; None where the jobs themselves are the shortest way."""
+    """The filter to begin with; None if reading the jobs themselves is shortest."""
     best, fewest = None, _COUNTED
     for one in narrowings:
         table = "jobs" if one.column else "labels"

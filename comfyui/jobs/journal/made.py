@@ -1,4 +1,4 @@
-"""Which files prompts have made, and where they are."""
+"""The files that prompts have made, and their places."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from comfyui import jsonio
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MadeFilter:
-    """Which files are meant; what is None does not narrow it.
+    """A filter of files; a field that is None does not filter.
 
     Attributes:
         key: the name of the key whose prompts made them; "" for those of no key.
@@ -44,7 +44,7 @@ class MadeFilter:
 
 
 class Made(NamedTuple):
-    """A file that a prompt has made. `prompt_id`: "" where that is not known; `at`: when the prompt ended."""
+    """A file that a prompt has made. `prompt_id`: "" if it is not known; `at`: when the prompt ended."""
 
     place: str
     server: str
@@ -53,17 +53,17 @@ class Made(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Without its folders."""
+        """The name without its folders."""
         return self.place.rpartition("/")[2]
 
     @property
     def merged_name(self) -> str:
-        """By which clients know a file that is in one of ComfyUI's folders itself: see `comfyui.merged_files`."""
+        """The clients' name for a file that is directly in one of ComfyUI's folders: see `comfyui.merged_files`."""
         return f"{self.prompt_id}/{self.name}" if self.prompt_id else self.name
 
 
 def made(database: sqlite3.Connection, narrowed: MadeFilter, limit: int) -> list[Made]:
-    """See `Journal.made`. On the journal's own thread."""
+    """See `Journal.made`. Runs on the journal's own thread."""
     conditions, values = [], list[str]()
     if narrowed.place is not None:
         conditions.append("place = ?")

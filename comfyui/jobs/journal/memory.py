@@ -74,10 +74,10 @@ _RUN = tuple(field.name for field in fields(RunRecord))
 _LIVE = frozenset({State.QUEUED, State.RUNNING})
 
 
-# What a job weighs beside its body and result, and a webhook or an earlier run of it; measured.
+# Measured size of a job besides its body and result, and of a webhook or an earlier run of it.
 _RECORD_BYTES = 1500
 _PART_BYTES = 600
-# So many jobs with webhooks that wait are passed over for one that can go.
+# How many jobs with waiting webhooks are passed over to find one that can be removed.
 _PASSED_OVER = 100
 
 _log = structlog.get_logger(__name__)
@@ -99,16 +99,15 @@ class MemoryJournal:
         self.writes: Feed[WriteListener] = Feed()
         self._most_ended = keep
         self._max_bytes = max_bytes
-        # Of jobs that have ended, without their bodies.
+        # Jobs that have ended, without their bodies.
         self._bytes = 0
         self._counter = 0
-        # The last end that ComfyUI's history does not show any more, by key; "" for all.
+        # The last end that ComfyUI's history hides, by key; "" for all.
         self._cleared: dict[str, int] = {}
         # By `seq`, which only grows: newest last.
         self._jobs: dict[int, JobRecord] = {}
         self._seqs: dict[str, int] = {}
-        # Those that have not ended, with the bytes of their bodies, and those that have, oldest first, with what they
-        # weigh without them.
+        # Unfinished jobs, with the bytes of their bodies, and ended ones, oldest first, with their size without bodies.
         self._unfinished: dict[int, int] = {}
         self._unfinished_bytes = 0
         self._ended: dict[int, int] = {}
@@ -164,7 +163,7 @@ class MemoryJournal:
         return self
 
     async def __aexit__(self, *_exc: object) -> None:
-        """Nothing is to be closed."""
+        """There is nothing to close."""
 
     # Writing
 
@@ -404,7 +403,7 @@ class MemoryJournal:
                 self._remove(self._jobs[seq])
                 return
             self._ended[seq] = self._ended.pop(seq)
-        _log.warning("journal.memory_full", prompt_id=oldest.prompt_id, detail="its webhook is not sent any more")
+        _log.warning("journal.memory_full", prompt_id=oldest.prompt_id, detail="its webhook will not be sent")
         self._remove(oldest)
 
     def _remove(self, job: JobRecord) -> None:
@@ -593,7 +592,7 @@ class MemoryJournal:
         return self._jobs.get(self._seqs.get(prompt_id, 0))
 
     def _marked(self, job: JobRecord) -> JobRecord:
-        """The job, hidden where somebody has cleared the history since it ended."""
+        """The job, marked as hidden if someone has cleared the history since it ended."""
         if job.end_number is None or not self._cleared:
             return job
         keys = ("", key_of(job.owner)) if job.owner is not None else ("",)

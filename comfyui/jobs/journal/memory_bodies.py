@@ -53,5 +53,5 @@ class MemoryBodies:
         return None if digest is None else unpacked(self._all[digest])
 
     def packed_of(self, digest: str | None) -> bytes | None:
-        """As it is kept; None also for one that no job has any more."""
+        """The body in its kept form; None for one that no job has any more."""
         return None if digest is None else self._all.get(digest)

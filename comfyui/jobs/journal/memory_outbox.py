@@ -14,13 +14,13 @@ _WAITING = DeliveryState.WAITING
 
 
 class MemoryOutbox:
-    """As the table `deliveries` of the file."""
+    """The same as the file's table `deliveries`."""
 
     def __init__(self) -> None:
         self._all: dict[str, Delivery] = {}
-        # Of each job, oldest first.
+        # The deliveries of each job, oldest first.
         self._ids: defaultdict[str, list[str]] = defaultdict(list)
-        # Where each stands among all that ever were, and those that wait.
+        # The order of all that ever existed, and those that wait.
         self._places: dict[str, int] = {}
         self._waiting: dict[str, None] = {}
         self._added = 0

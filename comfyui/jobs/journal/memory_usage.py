@@ -1,4 +1,4 @@
-"""What was used, and whose files are, for `MemoryJournal`."""
+"""Usage, and the owners of files, for `MemoryJournal`."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class MemoryUsage:
         return sorted(found, key=lambda one: one.at, reverse=True)[:limit]
 
     def remove(self, before: str, files_before: str) -> int:
-        """Removes the days before these; how many rows there were of what was used."""
+        """Removes the days before these; returns how many rows of usage there were."""
         for place, made in list(self._files.items()):
             self._files[place] = {by: at for by, at in made.items() if day_of(at) >= files_before}
         self._files = {place: made for place, made in self._files.items() if made}

@@ -19,13 +19,13 @@ class NotKept:
         self._writes = 0
 
     def lose(self, writes: int, reason: str) -> None:
-        """So many writes were not kept."""
+        """Counts writes that were lost."""
         self._writes += writes
         if self._clock() - self._told_at >= _TOLD_EVERY_S:
             self.tell(reason)
 
     def tell(self, reason: str) -> None:
-        """Tell of those that were not told of yet."""
+        """Logs those that were not logged yet."""
         if self._writes:
             _log.error("journal.writes_not_kept", writes=self._writes, reason=reason)
             self._told_at = self._clock()

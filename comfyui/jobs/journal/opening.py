@@ -9,12 +9,12 @@ from pathlib import Path
 
 from comfyui.jobs.journal.schema import migrate
 
-# Of the file, in memory; SQLite takes it as it needs it.
+# Bytes of the file in memory; SQLite takes them as needed.
 _CACHE_KB = 8192
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """The file at `path`, which is made where it is not there, in its newest form and for this process alone.
+    """The file at `path`, created if necessary, with the newest schema and for this process alone.
 
     Raises:
         JournalError: a newer version of the gateway has written it.

@@ -20,7 +20,7 @@ _RECEIVERS = (
     " WHERE receiver IS NOT NULL) SELECT receiver, (SELECT MIN(due_at) FROM deliveries AS d WHERE d.state = 'waiting'"
     " AND d.receiver = waits.receiver) AS first FROM waits WHERE receiver IS NOT NULL ORDER BY first"
 )
-# With the place behind them.
+# The columns, with the place after them.
 _FIRST_OF_RECEIVER = (
     f"SELECT {DELIVERY_COLUMNS}, place FROM deliveries AS d WHERE state = 'waiting' AND receiver = ? AND NOT EXISTS"  # noqa: S608
     " (SELECT 1 FROM deliveries AS e WHERE e.seq = d.seq AND e.audience = d.audience AND e.state = 'waiting'"
@@ -29,7 +29,7 @@ _FIRST_OF_RECEIVER = (
 
 
 class OutboxStatements:
-    """The table `deliveries`. What writes needs the transaction of `Statements`."""
+    """The table `deliveries`. Writes need the transaction of `Statements`."""
 
     def __init__(self, database: sqlite3.Connection) -> None:
         self._execute = database.execute
@@ -81,7 +81,7 @@ class OutboxStatements:
             free = each - taken[receiver]
             if free <= 0:
                 continue
-            # Those that are being sent may be among them; one more shows when the next one is due.
+            # Some of them may be under way already; one more shows when the next one is due.
             rows = self._execute(_FIRST_OF_RECEIVER, (receiver, free + taken[receiver] + 1)).fetchall()
             rows = [row for row in rows if row[0] not in ids]
             ready = [row for row in rows if row[3] <= now]

@@ -9,7 +9,7 @@ from comfyui.jobs.journal.records import JobRecord
 _PAGE = 500
 
 Read = Callable[[int, int], Awaitable[list[JobRecord]]]
-"""As `Journal.waiting`: the jobs behind a number, so many of them."""
+"""As `Journal.waiting`: a number of jobs after a given number."""
 
 
 async def pages(read: Read) -> AsyncIterator[JobRecord]:

@@ -1,4 +1,4 @@
-"""`Persons`: of how many persons of a key it is told apart what they used. Pure."""
+"""`Persons`: limits the persons of a key whose usage is counted separately. Pure."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 from comfyui.owners import key_of, person_of
 
-# Of one key in one day. The key's application writes any name into its `user_header`.
+# The limit for one key in one day. The key's application writes any name into its `user_header`.
 MOST_PERSONS = 1000
 # Keys whose persons are remembered.
 _REMEMBERED = 100
@@ -20,14 +20,14 @@ class Persons:
         self._known: dict[tuple[str, str], set[str]] = {}
 
     def place_of(self, day: str, owner: str | None, workflow: str) -> tuple[str, str, str, str]:
-        """Day, key, person and workflow under which it is counted what the owner used; "" for a person too many."""
+        """Day, key, person and workflow for counting the owner's usage; "" for a person beyond the limit."""
         if not owner:
             return day, "", "", workflow
         key, person = key_of(owner), person_of(owner)
         return day, key, person if person and self._is_told_apart(day, key, person) else "", workflow
 
     def forget(self) -> None:
-        """What was counted lately may not stay."""
+        """Recent counts may be lost."""
         self._known.clear()
 
     def _is_told_apart(self, day: str, key: str, person: str) -> bool:

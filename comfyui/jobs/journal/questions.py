@@ -1,4 +1,4 @@
-"""`Questions`: what the journal in a file is asked, each in one place: which statement has the answer."""
+"""`Questions`: the questions to the journal in a file, each with the statement that answers it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Questions(ABC):
 
     @abstractmethod
     async def _ask(self, work: Callable[[Statements], _T]) -> _T:
-        """What `work` finds out on the journal's own thread."""
+        """Runs `work` on the journal's own thread."""
 
     # Jobs
 

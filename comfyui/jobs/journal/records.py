@@ -1,4 +1,4 @@
-"""What the journal keeps and gives back. All frozen; times are Unix time in seconds."""
+"""The journal's records. All are frozen; times are Unix time in seconds."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from comfyui.named_call import NamedCall
 from comfyui.owners import key_of
 
 Kind = Literal["sync", "async"]
-"""Whether a caller waits for the job on its connection, or comes back for it."""
+"""Whether a caller waits for the job on its connection, or returns for it."""
 Audience = Literal["caller", "operator"]
-"""Whose webhook it is: the one of the request, or `WEBHOOK_URL`, which is told of every job."""
+"""The receiver of a webhook: the one of the request, or `WEBHOOK_URL`, which is told of every job."""
 
 
 class State(enum.Enum):
@@ -55,7 +55,7 @@ class Fence(NamedTuple):
 
     @property
     def mark(self) -> str:
-        """What a server is told, by which it is known later which attempt it has."""
+        """Given to a server, so that its attempt can be identified later."""
         return f"{self.run}.{self.attempt}"
 
     def next(self) -> Fence:
@@ -65,7 +65,7 @@ class Fence(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class WebhookOrder:
-    """Where the caller wants to be told, and of which events; none stands for the end of each run."""
+    """The receiver that the caller wants to be told, and the events; none stands for the end of each run."""
 
     url: str
     events: tuple[str, ...] = ()
@@ -78,7 +78,7 @@ class WebhookOrder:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submission:
-    """What a job is from its submission on.
+    """The job's properties from its submission on.
 
     Attributes:
         kind: of the present run; a new run may have another. Everything else stays.
@@ -89,11 +89,11 @@ class Submission:
         inputs: which files of the input store the request has, and where; see `comfyui.jobs.inputs`. An empty text
             stands for one that is still to be fetched.
         needs_secrets: the request had secrets, which are not kept; it cannot be run from the journal alone.
-        max_queued_s, max_execution_s: limits of this job in place of the settings.
-        turn: its place among the jobs of its owner, where the caller asked for one; else its number is that.
+        max_queued_s, max_execution_s: limits of this job that replace the settings.
+        turn: its place among the jobs of its owner, if the caller asked for one; otherwise its number.
         idempotency_key: under which the owner sent it; see `Journal.sent_under`.
         note: a text of the caller's, which is shown again.
-        call: of the named workflow that it runs; None where the caller sent a graph.
+        call: of the named workflow that it runs; None if the caller sent a graph.
     """
 
     prompt_id: str
@@ -119,7 +119,7 @@ class Submission:
 
     @property
     def is_fetching(self) -> bool:
-        """Whether an input is still to be fetched: its turn does not come before."""
+        """Whether an input is still to be fetched: the job gets no turn before that."""
         return "" in self.inputs.values()
 
 
@@ -128,8 +128,8 @@ class NewJob(Submission):
     """A job to be written. Raises ValueError for bad labels.
 
     Attributes:
-        body: the request as canonical JSON, without secrets; None where only its caller has it.
-        front: it goes before all jobs of its owner that wait: its turn is its number, negative.
+        body: the request as canonical JSON, without secrets; None if only its caller has it.
+        front: whether it goes before all waiting jobs of its owner: its turn is then its negative number.
 
     UTF-8 cannot carry lone surrogates; in the texts of a job U+FFFD stands in their place.
     """
@@ -138,7 +138,7 @@ class NewJob(Submission):
     front: bool = False
 
     def turn_at(self, number: int) -> float | None:
-        """Its turn, where it is given this number."""
+        """Its turn, if it is given this number."""
         return -number if self.front and self.turn is None else self.turn
 
     def __post_init__(self) -> None:
@@ -156,17 +156,17 @@ class JobRecord(Submission):
 
     Attributes:
         seq: order of submission. It stays when a new run begins.
-        body_sha256: of the body, in hex, where there is one; `Journal.body_of` has the body.
+        body_sha256: of the body, in hex, if there is one; `Journal.body_of` has the body.
         run: counts from 1.
-        server: where the present attempt is; None while the run waits with us.
+        server: of the present attempt; None while the run waits in the gateway.
         begun: the present attempt has begun to execute.
         alone: a server died while it had the run: see `comfyui.jobs.job.Job.alone`.
         losses: how many attempts of this run a server lost after they had begun.
         number, end_number: when this run was queued, and when it ended, on one counter for all jobs.
         queued_at: when this run was queued.
-        retryable: the same request may be sent again after this failure.
+        retryable: whether the same request may be sent again after this failure.
         error: the error as the error body has it. `Journal.result_of` has the result.
-        hidden: it has ended, and ComfyUI's history does not show it any more.
+        hidden: whether it has ended and ComfyUI's history no longer shows it.
     """
 
     seq: int
@@ -194,7 +194,7 @@ class JobRecord(Submission):
 
     @property
     def waits(self) -> bool:
-        """Whether it is in the queue of the gateway. One that a server lost while it ran counts as running there."""
+        """Whether it is in the gateway's queue. A job that a server lost while it ran counts as running there."""
         return self.kind == "async" and self.server is None and self.state in {State.QUEUED, State.RUNNING}
 
     @property
@@ -206,7 +206,7 @@ class JobRecord(Submission):
 
     @property
     def may_run_again(self) -> bool:
-        """Whether the same request begins a new run: the one before ended so that the next may end differently."""
+        """Whether the same request begins a new run: the last one ended in a way that the next may not."""
         return self.state in {State.CANCELED, State.LOST} or (self.state is State.FAILED and self.retryable)
 
 
@@ -242,7 +242,7 @@ class NewDelivery:
 
     @property
     def receiver(self) -> str:
-        """Host and port of the URL: what is slow or away as one. The whole URL where it has none."""
+        """Host and port of the URL, which are slow or away as one. The whole URL if it has none."""
         try:
             parts = urlsplit(self.url)
             port = parts.port or {"http": 80, "https": 443}.get(parts.scheme, 0)
@@ -261,7 +261,7 @@ class DeliveryState(enum.Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delivery(NewDelivery):
-    """A webhook in the outbox. `tries`: since it was last asked for; `answer`: of the last try, in words."""
+    """A webhook in the outbox. `tries`: since it was last ordered; `answer`: to the last try, in words."""
 
     prompt_id: str
     run: int
@@ -273,12 +273,11 @@ class Delivery(NewDelivery):
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """What the outbox is to send.
+    """The deliveries for the outbox.
 
     Attributes:
-        deliveries: those to be sent now, the one that has been due longest first.
-        next_at: when one more is due, if nothing else changes; None where none is, and where there are as many as were
-            asked for.
+        deliveries: those to send now, the longest overdue first.
+        next_at: when one more is due, if nothing else changes; None if none is, or if the limit was reached.
     """
 
     deliveries: tuple[Delivery, ...]
@@ -287,7 +286,7 @@ class Due:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobFilter:
-    """Which jobs a list has; what is not given does not narrow it. All must hold, and all of the labels."""
+    """A filter of jobs; a field that is not given does not filter. All must match, including all labels."""
 
     owner: str | None = None
     key: str | None = None
@@ -296,7 +295,7 @@ class JobFilter:
     workflow_name: str | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
     shown_only: bool = False
-    """Without those that are hidden from ComfyUI's history."""
+    """Leaves out jobs that are hidden from ComfyUI's history."""
     text: str | None = None
     """Words that the job has, each of them somewhere: in its id, the name of its workflow, labels, note, error, in the
     parameters of its call or in its body, in large or small letters. See `comfyui.jobs.journal.searching`."""
@@ -309,7 +308,7 @@ class JobFilter:
         object.__setattr__(self, "labels", labels)
 
     def fits(self, job: JobRecord) -> bool:
-        """Whether the job is one of the list, by all but the text."""
+        """Whether the job matches, by everything except the text."""
         return (
             (self.owner is None or job.owner == self.owner)
             and (self.key is None or (job.owner is not None and key_of(job.owner) == self.key))
@@ -321,7 +320,7 @@ class JobFilter:
 
 
 class EndedJob(NamedTuple):
-    """Of a job that has ended, what it is found and sorted by. The fields are those of `JobRecord`."""
+    """The fields of an ended job by which it is found and sorted. They are those of `JobRecord`."""
 
     prompt_id: str
     state: State
@@ -331,7 +330,7 @@ class EndedJob(NamedTuple):
 
 
 class KeptJob(NamedTuple):
-    """A job with its request as `Journal.body_of` gives it, and its result where that was asked for."""
+    """A job with its request from `Journal.body_of`, and its result if requested."""
 
     record: JobRecord
     body: bytes | None
@@ -344,8 +343,8 @@ class Page:
 
     Attributes:
         next_cursor: None on the last page.
-        searched_to: of a search for a text that has looked at as many jobs as one page may cost, before it had as many
-            as were asked for: when the last of these jobs was submitted. The next page goes on there.
+        searched_to: for a search for a text that has read as many jobs as one page may cost before the page was full:
+            when the last of these jobs was submitted. The next page continues there.
     """
 
     records: tuple[JobRecord, ...]

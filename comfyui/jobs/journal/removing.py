@@ -1,4 +1,4 @@
-"""How a job is taken out of the journal's file with all that hangs on it. In a transaction of the caller's."""
+"""Removes a job from the journal's file with everything that belongs to it, in the caller's transaction."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ REMOVE_BODY = (
 
 
 def remove_labels(database: sqlite3.Connection, jobs: Iterable[tuple[int, str | bytes | None]]) -> None:
-    """Of jobs that are removed: of each its `seq`, and its labels as its row has them."""
+    """Removes the labels of jobs that are removed: each job as its `seq` and the labels of its row."""
     database.executemany(
         "DELETE FROM labels WHERE key = ? AND value = ? AND seq = ?",
         [(*label, seq) for seq, labels in jobs if labels for label in jsonio.loads(labels).items()],

@@ -29,7 +29,7 @@ HIDDEN = (
     "(jobs.hidden OR EXISTS (SELECT 1 FROM cleared AS c WHERE c.up_to >= jobs.end_number AND"  # noqa: S608
     f" c.key IN ('', {_KEY})))"
 )
-"""Whether ComfyUI's history shows the job no more."""
+"""Whether ComfyUI's history hides the job."""
 _END = ("attempt", "state", "ended_at", "end_number", "retryable", "error", "result", "started_at")
 FINISH_JOB = (
     f"UPDATE jobs SET {', '.join(f'{name} = ?' for name in _END[:-1])}, {_END[-1]} = COALESCE({_END[-1]}, ?)"  # noqa: S608
@@ -73,12 +73,12 @@ def unpacked(data: bytes | None) -> bytes | None:
 
 
 def beginning_of(data: bytes, most: int) -> bytes:
-    """At most so many bytes of what was packed as `data`, of which the end may be missing."""
+    """At most this number of bytes of the text packed as `data`, whose end may be missing."""
     return zlib.decompressobj().decompress(data, most) if data[:1] == _COMPRESSED else data[:most]
 
 
 def end_values(end: Finish, number: int) -> tuple[Any, ...]:
-    """In the order of `FINISH_JOB`, and of `INSERT_JOB`. `number` is the end's."""
+    """In the order of `FINISH_JOB`, and of `INSERT_JOB`. `number` is that of the end."""
     return (
         end.fence.attempt,
         end.state.value,
@@ -132,7 +132,7 @@ def _call_of(kept: bytes | None) -> NamedCall | None:
 
 
 def job_of(row: tuple[Any, ...]) -> JobRecord:
-    """Of a row of `JOB_COLUMNS`."""
+    """The record in a row of `JOB_COLUMNS`."""
     webhook = jsonio.loads(row[13]) if row[13] is not None else None
     return JobRecord(
         prompt_id=row[0],
@@ -176,7 +176,7 @@ def job_of(row: tuple[Any, ...]) -> JobRecord:
 
 
 def run_of(row: tuple[Any, ...]) -> RunRecord:
-    """Of a row of `RUN_COLUMNS`."""
+    """The record in a row of `RUN_COLUMNS`."""
     return RunRecord(
         run=row[0],
         state=STATES[row[1]],
@@ -192,7 +192,7 @@ def run_of(row: tuple[Any, ...]) -> RunRecord:
 
 
 def delivery_of(row: tuple[Any, ...]) -> Delivery:
-    """Of a row of `DELIVERY_COLUMNS`."""
+    """The record in a row of `DELIVERY_COLUMNS`."""
     return Delivery(
         id=row[0],
         event=row[1],

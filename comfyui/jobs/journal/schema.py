@@ -64,13 +64,13 @@ ALTER TABLE jobs ADD COLUMN begun INTEGER NOT NULL DEFAULT 0;
 UPDATE jobs SET begun = 1 WHERE state = 'running' AND server IS NOT NULL;
 """
 
-# What is said of the queue as a whole.
+# Commands about the queue as a whole.
 _VERSION_4 = """
 CREATE TABLE queue (paused INTEGER NOT NULL);
 INSERT INTO queue VALUES (0);
 """
 
-# Whose jobs wait, what was used, and whose files are.
+# The owners of waiting jobs, usage, and the owners of files.
 _VERSION_5 = """
 -- What waits of one key, among all that has ended.
 CREATE INDEX jobs_unfinished_by_owner ON jobs (owner, state) WHERE ended_at IS NULL AND owner IS NOT NULL;
@@ -86,8 +86,8 @@ CREATE TABLE usage (
 CREATE TABLE files (key TEXT NOT NULL, place TEXT NOT NULL, day TEXT NOT NULL, PRIMARY KEY (key, place)) WITHOUT ROWID;
 """
 
-# The identity: ComfyUI keeps it with each prompt whose job may not be written down yet. And a job without a body has
-# the body 0; it was one whose text is null.
+# The identity: ComfyUI keeps it with each prompt whose job may not be recorded yet. And a job without a body has the
+# body 0, which before was a body with the text null.
 _VERSION_6 = """
 CREATE TABLE identity (id TEXT NOT NULL);
 INSERT INTO identity VALUES (lower(hex(randomblob(8))));
@@ -97,8 +97,8 @@ DROP INDEX jobs_by_body;
 CREATE INDEX jobs_by_body ON jobs (body_id) WHERE body_id > 0;
 """
 
-# What ComfyUI's history does not show any more: single jobs, and all that had ended when somebody cleared it. A mark is
-# one row for a key ("" for all of them), however many jobs it hides.
+# Jobs that ComfyUI's history hides: single ones, and all that had ended when someone cleared it. A mark is one row for
+# a key ("" for all of them), however many jobs it hides.
 _VERSION_7 = """
 ALTER TABLE jobs ADD COLUMN hidden INTEGER NOT NULL DEFAULT 0;
 CREATE TABLE cleared (key TEXT PRIMARY KEY, up_to INTEGER NOT NULL) WITHOUT ROWID;
@@ -110,17 +110,17 @@ CREATE INDEX jobs_by_end_number ON jobs (end_number) WHERE ended_at IS NOT NULL;
 CREATE INDEX jobs_by_owner_and_end ON jobs (owner, end_number) WHERE ended_at IS NOT NULL AND owner IS NOT NULL;
 """
 
-# Where the caller asked for a place among its jobs.
+# The place that the caller asked for among its jobs.
 _VERSION_9 = """
 ALTER TABLE jobs ADD COLUMN turn REAL;
 """
 
-# Whether the run may have ended a server, so that it is placed only where no other is.
+# Whether the run may have ended a server, so that it is placed only on a server without other prompts.
 _VERSION_10 = """
 ALTER TABLE jobs ADD COLUMN alone INTEGER NOT NULL DEFAULT 0;
 """
 
-# On which server each file is: two of them may have files of the same name.
+# The server of each file: two servers may have files of the same name.
 _VERSION_11 = """
 DROP TABLE files;
 CREATE TABLE files (
@@ -142,7 +142,7 @@ CREATE TABLE uploads (
 ) WITHOUT ROWID;
 """
 
-# Which prompt made each file; those of before have "" there.
+# The prompt that made each file; older rows have "" there.
 _VERSION_14 = """
 CREATE TABLE made (
     place TEXT NOT NULL, server TEXT NOT NULL, key TEXT NOT NULL, prompt_id TEXT NOT NULL, day TEXT NOT NULL,
@@ -185,7 +185,7 @@ CREATE TABLE output_facts (
 ) WITHOUT ROWID;
 """
 
-# What came with a job of Comfy API v2.
+# Data that came with a job of Comfy API v2.
 _VERSION_18 = """
 ALTER TABLE jobs ADD COLUMN idempotency_key TEXT;
 ALTER TABLE jobs ADD COLUMN note TEXT;
@@ -197,7 +197,7 @@ _VERSION_19 = """
 ALTER TABLE jobs ADD COLUMN call BLOB;
 """
 
-# Which outputs have these bytes.
+# The outputs with given bytes.
 _VERSION_20 = """
 CREATE INDEX output_facts_by_hash ON output_facts (blake3) WHERE blake3 IS NOT NULL;
 """

@@ -1,8 +1,8 @@
-"""Looking for a text in jobs: the newest first, and so many at most for each page.
+"""Searches jobs for a text: newest first, and a limited number for each page.
 
-There is no index of texts: it would cost each job that is written, and few are ever looked for. So the jobs are read
-some at a time. Only that is done on the journal's thread, a millisecond or two of work: the journal's file is locked
-for its one connection, and writes get their turn in between. Texts are unpacked and compared in another thread.
+There is no index of texts: it would cost each written job, and few are ever searched for. So the jobs are read in small
+groups. Only the reading happens on the journal's thread, a millisecond or two of work: the journal's file is locked for
+its one connection, and writes get their turn in between. Texts are unpacked and compared in another thread.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from comfyui.offload import in_thread
 MOST_LOOKED_AT = 2000
 """Jobs that are looked at for one page."""
 MOST_TEXT = 50_000_000
-"""Bytes of text that are looked at for one page, about."""
+"""About how many bytes of text are searched for one page."""
 LONGEST_TEXT = 1_000_000
-"""Bytes of a body that are looked at: its beginning, where it is longer."""
-# That are read together: how many jobs, and about how many bytes of their bodies.
+"""How many bytes of a body are searched: its beginning, if it is longer."""
+# Limits of one group: how many jobs, and about how many bytes of their bodies.
 _TOGETHER = 100
 _BYTES_TOGETHER = 1_000_000
 
@@ -40,8 +40,9 @@ class Candidate(NamedTuple):
 
 
 Candidates = Callable[[int | None, int], Awaitable[Sequence[Candidate]]]
-"""The next jobs that fit the rest of the filter, newest first, from before a `seq` on: so many at most, and at least
-one where there is one."""
+"""Gives the next jobs that match the rest of the filter, newest first, from before a `seq` on: a limited number, but at
+least one if there is one.
+"""
 
 
 async def search(candidates: Candidates, narrowed: JobFilter, limit: int, before: int | None) -> Page:
@@ -72,7 +73,7 @@ def candidates_in(database: sqlite3.Connection, narrowed: JobFilter, before: int
 
 
 def some_of(candidates: Iterable[Candidate]) -> list[Candidate]:
-    """The first of them: so many that their bodies have about as many bytes as are looked at together."""
+    """The first of them: as many as have about the bytes of one group."""
     found: list[Candidate] = []
     size = 0
     for one in candidates:
@@ -83,7 +84,7 @@ def some_of(candidates: Iterable[Candidate]) -> list[Candidate]:
     return found
 
 
-# Where they stand in a row of `JOB_COLUMNS`.
+# Their positions in a row of `JOB_COLUMNS`.
 _SEQ, _CREATED_AT = 16, 3
 
 
@@ -93,7 +94,7 @@ def _candidate(database: sqlite3.Connection, row: tuple[Any, ...], body_id: int)
 
 
 def _beginning(database: sqlite3.Connection, body_id: int) -> bytes:
-    """So much of a body that its first `LONGEST_TEXT` bytes come out of it; no more is read of the file."""
+    """The part of a body that unpacks to its first `LONGEST_TEXT` bytes; no more is read from the file."""
     with database.blobopen("bodies", "data", body_id, readonly=True) as blob:
         return blob.read(LONGEST_TEXT)
 

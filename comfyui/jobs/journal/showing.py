@@ -1,6 +1,6 @@
-"""What the journal's file tells of many jobs at a time, for lists: little of each, or all of few. And what hides one.
+"""Reads many jobs at a time from the journal's file, for lists: a part of each, or all of few. Also hides jobs.
 
-On its own thread.
+Runs on the journal's own thread.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _LAST = "ORDER BY end_number DESC LIMIT ?"
 
 def ended(database: sqlite3.Connection, key: str | None, limit: int) -> list[EndedJob]:
     """See `Journal.ended`."""
-    # What has been cleared need not be read.
+    # Cleared jobs need not be read.
     cleared = dict(database.execute("SELECT key, up_to FROM cleared").fetchall())
     after = max(cleared.get("", 0), cleared.get(key or "", 0))
     if key is None:
@@ -70,7 +70,7 @@ def results_of(database: sqlite3.Connection, prompt_ids: Sequence[str], most_byt
 
 
 def first_of(results: Iterable[bytes | None], most_bytes: int) -> list[bytes | None]:
-    """So many that they have about `most_bytes`, and at least one."""
+    """As many as have about `most_bytes`, and at least one."""
     found: list[bytes | None] = []
     size = 0
     for result in results:

@@ -27,16 +27,16 @@ from comfyui.offload import after_turns
 from comfyui.tasks import SideTasks
 
 FILE_NAME = "jobs.sqlite3"
-# How long a write behind may wait for others, so that they share a commit, and one of which nobody is told. A commit
-# takes the processor from the calls that are under way: with 10 ms for these, too, each prompt cost 0.3 ms more.
+# How long a pending write may wait for others that share its commit; and the same for a write without a listener. A
+# commit takes the processor from the calls under way: with 10 ms for these, too, each prompt took 0.3 ms longer.
 _LINGER_S = 0.01
 _AT_REST_S = 0.25
-# So many writes behind wait no longer for others.
+# This number of pending writes waits no longer for others.
 _HANDED_ON = 256
 _REMOVED_TOGETHER = 50
-# Idempotency keys are read out of so many places for jobs at a time: some 3 ms.
+# Idempotency keys are read in groups of this number of jobs: some 3 ms.
 _KEYS_READ = 4000
-# Of the writes that are kept for later: how many, and bytes of their results.
+# Limits of the writes that are kept for later: their number, and the bytes of their results.
 _MOST_LATER = 1000
 _MOST_LATER_BYTES = 64_000_000
 
@@ -47,11 +47,11 @@ class SqliteJournal(Questions):
     """`Journal` in `folder`; one process uses it at a time.
 
     Args:
-        folder: is made where it is not there; only this user may enter.
+        folder: created if necessary; only this user may enter.
         lock_wait_s: how long the start waits for another process that has the file; `problem` says so meanwhile.
         max_behind: how many writes behind may wait for the disk; more are not kept.
         look_again_s: how often it is tried whether a disk that refused writes takes them again.
-        clock: seconds, for how often the log tells of what is not kept.
+        clock: seconds, for how often lost writes are logged.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class SqliteJournal(Questions):
         self._open = False
         self._identity = ""
         self._next = Batch()
-        # Where in it the jobs stand that are added at rest: since then only other jobs' writes behind have come.
+        # The position of held-back `Add`s in it: since then only pending writes of other jobs have come.
         self._added: dict[str, tuple[int, Add]] = {}
         self._handing_on: asyncio.Handle | None = None
         self._at_rest = False
@@ -173,7 +173,7 @@ class SqliteJournal(Questions):
             self._at_rest = not soon
 
     def _joins_what_rests(self, write: Write, soon: bool) -> bool:
-        """Whether it places or ends a job whose `Add` rests here still.
+        """Whether it places or ends a job whose `Add` is still held back here.
 
         All become one row, which saves a third of the time, and more where the job waited before it was placed.
         """
@@ -206,7 +206,7 @@ class SqliteJournal(Questions):
         return await super().sent_under(owner, key, since)
 
     async def _learn_keys(self, since: float) -> None:
-        """Once, when the first one is asked for: most gateways are sent none."""
+        """Once, at the first question: most gateways never get a key."""
         try:
             for end in range(await self._ask(lambda sql: newest_seq(sql.database)), 0, -_KEYS_READ):
                 first = end - _KEYS_READ
@@ -258,7 +258,7 @@ class SqliteJournal(Questions):
             return future
         calls.append((work, future))
         if not self._hurried:
-            # Not at once: what else comes in this turn of the loop shares the commit.
+            # Not at once: other writes in this turn of the loop share the commit.
             self._hurried = True
             self._hand_on_within(0.0)
         return future
@@ -316,7 +316,7 @@ class SqliteJournal(Questions):
             self.write_behind(write)
 
     def _look_again(self) -> None:
-        """There may be no writes that would show it, since jobs are refused."""
+        """There may be no writes that would show it, because jobs are refused."""
         self._looking = None
         if self._problem is None or not self._open:
             return
@@ -333,7 +333,7 @@ class SqliteJournal(Questions):
             self._does_not_work(error.detail)
 
     def _keep_for_later(self, outcome: Outcome) -> bool:
-        """Whether it is a write that is made again when the disk takes writes."""
+        """Whether it is a write that is repeated when the disk takes writes again."""
         write = outcome.work.args[0] if isinstance(outcome.work, partial) else None
         if not isinstance(write, Finish | PutBack) or not isinstance(outcome.error, JournalError):
             return False

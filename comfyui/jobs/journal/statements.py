@@ -63,7 +63,7 @@ from comfyui.jobs.journal.writes import (
 _Row = tuple[Any, ...]
 _OF_THE_RUN = "prompt_id = ? AND run = ? AND attempt <= ? AND state IN ('queued', 'running')"
 _ENDED_AND_OPEN_AGAIN = "state IN ('canceled', 'lost') OR (state = 'failed' AND retryable)"
-# As in the index `jobs_waiting`, word for word.
+# The same as in the index `jobs_waiting`, word for word.
 _WAITING = "kind = 'async' AND server IS NULL AND ended_at IS NULL AND state <> 'canceling'"
 _NO_BODY = 0
 _NOT_ENDED = (State.QUEUED.value, None, None, False, None, None, None)
@@ -80,7 +80,7 @@ class Statements:
         self._execute = database.execute
         self._counter: int = database.execute("SELECT value FROM counter").fetchone()[0]
         self._written_counter = self._counter
-        # How many have ended, by how; None until that is asked for. There may be very many of them.
+        # The number of ended jobs, by state; None until it is requested. There may be very many of them.
         self._ended: Counter[str] | None = None
         self._appliers: dict[type, Callable[[Any], int]] = {
             Add: self._add,
@@ -110,7 +110,7 @@ class Statements:
         }
 
     def apply(self, write: Write) -> int:
-        """Whether the write had a place; of an `Add` the number that the job was given."""
+        """Whether the write had a place; for an `Add`, the number of the job."""
         return self._appliers[type(write)](write)
 
     # Transactions
@@ -130,7 +130,7 @@ class Statements:
         """The numbers that the transaction gave are left out."""
         self._ended = None
         self._used.forget()
-        # On a full disk SQLite has rolled back by itself, and a second time would hide the reason.
+        # On a full disk, SQLite has already rolled back, and a second time would hide the reason.
         if self.database.in_transaction:
             self._execute("ROLLBACK")
 
@@ -300,7 +300,7 @@ class Statements:
     # Removing
 
     def remove(self, before: float, up_to: tuple[float, int] | None, limit: int) -> int:
-        """As `remove_ended`; how many there were."""
+        """As `remove_ended`; returns how many there were."""
         states = remove_ended(self.database, before, up_to, limit)
         for state in states:
             self._count_end(state, -1)
@@ -312,7 +312,7 @@ class Statements:
         return str(self._value("SELECT id FROM identity"))
 
     def one(self, prompt_id: str) -> JobRecord | None:
-        # Callers name any text; what SQLite cannot be asked for is no job's.
+        # Callers may send any text; no job has one that SQLite cannot take.
         return next(iter(self._jobs("prompt_id = ?", (jsonio.without_surrogates(prompt_id),))), None)
 
     def body(self, prompt_id: str) -> bytes | None:

@@ -1,4 +1,4 @@
-"""What the journal keeps of files that clients uploaded: by whose they are and their names, which bytes they have."""
+"""The journal's records of files that clients uploaded: their owners, names and bytes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Appliers = dict[type, Callable[[Any], int]]
 
 
 def upload_appliers(database: sqlite3.Connection) -> Appliers:
-    """What each write about uploads does."""
+    """The effect of each write about uploads."""
     return {
         KeepUpload: functools.partial(_keep, database),
         UseUpload: functools.partial(_use, database),

@@ -1,4 +1,4 @@
-"""What the journal is asked about use, and what it answers. Days are those of UTC."""
+"""Questions to the journal about usage, and its answers. Days are those of UTC."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def _day(number: int) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UsageQuery:
-    """What was used, summed.
+    """A question for sums of usage.
 
     Attributes:
         by: one row for each of these that differs: ``day``, ``key``, ``person``, ``workflow``; at least one.
         since, until: days, both included.
-        key, person: of whom; None: of all.
+        key, person: the user; None: all.
     """
 
     by: tuple[str, ...]
@@ -40,7 +40,7 @@ class UsageQuery:
 class UsageRow:
     """Runs by how they ended, the seconds that they kept a server, and the bytes that were sent.
 
-    What the rows are not told apart by is None; `key`, `person` and `workflow` are "" where there is none.
+    Columns that do not split the rows are None; `key`, `person` and `workflow` are "" if there is none.
     """
 
     day: str | None

@@ -1,9 +1,9 @@
 """`UsedKeys`: which idempotency keys are surely new, without asking the file.
 
-SDKs make up a key for each request, so that nearly all are new; to ask the journal's thread for each took 0.5 ms of a
-submission, and more where the thread was committing. This is a Bloom filter: it takes 512 KB however many keys there
-are, and is never wrong about a key that it calls new. Of a key that it may have seen, the file is asked; so it is
-of 3 new ones in 1,000 where 100,000 keys came in a day, and of one in seven where 500,000 did.
+SDKs make a new key for each request, so nearly all are new; asking the journal's thread for each took 0.5 ms of a
+submission, and more while the thread was committing. This is a Bloom filter: it takes 512 KB for any number of keys,
+and is never wrong about a key that it calls new. For any other key, the file is asked: for 3 new ones in 1,000 if
+100,000 keys came in a day, and for one in seven if 500,000 did.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _KEPT_S = 25 * 3600.0
 
 
 class UsedKeys:
-    """Keys of the last 25 hours at least. The keys of the file are to be `learned` first.
+    """The keys of at least the last 25 hours. The keys of the file must be `learned` first.
 
     Args:
         clock: seconds, which only grow.
@@ -50,7 +50,7 @@ class UsedKeys:
         self._since = since
 
     def is_new(self, owner: str | None, key: str, since: float) -> bool:
-        """Whether the owner has surely not used the key from `since` on, a Unix time."""
+        """Whether the owner has certainly not used the key from `since` on, a Unix time."""
         if self._since is None or since < self._since:
             return False
         places = _places(owner, key)
@@ -60,7 +60,7 @@ class UsedKeys:
 
 
 def _places(owner: str | None, key: str) -> tuple[int, int, int]:
-    # As it is written down.
+    # The same form as in the file.
     known_as = jsonio.without_surrogates(owner) if owner else owner
     number = hash((known_as, key))
     return number & _MASK, number >> 21 & _MASK, number >> 42 & _MASK

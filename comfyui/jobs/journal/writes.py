@@ -1,4 +1,4 @@
-"""What can be written to the journal. Each write says in which states of the job it has a place.
+"""Writes to the journal. Each has a place only in certain states of the job; elsewhere it changes nothing.
 
 A write that has no place changes nothing, and `Journal.write` returns False for it. Together they hold the state
 machine: no way back within a run, and one writer, who has the fence of the newest attempt.
@@ -20,8 +20,8 @@ class Add:
     """A new job, queued. No place: the id is known already.
 
     Attributes:
-        server: where its first attempt begins at once; None where it waits with us.
-        end: how its first run ended, where that is written with it; a `Finish` right after it does the same.
+        server: of its first attempt, if that begins at once; None if it waits in the gateway.
+        end: of its first run, if it is written together; a `Finish` right after it does the same.
     """
 
     job: NewJob
@@ -31,7 +31,7 @@ class Add:
 
 @dataclass(frozen=True, slots=True)
 class Withdraw:
-    """A job is none after all: it leaves no trace. Place: it is queued, in its first run, and never began."""
+    """A job is removed without a trace, because it was none. Place: it is queued, in its first run, and never began."""
 
     fence: Fence
 
@@ -63,8 +63,8 @@ class Reorder:
     which is on no server.
 
     Attributes:
-        priority: from now on; None: it stays.
-        first: it goes before all other jobs of its owner and priority, as `NewJob.front` says.
+        priority: the new one; None: no change.
+        first: whether it goes before all other jobs of its owner and priority, as in `NewJob.front`.
     """
 
     fence: Fence
@@ -74,7 +74,7 @@ class Reorder:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """ComfyUI has begun to execute the prompt, where it is placed. Place: queued or running."""
+    """ComfyUI has begun to execute the prompt, on its server. Place: queued or running."""
 
     fence: Fence
     at: float
@@ -85,7 +85,7 @@ class Start:
 class Suspect:
     """The server died while it had the attempt, or was being sent it: the run is placed alone from now on.
 
-    Place: queued or running, where it is placed.
+    Place: queued or running, on its server.
 
     Attributes:
         begun: the attempt counts as begun, though ComfyUI may not have said so.
@@ -113,7 +113,7 @@ class Forgive:
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
-    """The job is being taken out. Place: queued or running; whoever asks for it needs no fence."""
+    """The job is being taken out. Place: queued or running; the caller of a cancel needs no fence."""
 
     prompt_id: str
     run: int
@@ -122,8 +122,8 @@ class Cancel:
 class MadeFile(NamedTuple):
     """A file of a run, on the server `server`; `place`: see `comfyui.owners.place_of`.
 
-    `anew`: the run has written it, so whatever had this name there before is gone. Else it came from ComfyUI's cache,
-    and is that of others, too, who have run the same.
+    `anew`: whether the run has written it, so that an earlier file of this name is gone. If not, it came from ComfyUI's
+    cache, and also belongs to others who have run the same.
     """
 
     server: str
@@ -138,10 +138,10 @@ class Finish:
     Attributes:
         error: as the error body has it.
         result: the result as JSON.
-        started_at: when ComfyUI began to execute it, where no `Start` says so.
-        files: what the run has made, where that is to be somebody's.
-        executing_s: how long ComfyUI executed it, where it says so; else it is the time from its start to its end.
-        retryable: of the error; a run that failed with such an error may be followed by another.
+        started_at: when ComfyUI began to execute it, if no `Start` says so.
+        files: made by the run, if they shall have an owner.
+        executing_s: how long ComfyUI executed it, if it says so; otherwise the time from its start to its end.
+        retryable: whether another run may follow a run that failed with this error.
     """
 
     fence: Fence
@@ -156,7 +156,7 @@ class Finish:
     files: tuple[MadeFile, ...] = ()
 
     def used_s(self, started_at: float | None) -> float:
-        """Seconds that the run kept a server, where it began at `started_at`."""
+        """Seconds for which the run kept a server, if it began at `started_at`."""
         if self.executing_s is not None:
             return self.executing_s
         return 0.0 if started_at is None else max(0.0, self.at - started_at)
@@ -171,7 +171,7 @@ class Tell:
     """The caller is about to be told an id of ours, which counts as the caller's from now on. Place: any known job.
 
     Attributes:
-        body: what it takes to run the job again; None where that is not kept, or known.
+        body: needed to run the job again; None if it is not kept, or not known.
     """
 
     prompt_id: str
@@ -183,7 +183,7 @@ class Again:
     """A new run after the run `run`; how that one ended is kept. Place: canceled, lost, or failed and retryable.
 
     Attributes:
-        body, inputs, needs_secrets, call: what the new run has in place of the earlier one's; None: the same.
+        body, inputs, needs_secrets, call: those of the new run; None: as in the earlier one.
     """
 
     prompt_id: str
@@ -209,7 +209,7 @@ class Keep:
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """The inputs of a run are there: `inputs` stands for what the job had. Place: queued or running."""
+    """The inputs of a run have arrived: `inputs` replaces the job's. Place: queued or running."""
 
     prompt_id: str
     run: int
@@ -234,7 +234,7 @@ class Tried:
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """So many bytes of answers went to the callers of an owner, up to `at`. Place: always."""
+    """This number of bytes went to the callers of an owner, up to `at`. Place: always."""
 
     owner: str | None
     at: float
@@ -251,7 +251,7 @@ class SendAgain:
 
 @dataclass(frozen=True, slots=True)
 class Hide:
-    """ComfyUI's history does not show these jobs any more, until a new run of them has ended. Place: one is shown.
+    """ComfyUI's history hides these jobs, until a new run of them has ended. Place: one is shown.
 
     Jobs that have not ended are left as they are.
     """
@@ -268,7 +268,7 @@ class ClearHistory:
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """No job is to get its turn, until a `Pause` with False. Place: where that is not so already."""
+    """No job gets its turn, until a `Pause` with False. Place: if that changes the state."""
 
     paused: bool
 
@@ -302,7 +302,7 @@ class KeptUpload(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class KeepUpload:
-    """From now on the name stands for these bytes. Place: always."""
+    """The name now stands for these bytes. Place: always."""
 
     upload: KeptUpload
 
@@ -318,7 +318,7 @@ class UseUpload:
 
 @dataclass(frozen=True, slots=True)
 class DropUploads:
-    """These names, each with its key, stand for nothing any more. Place: there is one of them."""
+    """Forgets these names, each with its key. Place: there is one of them."""
 
     names: tuple[tuple[str, str], ...]
 
@@ -329,8 +329,8 @@ class NoteAttempt:
 
     Attributes:
         sent_at: when it was about to be sent.
-        ref: the platform's id of it; None while nobody knows whether the platform has it.
-        reply: what the platform gave, which it may give once only.
+        ref: the platform's id; None while it is not known whether the platform has it.
+        reply: from the platform, which may give it only once.
     """
 
     fence: Fence
@@ -347,7 +347,7 @@ class DropAttempt:
 
 
 def id_of(write: Write) -> str | None:
-    """The job that it is about, where it is about one by its id."""
+    """The job of the write, if the write names one by its id."""
     match write:
         case Add():
             return write.job.prompt_id

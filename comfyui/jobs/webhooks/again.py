@@ -30,6 +30,6 @@ async def send_again(
     if not record.state.is_end:
         raise ComfyUIConflictError("the job has not ended yet; its webhook is sent when it has", prompt_id=prompt_id)
     if not await journal.write(SendAgain(prompt_id, clock())):
-        raise ComfyUIConflictError("this job's end is told to nobody by a webhook", prompt_id=prompt_id)
+        raise ComfyUIConflictError("no webhook is sent for the end of this job", prompt_id=prompt_id)
     announcements.news.set()
     return record, [one for one in await journal.deliveries(prompt_id) if one.run == record.run]

@@ -18,10 +18,10 @@ EVENTS = (STARTED, *_OF_STATE.values())
 
 
 class Announcements:
-    """One for each journal. What it makes stands in the journal together with what it tells of.
+    """One instance for each journal. A delivery is in the journal together with the event that it reports.
 
     Args:
-        operator_url: is told of the end of every run; None where nobody is.
+        operator_url: is told of the end of every run; None if there is none.
 
     Attributes:
         news: set when there may be something new to send; the outbox clears it.
@@ -32,13 +32,13 @@ class Announcements:
         self.news = asyncio.Event()
 
     def of_start(self, fence: Fence, order: WebhookOrder | None, at: float) -> tuple[NewDelivery, ...]:
-        """What tells that ComfyUI has begun to execute the run."""
+        """The deliveries that report the start of the run's execution."""
         if order is None or STARTED not in order.events:
             return ()
         return (_delivery(fence, STARTED, order.url, "caller", at),)
 
     def of_end(self, fence: Fence, order: WebhookOrder | None, state: State, at: float) -> tuple[NewDelivery, ...]:
-        """What tells that the run has ended so."""
+        """The deliveries that report this end of the run."""
         event = _OF_STATE[state]
         made: list[NewDelivery] = []
         if order is not None and (not order.events or event in order.events):

@@ -16,8 +16,8 @@ Lookup = Callable[..., list[Any]]
 
 
 class OwnThreadsResolver(AbstractResolver):
-    """As aiohttp's own, which uses the few threads that the whole process shares: a name server that is silent holds
-    a thread for up to half a minute, and callers choose the names.
+    """Unlike aiohttp's own, it does not use the few threads that the whole process shares: a silent name server holds a
+    thread for up to half a minute, and callers choose the names.
 
     Args:
         threads: at most; they are begun when they are needed.
@@ -48,5 +48,5 @@ class OwnThreadsResolver(AbstractResolver):
         ]
 
     async def close(self) -> None:
-        """What is being looked up ends by itself."""
+        """Look-ups under way end by themselves."""
         self._threads.shutdown(wait=False, cancel_futures=True)

@@ -1,7 +1,7 @@
 """`Outbox`: sends the webhooks that wait in the journal, until each is delivered or given up.
 
-The journal says what is due; it has only what is committed, so that no end is told that a power cut could take back.
-What is being sent is known here alone: a gateway that is killed sends it again after its start, with the same id.
+The journal says what is due; it has only committed records, so that no reported end can be taken back by a power cut.
+Only this module knows what is being sent: a gateway that is killed sends it again after its start, with the same id.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from comfyui.tasks import SideTasks, happens_within
 _T = TypeVar("_T")
 # While the journal cannot be read or written.
 _JOURNAL_BACKOFF = Backoff(start_s=1.0, max_s=30.0)
-# The clock of the machine may be set while something waits.
+# The clock of the machine may be changed while webhooks wait.
 _LOOK_S = 60.0
 
 
@@ -50,7 +50,7 @@ class OutboxOptions:
         each: of these to one receiver, so that one that does not answer leaves places for the others.
         bodies_at_once: that are being made; for each a whole result is in memory.
         render_s: for making one body.
-        last_s: at the end, for tries that are under way: what is cut off may have arrived, and is sent again.
+        last_s: at the end, for tries that are under way: a try that is cut off may have arrived, and is sent again.
     """
 
     at_once: int = 64
@@ -61,16 +61,16 @@ class OutboxOptions:
 
 
 async def some_wait(journal: Journal) -> bool:
-    """Whether the journal has webhooks that are to be sent. Raises `JournalError`."""
+    """Whether the journal has webhooks to send. Raises `JournalError`."""
     due = await journal.due(0.0, 1, 1)
     return due.next_at is not None
 
 
 class Outbox:
-    """Open it with ``async with``: from then on webhooks are sent. Sender and journal belong to whoever opened them.
+    """Open it with ``async with``: webhooks are sent from then on. Sender and journal belong to their openers.
 
     Args:
-        clock: Unix time: when webhooks are due, and what they are signed with.
+        clock: Unix time, by which webhooks are due and signed.
         jitter: chooses a number between two.
     """
 
@@ -106,7 +106,7 @@ class Outbox:
         return self
 
     async def __aexit__(self, *_exc: object) -> None:
-        """Nothing more is begun. What is cut off after a moment is sent again by the next gateway."""
+        """Begins no more tries. Tries that are cut off after a moment are sent again by the next gateway."""
         await self._loop.close()
         await self._tasks.close(patience_s=self._options.last_s)
 
@@ -125,7 +125,7 @@ class Outbox:
         return await self._journal.due(self._clock(), free, self._options.each, under_way)
 
     async def _insist(self, work: Callable[[], Awaitable[_T]]) -> _T:
-        """What the journal gives, once it can."""
+        """The journal's answer, as soon as it can give one."""
         return await retry(work, JournalError, _JOURNAL_BACKOFF, told=self._tell_journal)
 
     def _tell_journal(self, error: JournalError, _failures: int) -> None:
@@ -160,7 +160,7 @@ class Outbox:
             return await self._render(delivery)
 
     def _followed(self, delivery: Delivery, answer: Answer) -> Tried:
-        """What follows from the answer; counted and logged."""
+        """The next state after the answer; counted and logged."""
         now = self._clock()
         tries = delivery.tries + 1
         pause_s = None if answer.gone else wait_s(tries, answer.retry_after_s, self._jitter)

@@ -17,10 +17,10 @@ Jitter = Callable[[float, float], float]
 
 
 def wait_s(failures: int, asked_s: float = 0.0, jitter: Jitter = random.uniform) -> float | None:
-    """Seconds until the next try after so many failures (1 or more); None where there is none any more.
+    """Seconds until the next try after this number of failures (1 or more); None if there is none.
 
     Args:
-        asked_s: what the receiver's ``Retry-After`` says.
+        asked_s: the receiver's ``Retry-After``.
     """
     if failures >= TRIES:
         return None

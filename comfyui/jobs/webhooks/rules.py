@@ -12,7 +12,7 @@ _BY_KEY = frozenset({"WEBHOOK_SECRET"})
 
 
 class WebhookRules:
-    """What the settings say of callers' webhooks.
+    """The settings of callers' webhooks.
 
     Args:
         missing: the settings that webhooks need and that are not set.
@@ -24,7 +24,7 @@ class WebhookRules:
         self._policy = AddressPolicy(allow)
 
     def check_enabled(self, rules: KeyRules | None) -> None:
-        """Raise `RequestError` where the gateway sends no webhooks for this key; None: without keys."""
+        """Raises `RequestError` if the gateway sends no webhooks for this key; None: without keys."""
         missing = self._missing
         if rules is not None and not is_given_name(rules.name):
             # A key of KEYS_FILE has its own secret.

@@ -1,8 +1,8 @@
 """`WebhookSender`: one request to one receiver, without becoming a caller's way into our network.
 
 - The address that a caller's URL leads to is checked at each try, and the connection goes to the checked address.
-- Redirects are not followed: a receiver that moved can say its new address to whoever set it up.
-- Of the answer only the status and ``Retry-After`` are read. Its body stays where it is, and the connection is closed.
+- Redirects are not followed: a receiver that moved can tell its new address to the person who set it up.
+- Only the status and ``Retry-After`` of the answer are read. Its body is not, and the connection is closed.
 - A try has a time limit from the look-up of the name to the status.
 """
 
@@ -34,7 +34,7 @@ class Answer:
     """How a try went.
 
     Attributes:
-        text: the status or why there is none; no part of the URL and of what was received.
+        text: the status or why there is none, without any part of the URL or of the answer.
         delivered: the receiver has it.
         gone: the receiver wants nothing more of this.
         refused: nothing was sent, since the URL leads to no permitted address.

@@ -1,4 +1,4 @@
-"""Which secret signs a webhook. Each key of KEYS_FILE has its own, so that two receivers cannot learn each other's."""
+"""The secret that signs a webhook. Each key of KEYS_FILE has its own, so that no receiver learns another's."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Signers:
         self._owners = owners
 
     def of(self, owner: str | None, audience: Audience) -> Signer | None:
-        """None where there is no secret, or no longer: then nothing may be sent."""
+        """None if there is no secret (any more): then nothing may be sent."""
         if audience == "operator" or owner is None or is_given_name(key_of(owner)):
             return self._settings
         rules = None if self._owners is None else self._owners.rules_of(owner)

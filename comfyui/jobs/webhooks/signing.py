@@ -9,7 +9,7 @@ import hmac
 from collections.abc import Sequence
 
 _PREFIX = "whsec_"
-# As the specification wants it: 192 bits.
+# The specification's minimum: 192 bits.
 _SHORTEST = 24
 
 
@@ -29,7 +29,7 @@ class Signer:
         self._keys = tuple(key_of(secret) for secret in secrets)
 
     def headers(self, message_id: str, at: float, body: bytes) -> dict[str, str]:
-        """The headers of this body. `at`: when it is sent; receivers refuse what is 5 minutes old."""
+        """The headers of this body. `at`: when it is sent; receivers refuse a message that is 5 minutes old."""
         timestamp = str(int(at))
         signed = b".".join((message_id.encode(), timestamp.encode(), body))
         signatures = (base64.b64encode(hmac.digest(key, signed, hashlib.sha256)).decode() for key in self._keys)

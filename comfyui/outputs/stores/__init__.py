@@ -1,1 +1,1 @@
-"""Where output files are kept for their readers: a folder or an S3 bucket."""
+"""Stores for output files: a folder or an S3 bucket."""

@@ -80,7 +80,7 @@ def _probe_folder(path: Path, content: bytes) -> None:
     path.write_bytes(content)
     try:
         if path.read_bytes() != content:
-            raise OSError(errno.EIO, "what was written is not what is read")
+            raise OSError(errno.EIO, "the bytes that were read are not those that were written")
     finally:
         path.unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # another check is under way in it
@@ -91,7 +91,7 @@ class Draft:
     """A temporary file beside its target, so that moving it there is one step. All methods block.
 
     Attributes:
-        file: what is to be there, open for writing after `open`.
+        file: the contents, open for writing after `open`.
     """
 
     file: IO[bytes]
@@ -108,12 +108,12 @@ class Draft:
     def publish(self) -> None:
         assert self._path is not None  # noqa: S101 - opened first
         self.file.close()
-        # A temporary file is for its owner only; this one is to be served.
+        # A temporary file is only for its owner; this one will be served.
         self._path.chmod(0o644)
         self._path.replace(self._target)
 
     def discard(self) -> None:
-        """Close it, and remove what was not published."""
+        """Closes it, and removes it unless it was published."""
         if self._path is not None:
             self.file.close()
             self._path.unlink(missing_ok=True)

@@ -35,13 +35,14 @@ _REFUSED_CODES = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class S3Settings:
-    """Where and how to store. Keys never appear in its repr.
+    """The store's address and options. Keys never appear in its repr.
 
     Attributes:
         endpoint_url: of a compatible store; None: AWS.
         public_endpoint_url: where clients reach the store, for links, when that is not `endpoint_url`.
         prefix: in front of every key.
-        access_key, secret_key, session_token: None, empty: from where AWS's tools take them (role, environment, file).
+        access_key, secret_key, session_token: None, empty: taken from where AWS's tools take them (role, environment,
+            file).
         addressing_style: ``path`` (``host/bucket/key``) suits most compatible stores, ``virtual`` puts the bucket
             before the host.
         allowed_buckets: which others than `bucket` a request may name.
@@ -66,7 +67,7 @@ class S3Settings:
 
 
 def s3_store(fields: S3Fields) -> S3Store | None:
-    """The store that the settings name, not opened; None without a bucket. Raises ValueError as `S3Store`."""
+    """The configured store, not opened; None without a bucket. Raises ValueError as `S3Store`."""
     if not fields.s3_bucket:
         return None
     options = S3Settings(
@@ -105,7 +106,7 @@ class S3Store:
             raise ValueError(error.detail) from error
 
     async def __aenter__(self) -> Self:
-        """Raises `StorageError` when the extra is not installed. Nothing is asked of the store yet."""
+        """Raises `StorageError` if the extra is not installed. The store is not contacted yet."""
         session, config, self._errors = await asyncio.to_thread(_load_driver, self._settings)
         async with AsyncExitStack() as stack:
             try:
@@ -160,7 +161,7 @@ class S3Store:
         return StoredObject(url, bucket, place["Key"], parts.size, str(answer.get("ETag", "")).strip('"'))
 
     async def link(self, bucket: str, key: str, placement: Placement) -> str:
-        """See `ObjectStore.link`; a bucket that may not be stored in any more gets none."""
+        """See `ObjectStore.link`; a bucket that is no longer allowed gets none."""
         self.check(Placement(bucket, None, placement.presign_seconds))
         try:
             return await self._signed({"Bucket": bucket, "Key": key}, placement)
@@ -174,7 +175,7 @@ class S3Store:
         return url
 
     async def probe(self) -> None:
-        """See `ObjectStore.probe`; the step and the store's code tell what the key may not do."""
+        """See `ObjectStore.probe`; the step and the store's code tell which right the key lacks."""
         if self._client is None:
             raise RuntimeError("use the store inside 'async with'")
         bucket = self._settings.bucket
@@ -207,7 +208,7 @@ class S3Store:
             raise
 
     async def _start(self, place: dict[str, str], content_type: str) -> dict[str, str]:
-        """Cancelled, it still waits for the answer: an upload whose id nobody knows could not be aborted."""
+        """If cancelled, it still waits for the answer: an upload without a known id could not be aborted."""
         request = asyncio.ensure_future(self._client.create_multipart_upload(**place, ContentType=content_type))
         try:
             return {**place, "UploadId": (await asyncio.shield(request))["UploadId"]}
@@ -242,10 +243,10 @@ class S3Store:
         return [task.result() for task in tasks]
 
     async def _abort(self, upload: dict[str, str]) -> None:
-        """Runs to its end also when its caller is cancelled: parts of an upload that nobody finishes cost money."""
+        """Runs to its end even if its caller is cancelled: parts of an unfinished upload cost money."""
 
         async def abort() -> None:
-            # The reason why we abort is what the caller hears of.
+            # The caller gets the reason for the abort.
             with suppress(self._errors.ClientError, self._errors.BotoCoreError):
                 await self._client.abort_multipart_upload(**upload)
 
@@ -264,7 +265,7 @@ class S3Store:
         )
 
     def _translated(self, error: Any, bucket: str) -> StorageError:
-        """By the store's error code: its message may hold the key id and the request that was signed."""
+        """The error for the store's code: its message may contain the key id and the signed request."""
         if not isinstance(error, self._errors.ClientError):
             if isinstance(error, self._errors.NoCredentialsError | self._errors.PartialCredentialsError):
                 return StorageError("the object store's credentials are not set")
@@ -295,7 +296,7 @@ def _load_driver(settings: S3Settings) -> tuple[Any, Any, Any]:
         errors = importlib.import_module("botocore.exceptions")
     except ImportError as error:
         raise StorageError("object storage needs the extra: pip install 'comfyui-gateway[s3]'") from error
-    # At DEBUG they write what they sign and send: session tokens, links that work.
+    # At DEBUG they log what they sign and send: session tokens, working links.
     for name in ("aiobotocore", "botocore"):
         logging.getLogger(name).setLevel(logging.INFO)
     # Into the loader's cache, from where the client takes them without reading.

@@ -30,7 +30,7 @@ _NOT_IN_KEYS = re.compile(r"[^A-Za-z0-9._=+-]+")
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """What one request may choose; None means as the store is set up.
+    """One request's choices; None means the store's default.
 
     Attributes:
         prefix: a folder below the store's own prefix, which stays in front of it.
@@ -72,10 +72,10 @@ class ObjectStore(Protocol):
         content_type: str = "application/octet-stream",
         placement: Placement | None = None,
     ) -> StoredObject:
-        """Store `chunks` under `key` (made safe by `safe_key`), replacing what is there.
+        """Stores `chunks` under `key` (made safe by `safe_key`), replacing an existing object.
 
         Args:
-            length: of all chunks together, where it is known; checked.
+            length: of all chunks together, if it is known; checked.
 
         Raises:
             StorageError: the store failed or refused; nothing of the file stays.
@@ -91,14 +91,14 @@ class ObjectStore(Protocol):
             placement: only how long the link works counts.
 
         Raises:
-            StorageError: there is none.
+            StorageError: there is no link.
         """
         ...
 
     async def probe(self) -> None:
         """Write, read and delete a small object. Raises `StorageError` with the step that failed.
 
-        To delete is not needed to deliver files: where that is not allowed, the object stays, and the log says so.
+        Deleting is not needed to deliver files: if it is not allowed, the object stays, and the log says so.
         """
         ...
 
@@ -133,7 +133,7 @@ class StoreCheck:
 
 
 def probe_key(prefix: str = "") -> tuple[str, bytes]:
-    """Where a check writes, another place each time, and what."""
+    """The place and the contents of a check, different each time."""
     name = uuid.uuid4().hex
     return safe_key(prefix, ".comfyui-gateway-check", name), f"comfyui-gateway {name}".encode()
 

@@ -1,4 +1,4 @@
-"""Storing output files in Supabase's storage, and the session to a project, which the task queue uses as well.
+"""Stores output files in Supabase's storage; the task queue uses the same session to a project.
 
 The storage API tells the outcome in its body: most refusals are HTTP 400 with the real status as ``statusCode``.
 """
@@ -20,7 +20,7 @@ from comfyui.exceptions import JSONError, StorageError, StorageRefusedError
 from comfyui.outputs.stores.store import Placement, StoredObject, probe_key, safe_key
 
 _log = structlog.get_logger(__name__)
-# A file may be of any size: only silence ends its upload.
+# A file may have any size: only silence ends its upload.
 _FILE_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=300)
 TRANSIENT = frozenset({408, 425, 429})
 """Statuses below 500 after which the same request may succeed."""
@@ -69,7 +69,7 @@ class SupabaseStorage:
     """`ObjectStore` on a bucket of Supabase's storage.
 
     Args:
-        signed_url_s: how long the link of a stored file works; None: the bucket is public, links do not end.
+        signed_url_s: how long the link of a stored file works; None: the bucket is public, and links do not end.
     """
 
     def __init__(self, api: SupabaseApi, bucket: str, *, prefix: str = "", signed_url_s: int | None = None) -> None:
@@ -177,7 +177,7 @@ class SupabaseStorage:
 
 
 class _Body:
-    """The chunks of an upload: how many bytes they were, and what they raised; aiohttp would hide that."""
+    """The chunks of an upload, with their number of bytes and their error, which aiohttp would hide."""
 
     def __init__(self, chunks: AsyncIterator[bytes]) -> None:
         self._chunks = chunks
@@ -195,7 +195,7 @@ class _Body:
 
 
 def parsed(body: bytes) -> Any:
-    """An answer's body as JSON; None where it is none."""
+    """An answer's body as JSON; None if it is not JSON."""
     try:
         return jsonio.loads(body)
     except JSONError:

@@ -1,4 +1,4 @@
-"""What a client takes (``Accept``), and which of our four forms of an answer that is."""
+"""Reads the ``Accept`` header of a client, and chooses one of our four forms of an answer."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _FORMS: dict[str, Form] = {
     "application/zip": "zip",
     ANY_BYTES: "raw",
 }
-# What a refusal tells the client.
+# The end of a refusal.
 _OFFERS = ", ".join([*(name for name in _FORMS if "*" not in name), *(f"{kind}*" for kind in MEDIA)])
 
 
@@ -36,7 +36,7 @@ class Accepted:
     @classmethod
     @short_cache(256)
     def parse(cls, header: str) -> Accepted:
-        """RFC 9110's ``Accept``; a part that cannot be read is passed over. Nothing means anything."""
+        """RFC 9110's ``Accept``; unreadable parts are skipped. An empty header accepts everything."""
         ranges = []
         for part in header.split(","):
             media_range, *parameters = (piece.strip().lower() for piece in part.split(";"))
@@ -46,7 +46,7 @@ class Accepted:
         return cls(tuple(ranges) or (("*/*", 1.0),))
 
     def forms(self) -> list[Form]:
-        """The forms that the client takes, the most wanted first. Raises `NotAcceptableError` when there is none."""
+        """The forms that the client accepts, the most wanted first. Raises `NotAcceptableError` if there is none."""
         refused = {media_range for media_range, weight in self.ranges if not weight}
         found = [_form_of(media_range) for media_range, weight in self.ranges if weight]
         forms = [
@@ -54,11 +54,11 @@ class Accepted:
         ]
         if not forms:
             wanted = ", ".join(media_range for media_range, _ in self.ranges)
-            raise NotAcceptableError(f"Accept: {wanted[:200]} is nothing that there is here: {_OFFERS}")
+            raise NotAcceptableError(f"Accept: {wanted[:200]} matches none of our forms: {_OFFERS}")
         return forms
 
     def takes(self, content_type: str) -> bool:
-        """Whether a file of this type is what the client asked for by a range of media types."""
+        """Whether the client accepts a file of this type by a range of media types."""
         kind = content_type.partition("/")[0]
         fits = {content_type, f"{kind}/*", ANY_BYTES}
         return any(weight and media_range in fits for media_range, weight in self.ranges)

@@ -28,7 +28,7 @@ from comfyui.web.server.disconnect import ClientWatch
 
 # An answer up to this size is sent in one piece with its length; a larger one streams.
 _WHOLE_ANSWER = 1024 * 1024
-# A refusal that comes sooner than this still gets its HTTP status, although events were asked for.
+# A refusal that comes sooner than this still gets its HTTP status, even for an answer in events.
 _START_PATIENCE_S = 1.0
 _MOST_NAMED = 20
 _NO_FILE = "the prompt has no output file; ask for application/json"
@@ -41,7 +41,7 @@ class Call:
     """One request for the answer of one prompt.
 
     Attributes:
-        accepted: what the client takes.
+        accepted: what the client accepts.
         node_id: whose file is wanted, where bytes are.
         previews: wanted among the events.
         workflow: gives the prompt's workflow, or None while it is not known.
@@ -78,7 +78,7 @@ async def answer(request: Request, deliverer: Deliverer, call: Call, work: Work)
 
 
 async def _finished(deliverer: Deliverer, call: Call, forms: Sequence[Form], result: PromptResult) -> Response:
-    """In the first of the forms that this result can have; the last one's reason when it can have none."""
+    """The first of the forms that this result can have; if it can have none, the reason of the last one."""
     refusal: NotAcceptableError | None = None
     for form in forms:
         try:
@@ -87,7 +87,7 @@ async def _finished(deliverer: Deliverer, call: Call, forms: Sequence[Form], res
                     return await file_answer(deliverer, call.order, result, _chosen(call, result))
                 case "zip":
                     return await _zip(deliverer, call, result)
-                case "json" | "events":  # what happened is over, so that there are no events to tell
+                case "json" | "events":  # everything has happened, so there are no events to send
                     return await _json(deliverer, call, result)
                 case _:
                     assert_never(form)
@@ -98,7 +98,7 @@ async def _finished(deliverer: Deliverer, call: Call, forms: Sequence[Form], res
 
 
 async def _json(deliverer: Deliverer, call: Call, result: PromptResult) -> Response:
-    """In one piece while it is small, streamed with bounded memory when it is not."""
+    """In one piece if it is small, otherwise streamed with bounded memory."""
     entries = await deliverer.entries(result, call.order, deadline=call.deadline)
     start = bytearray()
     pieces = deliverer.json(result, entries, call.order)
@@ -151,7 +151,7 @@ def _headers_of(filename: str, result: PromptResult) -> dict[str, str]:
 
 
 def result_answer() -> Answer:
-    """What OpenAPI says of an answer with a result, by what ``Accept`` names."""
+    """The description of a result in OpenAPI, by the types that ``Accept`` names."""
     return Answer(
         "The result in the form that `Accept` names: JSON, events of which the last is the result or an error, the"
         " bytes of one file, or all files in a ZIP archive.",
@@ -186,7 +186,7 @@ def _chosen(call: Call, result: PromptResult) -> OutputFile:
 
 
 def _type_of(call: Call, file: OutputFile) -> str:
-    """What the file's type is going to be, as far as that is known before it is read."""
+    """The type that the file will have, as far as that is known before it is read."""
     convert = call.order.convert
     return f"image/{convert.format}" if convert and file.content_type.startswith("image/") else file.content_type
 
@@ -224,7 +224,7 @@ async def _events(request: Request, deliverer: Deliverer, call: Call, work: Work
 
 
 async def _begun(working: asyncio.Task[Any], feed: EventFeed) -> None:
-    """Until there is something to tell, or it failed, or that takes too long to make the client wait for headers."""
+    """Waits until there is news, or it failed, or the client should get its headers."""
     news = asyncio.create_task(feed.news())
     try:
         await asyncio.wait((working, news), timeout=_START_PATIENCE_S, return_when=asyncio.FIRST_COMPLETED)

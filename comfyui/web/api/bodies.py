@@ -37,15 +37,15 @@ _JSON_FIELDS = frozenset(
     {"images", "extra_data", "partial_execution_targets", "convert", "output", "labels", "webhook"}
 )
 FIELDS = frozenset(PromptRequest.model_fields)
-"""Of a body."""
+"""The media type of a body."""
 JSON_ERRORS: Final = (RequestError, ComfyUILimitError)
-"""What may be wrong with a body of JSON."""
+"""The possible errors of a JSON body."""
 SUBMISSION_ERRORS: Final = (*JSON_ERRORS, ComfyUIInputError, ComfyUIDiskError)
-"""What may be wrong with a body that carries a workflow, or with keeping its files."""
-# Up to so many fields that do not exist are each named by themselves.
+"""The possible errors of a body with a workflow, or of keeping its files."""
+# How many unknown fields are each named by themselves.
 _MOST_UNKNOWN = 20
-# pydantic copies a text that it checks in one go, and names each member that is one too many. Beside the workflow,
-# `extra_data` and the content of images, no text is longer and no object larger.
+# pydantic copies a text that it checks in one step, and names each unknown member. Besides the workflow, `extra_data`
+# and the content of images, no text is longer and no object larger.
 _LONGEST_TEXT = 4096
 _ITS_OWN = frozenset({"prompt", "extra_data"})
 _CODED_AT_ONCE = 1 << 20
@@ -64,7 +64,7 @@ class Workflow(RootModel[dict[str, Node]]):
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """A request, and the files that came with it. Its block holds these; they may be held longer by others."""
+    """A request, and the files that came with it. Its block holds these; others may hold them longer."""
 
     request: PromptRequest
     files: SpooledFiles | None = None
@@ -80,7 +80,7 @@ class Submission:
 
 
 async def submission(request: Request, *, waits: bool = True) -> Submission:
-    """What is posted to be run. `waits`: the caller waits for the end, and counts as one who does.
+    """The posted workflow to run. `waits`: the caller waits for the end, and counts as a waiting request.
 
     Raises:
         RequestError: not JSON and no form, or a field that cannot be used, by name.
@@ -97,7 +97,7 @@ async def submission(request: Request, *, waits: bool = True) -> Submission:
 
 
 async def get_workflow(request: Request) -> AsyncIterator[Submission]:
-    """What is posted to be looked at: as in `submission`, and a bare workflow is one, too."""
+    """The posted workflow to check: as in `submission`, and a bare workflow is one, too."""
     with await _submission(request, bare=True) as posted:
         yield posted
 
@@ -113,7 +113,7 @@ def looks_like_workflow(body: Mapping[str, Any]) -> bool:
 
 
 def submission_body(*, bare: bool) -> dict[str, Schema]:
-    """What OpenAPI says of these bodies. Where `bare`, the workflow may be a body by itself."""
+    """The description of these bodies in OpenAPI. `bare`: whether the workflow may be a body by itself."""
     models = (PromptRequest, Workflow) if bare else (PromptRequest,)
     return {**json_of(*models), "multipart/form-data": _form_schema()}
 
@@ -132,7 +132,7 @@ def _form_schema() -> Schema:
 
 
 async def pieces_of(request: Request) -> list[bytes]:
-    """The body. Not `request.body()`: that one keeps the text beside what is made of it, while the request waits."""
+    """The body. `request.body()` is not used: it keeps the text beside its parsed form, while the request waits."""
     return [chunk async for chunk in request.stream()]
 
 
@@ -175,7 +175,7 @@ def _texts_of(posted: PromptRequest) -> set[str]:
 
 
 def _parsed(fields: dict[str, Any], size: int, limits: Limits, *, bare: bool) -> PromptRequest:
-    """A body as a request. Where `bare`, the body may be the workflow itself."""
+    """A body as a request. `bare`: whether the body may be the workflow itself."""
     if "prompt" not in fields and looks_like_workflow(fields):
         if not bare and not is_ui_format(fields):
             raise RequestError('this is a bare workflow; wrap it in an object: {"prompt": {…}}')
@@ -221,7 +221,7 @@ def _check_counts(fields: Mapping[str, Any], limits: Limits) -> None:
 
 
 def _check_sizes(name: str, value: Any) -> None:
-    """Of a field, and of what it contains; nothing that is meant contains more than two levels."""
+    """Checks a field, and its contents; no valid field contains more than two levels."""
     pending = [(name, value)]
     for _ in range(3):
         inside: list[tuple[str, Any]] = []
@@ -240,7 +240,7 @@ def _check_sizes(name: str, value: Any) -> None:
 def json_object(
     text: bytes | bytearray | str, what: str, limits: Limits, wanted: str = '{"prompt": {…}}'
 ) -> dict[str, Any]:
-    """Raises `RequestError` when it is none, which shows what is wanted, and `ComfyUILimitError`."""
+    """Raises `RequestError`, which shows the expected form, for any other value, and `ComfyUILimitError`."""
     body = json_value(text, limits, what, f"{what} is not JSON")
     if not isinstance(body, dict):
         raise RequestError(f"{what} is not a JSON object: {wanted} is wanted")
@@ -248,7 +248,7 @@ def json_object(
 
 
 def json_value(text: bytes | bytearray | str, limits: Limits, what: str, is_not_json: str) -> Any:
-    """Raises `RequestError` where it is no JSON, and `ComfyUILimitError`."""
+    """Raises `RequestError` if it is not JSON, and `ComfyUILimitError`."""
     try:
         return big_json.load(_encoded(text) if isinstance(text, str) else text, limits)
     except JSONError as error:
@@ -279,7 +279,7 @@ def _body_of_form(texts: dict[str, bytes | bytearray], limits: Limits) -> dict[s
 
 
 def plain_text(name: str, text: bytes | bytearray) -> str:
-    """A field that is no JSON. In pieces: other threads stand still while one is decoded."""
+    """A field that is not JSON. Decoded in pieces, because other threads stand still meanwhile."""
     decoder = codecs.getincrementaldecoder("utf-8-sig")()
     pieces = (text[start : start + _CODED_AT_ONCE] for start in range(0, len(text), _CODED_AT_ONCE))
     try:

@@ -24,7 +24,7 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 class Door:
-    """Middleware: calls the endpoints of `routers`; whatever is none of them goes on to `app`."""
+    """Middleware: calls the endpoints of `routers`; any other request goes on to `app`."""
 
     def __init__(self, app: ASGIApp, *routers: APIRouter) -> None:
         self._app = app

@@ -1,4 +1,4 @@
-"""What callers see of jobs that have not ended, and the list of all."""
+"""Unfinished jobs as callers see them, and the list of all jobs."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ Id = Annotated[str, Field(json_schema_extra={"format": "uuid"})]
 class JobProgress(TypedDict):
     """How far a prompt that runs is."""
 
-    overall: Annotated[float, Field(description="Of the whole prompt, 0 to 1.")]
+    overall: Annotated[float, Field(description="Progress of the whole prompt, 0 to 1.")]
     node: Annotated[str | None, Field(description="The node that runs.")]
     title: Annotated[str | None, Field(description="Its title in the editor, else its class.")]
     value: Annotated[float | None, Field(description="Steps of it that are done.")]
@@ -80,7 +80,7 @@ class PendingJob(TypedDict):
 
     prompt_id: Id
     status: Status
-    position: Annotated[int | None, Field(description="Jobs before it; null where it runs, or nobody knows.")]
+    position: Annotated[int | None, Field(description="Jobs before it; null if it runs, or if that is unknown.")]
     paused: NotRequired[
         Annotated[Literal[True], Field(description="The queue is paused: the job waits until it is resumed.")]
     ]
@@ -88,10 +88,10 @@ class PendingJob(TypedDict):
         Annotated[list[str], Field(description="Servers: no other one may run it, and all of these are down.")]
     ]
     created_at: Time | None
-    workflow: NotRequired[Annotated[WorkflowEntry, Field(description="Where a named workflow was called.")]]
+    workflow: NotRequired[Annotated[WorkflowEntry, Field(description="Only if a named workflow was called.")]]
     started_at: NotRequired[Time | None]
     progress: NotRequired[JobProgress | None]
-    webhook: NotRequired[Annotated[ShownWebhooks, Field(description="Where somebody is told of the job.")]]
+    webhook: NotRequired[Annotated[ShownWebhooks, Field(description="Only if the job has webhooks.")]]
     stored: NotRequired[Annotated[Literal[False], Field(description="STATE_DIR is empty: a restart forgets the job.")]]
 
 
@@ -112,13 +112,13 @@ class ShownDelivery(TypedDict):
     state: Annotated[Literal["waiting", "delivered", "given_up"], Field(description="`waiting`: for its next try.")]
     tries: int
     tried_at: Time | None
-    answer: Annotated[str | None, Field(description="What came of the last try.")]
+    answer: Annotated[str | None, Field(description="The outcome of the last try.")]
 
 
 class ShownWebhooks(TypedDict):
-    """Who is told of a job, and whether that was done."""
+    """The receivers of a job's webhooks, and the state of each."""
 
-    url: Annotated[str | None, Field(description="Without its query; null where only WEBHOOK_URL is told.")]
+    url: Annotated[str | None, Field(description="Without its query; null if only WEBHOOK_URL is told.")]
     deliveries: list[ShownDelivery]
 
 
@@ -135,9 +135,9 @@ class ListedJob(TypedDict):
 
     prompt_id: Id
     status: Status
-    kind: Annotated[Literal["sync", "async"], Field(description="Whether a caller waits for it on its connection.")]
-    run: Annotated[int, Field(description="How often it was begun anew, from 1 on.")]
-    workflow: Annotated[str | None, Field(description="The name of the workflow, where it was called by one.")]
+    kind: Annotated[Literal["sync", "async"], Field(description="sync: a caller waits for it on its connection.")]
+    run: Annotated[int, Field(description="The number of the run, from 1 on.")]
+    workflow: Annotated[str | None, Field(description="The name of the workflow, if it was called by one.")]
     labels: Mapping[str, str]
     priority: int
     server: str | None
@@ -145,18 +145,18 @@ class ListedJob(TypedDict):
     started_at: Time | None
     ended_at: Time | None
     error: JobFailure | None
-    webhook: NotRequired[Annotated[ShownWebhooks, Field(description="Where somebody is told of the job.")]]
+    webhook: NotRequired[Annotated[ShownWebhooks, Field(description="Only if the job has webhooks.")]]
 
 
 class JobList(TypedDict):
     """Jobs, newest first."""
 
     jobs: list[ListedJob]
-    next_cursor: NotRequired[Annotated[str, Field(description="For the next page; missing on the last one.")]]
+    next_cursor: NotRequired[Annotated[str, Field(description="The cursor of the next page; missing on the last one.")]]
 
 
 class ListCall(Parameters):
-    """Which jobs are wanted."""
+    """The filters of a list of jobs."""
 
     status: str | None = Field(
         default=None,
@@ -182,7 +182,7 @@ class ListCall(Parameters):
             if name not in known:
                 raise RequestError(f"status: there is no state {name[:20]!r}; there are {', '.join(known)}")
         if len(self.labels) > MAX_LABELS:
-            raise RequestError(f"label: at most {MAX_LABELS} labels may be given")
+            raise RequestError(f"label: at most {MAX_LABELS} labels are allowed")
         for key, value in self.labels.items():
             try:
                 check_label(key, value)
@@ -193,13 +193,15 @@ class ListCall(Parameters):
 
 
 def origin_of(request: Request) -> Origin:
-    """Who calls, for the job that the call makes or asks for."""
+    """The caller as the origin of the job that the call makes or asks for."""
     caller = state_of(request.scope).caller
     return Origin() if caller is None else Origin(owner=caller.owner, rules=caller.rules)
 
 
 def seen_by(request: Request, narrowed: JobFilter) -> JobFilter:
-    """The filter with what the caller may see: a user's own jobs, or those of the person behind a shared key."""
+    """The filter, limited to jobs that the caller may see: a user's own jobs, or those of the person behind a shared
+    key.
+    """
     caller = state_of(request.scope).caller
     if caller is None or caller.rules.role != "user":
         return narrowed
@@ -213,7 +215,7 @@ async def list_of_jobs(request: Request) -> Response:
 
 
 async def page_of_jobs(request: Request, asked: ListCall) -> JobList:
-    """The jobs that are asked for, of those that the caller may see. Raises `RequestError`, `JournalError`."""
+    """The requested jobs among those that the caller may see. Raises `RequestError`, `JournalError`."""
     journal = gateway_of(request).handler.journal
     page = await journal.page(seen_by(request, asked.narrowed()), asked.limit, asked.cursor)
     deliveries: defaultdict[str, list[Delivery]] = defaultdict(list)
@@ -257,7 +259,7 @@ def pending(request: Request, look: Look, preferred: Preferences) -> Response:
 
 
 def pending_job(gateway: GatewayState, look: Look, *, in_detail: bool) -> PendingJob:
-    """What a caller is told of a job that has not ended. `in_detail`: also how far it is, and its webhooks."""
+    """An unfinished job as a caller sees it. `in_detail`: with its progress and its webhooks."""
     record = look.record
     body = PendingJob(
         prompt_id=look.prompt_id,
@@ -283,7 +285,7 @@ def pending_job(gateway: GatewayState, look: Look, *, in_detail: bool) -> Pendin
 
 
 def pending_answer() -> Answer:
-    """What OpenAPI says of `pending`."""
+    """The description of `pending` in OpenAPI."""
     return Answer(
         "The job has not ended; ask for it at `Location`.",
         json_of(PendingJob),

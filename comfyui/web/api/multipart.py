@@ -36,7 +36,8 @@ _NO_LISTS: Mapping[str, list[bytes]] = {}
 
 @dataclass(frozen=True, slots=True)
 class FormLimits:
-    """In bytes: of one file, and of all text fields together. `hold` is told of texts as they come, and may raise.
+    """Limits in bytes: of one file, and of all text fields together. `hold` is called with texts as they arrive, and
+    may raise.
 
     `max_parts` is how many fields and files the form may have.
 
@@ -57,11 +58,11 @@ class FormLimits:
 
 @dataclass(slots=True)
 class _Part:
-    """One part while it arrives; `file` is where its bytes go, None for a text.
+    """One part while it arrives; `file` gets its bytes, None for a text.
 
     Attributes:
         is_text: its content is kept as a text, though it may have the name of a file.
-        filenames: what its file may be called: see `Disposition`; none for a text.
+        filenames: the possible names of the file: see `Disposition`; none for a text.
     """
 
     name: str = ""
@@ -73,21 +74,21 @@ class _Part:
     size: int = 0
     ended: bool = False
     path: Path | None = None
-    """Where the file lies, once it has been begun."""
+    """The path of the file, once it has been begun."""
     file: IO[bytes] | None = None
     digest: hashlib._Hash = field(default_factory=hashlib.sha256)
     blake3: blake3 | None = None
 
     @property
     def is_no_choice(self) -> bool:
-        """What a browser sends for a file field in which nothing was chosen."""
+        """A file field in which nothing was chosen, as browsers send it."""
         return self.filenames == ("",) and self.ended and not self.size
 
 
 async def read_form(
     chunks: AsyncIterator[bytes], content_type: str, limits: FormLimits
 ) -> tuple[dict[str, bytes | bytearray], FormFiles | None]:
-    """The text fields as they came, and the files; None when there is no file.
+    """The unchanged text fields, and the files; None if there is no file.
 
     A form without files touches no disk, and a form that fails leaves nothing there.
 
@@ -118,7 +119,7 @@ async def read_form(
 
 
 class FormFiles:
-    """The files of a form before they have their names: whoever has them calls `named`, or `remove`."""
+    """The files of a form before they have their names: their owner calls `named`, or `remove`."""
 
     def __init__(self, folder: Path, parts: Sequence[_Part]) -> None:
         self._folder = folder
@@ -136,7 +137,7 @@ class FormFiles:
 
     @property
     def endings(self) -> list[str]:
-        """What each file's own name ends in, with its dot, in lower case; "" where that is no plain ending."""
+        """The ending of each file's own name, with its dot, in lower case; "" if it is not a plain ending."""
         found = (_ENDING.search(part.filenames[0]) for part in self._parts)
         return ["" if ending is None else ending[0].lower() for ending in found]
 
@@ -146,12 +147,12 @@ class FormFiles:
         return [part.digest.hexdigest() for part in self._parts]
 
     def named_as(self, names: Sequence[str]) -> SpooledFiles:
-        """The files by these names, one for each in their order; nobody holds them yet."""
+        """The files by these names, one for each in order; no one holds them yet."""
         paths = {name: part.path for name, part in zip(names, self._parts, strict=True) if part.path}
         return SpooledFiles(self._folder, paths, dict(zip(names, self.sha256s, strict=True)))
 
     def named(self, references: Collection[str]) -> SpooledFiles:
-        """Each file by the name that the workflow has for it; nobody holds them yet.
+        """Each file by the workflow's name for it; no one holds them yet.
 
         Args:
             references: the texts of the workflow's inputs: see `settle`.
@@ -218,7 +219,7 @@ class _Form:
 
     @property
     def files(self) -> FormFiles | None:
-        """Those of a form that was finished: each is closed. None when there is none."""
+        """The files of a finished form, all closed. None if there is none."""
         return FormFiles(self._folder, self._files) if self._folder is not None else None
 
     def remove(self) -> None:
@@ -275,7 +276,7 @@ class _Form:
         if part.ended:
             part.file.close()
 
-    # What the parser calls
+    # Called by the parser
 
     def _begun(self) -> None:
         self._part = _Part()

@@ -1,4 +1,4 @@
-"""`/workflows`: named workflows, what they take, and their runs.
+"""`/workflows`: named workflows, their parameters, and their runs.
 
 The endpoints take the request alone: `comfyui.web.api.door` calls them, and FastAPI only describes them.
 """
@@ -43,13 +43,13 @@ Name = Annotated[str, Field(max_length=64, json_schema_extra=IN_PATH)]
 
 
 class NamedSubmitCall(SubmitCall):
-    """A POST, beside its body."""
+    """The parameters of a POST, besides its body."""
 
     name: Name
 
 
 class NamedCallOf(Parameters):
-    """Which workflow is meant."""
+    """The workflow in the path."""
 
     name: Name
 
@@ -60,10 +60,10 @@ class WorkflowSummary(TypedDict):
     name: str
     title: str
     description: str
-    version: Annotated[str, Field(description='SHA-256 of its files; "" where they cannot be read.')]
+    version: Annotated[str, Field(description='SHA-256 of its files; "" if they cannot be read.')]
     parameters: list[str]
     outputs: Annotated[list[str], Field(description="Names of its outputs; empty: the files of all output nodes.")]
-    problem: Annotated[str | None, Field(description="Why it cannot be called; null where it can.")]
+    problem: Annotated[str | None, Field(description="Why it cannot be called; null if it can.")]
 
 
 class WorkflowList(TypedDict):
@@ -89,10 +89,10 @@ class WorkflowDetails(TypedDict):
     parameters: Annotated[Mapping[str, Any], Field(description="JSON Schema (2020-12) of a body of POST.")]
     outputs: Annotated[list[WorkflowOutput], Field(description="Empty: the files of all output nodes.")]
     example: Annotated[Mapping[str, Any], Field(description="A body of POST.")]
-    warnings: Annotated[list[str], Field(description="What is odd about its files.")]
+    warnings: Annotated[list[str], Field(description="Odd things in its files.")]
     servers: Annotated[
         list[ServerValidation],
-        Field(description="What is missing on which server, with the values that hold where none are given."),
+        Field(description="What each server lacks, with the default values."),
     ]
 
 
@@ -101,7 +101,7 @@ class WorkflowDetails(TypedDict):
     summary="List named workflows",
     openapi_extra=operation(
         "list_workflows",
-        {200: Answer("Those that the caller may run, by name.", json_of(WorkflowList))},
+        {200: Answer("The workflows that the caller may run, by name.", json_of(WorkflowList))},
         (RequestError,),
         tag=_TAG,
     ),
@@ -115,7 +115,7 @@ async def list_workflows(request: Request) -> Response:
 
 @router.get(
     "/workflows/{name}",
-    summary="What a named workflow takes",
+    summary="The parameters of a named workflow",
     openapi_extra=operation(
         "show_workflow",
         {200: Answer("Its parameters, its outputs, and which server can run it.", json_of(WorkflowDetails))},
@@ -131,7 +131,7 @@ async def list_workflows(request: Request) -> Response:
     ),
 )
 async def show_workflow(request: Request) -> Response:
-    """Parameters as JSON Schema, an example of a body, and what is missing on which server."""
+    """Parameters as JSON Schema, an example of a body, and what each server lacks."""
     name = read(NamedCallOf, request).name
     await know_nodes(gateway_of(request))
     workflow = named_of(request, name)
@@ -170,7 +170,7 @@ async def show_workflow(request: Request) -> Response:
     ),
 )
 async def run_workflow(request: Request) -> Response:
-    """The body has the parameters by their names; `$options` has what is none, as fields of the body of `/prompt_sync`.
+    """The body has the parameters by their names; `$options` has further fields of the body of `/prompt_sync`.
 
     Query, headers and answers are those of `POST /prompt_sync`.
     """
@@ -205,12 +205,12 @@ def _summary(one: NamedWorkflow | Unusable) -> WorkflowSummary:
 
 
 async def _servers(request: Request, workflow: NamedWorkflow) -> list[ServerValidation]:
-    """What each server that answers says of the workflow as it is in its file; none where no server answers."""
+    """The problems of the workflow's own file on each server that answers; none if no server answers."""
     try:
         reports = await validation_reports(request, Submission(PromptRequest(prompt=dict(workflow.prompt))))
     except (ComfyUIConnectionError, ComfyUIServerError):
         return []
-    # What a call has to bring is missing on no server.
+    # Values that a call must bring are missing on no server.
     brought = {
         (target.node_id, target.input)
         for parameter in workflow.parameters

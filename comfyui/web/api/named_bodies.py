@@ -21,7 +21,7 @@ from comfyui.web.front.gateway_state import gateway_of
 from comfyui.web.front.middleware import is_form
 from comfyui.web.front.request_state import state_of
 
-# In a form, a parameter of such a kind may be JSON: there is no other way to write a list.
+# In a form, a parameter of such a kind may be JSON: a list cannot be written in another way.
 _MAY_BE_JSON = frozenset({"any"})
 _NO_LISTS: Mapping[str, list[bytes]] = {}
 
@@ -43,7 +43,7 @@ class KeptNames(Protocol):
 
 
 async def named_submission(request: Request, submitting: Submitting, workflow: NamedWorkflow) -> Submission:
-    """What is posted to be run, as `comfyui.web.api.bodies.submission` reads a graph.
+    """The posted run, as `comfyui.web.api.bodies.submission` reads a graph.
 
     Raises:
         ParametersError: parameters cannot be used, each by name.
@@ -110,7 +110,7 @@ async def form_submission(
 
 
 def _of_json(pieces: list[bytes], workflow: NamedWorkflow, limits: Limits) -> dict[str, Any]:
-    """The members of the body; none where there is no body."""
+    """The members of the body; none if there is no body."""
     text = b"".join(pieces)
     wanted = ", ".join(f'"{one.name}": …' for one in workflow.parameters[:3])
     return json_object(text, "the body", limits, f"{{{wanted}}}") if text.strip() else {}
@@ -126,7 +126,7 @@ def of_form(texts: Mapping[str, bytes | bytearray], workflow: NamedWorkflow, lim
         parameter, value = workflow.by_name.get(name), plain_text(name, text)
         if parameter is None or parameter.kind == "text" or value:
             values[name] = value_of_field(parameter, value, limits)
-        # What a browser sends for a field that was left empty is not given; only a text can be empty.
+        # An empty field, as browsers send it, is not given; only a text can be empty.
     return values
 
 
@@ -151,7 +151,7 @@ def _taken_options(values: dict[str, Any]) -> Mapping[str, Any]:
 
 
 def _names_of(files: FormFiles) -> dict[str, str]:
-    """By the field of each file a name for it, of which no other content has the same."""
+    """A name for each file, by its field, which no other content has."""
     names: dict[str, str] = {}
     for field, digest, ending in zip(files.fields, files.sha256s, files.endings, strict=True):
         if field in names:

@@ -22,7 +22,7 @@ from comfyui.web.front.gateway_state import GatewayState, gateway_of
 from comfyui.web.front.request_state import state_of
 
 OPTIONS = "$options"
-"""The member of a body that has what is no parameter. No parameter has such a name."""
+"""The member of a body for everything that is not a parameter. No parameter has such a name."""
 OPTION_NAMES = (
     "return_image_base64",
     "prompt_id",
@@ -41,11 +41,11 @@ _FIELDS: dict[str, Any] = {
 RunOptions: type[BaseModel] = create_model(
     "RunOptions",
     __config__=ConfigDict(extra="forbid"),
-    __doc__="What a run of a named workflow is told beside its parameters.",
+    __doc__="Options of a run of a named workflow, besides its parameters.",
     **_FIELDS,
 )
-"""What OpenAPI says of them."""
-# Up to so many names that are no parameters are each answered with the closest one.
+"""The description of the options in OpenAPI."""
+# How many unknown names are each answered with the closest parameter.
 _MOST_UNKNOWN = 20
 _PATIENCE_S = 2.0
 _NO_FILES: Mapping[str, str] = {}
@@ -68,7 +68,7 @@ def seen_workflows(request: Request) -> list[NamedWorkflow]:
 
 
 async def know_nodes(gateway: GatewayState) -> None:
-    """Have the servers say which nodes they have, where none has yet: the types of parameters come from these."""
+    """Asks the servers for their node definitions, if none has told them: the types of parameters come from these."""
     if not gateway.named.is_typed and gateway.named.all():
         with suppress(TimeoutError):
             async with asyncio.timeout(_PATIENCE_S):
@@ -103,10 +103,10 @@ def prepare(
 
     Args:
         values: by the names of parameters.
-        options: what is no parameter: `OPTION_NAMES`.
+        options: members that are not parameters: `OPTION_NAMES`.
         files: by parameter the name of a file that is kept already.
         size: of the body, in bytes, where the call had one.
-        rng: chooses seeds; where none is given, the id of the prompt in `options` decides, or chance.
+        rng: chooses seeds; when not given, the id of the prompt in `options` decides, or chance.
 
     Raises:
         ParametersError: parameters cannot be used, each by name.
@@ -136,9 +136,9 @@ async def prepared(
     size: int = 0,
     rng: Random | None = None,
 ) -> PromptRequest:
-    """As `prepare`, off the event loop where the body is large.
+    """As `prepare`, outside the event loop if the body is large.
 
-    Before a value is refused, the servers are asked what they have now: a model may be new.
+    Before a value is refused, the servers are asked for their present definitions: a model may be new.
     """
     try:
         return await offloaded(size, prepare, gateway, workflow, values, options, files, size=size, rng=rng)

@@ -1,4 +1,4 @@
-"""What orchestrators ask: health, liveness, readiness, metrics."""
+"""Endpoints for orchestrators: health, liveness, readiness, metrics."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from comfyui.web.front.request_state import state_of
 router = APIRouter(default_response_class=Response)
 _TAG = "health"
 _METRICS = CONTENT_TYPE_LATEST.partition(";")[0]
-# Swagger UI takes the place of what stands in its element. Where the browser cannot load it, the text stays.
+# Swagger UI replaces the contents of its element. If the browser cannot load it, the text stays.
 _SWAGGER_PLACE = b'<div id="swagger-ui">'
 _WITHOUT_SWAGGER = (
     b"<p>This page loads Swagger UI from cdn.jsdelivr.net. If this text stays, the browser cannot reach that site. "
@@ -43,9 +43,9 @@ Degraded = Annotated[
 
 
 class GatewayQueue(TypedDict):
-    """What waits in the gateway, and is on no server yet."""
+    """Jobs that wait in the gateway, and are on no server yet."""
 
-    paused: Annotated[bool, Field(description="Nothing gets its turn until `POST /queue/resume`.")]
+    paused: Annotated[bool, Field(description="No job leaves it until `POST /queue/resume`.")]
     waiting: Annotated[int, Field(description="Jobs and sync calls that wait in the gateway.")]
 
 
@@ -58,7 +58,7 @@ class Health(TypedDict):
     queue_pending: Annotated[
         int, Field(description="Prompts that wait in ComfyUI's own queues; `queue` has those that wait in the gateway.")
     ]
-    queue: NotRequired[Annotated[GatewayQueue, Field(description="Told to whoever is told of addresses.")]]
+    queue: NotRequired[Annotated[GatewayQueue, Field(description="Only for callers who may see addresses.")]]
     waiting_requests: Annotated[int, Field(description="Requests that wait for a prompt now.")]
     simulation: Annotated[bool, Field(description="One of the servers is a simulation, such as the embedded engine.")]
     servers: list[ServerReport]
@@ -97,7 +97,7 @@ def timestamp() -> str:
 
 
 def unhealthy(error: str) -> Health:
-    """Of a gateway that knows nothing of its servers yet."""
+    """The health of a gateway that knows nothing about its servers yet."""
     return {
         "status": "unhealthy",
         "comfyui_server": "disconnected",
@@ -128,12 +128,12 @@ def unhealthy(error: str) -> Health:
 async def health(request: Request) -> Response:
     """503 when no ComfyUI answers. `queue_running` and `queue_pending` are ComfyUI's own, as it last told them.
 
-    `queue` has what waits in the gateway, and whether that is paused. A server with other node definitions than the
-    first one has `definitions`.
+    `queue` has the jobs that wait in the gateway, and whether it is paused. A server with other node definitions than
+    the first one has `definitions`.
 
     `simulation` is true when one of the servers is a simulation, such as the embedded engine.
 
-    Where there are API keys, only who shows one is told of addresses and reasons.
+    If there are API keys, only callers with a key get addresses and reasons.
     """
     handler = gateway_of(request).handler
     in_detail = state_of(request.scope).in_detail
@@ -211,7 +211,7 @@ async def ready(request: Request) -> Response:
     openapi_extra=operation("metrics", {200: Answer("All metrics.", {_METRICS: TEXT})}, tag=_TAG),
 )
 async def metrics(request: Request) -> Response:
-    """Needs a key where there are keys: Prometheus can send one (``authorization`` in its scrape configuration)."""
+    """Needs a key if there are keys: Prometheus can send one (``authorization`` in its scrape configuration)."""
     gateway = gateway_of(request)
     gateway.metrics.queue_paused.set(gateway.handler.queue.paused)
     await measure_jobs(gateway.handler.journal, gateway.metrics)

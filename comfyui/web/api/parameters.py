@@ -1,4 +1,4 @@
-"""What a call says beside its body: path, query and headers, read into one model for each endpoint.
+"""The parameters of a call besides its body: path, query and headers, read into one model for each endpoint.
 
 FastAPI's own way would read a name that it does not know as nothing, and would take a third of a prompt's CPU time.
 """
@@ -23,7 +23,7 @@ from comfyui.web.front.openapi import given
 IN_PATH: dict[str, Any] = {"in": "path"}
 IN_HEADER: dict[str, Any] = {"in": "header"}
 IN_HEADER_LIST: dict[str, Any] = {"in": "header", "is_list": True}
-"""A header that may be given several times, which means the same as once with commas."""
+"""A header that may be given several times, with the same meaning as once with commas."""
 _LABEL = "label."
 IN_QUERY_LABELS: dict[str, Any] = {
     "style": "form",
@@ -51,7 +51,7 @@ class Parameters(BaseModel):
 
 
 class NoParameters(Parameters):
-    """Of an endpoint that is told everything by its body."""
+    """The model of an endpoint that reads only its body."""
 
 
 ParametersT = TypeVar("ParametersT", bound=Parameters)
@@ -74,7 +74,7 @@ def read(model: type[ParametersT], request: Request, in_body: Collection[str] = 
         if (name := places.headers.get(raw_name)) is not None:
             text = value.decode("latin-1")
             if name in values and name not in places.lists:
-                raise QueryError(f"{name}: this header may be given once only")
+                raise QueryError(f"{name}: this header may be given only once")
             values[name] = f"{values[name]}, {text}" if name in values else text
     if scope["query_string"]:
         values |= _query(scope["query_string"], places, in_body)
@@ -101,13 +101,13 @@ def _described(name: str, field: Mapping[str, Any], *, required: bool) -> dict[s
 
 @dataclass(frozen=True, slots=True)
 class _Places:
-    """Where a model's fields come from.
+    """The sources of a model's fields.
 
     Attributes:
         query: names in the query.
         headers: by the lower-case bytes that stand there.
-        lists: those of the headers that may be given several times.
-        labels: the field that takes the labels of the query, where there is one.
+        lists: headers that may be given several times.
+        labels: the field for the query's labels, if there is one.
     """
 
     query: tuple[str, ...]
@@ -139,12 +139,12 @@ def _query(query: bytes, places: _Places, in_body: Collection[str]) -> dict[str,
     values: dict[str, Any] = dict(pairs)
     labels = [name for name in values if places.labels is not None and name.startswith(_LABEL)]
     known = [*known, *labels] if labels else known
-    # A label may be empty, and be looked for.
+    # A label may be empty, and may be looked for.
     if len(values) == len(pairs) and all(name in known and (value or name in labels) for name, value in pairs):
         return values if places.labels is None else _with_labels(values, labels, places.labels)
     counts = Counter(name for name, _ in pairs)
     wrong = [_unknown(name, known, in_body) for name in counts if name not in known]
-    wrong += [f"{name}: this parameter may be given once only" for name in known if counts[name] > 1]
+    wrong += [f"{name}: this parameter may be given only once" for name in known if counts[name] > 1]
     if wrong:
         more = f"; and {len(wrong) - _MOST_NAMED} more" if len(wrong) > _MOST_NAMED else ""
         raise QueryError("; ".join(wrong[:_MOST_NAMED]) + more)

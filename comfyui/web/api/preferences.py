@@ -1,4 +1,4 @@
-"""`Prefer: respond-async, wait=20` (RFC 7240), which may stand in the query as well."""
+"""`Prefer: respond-async, wait=20` (RFC 7240), which may also be in the query."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _RESPOND_ASYNC = "respond-async"
 _WAIT = "wait"
 # Everything up to the next comma that stands in no quotes.
 _MEMBER = re.compile(r'(?:"(?:[^"\\]|\\.)*(?:"|$)|[^",])+')
-# A name, and perhaps a value. What stands behind a semicolon are parameters; ours have none.
+# A name with an optional value. After a semicolon come parameters; ours have none.
 _PREFERENCE = re.compile(
     r"""\s*([!#$%&'*+.^_`|~0-9A-Za-z-]+)\s*(?:=\s*("(?:[^"\\]|\\.)*"|[^;"]*?)\s*)?(?:;.*)?""", re.DOTALL
 )
@@ -23,7 +23,7 @@ _WRITTEN = f"write '{_RESPOND_ASYNC}', or '{_RESPOND_ASYNC}, {_WAIT}=20'"
 
 @dataclass(frozen=True, slots=True)
 class Preferences:
-    """What a request prefers of what we know.
+    """The known preferences of a request.
 
     Attributes:
         respond_async: it does not wait for the end.
@@ -35,11 +35,11 @@ class Preferences:
 
     @property
     def applied(self) -> str:
-        """For `Preference-Applied`."""
+        """The value of `Preference-Applied`."""
         return f"{_RESPOND_ASYNC}, {_WAIT}={self.wait_s:g}" if self.wait_s else _RESPOND_ASYNC
 
     def within(self, timeout_s: float | None) -> Preferences:
-        """The same, with a wait that is no longer than this; None where the request names no time."""
+        """The same, with a wait of at most this time; None if the request names no time."""
         return self if timeout_s is None or self.wait_s <= timeout_s else replace(self, wait_s=timeout_s)
 
 
@@ -47,10 +47,10 @@ NO_PREFERENCES = Preferences()
 
 
 def preferences(header: str | None, query: str | None, longest_s: float) -> Preferences:
-    """What header and query say together; the header holds where they differ.
+    """The preferences in header and query; the header wins if they differ.
 
-    What else stands in the header is left alone, as the RFC wants it. The query's parameter is ours, so that a word
-    which means nothing there is refused.
+    Other preferences in the header are ignored, as the RFC wants it. The query's parameter is ours, so an unknown word
+    in it is refused.
 
     Raises:
         QueryError: the query has a preference that we do not know, or a `wait` alone.
@@ -80,7 +80,7 @@ def _check_query(in_query: Mapping[str, str], found: Mapping[str, str]) -> None:
 
 
 def _read(text: str) -> dict[str, str]:
-    """Values by lower-case names, "" where there is none. The first one holds where a preference stands twice."""
+    """Values by lower-case names, "" if there is none. The first one counts if a preference is given twice."""
     found: dict[str, str] = {}
     for member in _MEMBER.findall(text):
         if (preference := _PREFERENCE.fullmatch(member)) is not None:

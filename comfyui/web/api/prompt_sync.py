@@ -48,13 +48,13 @@ PromptId = Annotated[UUID, Field(json_schema_extra=IN_PATH)]
 
 
 class AttachCall(Preferring):
-    """What a POST says in its query and in its body, as far as it is about the answer."""
+    """The parameters of a POST's query and body that concern the answer."""
 
     timeout: float | None = Field(
         default=None, ge=0, description="Seconds to wait; DEFAULT_TIMEOUT when not given. 0: answer at once."
     )
     prompt_id: PromptId
-    return_image_base64: bool = Field(default=False, description="As in the body of a POST.")
+    return_image_base64: bool = Field(default=False, description="The same as in the body of a POST.")
     convert: ImageFormat | None = Field(default=None, description="`convert.format`.")
     quality: int | None = Field(default=None, ge=1, le=100, description="`convert.quality`.")
     metadata: Metadata = Field(default="keep", description="`convert.metadata`.")
@@ -72,13 +72,13 @@ class AttachCall(Preferring):
 
 
 class CancelCall(Parameters):
-    """Which prompt is meant."""
+    """The prompt to cancel."""
 
     prompt_id: PromptId
 
 
 class WebhookCall(Parameters):
-    """Which job is meant."""
+    """The job whose webhooks are sent."""
 
     prompt_id: PromptId
 
@@ -98,7 +98,7 @@ class WebhookCall(Parameters):
 async def prompt_sync(request: Request) -> Response:
     """Post a workflow in ComfyUI's API format; the answer has the finished files, in the form that `Accept` names.
 
-    With `Prefer: respond-async` the answer is 202, and the job runs when its turn comes, whoever is there.
+    With `Prefer: respond-async` the answer is 202, and the job runs when its turn comes, even without a waiting caller.
     """
     submitting = Submitting.of(request, read(SubmitCall, request, in_body=FIELDS))
     with await submission(request, waits=submitting.waits) as submitted:
@@ -134,7 +134,7 @@ async def list_jobs(request: Request) -> Response:
 async def attach(request: Request) -> Response:
     """Answers as the POST would have, for a prompt that is queued, running or finished.
 
-    With `Prefer: respond-async` or `timeout=0` at once: 202 while it has not ended.
+    With `Prefer: respond-async` or `timeout=0` it answers at once: 202 while the job has not ended.
     """
     asked = read(AttachCall, request)
     gateway = gateway_of(request)
@@ -177,7 +177,7 @@ class Cancelled(TypedDict):
     ),
 )
 async def cancel(request: Request) -> Response:
-    """Removed from ComfyUI's queue, or interrupted if it is the one that runs; nobody else's prompt is touched."""
+    """Removed from ComfyUI's queue, or interrupted if it runs; other callers' prompts are not touched."""
     prompt_id = str(read(CancelCall, request).prompt_id)
     structlog.contextvars.bind_contextvars(prompt_id=prompt_id)
     await gateway_of(request).handler.cancel(prompt_id, origin_of(request))
@@ -195,7 +195,7 @@ async def cancel(request: Request) -> Response:
     ),
 )
 async def send_webhooks_again(request: Request) -> Response:
-    """Of a job that has ended, with the ids that they had; those that were delivered, too."""
+    """For a job that has ended, with the same ids, including webhooks that were delivered."""
     prompt_id = str(read(WebhookCall, request).prompt_id)
     structlog.contextvars.bind_contextvars(prompt_id=prompt_id)
     return await sent_again(request, prompt_id)

@@ -17,9 +17,9 @@ router = APIRouter(default_response_class=Response)
 
 
 class QueueState(TypedDict):
-    """Whether jobs get their turn."""
+    """Whether jobs leave the queue."""
 
-    status: Annotated[Literal["paused", "running"], Field(description="paused: what waits goes on waiting.")]
+    status: Annotated[Literal["paused", "running"], Field(description="paused: no waiting job is started.")]
 
 
 def _described(name: str, answer: str, *errors: type[ComfyUIError]) -> dict[str, object]:
@@ -32,7 +32,7 @@ def _described(name: str, answer: str, *errors: type[ComfyUIError]) -> dict[str,
     openapi_extra=_described("queue_state", "Whether it is."),
 )
 async def state(request: Request) -> Response:
-    """Where prompts wait in ComfyUI's own queue (QUEUE), it is always running."""
+    """If prompts wait in ComfyUI's own queue (QUEUE), it is always running."""
     return _answer(request)
 
 
@@ -42,9 +42,9 @@ async def state(request: Request) -> Response:
     openapi_extra=_described("pause_queue", "It is paused.", ComfyUIConflictError, JournalError),
 )
 async def pause(request: Request) -> Response:
-    """What runs ends, and submissions are taken. It stays paused over restarts of the gateway.
+    """Running jobs go on, and submissions are accepted. It stays paused over restarts of the gateway.
 
-    Where prompts wait in ComfyUI's own queue (QUEUE), it is 409.
+    If prompts wait in ComfyUI's own queue (QUEUE), the answer is 409.
     """
     return await _set(request, paused=True)
 
@@ -55,7 +55,7 @@ async def pause(request: Request) -> Response:
     openapi_extra=_described("resume_queue", "It goes on.", ComfyUIConflictError, JournalError),
 )
 async def resume(request: Request) -> Response:
-    """Nothing happens when it is not paused."""
+    """Nothing happens if it is not paused."""
     return await _set(request, paused=False)
 
 

@@ -1,4 +1,4 @@
-"""What is told of a run that has ended where nobody asks: the body that GET answers, with links for whoever gets it."""
+"""The body that GET would answer for an ended run, for a receiver who did not ask, with links for that receiver."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class JobRenderer:
         self._max_outputs_bytes = max_outputs_bytes
 
     async def succeeded(self, prompt_id: str, owner: str | None, kept: bytes) -> bytes:
-        """JSON as GET answers it, but for the links: they are absolute, and signed anew.
+        """JSON as GET answers it, except for the links: they are absolute, and newly signed.
 
         Args:
             owner: of the job; whose key signs the links.

@@ -1,6 +1,6 @@
 """One of the ComfyUI servers: take it out, and let it have prompts again.
 
-What else is below ``/servers/{name}/`` is that server's own, and relayed: `comfyui.web.comfyui.proxy`.
+Other paths below ``/servers/{name}/`` belong to that server, and are relayed: `comfyui.web.comfyui.proxy`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class ServerState(TypedDict):
 
     server: Annotated[str, Field(description="Its name.")]
     status: Annotated[Literal["drained", "in use"], Field(description="drained: it gets no more prompts.")]
-    in_flight: Annotated[int, Field(description="Prompts of the gateway that it still has: 0 when it may be stopped.")]
+    in_flight: Annotated[int, Field(description="Prompts of the gateway on it; at 0 it may be stopped.")]
 
 
 _NAME = {
@@ -48,9 +48,9 @@ def _described(name: str, answer: str) -> dict[str, Any]:
     openapi_extra=_described("drain_server", "It gets no more."),
 )
 async def drain(request: Request) -> Response:
-    """What runs there ends. It stays so over restarts of the gateway, and ends with `resume`.
+    """Running prompts end there. It stays drained over restarts of the gateway, until `resume`.
 
-    Where prompts wait in ComfyUI's own queue (QUEUE), it is 409.
+    If prompts wait in ComfyUI's own queue (QUEUE), the answer is 409.
     """
     return await _set(request, drained=True)
 
@@ -61,7 +61,7 @@ async def drain(request: Request) -> Response:
     openapi_extra=_described("resume_server", "It gets prompts."),
 )
 async def resume(request: Request) -> Response:
-    """Nothing happens where it was not drained."""
+    """Nothing happens if it was not drained."""
     return await _set(request, drained=False)
 
 

@@ -1,7 +1,6 @@
 """A prompt as server-sent events: what happens to it, then one ``result`` or ``error`` (docs/api.md).
 
-A client that reads slowly costs bounded memory: what it has not been told yet is kept by what it is about, and the
-newer takes the place of the older.
+A client that reads slowly costs bounded memory: of unsent news about the same thing, only the newest is kept.
 """
 
 from __future__ import annotations
@@ -64,11 +63,11 @@ class EventFeed:
         self._news.set()
 
     async def news(self) -> None:
-        """Until there is something to tell."""
+        """Waits until there is news."""
         await self._news.wait()
 
     def take(self) -> bytes:
-        """Everything that is to be told, as it goes over the wire."""
+        """All news, in the form in which it is sent."""
         told = bytearray()
         while self._pending:
             (kind, _), data = self._pending.popitem(last=False)
@@ -86,7 +85,7 @@ class EventFeed:
 async def moments(
     working: asyncio.Task[Any], news: Callable[[], Coroutine[Any, Any, None]], keep_alive_s: float
 ) -> AsyncGenerator[bool, None]:
-    """Until `working` has ended: True when there may be something to tell, False when there was nothing for so long.
+    """Runs until `working` has ended: True when there may be news, False when there was none for this time.
 
     Args:
         news: returns when there is something to tell.
@@ -110,7 +109,7 @@ async def event_stream(
     """The events as they come, a comment when there are none for `keep_alive_s`, and the outcome.
 
     Args:
-        working: gives the result as JSON in pieces. Whoever made it cancels it.
+        working: gives the result as JSON in pieces. Its creator cancels it.
 
     Raises:
         ComfyUIError: the result broke off after its first piece.

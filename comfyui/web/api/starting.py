@@ -1,4 +1,4 @@
-"""What the gateway answers while it cannot work yet, though its port is open: another process has its journal, say."""
+"""The gateway's answers while it cannot work yet, though its port is open: another process may have its journal."""
 
 from __future__ import annotations
 

@@ -27,8 +27,8 @@ _NO_NAME = "file"
 class BodyStream(Response):
     """Sends `body` as it comes, at the speed of the client, and stops as soon as the client goes away.
 
-    A `ComfyUIError` on the way cuts the connection: what was sent cannot be taken back, and every client notices a body
-    that ends early.
+    A `ComfyUIError` on the way cuts the connection: the sent bytes cannot be taken back, and every client notices a
+    body that ends early.
 
     Args:
         stack: what `body` needs open; closed at the end, however it comes.
@@ -66,8 +66,8 @@ class BodyStream(Response):
 def content_disposition(filename: str) -> str:
     """The base name of the file for a download: RFC 6266, plain ASCII for old clients and UTF-8 for the others.
 
-    What comes before a slash or a backslash is left out, and each control character becomes ``_``: a client that saves
-    the file under this name writes into the folder that it means. ``attachment``, since what nodes write may be a page
+    The part before a slash or a backslash is left out, and each control character becomes ``_``: a client that saves
+    the file under this name writes into the folder that it chose. ``attachment``, because a node's file may be a page
     or an SVG with scripts, which must not run as the gateway's.
     """
     filename = re.split(r"[/\\]", filename)[-1]

@@ -1,4 +1,4 @@
-"""A workflow that is submitted, however it came: what the call says beside its body, and its answer."""
+"""A submitted workflow of any kind: the parameters of the call besides its body, and its answer."""
 
 from __future__ import annotations
 
@@ -29,20 +29,22 @@ from comfyui.web.front.gateway_state import GatewayState, WebOptions, gateway_of
 from comfyui.web.front.openapi import PROMPT_STATUS
 from comfyui.web.front.request_state import state_of
 
-# Where no API keys tell callers apart. It is ours alone, so that no other UUIDv5 scheme can collide with it.
+# For callers without API keys. It is only ours, so that no other UUIDv5 scheme can collide with it.
 _KEY_NAMESPACE = UUID("5f0c1a2e-7d0b-5c39-9a36-0e3b6f0f8a11")
 
 
 class WaitingCall(Parameters):
-    """What every call says that waits for an answer."""
+    """The parameters of every call that waits for an answer."""
 
     timeout: float | None = Field(default=None, gt=0, description="Seconds to wait; DEFAULT_TIMEOUT when not given.")
-    node_id: str | None = Field(default=None, max_length=256, description="Whose file, when its bytes are asked for.")
+    node_id: str | None = Field(
+        default=None, max_length=256, description="The node whose file is sent, for an answer in bytes."
+    )
     previews: bool = Field(default=False, description="Pictures of the work in progress among the events.")
 
 
 class Preferring(WaitingCall):
-    """What may be asked for in place of waiting."""
+    """The ways to ask for an answer without waiting."""
 
     prefer: str | None = Field(
         default=None,
@@ -55,7 +57,7 @@ class Preferring(WaitingCall):
         alias="Prefer",
         max_length=1024,
         description="`respond-async`: answer 202 at once; `respond-async, wait=20`: after so many seconds, at most"
-        " `timeout` (RFC 7240). Other preferences are left alone.",
+        " `timeout` (RFC 7240). Other preferences are ignored.",
         examples=["respond-async", "respond-async, wait=20"],
         json_schema_extra=IN_HEADER_LIST,
     )
@@ -65,7 +67,7 @@ class Preferring(WaitingCall):
 
 
 class SubmitCall(Preferring):
-    """A POST, beside its body."""
+    """The parameters of a POST, besides its body."""
 
     idempotency_key: str | None = Field(
         default=None,
@@ -82,7 +84,7 @@ class Submitting:
     """One POST of a workflow.
 
     Attributes:
-        timeout_s: so long the caller waits, where it waits.
+        timeout_s: how long the caller waits, if it waits.
         key_id: the prompt's id, where the caller has sent an Idempotency-Key.
     """
 
@@ -110,7 +112,7 @@ class Submitting:
         return not self.preferred.respond_async
 
     async def answer(self, submitted: Submission) -> Response:
-        """Run what was submitted, and answer in the form that the caller takes. Raises `ComfyUIError`."""
+        """Runs the submission, and answers in the form that the caller accepts. Raises `ComfyUIError`."""
         request, gateway, body = self.request, self.gateway, submitted.request
         origin = origin_of(request)
         if body.webhook is not None:
@@ -185,8 +187,7 @@ async def ended(request: Request, gateway: GatewayState, call: Call, look: Look,
 def prompt_id_for_key(key: str, namespace: UUID | None) -> UUID:
     """The same Idempotency-Key of the same caller gives the same id, in any process and after any restart.
 
-    `namespace`: of the caller's API key, so that nobody meets the prompts of others by chance; None where no key is
-    needed.
+    `namespace`: of the caller's API key, so that no caller meets another's prompt by chance; None if no key is needed.
     """
     return uuid5(namespace or _KEY_NAMESPACE, key)
 

@@ -1,4 +1,4 @@
-"""`POST /tickets`: the endpoint. What a ticket is and how one is taken is in `comfyui.web.front.tickets`."""
+"""`POST /tickets`: the endpoint. `comfyui.web.front.tickets` makes and redeems tickets."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ router = APIRouter(default_response_class=Response)
 
 
 class TicketRequest(BaseModel):
-    """What may be opened."""
+    """The address that the ticket opens."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     url: Annotated[str, Field(max_length=4096, description="Path and query, as in `images[].url`; percent-encoded.")]
-    websocket: bool = Field(default=False, description="A websocket is to be opened there, once.")
+    websocket: bool = Field(default=False, description="Whether it opens a websocket, once.")
 
 
 @router.post(
@@ -40,13 +40,13 @@ class TicketRequest(BaseModel):
     ),
 )
 async def make_ticket(request: Request) -> Response:
-    """For five minutes: one picture (or whatever a GET of this one address gives), or one websocket."""
+    """Valid for five minutes: for one picture (or any other GET of this one address), or one websocket."""
     gateway = gateway_of(request)
     wanted = _wanted(await request.body(), gateway.options.limits)
     caller = state_of(request.scope).caller
     if caller is None:
         raise ComfyUINotFoundError(
-            "there are no tickets, since no keys are asked for (API_KEYS, KEYS_FILE): use the address as it is"
+            "no ticket is needed, since no keys are required (API_KEYS, KEYS_FILE): use the address as it is"
         )
     return json_response(
         200, gateway.tickets.make(caller, wanted.url, websocket=wanted.websocket), {"Cache-Control": "no-store"}

@@ -1,4 +1,4 @@
-"""The form of an upload: one file, of any size, on disk and hashed as it came, and the texts beside it."""
+"""The form of an upload: one file of any size, on disk and hashed on arrival, and its text fields."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _IMAGE = "image"
 
 @dataclass(frozen=True, slots=True)
 class PostedFile:
-    """What was posted: see `comfyui.web.comfyui.uploads.Posted`.
+    """A posted file: see `comfyui.web.comfyui.uploads.Posted`.
 
     Attributes:
-        blake3: of the file, in hex; "" where it was not asked for.
+        blake3: of the file, in hex; "" if it was not requested.
     """
 
     filename: str
@@ -56,7 +56,7 @@ class UploadForms:
 
     @asynccontextmanager
     async def posted_asset(self, request: Request, max_file_bytes: int, tags: list[bytes]) -> AsyncIterator[PostedFile]:
-        """As `posted`, of a file called ``file``, with its BLAKE3. Each ``tags`` of the form is added to `tags`."""
+        """As `posted`, for a file called ``file``, with its BLAKE3. Each ``tags`` of the form is added to `tags`."""
         limits = replace(self._limits(max_file_bytes), lists={"tags": tags}, with_blake3=True)
         async with self._read(request, "file", limits, "half of MAX_STORED_INPUTS_MB") as posted:
             yield posted
@@ -67,7 +67,7 @@ class UploadForms:
 
     @asynccontextmanager
     async def _read(self, request: Request, name: str, limits: FormLimits, setting: str) -> AsyncIterator[PostedFile]:
-        """The form's only file, in the field `name`. `setting` is the one that bounds it, as errors name it."""
+        """The form's only file, in the field `name`. `setting` is the name of its limit in errors."""
         content_type = (header(request.scope, b"content-type") or b"").decode("latin-1")
         if not content_type.lower().startswith("multipart/form-data"):
             raise RequestError(f"a form (multipart/form-data) with the file as '{name}' is wanted")

@@ -34,7 +34,7 @@ def _a_day(value: str) -> str:
     except ValueError:
         is_day = False
     else:
-        is_day = re.fullmatch(_DAY, value) is not None  # a day may be written in other ways, too
+        is_day = re.fullmatch(_DAY, value) is not None  # other spellings of a day exist, too
     if not is_day:
         raise ValueError("a day, such as 2026-11-01, is wanted")
     return value
@@ -48,10 +48,10 @@ _Day = Annotated[
 
 
 class UsageCall(Parameters):
-    """What is wanted."""
+    """The filters of a usage report."""
 
     by: str = Field(
-        default="key", max_length=64, description="What rows are told apart by: key, person, workflow, day."
+        default="key", max_length=64, description="The columns that rows are split by: key, person, workflow, day."
     )
     since: _Day | None = Field(
         default=None, description="The first day, in UTC; 30 days before the last one if not given."
@@ -88,19 +88,19 @@ class PromptCounts(TypedDict):
 
 
 class UsageEntry(TypedDict):
-    """What was used. Only what was asked for by `by` is named; it is "" where there is none."""
+    """The usage of one row. Only the columns in `by` are present; "" if there is no value."""
 
     day: NotRequired[Annotated[str, Field(json_schema_extra={"format": "date"})]]
     key: NotRequired[str]
     person: NotRequired[str]
     workflow: NotRequired[str]
     prompts: PromptCounts
-    gpu_seconds: Annotated[float, Field(description="For which the runs kept a server.")]
-    bytes: Annotated[int, Field(description="Of answers to the key's callers; of no workflow.")]
+    gpu_seconds: Annotated[float, Field(description="Seconds for which the runs kept a server.")]
+    bytes: Annotated[int, Field(description="Bytes of answers to the key's callers; not split by workflow.")]
 
 
 class UsageReport(TypedDict):
-    """What was used in these days."""
+    """The usage in these days."""
 
     since: Annotated[str, Field(json_schema_extra={"format": "date"})]
     until: Annotated[str, Field(json_schema_extra={"format": "date"})]
@@ -130,10 +130,10 @@ async def rows_of(request: Request, by: tuple[str, ...], since: str, until: str)
 
 @router.get(
     "/usage",
-    summary="What each key used",
+    summary="The usage of each key",
     openapi_extra=operation(
         "usage",
-        {200: Answer("In the order of `by`.", json_of(UsageReport))},
+        {200: Answer("Sorted by the columns in `by`.", json_of(UsageReport))},
         (RequestError, JournalError),
         parameters=described(UsageCall),
         tag="jobs",

@@ -1,4 +1,4 @@
-"""What ``/openapi.json`` says of the messages that receivers of webhooks get; docs/webhooks.md says it in words."""
+"""The messages for receivers of webhooks in ``/openapi.json``; docs/webhooks.md describes them in words."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class StartedJob(TypedDict):
     status: Literal["running"]
     created_at: _Time
     started_at: _Time
-    workflow: NotRequired[Annotated[WorkflowEntry, Field(description="Where a named workflow was called.")]]
+    workflow: NotRequired[Annotated[WorkflowEntry, Field(description="Only if a named workflow was called.")]]
 
 
 class StartMessage(TypedDict):
@@ -66,7 +66,7 @@ WEBHOOKS: Final[dict[str, Any]] = {
             "summary": "A job has begun or ended",
             "description": "Sent to `webhook.url` of a request, and to WEBHOOK_URL, as Standard Webhooks has it.",
             "parameters": [
-                _header("webhook-id", "The same at each try; what was done for it is not done again."),
+                _header("webhook-id", "The same at each try, so that a receiver can ignore repetitions."),
                 _header("webhook-timestamp", "Seconds since 1970, of this try."),
                 _header("webhook-signature", "`v1,` and the base64 of an HMAC-SHA256; several with a space between."),
             ],

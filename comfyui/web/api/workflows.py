@@ -49,7 +49,7 @@ async def _without_query(request: Request) -> None:
 # A query parameter that does nothing was meant for something.
 router = APIRouter(dependencies=[Depends(_without_query)], default_response_class=Response)
 _TAG = "workflows"
-# What asking ComfyUI for its node definitions may raise.
+# Errors of a request for ComfyUI's node definitions.
 _SERVER_ERRORS = (ComfyUIConnectionError, ComfyUIServerError)
 
 _PATIENCE_S = 2.0
@@ -57,7 +57,7 @@ _FRESH_S = 5.0
 
 
 class ServerValidation(TypedDict):
-    """What one ComfyUI server would say of a workflow."""
+    """The problems of a workflow on one ComfyUI server."""
 
     server: str
     valid: bool
@@ -65,7 +65,7 @@ class ServerValidation(TypedDict):
 
 
 class Validation(TypedDict):
-    """What is wrong with a workflow: of several servers, for the one that suits it best."""
+    """The problems of a workflow; with several servers, on the one that suits it best."""
 
     valid: bool
     problems: list[ProblemEntry]
@@ -81,10 +81,10 @@ class Conversion(TypedDict):
 
 @router.post(
     "/validate",
-    summary="What would be wrong with a workflow, without queueing it",
+    summary="Check a workflow without queueing it",
     openapi_extra=operation(
         "validate",
-        {200: Answer("What is wrong, if anything.", json_of(Validation))},
+        {200: Answer("The problems, if there are any.", json_of(Validation))},
         (*SUBMISSION_ERRORS, *_SERVER_ERRORS),
         body=submission_body(bare=True),
         tag=_TAG,
@@ -93,13 +93,13 @@ class Conversion(TypedDict):
 async def validate(request: Request, posted: Posted) -> Response:
     """The body of `/prompt_sync`, or a bare workflow; 200 with `valid` and `problems`, whatever is wrong with it.
 
-    `valid` is false when every ComfyUI would refuse it; `servers` says it for each where there are several.
+    `valid` is false if every ComfyUI would refuse it; `servers` has the result for each if there are several.
     """
     return json_response(200, await validation_of(request, posted))
 
 
 async def validation_of(request: Request, posted: Submission) -> Validation:
-    """What would be wrong with what is posted, as far as the caller may know. Raises as `validation_reports` does."""
+    """The problems of a posted workflow, as far as the caller may know them. Raises as `validation_reports` does."""
     limits, prompt = gateway_of(request).options.limits, posted.request.prompt
     try:
         await offloaded(posted.request.size, check_api_format, prompt, limits)
@@ -116,7 +116,7 @@ async def validation_of(request: Request, posted: Submission) -> Validation:
 
 
 async def validation_reports(request: Request, posted: Submission) -> list[ServerValidation]:
-    """What each server that answers says of a workflow in API format, as far as the caller may know.
+    """The problems of a workflow in API format on each server that answers, as far as the caller may know them.
 
     Raises:
         ComfyUIConnectionError, ComfyUIServerError: none answers.
@@ -144,9 +144,10 @@ async def validation_reports(request: Request, posted: Submission) -> list[Serve
     ),
 )
 async def convert(request: Request) -> Response:
-    """The file that ComfyUI's editor saves, bare or as `workflow`; 400 with the reason where it is not certain.
+    """The file that ComfyUI's editor saves, bare or as `workflow`; 400 with the reason if it cannot be converted with
+    certainty.
 
-    The workflow may be JSON text, as pictures have it, or stand in `extra_data.extra_pnginfo`.
+    The workflow may be JSON text, as in pictures, or in `extra_data.extra_pnginfo`.
     """
     gateway = gateway_of(request)
     limits = gateway.options.limits
@@ -158,7 +159,7 @@ async def convert(request: Request) -> Response:
     except ComfyUILimitError:
         raise
     except ComfyUIValidationError:
-        # A class that is not known may have been installed meanwhile.
+        # An unknown class may have been installed meanwhile.
         converted = await _converted(workflow, await backend.object_info(max_age_s=_FRESH_S), limits)
     return json_response(200, Conversion(prompt=converted.prompt, warnings=list(converted.warnings)))
 
@@ -181,7 +182,9 @@ def _ui_format(body: list[bytes], limits: Limits) -> dict[str, Any]:
 
 
 def _held(whole: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Where other JSON keeps a UI-format workflow: requests, what ComfyUI writes into pictures, and its history."""
+    """The places where other JSON has a UI-format workflow: requests, ComfyUI's metadata in pictures, and its
+    history.
+    """
     extra = whole
     for name in ("extra_data", "extra_pnginfo"):
         inner = extra.get(name)
@@ -203,7 +206,7 @@ async def _reports(
     reports = [report for report in found if isinstance(report, dict)]
     failures = [failure for failure in found if isinstance(failure, BaseException)]
     for failure in failures:
-        # What is wrong with the request, or with us, is not the fault of a server that others could stand in for.
+        # Errors of the request, or of the gateway, are not a server's fault for which others could stand in.
         if not isinstance(failure, ComfyUIConnectionError | ComfyUIServerError):
             raise failure
     if not reports:
@@ -214,12 +217,12 @@ async def _reports(
 async def _report_soon(
     backend: Backend, posted: Submission, limits: Limits, key: str | None, names: Collection[str]
 ) -> ServerValidation:
-    """Where others can be asked, one that hangs does not hold them up."""
+    """If other servers can be asked, one that hangs does not delay them."""
     try:
         async with backend.soon():
             return await _report(backend, posted, limits, key, names)
     except TimeoutError as error:
-        raise ComfyUIConnectionError(f"{backend.name} does not say what it has") from error
+        raise ComfyUIConnectionError(f"{backend.name} does not tell its node definitions") from error
 
 
 async def _report(
@@ -234,7 +237,7 @@ async def _report(
 
 
 def _of_format(error: ComfyUIValidationError, prompt: Mapping[str, Any]) -> list[Problem]:
-    """What is wrong with the format, in the words of the other problems."""
+    """The problems of the format, in the form of the other problems."""
     problems = [
         Problem(node_id, node_title(prompt, node_id), _class_of(prompt.get(node_id)), None, "malformed_node", message)
         for node_id, messages in error.node_errors.items()

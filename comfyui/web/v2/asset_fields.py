@@ -1,4 +1,4 @@
-"""What callers say of an asset: its place, its type, its tags, how long it is kept. Pure."""
+"""A caller's description of an asset: its place, its type, its tags, and how long it is kept. Pure."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _OTHER_FOLDERS = ("output", "temp", "models")
 
 
 def of_form(texts: Mapping[str, str], tags: Sequence[bytes]) -> NewAsset:
-    """What a form says. Raises `ContractError`, which names the field."""
+    """The fields of a form. Raises `ContractError`, which names the field."""
     for name in ("content_type", "file_path"):
         if name not in texts:
             raise _wrong(name, "the field is missing")
@@ -37,7 +37,7 @@ def of_form(texts: Mapping[str, str], tags: Sequence[bytes]) -> NewAsset:
 
 
 def of_json(body: Mapping[str, Any]) -> NewAsset:
-    """What a JSON body says. Raises `ContractError`, which names the member."""
+    """The members of a JSON body. Raises `ContractError`, which names the member."""
     path, tags = body.get("file_path"), body.get("tags")
     if path is not None and not isinstance(path, str):
         raise _wrong("file_path", "it is no text")

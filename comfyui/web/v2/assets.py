@@ -27,7 +27,7 @@ _FORMS = UploadForms(None)
 
 
 async def upload(request: Request) -> Response:
-    """Takes a file: 201 where its bytes are new to the caller, else 200. Each has a record of its own."""
+    """Stores a file: 201 if its bytes are new to the caller, otherwise 200. Each upload has its own record."""
     assets, origin = _assets(request), caller_of(request)
     gateway_of(request).handler.refuse_when_draining()
     key, tags = idempotency_key_of(request), list[bytes]()
@@ -78,7 +78,7 @@ async def by_hash(request: Request) -> Response:
 
 
 async def asset(request: Request) -> Response:
-    """What is known of an asset."""
+    """The record of an asset."""
     found = await _find(request)
     address = address_of(request, gateway_of(request))
     if isinstance(found, Asset):
@@ -100,14 +100,14 @@ async def delete(request: Request) -> Response:
     """Removes the record of an upload; its bytes go when no other record and no job has them."""
     assets, origin, asset_id = _assets(request), caller_of(request), request.path_params["asset_id"]
     if await assets.outputs.find(asset_id, origin) is not None:
-        raise ContractError(Breach.ASSET_IN_USE, "a job has made it: it is kept as long as that job, and goes with it")
+        raise ContractError(Breach.ASSET_IN_USE, "a job has made it: it is kept as long as that job and goes with it")
     if not await assets.uploaded.drop(asset_id, origin):
         raise ComfyUINotFoundError(_UNKNOWN)
     return Response(status_code=204)
 
 
 async def _find(request: Request) -> Asset | FoundOutput:
-    """What the path names. Raises `ComfyUINotFoundError`, also for what the caller may not see."""
+    """The asset in the path. Raises `ComfyUINotFoundError`, also if the caller may not see it."""
     assets, origin, asset_id = _assets(request), caller_of(request), request.path_params["asset_id"]
     found = await assets.outputs.find(asset_id, origin) or await assets.uploaded.find(asset_id, origin)
     if found is None:

@@ -1,4 +1,4 @@
-"""The body of `POST /api/v2/jobs`, and the names of what comes with it."""
+"""The body of `POST /api/v2/jobs`, and the names of the files that come with it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from comfyui.workflows.api_format import is_ui_format
 _KEY_NAME = "api_key_comfy_org"
 _RESERVED = ("webhook_url", "inputs")
 WEBHOOK = "gateway_webhook"
-"""Our own member beside the contract's."""
+"""Our own member, beside the contract's."""
 _MOST_PRIORITY = 1_000_000
 _LONGEST_NOTE = 1024
 _IDEMPOTENCY_KEY = re.compile(r"[\x20-\x7e]{1,255}")
@@ -31,14 +31,14 @@ _IDEMPOTENCY_KEY = re.compile(r"[\x20-\x7e]{1,255}")
 
 @dataclass(frozen=True, slots=True)
 class Posted:
-    """A job that is asked for. `note`: `metadata` where it is a text."""
+    """A requested job. `note`: `metadata` if it is a text."""
 
     request: PromptRequest
     note: str | None
 
 
 async def posted_job(request: Request) -> Posted:
-    """What is posted to be run.
+    """The posted job.
 
     Raises:
         ContractError: it breaks the contract; the text names the member.
@@ -50,7 +50,7 @@ async def posted_job(request: Request) -> Posted:
 
 
 def idempotency_key_of(request: Request) -> str | None:
-    """The caller's key; None where it sent none. Raises `ContractError`."""
+    """The caller's key; None if it sent none. Raises `ContractError`."""
     keys = request.headers.getlist("idempotency-key")
     if not keys:
         return None

@@ -26,7 +26,7 @@ from comfyui.web.front.v2_errors import envelope
 from comfyui.web.v2.ranges import Part, is_one_part, part_of
 
 _log = structlog.get_logger(__name__)
-_GONE = "the file is not on its server any more"
+_GONE = "the file is no longer on its server"
 
 
 async def of_upload(request: Request, uploaded: UploadedAssets, asset: Asset) -> Response:
@@ -48,12 +48,12 @@ async def of_upload(request: Request, uploaded: UploadedAssets, asset: Asset) ->
 async def of_output(
     request: Request, outputs: JobOutputs, found: FoundOutput, facts: OutputFacts | None, deliverer: Deliverer
 ) -> Response:
-    """The answer to a request for what a job has made: its bytes, or a link to the object store that has them.
+    """The answer to a request for a job's output: its bytes, or a link to the object store that has them.
 
     The first time that all bytes of a file pass, they are hashed.
 
     Args:
-        facts: what is known of it; None where it could not be measured.
+        facts: about the output; None if it could not be measured.
     """
     output = found.output
     if found.stored is not None:
@@ -78,7 +78,7 @@ async def as_it_is(
     """The answer with the output's bytes, as of `kind` and with these headers, of which an ``ETag`` is compared.
 
     Raises:
-        ContractError: it is not there any more.
+        ContractError: it no longer exists.
         ComfyUIError: its server does not answer.
     """
     output = found.output
@@ -190,7 +190,7 @@ def _headers(name: str, digest: str | None) -> dict[str, str]:
 
 
 def _range_of(request: Request, headers: Mapping[str, str]) -> str | None:
-    """What part of the content is wanted; None for all of it, also where the client has a part of another content."""
+    """The requested part of the content; None for all of it, also if the client has a part of another content."""
     wanted, version = request.headers.get("range"), request.headers.get("if-range")
     if wanted is None or not is_one_part(wanted) or (version is not None and version != headers.get("ETag")):
         return None
@@ -198,13 +198,13 @@ def _range_of(request: Request, headers: Mapping[str, str]) -> str | None:
 
 
 def is_known(request: Request, headers: Mapping[str, str]) -> bool:
-    """Whether the client has this content already."""
+    """Whether the client already has this content."""
     known = request.headers.get("if-none-match", "")
     return "ETag" in headers and headers["ETag"] in {one.strip().removeprefix("W/") for one in known.split(",")}
 
 
 def _whole_or_part(request: Request, size: int, headers: Mapping[str, str]) -> Part | Response:
-    """The bytes to send, or the answer where there are none to be sent."""
+    """The bytes to send, or the answer if there are none to send."""
     if is_known(request, headers):
         return Response(status_code=304, headers=dict(headers))
     part = part_of(_range_of(request, headers), size)

@@ -1,7 +1,7 @@
 """`GET /api/v2/jobs/{id}/events`: a job as server-sent events, in the order in which SDKs read them.
 
-They stop at the terminal status, so that every output comes before it. What a client has not been told yet is kept in
-its newest form only: a slow reader costs one snapshot and one picture.
+They stop at the terminal status, after every output. Unsent news is kept only in its newest form: a slow reader costs
+one snapshot and one picture.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _COMMENT = b": keep-alive\n\n"
 
 
 async def events(request: Request) -> Response:
-    """What happens to the job, from now to its end."""
+    """The events of the job, from now to its end."""
     gateway, origin = gateway_of(request), caller_of(request)
     look = await look_at(request)
     if request.method == "HEAD":
@@ -55,7 +55,7 @@ async def events(request: Request) -> Response:
 
 
 class _News:
-    """What was heard of the job and not told yet; a listener of the job."""
+    """The unsent news of the job; a listener of the job."""
 
     def __init__(self, look: Look) -> None:
         self._workflow: Mapping[str, Any] | None = look.workflow
@@ -146,7 +146,7 @@ class _Stream:
         return {"status": STATUSES[state], "queue_position": position}
 
     def _snapshot(self) -> bytes:
-        """Progress and picture, where there are new ones and the last ones were told some time ago."""
+        """Progress and picture, if there are new ones and the last ones were sent some time ago."""
         frames, news = bytearray(), self._news
         if news.has_progress and self._is_due("progress"):
             news.has_progress = False
@@ -177,7 +177,7 @@ class _Stream:
         return b"".join(_frame("output", one) for one in fresh)
 
     async def _last(self) -> bytes:
-        """What the client lacks, and the end."""
+        """The news that the client lacks, and the end."""
         frames = bytearray()
         if self._look.state is State.SUCCEEDED and self._status is not None:
             frames += _frame("progress", self._news.snapshots.at_end())
@@ -186,7 +186,7 @@ class _Stream:
         return bytes(frames)
 
     async def _pause(self, job: Job | None) -> None:
-        """Until there may be something to tell."""
+        """Waits until there may be news."""
         if job is None or job.ended:
             await asyncio.sleep(_LOOK_EVERY_S / 10 if job is not None else _LOOK_EVERY_S)
             return

@@ -132,7 +132,7 @@ async def job(request: Request) -> Response:
 
 
 async def _is_quick(request: Request, job: Job) -> bool:
-    """Whether a job in hand ends within that moment, or has ended."""
+    """Whether a running job ends within that moment, or has ended."""
     if job.entry is None or not (job.stays and caller_of(request).sees(job.owner)):
         return False
     if job.ended:
@@ -142,7 +142,7 @@ async def _is_quick(request: Request, job: Job) -> bool:
 
 
 async def _quick_row(request: Request, look: Look) -> Job | None:
-    """A job that waits for its turn, and ends within that moment all the same."""
+    """A job that waits for its turn, but ends within that moment."""
     record = look.record
     if record is None or not record.waits or record.created_at + FRESH_S <= time.time():
         return None
@@ -157,7 +157,7 @@ def _look_in_hand(job: Job | None) -> Look | None:
 
 
 def _look_when_taken(job: Job) -> Look | None:
-    """A job that a server has taken at this moment; what it has made already is told to who asks for the job."""
+    """A job that a server has accepted at this moment; its first outputs are shown when the job is requested."""
     look = _look_in_hand(job)
     if look is None or look.record is None or not job.ended:
         return look
@@ -201,19 +201,19 @@ async def cancel(request: Request) -> Response:
         except (ComfyUINotFoundError, TimeoutError):
             pass  # it ended at this moment; or its server is slow to answer, and the cancel goes on
         except ComfyUIError as error:
-            # It is over for us all the same, and its server is told again when it answers.
+            # For us it is over, and its server is told again when it answers.
             _log.warning("prompt.cancel_failed", prompt_id=look.prompt_id, reason="request", detail=error.detail)
         look = await look_at(request)
     return json_response(200, await shown(request, look), _NO_STORE)
 
 
 async def health(_request: Request) -> Response:
-    """The gateway answers. Whether it takes prompts is what ``/health/ready`` says."""
+    """The gateway answers. ``/health/ready`` says whether it takes prompts."""
     return json_response(200, {"status": "healthy"}, _NO_STORE)
 
 
 def caller_of(request: Request) -> Origin:
-    """Who calls."""
+    """The caller as an origin of jobs."""
     return replace(origin_of(request), face=FACE)
 
 
@@ -231,7 +231,7 @@ async def look_at(request: Request) -> Look:
 
 
 async def shown(request: Request, look: Look, end: End | None = None) -> JSON:
-    """A Job with all that it has made so far. `end`: where it is at hand."""
+    """A Job with its outputs so far. `end`: if it is known already."""
     gateway, record = gateway_of(request), look.record
     if record is None:
         raise ComfyUINotFoundError(_UNKNOWN)

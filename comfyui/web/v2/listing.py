@@ -24,7 +24,7 @@ _STATES = {word: state for state, word in STATUSES.items()}
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """One page that is asked for."""
+    """One requested page."""
 
     narrowed: JobFilter
     limit: int
@@ -32,7 +32,7 @@ class Listing:
 
 
 def listing_of(request: Request) -> Listing:
-    """What the query says. Names that the contract does not have are left alone.
+    """The page that the query asks for. Names outside the contract are ignored.
 
     Raises:
         ContractError: a value cannot be used, or a label is named twice.

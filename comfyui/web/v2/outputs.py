@@ -20,21 +20,21 @@ ASSETS = "/api/v2/assets"
 
 
 class End(NamedTuple):
-    """What a job has ended with, from memory. `facts`: of its files, where they are known."""
+    """The end of a job, from memory. `facts`: about its files, if they are known."""
 
     result: PromptResult
     facts: Mapping[str, OutputFacts]
 
 
 async def outputs_of(gateway: GatewayState, look: Look, address: Address) -> list[JSON]:
-    """What the job has made up to now."""
+    """The job's outputs so far."""
     return [] if look.record is None else (await made_by(gateway, look.record, look, address))[0]
 
 
 async def made_by(
     gateway: GatewayState, record: JobRecord, look: Look, address: Address, end: End | None = None
 ) -> tuple[list[JSON], Mapping[str, Sequence[str]]]:
-    """The same, and what ComfyUI said of outputs that it left out. `end`: where it is at hand."""
+    """The same, and ComfyUI's messages about outputs that it left out. `end`: if it is known already."""
     outputs = gateway.assets.outputs
     made = await outputs.of(record, look, result=None if end is None else end.result)
     facts = await outputs.facts(record, made, {} if end is None else end.facts)
@@ -42,7 +42,7 @@ async def made_by(
 
 
 async def outputs_of_all(gateway: GatewayState, records: Sequence[JobRecord], address: Address) -> list[list[JSON]]:
-    """As `outputs_of` for each of them, with the sizes that are known: no server is asked for a list."""
+    """The same as `outputs_of` for each of them, with the known sizes: no server is asked for a list."""
     made, facts = await gateway.assets.outputs.of_all(records)
     return [_outputs_json(record, one, facts, address) for record, one in zip(records, made, strict=True)]
 

@@ -6,10 +6,10 @@ from comfyui.handler import ComfyUIHandler
 
 
 def queue_position(handler: ComfyUIHandler, prompt_id: str, before: int | None) -> int | None:
-    """The place of a job that has not begun; None where nobody knows it.
+    """The place of a job that has not begun; None if it is not known.
 
     Args:
-        before: how many prompts its server has to run before it, with the one that runs, where it is on a server.
+        before: how many prompts its server has before it, including the running one, if it is on a server.
     """
     ahead = handler.queue.position(prompt_id)
     if ahead is None:

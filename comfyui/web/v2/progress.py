@@ -34,7 +34,7 @@ class Snapshots:
         return self._node
 
     def observe(self, event: Event) -> bool:
-        """Whether there is something new with this event."""
+        """Whether this event brings news."""
         match event:
             case ExecutionStart():
                 self._done.clear()

@@ -1,4 +1,4 @@
-"""Which bytes of a content a request asks for: RFC 9110, one range of bytes at most. Pure."""
+"""The bytes of a content that a request asks for: RFC 9110, at most one range of bytes. Pure."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-# What is longer is no number of bytes of any file.
+# A longer text is not a number of bytes of any file.
 _RANGE = re.compile(r"\s*bytes\s*=\s*([0-9]{0,18})\s*-\s*([0-9]{0,18})\s*", re.IGNORECASE | re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """From byte `start` up to, and with, byte `end`. `is_whole`: no part was asked for."""
+    """From byte `start` up to and including byte `end`. `is_whole`: no part was requested."""
 
     start: int
     end: int
@@ -24,7 +24,7 @@ class Part:
 
 
 def part_of(range_header: str | None, size: int) -> Part | Literal["none"] | None:
-    """The part of a content of `size` bytes; None for all of it, and "none" where it has no such part (416).
+    """The part of a content of `size` bytes; None for all of it, and "none" if it has no such part (416).
 
     A header that asks for several parts, or for something else than bytes, is as if it were not there.
     """

@@ -1,4 +1,4 @@
-"""What answers of Comfy API v2 look like: the jobs of the gateway as the contract has them. Pure."""
+"""The answers of Comfy API v2: the gateway's jobs in the form of the contract. Pure."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def _facts(record: JobRecord, state: State, address: Address) -> JSON:
 
 
 def expires_at(record: JobRecord, keep_s: float) -> float:
-    """When the job may be forgotten. One that has not ended by then is kept all the same."""
+    """When the job may be forgotten. An unfinished one is kept even then."""
     if record.ended_at is not None:
         return record.ended_at + keep_s
     deadline = record.created_at + keep_s
@@ -96,7 +96,7 @@ def expires_at(record: JobRecord, keep_s: float) -> float:
 
 
 def urls(prompt_id: str, address: Address) -> JSON:
-    """Where the job is asked for, followed and cancelled."""
+    """The URLs at which the job is read, followed and cancelled."""
     own = f"{address.links}{JOBS}/{prompt_id}"
     return {"self": own, "events": f"{own}/events", "cancel": f"{own}/cancel"}
 
