@@ -145,6 +145,18 @@ async def test_a_run_shows_its_progress_while_it_goes_on(tmp_path: Path) -> None
         await page.wait_for_selector("#panel [data-state=succeeded] img")
 
 
+async def test_a_run_is_cancelled_beside_its_form(tmp_path: Path) -> None:
+    folder = every_folder(tmp_path / "workflows")
+    async with open_console(servers=1, step_seconds=60, workflows_dir=folder) as console:
+        page = console.page
+        await console.open("/console/run/every")
+        await page.fill("#field-prompt", "a fox")
+        await page.click("#run button.first")
+        await page.get_by_role("button", name="Cancel this run").click()
+        await page.wait_for_selector("#panel [data-state=canceled]")
+        assert await page.get_by_role("button", name="Cancel this run").count() == 0
+
+
 async def test_the_code_follows_the_values(run_console: Console) -> None:
     page = run_console.page
     await run_console.open("/console/run/inverted")

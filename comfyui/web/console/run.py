@@ -96,7 +96,8 @@ async def show_run(request: Request) -> Response:
     shown = await _run_of(request, request.path_params["prompt_id"])
     # The page that takes it in is two levels above.
     root = root_of(request).removeprefix("../../")
-    return Response(render("_run_result.html", root=root, run=shown, workflow=workflow), 200, HEADERS, media_type=_HTML)
+    part = render("_run_result.html", root=root, run=shown, workflow=workflow, visitor=visitor_of(request))
+    return Response(part, 200, HEADERS, media_type=_HTML)
 
 
 @dataclass(slots=True)

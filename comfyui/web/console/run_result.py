@@ -8,6 +8,7 @@ from comfyui.assets.outputs import JobOutput
 from comfyui.jobs.admission import Look
 from comfyui.jobs.journal.records import JobRecord, State
 from comfyui.web.console.files import shown_type
+from comfyui.web.console.queue_rows import eta_text
 from comfyui.web.console.texts import TEXTS
 from comfyui.web.front.gateway_state import GatewayState
 
@@ -95,4 +96,6 @@ def _waits(gateway: GatewayState, look: Look) -> str:
         why = TEXTS.run.waits_for.format(servers=", ".join(servers))
     elif look.position is not None:
         why = TEXTS.run.before.format(count=look.position) if look.position else TEXTS.run.is_next
+        begins = eta_text(gateway.handler.etas.now().of(look.prompt_id, look.position))
+        why = f"{why} · {begins}" if begins else why
     return why

@@ -310,6 +310,7 @@ TEXTS = SimpleNamespace(
         no_result="What comes of a run is shown here.",
         no_run="No such run is known.",
         job_page="All about this job",
+        cancel="Cancel this run",
         paused="The queue is paused. The job runs when it is resumed.",
         waits_for="The job waits for a server that is down: {servers}.",
         waits="The job waits for its turn.",
