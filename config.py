@@ -112,7 +112,7 @@ class Settings(
     )
     backend: CommaList = Field(
         default=("comfyui",),
-        description="What runs prompts: comfyui, runpod (a serverless endpoint), or both: comfyui,runpod.",
+        description="The runner of prompts: comfyui, runpod (a serverless endpoint), or both: comfyui,runpod.",
     )
     runpod_endpoint_id: str = Field(
         default="", description="Id of the endpoint that runs prompts; needed with runpod in BACKEND."
@@ -249,7 +249,7 @@ class Settings(
         description="Secrets that sign webhooks: base64 of 24 bytes or more; several during a rotation.",
     )
     webhook_url: WebUrl = Field(
-        default="", description="URL that is told of the end of every job; needs WEBHOOK_SECRET and PUBLIC_URL."
+        default="", description="URL that gets the end of every job; needs WEBHOOK_SECRET and PUBLIC_URL."
     )
     webhook_url_allow: CommaList = Field(
         default=(), description="Private hosts, host:port or CIDRs that callers' webhooks may reach."
@@ -333,8 +333,8 @@ class Settings(
     websocket_buffer_mb: float = Field(
         default=512,
         gt=0,
-        description="MB that may wait in memory for all clients' websockets; beyond it the one most behind is dropped,"
-        " or, where prompts wait in the gateway, what waits lies in files.",
+        description="MB that may wait in memory for all clients' websockets; above it, the client furthest behind is"
+        " dropped, or, if prompts wait in the gateway, messages wait in files.",
     )
 
     mcp: bool = Field(default=False, description="Serve the Model Context Protocol at /mcp; it needs the extra mcp.")
@@ -496,7 +496,7 @@ class Settings(
         return Limits(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Limits)})
 
     def options(self) -> GatewayOptions:
-        """Raises `SettingsError` where the object store's driver is not installed, or its bucket cannot be used."""
+        """Raises `SettingsError` if the object store's driver is not installed, or its bucket cannot be used."""
         return GatewayOptions(
             app=self._app_options(),
             serving=ServingOptions(self._head_limits()),

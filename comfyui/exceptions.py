@@ -300,9 +300,9 @@ class ContractError(RequestError):
 
 
 class BadParameter(TypedDict):
-    """What is wrong with one parameter of a named workflow."""
+    """The problem of one parameter of a named workflow."""
 
-    message: Annotated[str, Field(description="What is wrong, and what is allowed.")]
+    message: Annotated[str, Field(description="The problem, and the allowed values.")]
     allowed: NotRequired[
         Annotated[Any, Field(description="The allowed values or names, a hundred at most; otherwise the JSON Schema.")]
     ]
@@ -534,7 +534,7 @@ class ResultTooLargeError(ComfyUIError):
 
 
 class ComfyUITimeoutError(ComfyUIError):
-    """Not finished within the caller's timeout."""
+    """The prompt did not finish within the caller's timeout."""
 
     title = "Timed out"
     code = "timeout"

@@ -261,7 +261,7 @@ class ComfyUIHandler:
     async def attach(
         self, prompt_id: str, *, timeout_s: float, listener: Listener | None = None, origin: Origin = OURS
     ) -> PromptResult:
-        """Waits for a prompt that is queued, running or finished, whoever queued it, even before a restart.
+        """Waits for a prompt that is queued, running or finished, from any client, even before a restart.
 
         It only watches: when this call times out or is given up, the prompt goes on.
 

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 Role = Literal["user", "read", "admin"]
-"""What a key may: its own jobs and files; look at all; everything. `comfyui.web.front.rights` says it for each path."""
+"""The rights of a key: its own jobs and files; a look at everything; everything. `comfyui.web.front.rights` has them
+for each path.
+"""
 HIGHEST_PRIORITY = 1_000_000
 _GIVEN = re.compile(r"key-[0-9a-f]{8}|external")
 

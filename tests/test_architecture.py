@@ -176,7 +176,7 @@ def test_imports_go_strictly_down() -> None:
                 assert floor(there) < floor(here), f"{relative(path)}: {here} imports {there}, which is not below it"
 
 
-def test_every_floor_has_somebody_on_it() -> None:
+def test_no_floor_is_empty() -> None:
     assert {room(dotted(path)) for path in core()} - ISLANDS == _NAMED
 
 
@@ -260,7 +260,7 @@ def test_the_client_is_the_face_of_the_sdk() -> None:
     assert {room(name) for name in imports(ROOT / "client.py")} == {None, "sdk"}
 
 
-def test_nobody_reads_the_environment_at_import() -> None:
+def test_no_module_reads_the_environment_at_import() -> None:
     for path in core():
         for node in parsed(path).body:
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):

@@ -113,7 +113,7 @@ def rights_table() -> str:
     return "\n".join([*table, "| any | everything else | 403 | 403 |"])
 
 
-def test_the_table_of_rights_is_the_one_that_is_checked() -> None:
+def test_the_documented_table_of_rights_is_the_checked_one() -> None:
     assert rights_table() in page("keys.md")
 
 

@@ -102,7 +102,7 @@ class JobOutputs:
         await self._tasks.close()
 
     async def of(self, record: JobRecord, look: Look | None = None, *, result: PromptResult | None = None) -> Outputs:
-        """The outputs of the job; while it runs, those that its server has told of in `look`.
+        """The outputs of the job; while it runs, those in `look`, as its server has reported them.
 
         Args:
             result: of a job that ended at this moment, so that it need not be read.
@@ -134,7 +134,7 @@ class JobOutputs:
         return made, known
 
     async def of_each(self, records: Sequence[JobRecord]) -> list[Outputs]:
-        """What each of these jobs has made."""
+        """The outputs of each of these jobs."""
         by_job = await self._all_kept([record.prompt_id for record in records if record.state.is_end])
         return [by_job.get(record.prompt_id) or await self.of(record) for record in records]
 

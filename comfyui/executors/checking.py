@@ -75,7 +75,7 @@ async def problems_on(
 async def _problems(
     request: PromptRequest, object_info: Mapping[str, Any], files: Collection[str], limits: Limits
 ) -> list[Problem]:
-    """Most workflows are short and have no problem. Of a longer one, or to say what was meant, a thread finds out."""
+    """Most workflows are short and have no problem. A thread handles longer ones, and finds the closest names."""
     is_short = len(request.prompt) <= _AT_ONCE_NODES and request.size <= ON_LOOP_BYTES
     if is_short and not _check(request, object_info, files, limits, names_closest=False):
         return []

@@ -60,7 +60,7 @@ class PlatformRuns:
         elsewhere = self._elsewhere
         if elsewhere is None or (job.server_before != elsewhere.server.name and not attempt.has_reply):
             detail = (
-                f"the prompt was sent to {job.server_before}, which runs no prompts of this gateway any more. It was"
+                f"the prompt was sent to {job.server_before}, which no longer runs prompts of this gateway. It was"
                 " not sent again, so that it does not run twice; post the workflow again where that is wanted"
             )
             raise ComfyUIPromptLostError(detail, prompt_id=job.prompt_id)

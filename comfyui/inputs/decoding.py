@@ -70,7 +70,7 @@ def decode(text: str, *, max_bytes: int, hint: str = "", piece: int = _PIECE) ->
     A data URI says itself that it is base64, so there it may come without its padding.
 
     Args:
-        hint: the extension to take where the bytes do not tell.
+        hint: the extension if the bytes do not tell one.
         piece: how much is decoded in one step; a multiple of four.
 
     Raises:

@@ -6,8 +6,8 @@
 - Time, silence, bytes (as announced, and as counted after decompression) and simultaneous downloads are limited.
 - Refused addresses and names that lead to them give the same error. Only a name that cannot be looked up is told apart,
   because that may pass.
-- What may pass is tried again, from the first URL on, with every check; what came already is continued where the server
-  can (Range), and only if it is still the same file (If-Range).
+- Errors that may pass are retried, from the first URL on, with every check; a partial download is continued if the
+  server can (Range), and only if it is still the same file (If-Range).
 """
 
 from __future__ import annotations

@@ -249,7 +249,7 @@ def _entries(
 
 
 def file_parameter(request: PromptRequest, name: str) -> str:
-    """The parameter of a named workflow whose file has this name; "" where a graph was sent."""
+    """The parameter of a named workflow whose file has this name; "" if a graph was sent."""
     return "" if request.call is None else parameter_of(name)
 
 

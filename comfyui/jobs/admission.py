@@ -54,7 +54,7 @@ class Look:
 
     Attributes:
         record: from the journal; None if ComfyUI has the prompt from another client.
-        state: newer than the record's where the job runs here.
+        state: newer than the record's if the job runs here.
         position: jobs and prompts before it; None if that is not known, or if it runs.
         events: what holds on of what ComfyUI said of it, oldest first.
         deliveries: the job's webhooks so far, if its caller has ordered any.
@@ -332,7 +332,7 @@ class Admission:
     async def settled(self, prompt_id: str) -> None:
         """Returns when all writes of a job's cancel are committed, before a caller is told of it.
 
-        Raises `ComfyUINotFoundError` where the job had its result before.
+        Raises `ComfyUINotFoundError` if the job had its result before.
         """
         record = await self.known(prompt_id)
         if record is not None and record.state is State.SUCCEEDED:

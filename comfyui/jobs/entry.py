@@ -40,7 +40,7 @@ class Entry:
     A sync job that was neither leaves no row, unless its caller wants to be told of its end.
 
     Attributes:
-        kind: sync where a caller waits for the job on its connection.
+        kind: sync if a caller waits for the job on its connection.
         callers_id: whether the caller knows the id, so that each write is committed before ComfyUI is asked.
         chosen: the caller made the id up, so that ComfyUI may know it from before.
         added: the job is in the journal.

@@ -34,7 +34,7 @@ class EtasNow:
         """When a job that has not ended begins and ends.
 
         Args:
-            ahead: how many jobs that wait have their turn before it, where the caller has them in their order.
+            ahead: how many waiting jobs have their turn before it, if the caller has them in order.
         """
         if (found := self._forecast.on_server(prompt_id)) is not None:
             return found

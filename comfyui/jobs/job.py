@@ -279,7 +279,7 @@ class Job:
     async def placed(self, backend: Server) -> None:
         """`backend` is the server that has the prompt, or is about to get it.
 
-        Returns when that is committed, where the job outlives this process. Raises as `Entry.placed` does.
+        Returns when that is committed, if the job outlives this process. Raises as `Entry.placed` does.
         """
         self.backend, self.began_at = backend, None
         self.left_on.discard(backend.name)

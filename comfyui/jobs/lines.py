@@ -25,7 +25,7 @@ class Lane:
     Attributes:
         yes: servers that have everything the job needs.
         no: servers that lack something. Servers in neither are unknown.
-        avoid: servers where the job has just failed: taken only when no other one is up that may run it.
+        avoid: servers where the job has just failed: used only if no other server is up that may run it.
         alone: it goes only to a server without other prompts, because it may end the server.
         files_on: servers that have files which the job reads, and that did not answer when these were to be fetched.
             While one of them is down, the job can only go to that one.

@@ -1,4 +1,4 @@
-"""`Origin`: where a request came from, and what its key may know of and ask for."""
+"""`Origin`: the source of a request, and the rights of its key."""
 
 from __future__ import annotations
 

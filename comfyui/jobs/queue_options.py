@@ -1,4 +1,4 @@
-"""Where jobs wait, how many may wait, and how many go to a server."""
+"""Options for the place where jobs wait, how many may wait, and how many go to a server."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True)
 class TurnOptions:
-    """Where jobs wait.
+    """The place where jobs wait.
 
     Attributes:
         queue: gateway: all jobs wait here, and a server has one prompt that runs and one that waits. comfyui: sync jobs
@@ -30,7 +30,7 @@ class TurnOptions:
 
 @dataclass(frozen=True, slots=True)
 class QueueOptions(TurnOptions):
-    """Where jobs wait (`TurnOptions`), and how many.
+    """The place where jobs wait (`TurnOptions`), and their number.
 
     Attributes:
         max_queued: async jobs that wait with us; beyond it submissions are refused.

@@ -170,7 +170,7 @@ class Scheduler:
         yield from ((ticket.prompt_id, ticket.shape, ticket.lane) for ticket in tickets)
 
     def taken_back(self, prompt_id: str, now: float) -> list[Place]:
-        """The job is on its server no more; it goes where the place was kept for it, or waits again."""
+        """The job has left its server; it goes to the server that kept a place for it, or waits again."""
         kept = self._free(prompt_id)
         ticket = self._tickets.get(prompt_id)
         if ticket is None or ticket.server is None:

@@ -101,7 +101,7 @@ class StandingJobs:
         return {owner: waiting for owner, waiting, _ in self._scheduler.shares.by_owner() if waiting}
 
     def on_servers(self) -> StandingNow:
-        """As `now`, only those on servers, of all owners: that takes no longer where thousands wait."""
+        """As `now`, but only jobs on servers, of all owners: it takes no longer if thousands wait."""
         listed = [*self._being_cancelled(), *self._scheduler.placed(), *self._past_the_scheduler()]
         running = self._running(listed)
         ids = {one.prompt_id for one in running}

@@ -66,7 +66,7 @@ def request_of(body: bytes) -> PromptRequest:
 
 
 async def unfinished_prompts(journal: Journal) -> AsyncIterator[tuple[str, Mapping[str, Any]]]:
-    """Id and workflow of each job that has not ended, where the workflow is kept. Raises `JournalError`."""
+    """Id and workflow of each unfinished job, if the workflow is kept. Raises `JournalError`."""
     after = 0
     while page := await journal.unfinished(after, _PAGE):
         for record in page:

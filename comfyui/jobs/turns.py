@@ -273,7 +273,7 @@ class Turns:
             self.numbers.forget(job.prompt_id)
 
     def _given(self, prompt_id: str) -> Server | None:
-        """The server where the job got a place that it has not taken up yet."""
+        """The server on which the job got a place that it has not used yet."""
         if prompt_id not in self._granted:
             return None
         self._granted.discard(prompt_id)

@@ -160,7 +160,7 @@ def _fitted(
 
 
 def seeds_of(parameter: Parameter) -> tuple[int, int]:
-    """The lowest and the highest seed that is chosen where none is given."""
+    """The lowest and the highest seed that is chosen if none is given."""
     lowest = max(int(parameter.minimum or 0), 0)
     highest = _MOST_CHOSEN if parameter.maximum is None else min(int(parameter.maximum), _MOST_CHOSEN)
     if highest < lowest:

@@ -73,7 +73,7 @@ def resolved(
     """The workflow with what these conventions name in it.
 
     Args:
-        shown: where the conversion of the editor's own format has put promoted widgets and primitives.
+        shown: the promoted widgets and primitives, placed by the conversion of the editor's own format.
         titles: of nodes of that format that are no nodes of `prompt`.
     """
     work = Replacing(prompt, MERGED)

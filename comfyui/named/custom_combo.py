@@ -16,7 +16,7 @@ def choices_in(node: Mapping[str, Any], input_name: str) -> tuple[str, ...] | No
 
 
 def renumber(class_type: str, inputs: MutableMapping[str, Any]) -> None:
-    """Make the number that of the choice, where the node has both: the editor alone does so else."""
+    """Makes the number that of the choice, if the node has both: otherwise only the editor does so."""
     if class_type == _CLASS and _NUMBER in inputs:
         options = _options(inputs)
         inputs[_NUMBER] = options.index(inputs[_CHOICE]) if inputs.get(_CHOICE) in options else -1

@@ -55,7 +55,7 @@ class NamedOptions:
     Attributes:
         look_s: between two looks at the folder.
         fresh_s: after this time, node definitions are requested again when someone lists the workflows.
-        renew_s: the same where a value was refused that they may allow by now.
+        renew_s: the same after a value was refused that they may allow by now.
         first_s: the same while no server has answered yet.
         max_bytes: of a workflow's file.
     """

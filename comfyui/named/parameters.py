@@ -51,7 +51,7 @@ class Found:
 
     Attributes:
         source: who says it, in the words of `finding`: ``sidecar``, ``title``, …
-        default: `MISSING` where the file names none, and the workflow's own value holds.
+        default: `MISSING` if the file names none, so that the workflow's own value counts.
         kind, seed: if the file says so; None: as in the definition of the target's node.
     """
 

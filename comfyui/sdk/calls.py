@@ -17,7 +17,7 @@ class Call:
     """One HTTP request.
 
     Attributes:
-        prompt_id: empty where the gateway makes it of an idempotency key.
+        prompt_id: empty if the gateway makes it of an idempotency key.
         return_base64: whether files' bytes are wanted in the answer, for requests that go on waiting for it.
     """
 
@@ -95,7 +95,9 @@ def named_job_submission(
 def _identified(
     fields: dict[str, Any], headers: dict[str, str], prompt_id: str | None, idempotency_key: str | None
 ) -> str:
-    """Puts the job's id, or the key that gives it, where the gateway looks; "" where only the gateway knows the id."""
+    """Puts the job's id, or the key that gives it, into its place for the gateway; "" if only the gateway knows the
+    id.
+    """
     if idempotency_key is None:
         prompt_id = fields["prompt_id"] = prompt_id or str(uuid.uuid4())
     elif prompt_id is None:

@@ -46,7 +46,7 @@ class GatewayClient:
     Args:
         server: the gateway's address; a path in it is kept, ``http://`` may be left out.
         api_key: sent as ``Authorization: Bearer``.
-        timeout_s: how long a prompt may take where the call does not say.
+        timeout_s: how long a prompt may take if the call does not say.
         reconnect_delays_s: the pauses before each attempt to attach again after a lost connection.
 
     Attributes:
@@ -90,7 +90,7 @@ class GatewayClient:
         With `prompt_id` (a UUID) the call is idempotent: the same call joins the running prompt, or returns its result.
 
         Raises:
-            GatewayError: one of its classes; with ``prompt_id``, even where the server did not say it.
+            GatewayError: one of its classes; with ``prompt_id``, even if the server did not send it.
         """
         return await result_of(
             self._run(submission(workflow, images, prompt_id, return_base64), timeout_s, stream=False)

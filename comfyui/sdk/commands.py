@@ -104,7 +104,7 @@ async def result(gateway: GatewayClient, options: argparse.Namespace) -> Outcome
 
 
 def _left(prompt_id: str, state: str) -> Outcome:
-    """After Ctrl-C, where nothing is taken back."""
+    """After Ctrl-C, if nothing is taken back."""
     error = GatewayError(f"Ctrl-C; {state}", title="Interrupted", code="interrupted", prompt_id=prompt_id)
     return failure(Exit.INTERRUPTED, error)
 

@@ -37,7 +37,7 @@ JSON = "application/json"
 
 
 PROMPT_STATUS = "X-Prompt-Status"
-"""The header that says how a job ended, also where the answer is its error."""
+"""The header that says how a job ended, even if the answer is its error."""
 
 
 class Connection:

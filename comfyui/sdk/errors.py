@@ -92,7 +92,7 @@ class GatewayCancelledError(GatewayTaskError):
 
 
 class GatewayTimeoutError(GatewayError):
-    """Not finished within the timeout."""
+    """The prompt did not finish within the timeout."""
 
 
 class GatewayNotFinishedError(GatewayError):

@@ -40,7 +40,8 @@ def safe_folder(subfolder: str) -> Path:
 def create_file(folder: Path, file: OutputFile) -> tuple[Path, IO[bytes]]:
     """A new file for `file` below `folder`, open for writing: ``a.png``, or ``a (1).png`` when there is one.
 
-    It has the same place with one server and with many, where the gateway puts the prompt's id before the subfolder.
+    The place is the same with one server and with many, for which the gateway puts the prompt's id before the
+    subfolder.
     """
     target = folder / safe_folder(_PROMPT_ID.sub("", file.subfolder)) / safe_name(file.filename)
     target.parent.mkdir(parents=True, exist_ok=True)

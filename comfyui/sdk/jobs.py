@@ -65,7 +65,7 @@ class Job:
         progress: only while it runs.
         result: only where ``status`` is ``succeeded``.
         error: why there is no result; only where ``status`` is ``failed``, ``canceled`` or ``lost``. It is not raised.
-        stored: False where the gateway has no STATE_DIR, so that its restart forgets the job.
+        stored: False if the gateway has no STATE_DIR, so that its restart forgets the job.
         body: the answer as it came; empty where ``error`` has it.
     """
 

@@ -35,7 +35,7 @@ class OutputFile:
         url: the file at the gateway, relative to the gateway, or absolute if the gateway has a PUBLIC_URL.
         base64: its bytes, if they were requested.
         error: why it could not be read; then there is no ``base64``.
-        output: the name of its output, where a named workflow has one.
+        output: the name of its output, if a named workflow has one.
     """
 
     node_id: str

@@ -37,7 +37,7 @@ class WorkflowDetails:
     Attributes:
         version: SHA-256 of its files.
         parameters: JSON Schema of them, by whose ``properties`` each is described.
-        outputs: names of its outputs; none where the files of all output nodes are an answer's.
+        outputs: names of its outputs; empty if an answer has the files of all output nodes.
         example: parameters that it takes.
         missing: for each server, what it lacks for the workflow, in words; a server that lacks nothing has no entry.
         body: the reply as it came.

@@ -74,7 +74,9 @@ _FOR_FOLLOWERS = {
     b"executing": True, b"execution_cached": True, b"progress_state": True,
     b"progress": False, _EXECUTED: False, b"execution_success": False,
 }  # fmt: skip
-"""Frames of a prompt that mean nothing to one that nobody follows; True: who follows it later is told the last one."""
+"""Whether a later follower of a prompt gets the last frame of this kind; without a follower, such frames mean
+nothing.
+"""
 _START = b"execution_start"
 
 

@@ -73,7 +73,7 @@ class JobFields:
     Attributes:
         workflow: the field that has the workflow.
         images: the names of `PromptRequest.images`, in their order; the request's own names for those beyond.
-        target: ``(field, node id, input name)`` where a field of the job chose an input of a node.
+        target: ``(field, node id, input name)`` if a field of the job chose an input of a node.
     """
 
     workflow: str = "prompt"
@@ -88,7 +88,7 @@ class JobFields:
         return self.workflow + field.removeprefix("prompt") if field.startswith("prompt.") else field
 
     def check_target(self, request: PromptRequest, object_info: ObjectInfo) -> None:
-        """Raises `ComfyUIInputError` where the chosen node has no such input; an unknown node is not judged here."""
+        """Raises `ComfyUIInputError` if the chosen node has no such input; an unknown node is not judged here."""
         if self.target is None:
             return
         field, node_id, input_name = self.target

@@ -108,7 +108,7 @@ class Offer:
         return [*classes, *(f"{file[2]} (for {file[0]})" for file in sorted(needs.files) if self._lacks(*file))]
 
     def spelled(self, prompt: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The workflow with its choices as this server writes them; the same object where nothing differs."""
+        """The workflow with its choices as this server spells them; the same object if nothing differs."""
         changed = {}
         for node_id, node in prompt.items():
             own = {}

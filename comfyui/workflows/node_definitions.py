@@ -89,8 +89,8 @@ def parse_input(name: str, declared: Any, *, required: bool) -> InputSpec:
 def input_specs(definition: Mapping[str, Any]) -> Sequence[InputSpec]:
     """The inputs of one node class, required ones first, in the order in which the frontend shows them.
 
-    The definition is not to be changed later. Of the same one, and a workflow's are asked for four times to check it,
-    they are made once: that took half of the time of a check.
+    The definition must not be changed later. The inputs of one definition, which a check of a workflow requests four
+    times, are computed once: that took half of the time of a check.
     """
     kept = _made.get(id(definition))
     if kept is not None and kept[0] is definition:

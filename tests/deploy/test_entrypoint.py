@@ -59,7 +59,7 @@ async def test_a_folder_that_cannot_be_written_is_named_with_the_user(
     assert f"{tmp_path}/data/output cannot be written by user {os.getuid()}: mount a volume" in said
 
 
-async def test_jobs_lie_on_the_volume_and_nobody_else_may_read_them(
+async def test_jobs_are_on_the_volume_and_only_the_gateway_may_read_them(
     bare_container: dict[str, str], tmp_path: Path
 ) -> None:
     await _ends(bare_container | {"DEFAULT_TIMEOUT": "soon"})

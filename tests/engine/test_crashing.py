@@ -107,7 +107,7 @@ async def test_a_fault_ends_the_process_when_a_prompt_with_its_node_is_validated
     assert len(executed.read_text().split()) == 1
 
 
-async def test_a_node_that_hangs_heeds_no_interrupt_but_the_engine_stops(target: Target, engine: Engine) -> None:
+async def test_a_node_that_hangs_ignores_interrupts_but_the_engine_stops(target: Target, engine: Engine) -> None:
     await engine.set_faults({"hang": {"class_type": "PrimitiveString", "seconds": 0.3}})
     prompt_id = await submitted(
         target, {"1": node("PrimitiveString", value="a"), "2": node("PreviewAny", source=["1", 0])}

@@ -490,7 +490,7 @@ async def test_a_page_that_is_not_listed_is_told_nothing_by_a_preflight(locked: 
     assert "Access-Control-Allow-Origin" not in answer.headers
 
 
-async def test_where_any_page_may_ask_none_may_ask_as_the_user_who_is_signed_in(engine: Engine) -> None:
+async def test_if_any_page_may_ask_none_may_ask_as_the_signed_in_user(engine: Engine) -> None:
     async with running_gateway(engine.url, api_keys=KEY, cors_allow_origins="*") as gateway:
         cookie = {"Cookie": (await _login(gateway)).headers["Set-Cookie"].split(";")[0]}
         assert (await fetch(gateway, "/queue", headers={**_EVIL, **cookie})).status == 401

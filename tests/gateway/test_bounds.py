@@ -85,7 +85,7 @@ async def test_a_form_has_as_many_files_as_inputs_are_allowed(small_limits: Runn
 
 
 @pytest.mark.parametrize("where", ["root", "subgraph"])
-async def test_a_file_of_the_editor_has_so_many_nodes(small_limits: RunningGateway, where: str) -> None:
+async def test_a_file_of_the_editor_has_a_limit_of_nodes(small_limits: RunningGateway, where: str) -> None:
     many = {"nodes": [{"id": number, "type": "Note"} for number in range(21)], "links": []}
     file = many if where == "root" else {"nodes": [], "links": [], "definitions": {"subgraphs": [many]}}
     async with small_limits.http.post("/convert", json=file) as response:
@@ -115,7 +115,7 @@ async def test_a_field_has_neither_long_texts_nor_many_members(gateway: RunningG
     assert (await gateway.prompt_sync(invert_workflow(), images=[image], **padding))[0] == 200
 
 
-async def test_an_answer_lists_so_many_problems_and_counts_the_others(small_limits: RunningGateway) -> None:
+async def test_an_answer_lists_a_limited_number_of_problems_and_counts_the_others(small_limits: RunningGateway) -> None:
     workflow = {str(number): {"class_type": "Nope", "inputs": {}} for number in range(5)}
     async with small_limits.http.post("/validate", json=workflow) as response:
         body = await response.json()

@@ -119,7 +119,7 @@ async def test_status_does_not_disturb_a_prompt_and_cancel_ends_it(
     assert "cancelled" in ran.err
 
 
-async def test_a_prompt_nobody_knows_is_refused(gateway: RunningGateway, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_an_unknown_prompt_is_refused(gateway: RunningGateway, capsys: pytest.CaptureFixture[str]) -> None:
     for command in ("status", "cancel"):
         ran = await cli_here(capsys, gateway.url, command, str(uuid4()))
         assert ran.code == Exit.REFUSED

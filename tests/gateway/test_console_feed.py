@@ -93,7 +93,7 @@ async def runs(gateway: RunningGateway, key: str | None = None, seconds: float =
     return prompt_id
 
 
-async def test_nothing_is_heard_or_computed_while_nobody_looks(engine: Engine) -> None:
+async def test_nothing_is_heard_or_computed_without_a_reader(engine: Engine) -> None:
     async with running_gateway(engine.url) as gateway:
         frames, writes = gateway.handler.pool.frames, gateway.handler.journal.writes
         before = len(list(frames)), len(list(writes))
@@ -227,7 +227,7 @@ async def test_a_gateway_that_drains_ends_its_feeds_and_opens_none(engine: Engin
             assert answer.status == 503
 
 
-async def test_only_so_many_feeds_are_open_for_one_key(engine: Engine) -> None:
+async def test_a_key_has_a_limit_of_open_feeds(engine: Engine) -> None:
     async with running_gateway(engine.url) as gateway:
         async with AsyncExitStack() as stack:
             for _ in range(MOST_STREAMS):

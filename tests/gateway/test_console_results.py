@@ -95,7 +95,7 @@ async def test_what_jobs_bring_is_text_and_no_html(gateway: RunningGateway) -> N
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in await shown(gateway)
 
 
-async def test_of_a_job_with_many_files_the_first_are_shown(gateway: RunningGateway) -> None:
+async def test_a_job_with_many_files_shows_the_first(gateway: RunningGateway) -> None:
     await run(gateway, writing(count=50, extension="png"))
     text = await shown(gateway)
     assert text.count("console/thumbs/") == 4

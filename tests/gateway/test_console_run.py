@@ -204,7 +204,7 @@ async def test_a_form_is_filled_in_as_a_job_was_run(run_forms: RunningGateway) -
     assert await _used(run_forms, to) == used
 
 
-async def test_nobody_is_shown_the_values_or_the_run_of_another_key_s_job(run_keyed: RunningGateway) -> None:
+async def test_no_key_sees_the_values_or_the_run_of_another_key_s_job(run_keyed: RunningGateway) -> None:
     alice, bob = bearer(ALICE), bearer(BOB)
     fields = changed(await form_of(run_keyed, "every", headers=alice), prompt="a secret fox")
     _, _, to = await post_form(run_keyed, "every", fields, headers=alice)

@@ -153,7 +153,7 @@ async def _are_placed(gateway: RunningGateway, members: list[Member]) -> bool:
     return all(member.input("a.png").exists() for member in members)
 
 
-async def test_an_upload_that_somebody_deleted_on_the_servers_is_placed_again(tmp_path: Path) -> None:
+async def test_an_upload_that_was_deleted_on_the_servers_is_placed_again(tmp_path: Path) -> None:
     async with fleet(tmp_path, 2) as members, running_gateway(*(m.url for m in members), changed=impatient) as gateway:
         await uploaded(gateway, "a.png", "red")
         await until(lambda: _are_placed(gateway, members), bool, timeout_s=30)

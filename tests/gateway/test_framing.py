@@ -301,7 +301,7 @@ async def test_a_refusal_is_not_taken_for_the_answer_to_the_request_before() -> 
         assert len(comfyui.seen) == 1
 
 
-async def test_a_body_that_breaks_its_framing_is_refused_and_sent_to_nobody_as_whole() -> None:
+async def test_a_body_that_breaks_its_framing_never_reaches_comfyui_as_complete() -> None:
     bodies = []
 
     async def answering(exchange: Exchange) -> None:
@@ -431,7 +431,7 @@ async def test_a_connection_with_anything_behind_its_answer_is_not_used_again(be
             assert server.connections == count
 
 
-async def test_what_comes_while_a_connection_is_idle_is_nobodys_answer(http1_client: Any) -> None:
+async def test_bytes_on_an_idle_connection_are_no_answer(http1_client: Any) -> None:
     first: list[Exchange] = []
 
     async def answering(exchange: Exchange) -> None:
@@ -483,7 +483,7 @@ async def test_a_body_of_another_length_than_announced_is_never_whole(length: in
         assert len(came[0]) <= length
 
 
-async def test_a_caller_that_leaves_late_cuts_nobody_elses_connection(http1_client: Any) -> None:
+async def test_a_caller_that_leaves_late_cuts_no_other_connection(http1_client: Any) -> None:
     async with raw_server(answer_ok) as server:
         client = http1_client(server.url, limit=1)
         for turns in range(12):

@@ -55,7 +55,7 @@ async def test_six_prompts_of_one_page_that_end_out_of_order_show_six_pictures(s
     await site.shown([16 * (ids.index(prompt_id) + 1) for prompt_id in reversed(ended)])
 
 
-async def test_of_two_at_once_the_first_keeps_its_progress(site: Site) -> None:
+async def test_the_first_of_two_at_once_keeps_its_progress(site: Site) -> None:
     page = site.page
     first = await site.queue(11, steps=2000)
     await page.wait_for_function(f"{EXECUTION}.executingNodeId === '4'", timeout=PATIENCE_MS)

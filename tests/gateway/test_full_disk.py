@@ -61,7 +61,7 @@ async def test_on_a_full_disk_sync_calls_go_on_and_jobs_come_back_with_the_room(
     await sync_calls_go_on_and_jobs_come_back(small_disk, engine, no_room)
 
 
-async def test_where_files_may_not_grow_sync_calls_go_on_and_jobs_come_back(tmp_path: Path, engine: Engine) -> None:
+async def test_sync_calls_go_on_and_jobs_come_back_if_files_may_not_grow(tmp_path: Path, engine: Engine) -> None:
     await sync_calls_go_on_and_jobs_come_back(tmp_path, engine, no_growth)
 
 

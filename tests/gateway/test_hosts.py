@@ -169,7 +169,7 @@ def test_what_is_remembered_of_guesses_is_bounded() -> None:
     assert len(guesses._busy_until) == 100
 
 
-async def test_only_so_many_answers_wait_at_once() -> None:
+async def test_a_limited_number_of_answers_wait_at_once() -> None:
     guesses = Guesses(GuessLimits(free=0, per_second=0.001, longest_s=60, waiting=2))
     scope = {"client": ("10.0.0.1", 1)}
     waiting = [asyncio.create_task(guesses.slow_down(scope)) for _ in range(2)]

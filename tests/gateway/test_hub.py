@@ -376,7 +376,7 @@ async def test_features_are_what_all_servers_can_do() -> None:
 # Who reads slowly
 
 
-async def test_a_client_that_takes_nothing_is_dropped_and_slows_nobody() -> None:
+async def test_a_client_that_takes_nothing_is_dropped_and_slows_no_other() -> None:
     async with (
         _three(client_idle_seconds=1.0) as (gateway, _),
         _tab(gateway.http) as slow,

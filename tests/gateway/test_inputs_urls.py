@@ -671,7 +671,7 @@ async def test_a_file_that_cannot_be_told_from_a_later_one_is_not_continued(head
     assert pieces.ranges == [None, None]
 
 
-async def test_a_file_that_changed_meanwhile_is_fetched_anew_and_never_mixed() -> None:
+async def test_a_file_that_changed_meanwhile_is_fetched_again_and_never_mixed() -> None:
     pieces = Pieces()
 
     async def change(request: web.Request) -> web.StreamResponse:
@@ -724,7 +724,7 @@ async def test_any_success_with_a_body_is_taken(code: int) -> None:
         assert await download(server.url(), "127.0.0.1") == PNG
 
 
-async def test_a_part_that_nobody_asked_for_is_no_file_unless_it_is_the_whole() -> None:
+async def test_a_partial_answer_without_a_range_is_refused_unless_it_is_the_whole() -> None:
     said = f"bytes 0-{len(PNG) - 1}/{len(PNG)}"
 
     async def answer(_request: web.Request) -> web.Response:
@@ -750,7 +750,7 @@ async def test_a_packed_file_is_unpacked(coding: str, body: bytes) -> None:
         assert await download(server.url(), "127.0.0.1") == PNG
 
 
-async def test_a_packed_file_that_was_cut_is_fetched_anew() -> None:
+async def test_a_packed_file_that_was_cut_is_fetched_again() -> None:
     whole = gzip.compress(LONG)
     pieces = Pieces(file=whole, piece=len(whole) // 2, headers={"ETag": '"1"', "Content-Encoding": "gzip"})
 

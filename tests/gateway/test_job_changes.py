@@ -370,7 +370,7 @@ async def test_prompts_that_came_by_comfyui_s_own_endpoint_are_reached_alike(
 # Whose it is
 
 
-async def test_nobody_stops_another_s_work_nor_is_told_of_it(calls: Calls, engine: Engine) -> None:
+async def test_no_user_stops_another_s_work_nor_hears_of_it(calls: Calls, engine: Engine) -> None:
     gateway = calls.gateway
     theirs = [(await calls.submit(BOB, sleep_workflow(600, tag=tag), ASYNC))[1]["prompt_id"] for tag in range(3)]
     await until(lambda: queue_of(engine), lambda queue: queue == (theirs[:1], theirs[1:2]))
@@ -421,7 +421,7 @@ async def jobs_of(gateway: RunningGateway, key: str = "") -> list[str]:
         return [job["id"] for job in (await response.json())["jobs"]]
 
 
-async def test_what_is_taken_out_of_the_history_stays_listed_and_runs_anew_as_another(
+async def test_a_job_removed_from_the_history_stays_listed_and_runs_again_as_another(
     three_servers: tuple[RunningGateway, list[Engine]],
 ) -> None:
     gateway, servers = three_servers
@@ -534,7 +534,7 @@ def commits(gateway: RunningGateway) -> float:
     return next(sample.value for sample in metric.samples if sample.name.endswith("_count"))
 
 
-async def test_where_the_journal_takes_no_end_all_wait_on(tmp_path: Path) -> None:
+async def test_if_the_journal_takes_no_end_all_wait_on(tmp_path: Path) -> None:
     async with (
         engines(1) as servers,
         running_gateway(servers[0].url, queue="gateway", state_dir=str(tmp_path)) as gateway,

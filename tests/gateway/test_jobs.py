@@ -195,7 +195,7 @@ async def test_limits_of_time_and_number(engine: Engine) -> None:
         blocker.cancel()
 
 
-async def test_so_many_wait_and_no_more_however_many_come_at_once(tmp_path: Path, engine: Engine) -> None:
+async def test_the_limit_of_waiting_jobs_holds_however_many_come_at_once(tmp_path: Path, engine: Engine) -> None:
     async def came(http: aiohttp.ClientSession, tag: int) -> int:
         async with http.post("/prompt_sync", json={"prompt": invert_workflow(tag)}, headers=ASYNC) as response:
             return response.status

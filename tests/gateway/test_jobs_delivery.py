@@ -67,7 +67,7 @@ async def bytes_at(url: str) -> bytes:
         return await response.read()
 
 
-async def test_what_nobody_asks_for_is_in_the_bucket_and_links_to_it_are_made_anew(
+async def test_files_without_a_reader_are_in_the_bucket_and_get_new_links(
     engine: Engine, s3_variables: dict[str, Any], tmp_path: Path
 ) -> None:
     place = {"store": "s3", "prefix": "team 7", "presign_seconds": 60}

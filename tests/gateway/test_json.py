@@ -85,7 +85,7 @@ async def test_a_finished_render_is_given_whatever_python_json_its_history_has()
     ],
     ids=str,
 )
-async def test_a_history_that_nobody_can_read_ends_the_wait_at_once(fault: dict[str, Any]) -> None:
+async def test_an_unreadable_history_ends_the_wait_at_once(fault: dict[str, Any]) -> None:
     async with both() as (engine, gateway):
         await engine.set_faults({"wrong_value": {"route": "/history/*", **fault}})
         async with asyncio.timeout(30):
@@ -202,7 +202,7 @@ async def test_a_node_definition_of_another_shape_is_no_error_of_ours(path: tupl
             assert response.status in {200, 400}
 
 
-async def test_node_definitions_that_nobody_can_read_are_told_with_the_reason() -> None:
+async def test_unreadable_node_definitions_are_reported_with_the_reason() -> None:
     async with both() as (engine, gateway):
         await engine.set_faults({"wrong_value": {"route": "/object_info", "raw": "<html>"}})
         async with gateway.http.post("/validate", json=invert_workflow()) as response:

@@ -40,7 +40,7 @@ KILLS = [
 @pytest.mark.parametrize(
     ("call", "point", "victim"), KILLS, ids=[f"{call.name}: {victim} {point}" for call, point, victim in KILLS]
 )
-async def test_a_job_comes_to_its_end_whoever_is_killed(call: Call, point: Point, victim: Victim) -> None:
+async def test_a_job_ends_whichever_process_is_killed(call: Call, point: Point, victim: Victim) -> None:
     ended = await run(call, victim, point)
     assert not ended.wrong, ended
     assert "not reached" not in ended.told, ended

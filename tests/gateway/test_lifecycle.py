@@ -60,9 +60,7 @@ async def test_delete_interrupts_the_running_prompt(either_gateway: RunningGatew
     await until(lambda: queue_of(either_engine), lambda queue: queue == ([], []))
 
 
-async def test_a_timeout_cancels_the_prompt_and_nobody_else_s(
-    either_gateway: RunningGateway, either_engine: Engine
-) -> None:
+async def test_a_timeout_cancels_only_its_own_prompt(either_gateway: RunningGateway, either_engine: Engine) -> None:
     others = await other_client_queues(either_engine, sleep_workflow(5))
     status, body = await either_gateway.prompt_sync(sleep_workflow(5, tag=1), timeout=0.3)
     assert (status, body["type"]) == (504, "timeout")

@@ -112,7 +112,7 @@ async def test_the_tools_follow_the_folder(mcp_named: RunningGateway, tmp_path: 
 
 
 @pytest.mark.parametrize("mode", MODES)
-async def test_only_so_many_workflows_are_tools_and_run_named_runs_all(
+async def test_a_limited_number_of_workflows_are_tools_and_run_named_runs_all(
     engine: Engine, tmp_path: Path, mode: Mode
 ) -> None:
     folder = tmp_path / "workflows"

@@ -72,7 +72,7 @@ async def test_a_server_that_goes_or_comes_changes_the_union() -> None:
         assert await until(lambda: get(gateway, "/models/loras"), lambda listed: listed == ["only.safetensors"])
 
 
-async def test_where_no_server_is_up_the_definitions_are_those_of_all_that_were() -> None:
+async def test_without_a_server_the_definitions_are_those_of_all_earlier_servers() -> None:
     async with three() as (engines, gateway):
         before = await get(gateway, "/object_info")
         for engine in engines:

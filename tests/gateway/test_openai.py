@@ -82,7 +82,7 @@ async def test_the_models_of_dall_e_give_an_address_that_needs_no_header(
         assert opened(await response.read()).size == (64, 48)
 
 
-async def test_an_address_opens_for_whoever_has_it_and_no_other_one(openai_keys: RunningGateway) -> None:
+async def test_a_ticket_opens_its_own_address_for_anyone_and_no_other_address(openai_keys: RunningGateway) -> None:
     async with openai_client(openai_keys.url, ALICE) as client:
         answer = await client.images.generate(model="portrait", prompt="a", response_format="url", output_format="webp")
     assert answer.data is not None

@@ -67,7 +67,7 @@ def test_a_status_that_cannot_come_is_not_described(document: Document) -> None:
     assert not any("401" in found for found in statuses.values()), "no key is asked for"
 
 
-def test_where_keys_are_set_the_document_says_how_to_show_one() -> None:
+def test_the_document_says_how_to_show_a_key_if_keys_are_set() -> None:
     document = create_app(Settings.model_validate({"api_keys": "first,second"})).openapi()
     assert set(document["components"]["securitySchemes"]) == {"bearer", "header", "basic", "session"}
     for name, described in operations(document):

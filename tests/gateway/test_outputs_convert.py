@@ -247,7 +247,7 @@ async def test_stripped_of_its_exif_an_image_still_stands_upright() -> None:
     assert b"secret" not in body
 
 
-async def test_only_so_many_are_converted_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_limited_number_of_images_are_converted_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     running = most = 0
     to_thread = asyncio.to_thread
 

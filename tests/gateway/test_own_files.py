@@ -133,7 +133,7 @@ async def test_a_job_that_waited_over_a_restart_is_held_to_it_too(
 
 
 @pytest.mark.parametrize("fields", [{"front": True}, {"number": -5}])
-async def test_a_user_goes_before_nobody_but_itself(calls: Calls, engine: Engine, fields: dict[str, Any]) -> None:
+async def test_a_user_goes_only_before_its_own_jobs(calls: Calls, engine: Engine, fields: dict[str, Any]) -> None:
     assert (await calls.call(ROOT, "POST", "/queue/pause"))[0] == 200
     bobs = (await calls.submit(BOB, sleep_workflow(0, tag=1), _ASYNC))[1]["prompt_id"]
     second = (await calls.submit(ALICE, sleep_workflow(0, tag=2), _ASYNC))[1]["prompt_id"]

@@ -95,7 +95,7 @@ async def test_neither_queue_nor_history_tells_of_others(calls: Calls, engine: E
     assert entry["status"]["messages"][-1][0] == "execution_interrupted"
 
 
-async def test_nobody_stops_another_s_work(calls: Calls, engine: Engine) -> None:
+async def test_no_user_stops_another_s_work(calls: Calls, engine: Engine) -> None:
     # With the client id of a tab its events go there, and not to us.
     running = await _prompt(calls, BOB, sleep_workflow(600), client_id="tab")
     await until(lambda: queue_of(engine), lambda queue: running in queue[0])

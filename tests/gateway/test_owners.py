@@ -90,7 +90,7 @@ async def test_another_s_prompt_id_is_taken_and_no_word_says_whose(
     assert executions(engine) == {prompt_id: 1}
 
 
-async def test_a_prompt_that_only_comfyui_knows_is_nobody_s_but_an_admin_s(calls: Calls, engine: Engine) -> None:
+async def test_only_an_admin_sees_a_prompt_that_only_comfyui_knows(calls: Calls, engine: Engine) -> None:
     prompt_id, workflow = str(uuid4()), invert_workflow()
     status, _ = await calls.call(ROOT, "POST", "/prompt", {"prompt": workflow, "prompt_id": prompt_id})
     assert status == 200

@@ -122,7 +122,7 @@ async def test_an_answer_says_how_long_each_node_ran(gateway: RunningGateway) ->
     assert set(body["timings"]["nodes"]) == {"3", "5"}, "nodes that come from the cache did not run"
 
 
-async def test_seconds_by_node_are_left_out_where_nobody_told_the_gateway(gateway: RunningGateway) -> None:
+async def test_seconds_by_node_are_left_out_if_the_gateway_did_not_hear_them(gateway: RunningGateway) -> None:
     async with gateway.http.ws_connect("/ws?clientId=mine"):
         _, body = await gateway.prompt_sync(invert_workflow(7), client_id="mine")
     assert "nodes" not in body["timings"]

@@ -74,7 +74,7 @@ async def test_memory_is_freed_once_after_idle_time_and_again_after_the_next_wor
         await until(freed, lambda count: count == 2)
 
 
-async def test_memory_is_left_alone_by_default_and_while_somebody_else_works(engine: Engine) -> None:
+async def test_memory_is_not_freed_by_default_nor_while_another_client_works(engine: Engine) -> None:
     async with running_gateway(engine.url), running_gateway(engine.url, free_after_idle=0.3) as freeing:
         workflow = invert_workflow(2)
         workflow["4"] = {"class_type": "SimulatedSleep", "inputs": {"seconds": 1.0, "steps": 1, "value": ["2", 0]}}

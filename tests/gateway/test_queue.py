@@ -431,7 +431,7 @@ def test_keys_with_names_have_the_gateway_s_queue(keys_path: Path) -> None:
         Settings(comfyui_server_address=one, keys_file=keys_path, queue="comfyui")
 
 
-async def test_a_key_runs_no_more_at_once_than_it_may_whoever_stands_behind_it(
+async def test_a_key_has_one_limit_of_running_jobs_for_all_persons_behind_it(
     tmp_path: Path,
 ) -> None:
     def keys(max_running: int) -> str:

@@ -317,7 +317,7 @@ async def test_an_id_of_another_key_is_refused_without_a_word_about_whose_it_is(
     assert "alice" not in str(told).lower()
 
 
-async def test_a_prompt_that_was_cancelled_is_run_anew_when_it_is_sent_again() -> None:
+async def test_a_cancelled_prompt_runs_again_when_it_is_sent_again() -> None:
     async with three() as (gateway, servers):
         prompt_id = str(uuid4())
         await gateway.handler.queue.pause(True)

@@ -129,7 +129,7 @@ async def _with_secret_in_queue(gateway: RunningGateway) -> None:
 
 
 @pytest.mark.parametrize("prefix", ["", "/api"])
-async def test_nobody_reads_another_callers_key_in_the_queue(prefix: str) -> None:
+async def test_no_caller_reads_another_callers_key_in_the_queue(prefix: str) -> None:
     """ComfyUI 0.3.64 tells everyone the keys for its paid nodes of all who wait."""
     async with (
         Engine(EngineOptions(comfyui_version=OLD_VERSION)) as engine,
@@ -151,7 +151,7 @@ async def test_nobody_reads_another_callers_key_in_the_queue(prefix: str) -> Non
         assert all(item[3]["client_note"] == "kept" for item in items)
 
 
-async def test_nobody_reads_another_callers_key_in_the_history(gateway: RunningGateway, engine: Engine) -> None:
+async def test_no_caller_reads_another_callers_key_in_the_history(gateway: RunningGateway, engine: Engine) -> None:
     extra_data = {**_SECRETS, "client_note": "kept"}
     status, body = await gateway.prompt_sync(invert_workflow(3), extra_data=extra_data)
     assert status == 200
@@ -181,7 +181,7 @@ async def test_a_large_history_is_filtered_as_it_streams() -> None:
         assert comfyui.seen[0].headers["accept-encoding"] == "identity"
 
 
-async def test_a_history_that_comfyui_compressed_all_the_same_is_not_passed_on_unread() -> None:
+async def test_a_history_that_comfyui_compressed_nevertheless_is_not_passed_on_unread() -> None:
     async def answering(exchange: Exchange) -> None:
         await exchange.send(b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 2\r\n\r\n{}")
 

@@ -240,7 +240,7 @@ async def test_comfyui_that_is_down_refuses_with_503() -> None:
         assert refused.value.status == 503
 
 
-async def test_a_client_that_stops_reading_is_dropped_and_slows_nobody() -> None:
+async def test_a_client_that_stops_reading_is_dropped_and_slows_no_other() -> None:
     """Trap 4: ComfyUI publishes to one client after the other, and would wait for this one for ever."""
     sockets: list[Socket] = []
     published = 0

@@ -678,7 +678,7 @@ async def test_an_end_that_cannot_be_written_is_written_later(
         assert (await history(gateway, prompt_id))["status"]["completed"] is True
 
 
-async def test_a_full_disk_is_named_to_whoever_submits_and_in_the_log_and_loses_nothing(
+async def test_a_full_disk_is_named_in_the_answer_and_in_the_log_and_loses_nothing(
     journals: list[sqlite3.Connection], endpoint: FakeEndpoint, runpod_gateway: RunningGateway
 ) -> None:
     prompt_id = str(uuid4())

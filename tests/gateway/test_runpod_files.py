@@ -430,7 +430,7 @@ async def test_a_frontends_websocket_has_our_queue_and_hears_of_its_prompt(
         assert frame["data"]["output"]["images"][0]["subfolder"] == prompt_id
 
 
-async def test_a_frontend_without_an_id_hears_of_its_prompts_under_the_one_that_it_is_told(
+async def test_a_frontend_without_an_id_gets_its_events_under_the_id_it_was_given(
     endpoint: FakeEndpoint, runpod_beside: RunningGateway
 ) -> None:
     async with runpod_beside.http.ws_connect("/ws") as websocket:

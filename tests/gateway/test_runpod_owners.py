@@ -44,7 +44,7 @@ async def sent_with(endpoint: FakeEndpoint, number: int) -> dict[str, bytes]:
     return {one["name"]: base64.b64decode(one["image"]) for one in given.get("images", ())}
 
 
-async def test_a_user_sees_its_own_prompts_files_and_nobody_elses(over_runpod: Calls, endpoint: FakeEndpoint) -> None:
+async def test_a_user_sees_only_its_own_prompts_files(over_runpod: Calls, endpoint: FakeEndpoint) -> None:
     calls = over_runpod
     mine, theirs = await prompt(calls, ALICE, invert_workflow(1)), await prompt(calls, BOB, invert_workflow(2))
     job, _ = await endpoint.job(1), await endpoint.job(2)

@@ -150,7 +150,7 @@ async def test_a_workflow_goes_where_its_files_are(two_engines: list[Engine]) ->
     assert executions(without) == {}
 
 
-async def test_a_server_that_does_not_say_what_it_has_holds_up_nobody(two_engines: list[Engine]) -> None:
+async def test_a_server_that_does_not_tell_its_nodes_delays_no_prompt(two_engines: list[Engine]) -> None:
     silent, speaking = two_engines
     await silent.set_faults({"hang": {"route": "/object_info"}})
     # So long it may be silent: no prompt waits for that, and none goes there before.

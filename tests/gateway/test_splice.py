@@ -190,7 +190,7 @@ async def test_a_target_that_has_gone_is_an_error_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOSYS, errno.EPERM])
-async def test_where_the_system_refuses_a_splice_the_body_is_read(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_body_is_read_if_the_system_refuses_a_splice(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     def refusing(*_arguments: int, **_options: int) -> int:
         raise OSError(number, os.strerror(number))
 

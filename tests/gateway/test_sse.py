@@ -224,7 +224,7 @@ async def test_attaching_tells_what_was_missed(gateway: RunningGateway, engine: 
         assert [event.name async for event in events_of(response)] == ["queued", "result"]
 
 
-async def test_a_prompt_of_somebody_else_can_be_followed(gateway: RunningGateway, engine: Engine) -> None:
+async def test_a_prompt_of_another_client_can_be_followed(gateway: RunningGateway, engine: Engine) -> None:
     prompt_id = str(uuid4())
     body = {"prompt": sleep_workflow(0.3), "prompt_id": prompt_id, "client_id": "another"}
     async with gateway.http.post(f"{engine.url}/prompt", json=body) as response:
@@ -238,7 +238,7 @@ async def test_an_unknown_prompt_is_404_for_events_too(gateway: RunningGateway) 
         assert response.status == 404
 
 
-async def test_a_client_that_does_not_read_holds_up_nobody(gateway: RunningGateway) -> None:
+async def test_a_client_that_does_not_read_delays_no_other(gateway: RunningGateway) -> None:
     """The prompt ends, and others run, while the events of this client wait."""
     host, port = gateway.url.removeprefix("http://").split(":")
     silent = socket.create_connection((host, int(port)))
@@ -257,7 +257,7 @@ def feed(*, previews: bool = True) -> EventFeed:
     return EventFeed("p", lambda: {"1": {"class_type": "A", "inputs": {}}, "2": {}}, previews=previews)
 
 
-def test_a_feed_that_nobody_reads_stays_small() -> None:
+def test_an_unread_feed_stays_small() -> None:
     silent = feed()
     for step in range(2_000):
         silent(Steps("p", "1", step + 1, 2_000))
@@ -308,14 +308,12 @@ def test_states_and_steps_of_the_same_moment_are_told_once() -> None:
     ]
 
 
-def test_a_second_run_begins_anew() -> None:
+def test_a_second_run_starts_from_the_beginning() -> None:
     steps = observed(Steps("p", "1", 2, 2), ExecutionStart("p"), Steps("p", "1", 1, 2))
     assert [step.overall for step in steps if isinstance(step, NodeProgress)] == [0.4, 0.2]
 
 
-async def test_a_reader_that_fails_ends_nobody_elses_wait(
-    gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_reader_that_fails_ends_no_other_wait(gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(_self: ProgressTracker, _event: Event) -> list[NodeStarted]:
         raise RuntimeError("an event of a shape that nobody knew")
 

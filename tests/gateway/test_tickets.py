@@ -124,7 +124,7 @@ async def test_a_ticket_for_a_picture_opens_no_websocket_and_one_for_a_websocket
     assert (await fetch(locked_plain, URL(websocket, encoded=True))).status == 401
 
 
-async def test_a_ticket_makes_no_ticket_and_nobody_without_a_key_does(locked_plain: RunningGateway) -> None:
+async def test_neither_a_ticket_nor_a_caller_without_a_key_makes_a_ticket(locked_plain: RunningGateway) -> None:
     address = await _ticket(locked_plain, "/tickets")
     assert (await fetch(locked_plain, URL(address, encoded=True), "POST", json={"url": "/x"})).status == 401
     assert (await fetch(locked_plain, "/tickets", "POST", json={"url": "/x"})).status == 401

@@ -238,7 +238,7 @@ async def test_a_form_that_is_none_gets_comfyui_s_status(fleet: RunningGateway) 
     assert (await upload(fleet, "", RED))[0] == 400
 
 
-async def test_a_name_that_nobody_uploaded_is_refused_as_before(fleet: RunningGateway) -> None:
+async def test_a_name_that_was_never_uploaded_is_refused_as_before(fleet: RunningGateway) -> None:
     await upload(fleet, "a.png", RED)
     async with fleet.http.post("/prompt", json={"prompt": load("b.png")}) as response:
         assert response.status == 400
@@ -293,7 +293,7 @@ async def test_two_keys_with_one_name_each_have_their_own_file(owned_fleet: Call
     assert (await upload(owned_fleet.gateway, "a.png", RED, WATCHER))[0] == 403
 
 
-async def test_nobody_reads_another_s_upload(owned_fleet: Calls, three_engines: list[Engine]) -> None:
+async def test_no_caller_reads_another_s_upload(owned_fleet: Calls, three_engines: list[Engine]) -> None:
     await upload(owned_fleet.gateway, "secret.png", RED, ALICE)
     await owned_fleet.submit(ALICE, load("secret.png"))
     placed = f"gateway/{hashlib.sha256(RED).hexdigest()}/secret.png"

@@ -485,7 +485,7 @@ async def test_the_list_of_jobs_has_their_outputs_without_asking_a_server(
     await ask(gateway, f"{JOBS}/{running['id']}/cancel", "POST")
 
 
-async def test_a_list_has_the_sizes_of_files_that_nobody_asked_for_when_it_is_asked_for_again(
+async def test_the_second_list_has_the_sizes_of_files_that_the_first_one_lacked(
     gateway: RunningGateway, engine: Engine
 ) -> None:
     assert (await fetch(gateway.http, await submit_async(gateway.http, writing(size=100))))[0] == 200

@@ -165,7 +165,7 @@ async def test_the_sdk_waits_over_a_restart_of_the_gateway(tmp_path: Path, engin
 
 
 @pytest.mark.timeout(300)
-async def test_of_500_quick_jobs_none_is_expired_lost_or_doubled(no_log: None) -> None:
+async def test_500_quick_jobs_are_neither_expired_lost_nor_doubled(no_log: None) -> None:
     """32 callers, each with the SDK, and three servers."""
     left = iter(range(500))
     ended: Counter[str] = Counter()

@@ -44,7 +44,7 @@ async def test_a_key_makes_one_job(gateway: RunningGateway, engine: Engine) -> N
     assert sum(executions(engine).values()) == 1
 
 
-async def test_of_many_at_once_with_one_key_one_is_taken(gateway: RunningGateway, engine: Engine) -> None:
+async def test_one_of_many_at_once_with_the_same_key_is_accepted(gateway: RunningGateway, engine: Engine) -> None:
     asked = [
         ask(gateway, JOBS, "POST", json={"workflow": invert_workflow(tag)}, headers={KEY: "k"}) for tag in range(20)
     ]

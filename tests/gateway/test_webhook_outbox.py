@@ -69,7 +69,7 @@ async def test_during_a_rotation_both_secrets_verify(receiving: Receiver) -> Non
         Webhook(secret).verify(came.body, came.headers)
 
 
-async def test_a_receiver_that_is_away_for_hours_gets_it_later_with_the_same_id_and_signed_anew() -> None:
+async def test_a_receiver_that_is_away_for_hours_gets_it_later_with_the_same_id_and_a_new_signature() -> None:
     async with receiver() as reserved:
         port = reserved.port
     clock = now_clock()
@@ -191,7 +191,7 @@ async def test_what_a_receiver_does_costs_a_bounded_time(
     assert (tried.state, tried.answer) == (state, answer)
 
 
-async def test_a_receiver_that_hangs_holds_up_nobody(receiving: Receiver, file_journal: SqliteJournal) -> None:
+async def test_a_receiver_that_hangs_delays_no_other(receiving: Receiver, file_journal: SqliteJournal) -> None:
     async with receiver() as slow:
         slow.replies = [hang]
         async with sending(file_journal, sender=SenderOptions(allow=("127.0.0.1",), timeout_s=60), each=3) as outbox:
@@ -305,7 +305,7 @@ async def test_the_operators_url_may_be_inside(receiving: Receiver) -> None:
     assert came.id.endswith("_operator")
 
 
-async def test_names_that_nobody_answers_take_no_threads_of_others() -> None:
+async def test_names_without_an_answer_take_no_threads_of_others() -> None:
     silent = threading.Event()
 
     def look_up(host: str, port: int, **_options: object) -> list[Any]:

@@ -198,7 +198,9 @@ async def test_a_job_that_waits_too_long_tells_that(engine: Engine, receiving: R
     assert (message["type"], message["data"]["type"]) == ("prompt.failed", "timeout")
 
 
-async def test_the_operator_is_told_of_every_job_and_nobody_sees_its_url(engine: Engine, receiving: Receiver) -> None:
+async def test_the_operator_is_told_of_every_job_and_no_caller_sees_its_url(
+    engine: Engine, receiving: Receiver
+) -> None:
     url = receiving.url("/ops?token=geheim")
     async with running_gateway(engine.url, **{**SET, "webhook_url": url, "webhook_url_allow": ""}) as gateway:
         assert (await gateway.prompt_sync(invert_workflow(1)))[0] == 200

@@ -299,7 +299,7 @@ async def silent_store(answers: bytes) -> AsyncIterator[str]:
 
 @pytest.mark.parametrize("answers", SILENCES.values(), ids=SILENCES.keys())
 @pytest.mark.parametrize("accept", ["application/json", "text/event-stream"])
-async def test_a_silent_store_holds_nobody_beyond_the_timeout(engine: Engine, answers: bytes, accept: str) -> None:
+async def test_a_silent_store_keeps_no_caller_beyond_the_timeout(engine: Engine, answers: bytes, accept: str) -> None:
     pytest.importorskip("aiobotocore")
     large = {"size": 9_000_000, "count": 1, "extension": "mp4", "output_key": "video", "filename_prefix": "x"}
     workflow = {"1": {"class_type": "SimulatedOutput", "inputs": large}} if answers else invert_workflow()

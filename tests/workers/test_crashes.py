@@ -137,7 +137,7 @@ async def test_a_job_done_between_two_crashes_makes_them_two_and_not_a_successio
         assert worker.process.state is ProcessState.READY
 
 
-async def test_a_prompt_that_hangs_and_heeds_no_interrupt_costs_comfyui_and_not_the_next_job(tmp_path: Path) -> None:
+async def test_a_prompt_that_hangs_and_ignores_interrupts_costs_comfyui_and_not_the_next_job(tmp_path: Path) -> None:
     async with crashing_worker(tmp_path, hung_after_s=0.3) as worker, asyncio.timeout(60):
         await worker.wait_until_ready()
         with pytest.raises(ComfyUITimeoutError):
@@ -147,7 +147,7 @@ async def test_a_prompt_that_hangs_and_heeds_no_interrupt_costs_comfyui_and_not_
         assert worker.process.crashes == 0
 
 
-async def test_a_cancelled_prompt_that_heeds_it_costs_no_restart(tmp_path: Path) -> None:
+async def test_a_cancelled_prompt_that_stops_costs_no_restart(tmp_path: Path) -> None:
     async with crashing_worker(tmp_path, hung_after_s=5) as worker, asyncio.timeout(60):
         await worker.wait_until_ready()
         assert worker.process is not None

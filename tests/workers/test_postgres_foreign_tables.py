@@ -322,7 +322,7 @@ async def test_a_higher_priority_comes_first_and_none_counts_as_zero(tables: Tab
         assert [(await claim(queue)).id for _ in range(4)] == [high, none, plain, low]
 
 
-async def test_the_view_of_dead_tasks_has_what_nobody_takes_again_and_they_can_be_queued_by_it(tables: Tables) -> None:
+async def test_the_view_of_dead_tasks_has_the_unclaimed_ones_and_queues_them_again(tables: Tables) -> None:
     failed, held, orphan, _waiting = [await tables.add({}) for _ in range(4)]
     async with tables.queue() as queue:
         tasks = {task.id: task for task in [await claim(queue) for _ in range(3)]}

@@ -123,7 +123,7 @@ async def test_a_task_that_goes_back_waits_before_it_is_taken_again(tables: Tabl
 
 
 @pytest.mark.parametrize("end", ["complete", "failed", "cancelled"])
-async def test_queued_anew_after_its_end_a_task_is_another_job_with_all_attempts(tables: Tables, end: str) -> None:
+async def test_a_task_queued_again_after_its_end_is_another_job_with_all_attempts(tables: Tables, end: str) -> None:
     task_id = await tables.add({})
     async with tables.queue() as queue:
         first = await claim(queue)

@@ -134,7 +134,7 @@ async def test_what_no_retry_would_help_fails_at_once_with_the_reason(
     assert row["outputs"] is None
 
 
-async def test_a_node_that_raises_fails_the_task_and_a_later_retry_by_hand_renders_anew(
+async def test_a_node_that_raises_fails_the_task_and_a_later_retry_by_hand_renders_again(
     tables: Tables, engine: Engine, watched_store: WatchedStore
 ) -> None:
     async with ComfyUIClient(engine.url) as client:
@@ -165,7 +165,7 @@ async def test_a_cancelled_task_interrupts_comfyui_and_the_next_one_runs(
     assert row["finished_at"] is not None
 
 
-async def test_a_worker_that_lost_its_lease_leaves_the_render_to_the_one_that_has_it_now(
+async def test_a_worker_that_lost_its_lease_leaves_the_render_to_its_new_owner(
     tables: Tables, engine: Engine, watched_store: WatchedStore
 ) -> None:
     task_id = await tables.add({"workflow": sleep_workflow(1.0)})
@@ -285,7 +285,7 @@ async def test_what_other_nodes_saved_is_in_the_row_of_a_task_whose_node_failed(
     assert (await tables.row(task_id))["result"] is None
 
 
-async def test_a_reason_that_postgres_cannot_store_as_it_is_ends_the_task_all_the_same(
+async def test_a_reason_that_postgres_cannot_store_still_ends_the_task(
     tables: Tables, engine: Engine, watched_store: WatchedStore
 ) -> None:
     """NUL is in no text and no jsonb; what a node says is its author's choice."""

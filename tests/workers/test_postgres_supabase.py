@@ -232,7 +232,7 @@ async def test_a_source_that_breaks_off_is_told_as_it_is_and_nothing_is_stored(
     assert supabase.buckets["outputs"] == {}
 
 
-async def test_a_place_of_somebody_elses_choice_is_refused(supabase_api: SupabaseApi) -> None:
+async def test_a_bucket_outside_the_allowed_ones_is_refused(supabase_api: SupabaseApi) -> None:
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(SupabaseStorage(supabase_api, "outputs"))
         with pytest.raises(StorageRefusedError, match="worker's settings"):

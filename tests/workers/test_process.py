@@ -117,7 +117,7 @@ async def test_a_command_that_does_not_exist_is_a_reason_and_no_crash_of_ours() 
             await process.wait_until_ready()
 
 
-async def test_a_mistake_of_ours_lets_nobody_wait_for_ever() -> None:
+async def test_a_bug_of_ours_lets_no_caller_wait_for_ever() -> None:
     process = ComfyUIProcess(["with\0null"], f"127.0.0.1:{free_port()}")
     async with process:
         with pytest.raises(ComfyUIConnectionError, match="its log has the reason"):

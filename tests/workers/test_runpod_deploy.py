@@ -140,7 +140,7 @@ def test_what_has_another_checksum_is_never_put_in_place_nor_downloaded_for_ever
     assert len(model_store.requests) == 1
 
 
-def test_a_bad_first_half_is_thrown_away_and_downloaded_anew(model_store: Store, tmp_path: Path) -> None:
+def test_a_bad_first_half_is_thrown_away_and_downloaded_again(model_store: Store, tmp_path: Path) -> None:
     (tmp_path / "loras").mkdir()
     (tmp_path / "loras/.a.safetensors.part").write_bytes(b"nonsense")
     download(model_store, tmp_path, sha256=SHA256)

@@ -128,7 +128,7 @@ class FileRoutes:
         return name
 
     def _place_masked(self, target: Path, mask: bytes, reference: dict[str, str]) -> None:
-        """The original with the mask's alpha; nothing where the original is not there."""
+        """The original with the mask's alpha; empty if the original does not exist."""
         source = self._find(reference["filename"], reference.get("type", "output"), reference.get("subfolder", ""))
         if not os.path.isfile(source):  # noqa: PTH113
             return

@@ -132,7 +132,7 @@ def draft_of(target: Path) -> Iterator[IO[bytes]]:
 
 
 async def _in_thread(work: Callable[[], None]) -> None:
-    """See `finished_in_thread`; raises `StorageError` where the folder cannot be written."""
+    """See `finished_in_thread`; raises `StorageError` if the folder cannot be written."""
     try:
         await finished_in_thread(work)
     except OSError as error:

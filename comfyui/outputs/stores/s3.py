@@ -299,7 +299,7 @@ def _load_driver(settings: S3Settings) -> tuple[Any, Any, Any]:
     # At DEBUG they log what they sign and send: session tokens, working links.
     for name in ("aiobotocore", "botocore"):
         logging.getLogger(name).setLevel(logging.INFO)
-    # Into the loader's cache, from where the client takes them without reading.
+    # Into the loader's cache, from which the client takes them without reading.
     loader = session.get_component("data_loader")
     for name in ("endpoints", "partitions", "sdk-default-configuration"):
         loader.load_data(name)

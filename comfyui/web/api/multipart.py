@@ -23,7 +23,7 @@ from comfyui.limits import over
 from comfyui.offload import finished_in_thread
 from comfyui.transport.form_names import parse_disposition, settle
 
-# Fields whose content is text even where a client sends it as a file: `curl -F workflow=@workflow.json`.
+# Fields whose content is text even if a client sends it as a file: `curl -F workflow=@workflow.json`.
 WORKFLOW_FIELDS = ("workflow", "prompt")
 _WRITE_AT_ONCE = 1 << 20
 # The parser gets so much at once, and goes on for so long in one turn of the event loop: a part that consists of what
@@ -44,7 +44,7 @@ class FormLimits:
     Attributes:
         lists: of texts that may come several times, by the name of their field: each is added to its list.
         with_blake3: each file is hashed by BLAKE3, too.
-        text_fields: fields whose content is text even where a client sends it as a file.
+        text_fields: fields whose content is text even if a client sends it as a file.
     """
 
     max_file_bytes: int
@@ -132,7 +132,7 @@ class FormFiles:
 
     @property
     def blake3s(self) -> list[str]:
-        """BLAKE3 of each file in hex, where the form was read with it."""
+        """BLAKE3 of each file in hex, if the form was read with it."""
         return [part.blake3.hexdigest() for part in self._parts if part.blake3 is not None]
 
     @property

@@ -27,7 +27,7 @@ _NO_LISTS: Mapping[str, list[bytes]] = {}
 
 
 class ReadsForm(Protocol):
-    """What the text fields of a form say."""
+    """The contents of a form's text fields."""
 
     def __call__(
         self, texts: Mapping[str, bytes | bytearray], workflow: NamedWorkflow, limits: Limits, /
@@ -39,7 +39,7 @@ class KeptNames(Protocol):
     """Files that the gateway has already."""
 
     async def __call__(self, given: Collection[str], /) -> Mapping[str, str]:
-        """By parameter the name of its file, of none that is `given`. Raises `ParametersError`."""
+        """The name of each parameter's file, without the `given` parameters. Raises `ParametersError`."""
 
 
 async def named_submission(request: Request, submitting: Submitting, workflow: NamedWorkflow) -> Submission:
@@ -77,11 +77,11 @@ async def form_submission(
     kept: KeptNames | None = None,
     rng: Random | None = None,
 ) -> Submission:
-    """What is posted as a form. Raises what `named_submission` raises of a body.
+    """The members of a posted form. Raises as `named_submission` does for a body.
 
     Args:
         lists: as of `FormLimits`.
-        more_parts: so many fields the form may have beside a parameter each.
+        more_parts: how many fields the form may have besides the parameters.
         kept: asked for the files that the caller adds to what is returned.
     """
     gateway = gateway_of(request)

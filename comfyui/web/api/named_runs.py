@@ -105,7 +105,7 @@ def prepare(
         values: by the names of parameters.
         options: members that are not parameters: `OPTION_NAMES`.
         files: by parameter the name of a file that is kept already.
-        size: of the body, in bytes, where the call had one.
+        size: of the body, in bytes, if the call had one.
         rng: chooses seeds; when not given, the id of the prompt in `options` decides, or chance.
 
     Raises:

@@ -49,14 +49,14 @@ class Preferring(WaitingCall):
     prefer: str | None = Field(
         default=None,
         max_length=256,
-        description="As the header `Prefer`, for tools that cannot set one.",
+        description="The same as the header `Prefer`, for tools that cannot set it.",
         examples=["respond-async"],
     )
     prefer_header: str | None = Field(
         default=None,
         alias="Prefer",
         max_length=1024,
-        description="`respond-async`: answer 202 at once; `respond-async, wait=20`: after so many seconds, at most"
+        description="`respond-async`: answer 202 at once; `respond-async, wait=20`: after these seconds, at most"
         " `timeout` (RFC 7240). Other preferences are ignored.",
         examples=["respond-async", "respond-async, wait=20"],
         json_schema_extra=IN_HEADER_LIST,
@@ -85,7 +85,7 @@ class Submitting:
 
     Attributes:
         timeout_s: how long the caller waits, if it waits.
-        key_id: the prompt's id, where the caller has sent an Idempotency-Key.
+        key_id: the prompt's id, if the caller has sent an Idempotency-Key.
     """
 
     request: Request

@@ -25,7 +25,7 @@ _NAMES = ("day", "key", "person", "workflow")
 _DAY = "[0-9]{4}-[0-9]{2}-[0-9]{2}"
 _DAYS_SHOWN = 30
 MOST_ROWS = 10_000
-"""So many are read at most; one more says that there are further ones."""
+"""This number is read at most; one more shows that there are others."""
 
 
 def _a_day(value: str) -> str:
@@ -67,7 +67,7 @@ class UsageCall(Parameters):
         return tuple(dict.fromkeys(names))
 
     def days(self, today: str) -> tuple[str, str]:
-        """The first and the last day. Raises `RequestError` where the first one is later."""
+        """The first and the last day. Raises `RequestError` if the first one is later."""
         until = self.until or today
         if self.since is None:
             first = max(date.min.toordinal(), date.fromisoformat(until).toordinal() - _DAYS_SHOWN)
@@ -109,7 +109,7 @@ class UsageReport(TypedDict):
 
 
 async def rows_of(request: Request, by: tuple[str, ...], since: str, until: str) -> list[UsageRow]:
-    """What was used from day to day, as far as the caller may see it: up to `MOST_ROWS` rows and one more.
+    """The usage from day to day, as far as the caller may see it: up to `MOST_ROWS` rows and one more.
 
     Raises `JournalError`.
     """

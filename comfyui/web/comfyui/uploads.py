@@ -107,7 +107,7 @@ class UploadRoutes:
 
     @asynccontextmanager
     async def _original(self, ref: FileRef, viewer: Viewer) -> AsyncIterator[Content]:
-        """Wherever it is. Raises `RequestError` where the caller knows of no such file."""
+        """The file, anywhere. Raises `RequestError` if the caller knows no such file."""
         async with AsyncExitStack() as stack:
             kept, found = self._find(viewer, ref), None
             if kept is not None:

@@ -19,7 +19,7 @@ _LOOKS_WITHIN_IDLE = 10
 
 
 async def end_client(scope: Scope, send: Send, code: int, reason: str, patience_s: float) -> None:
-    """Close the client's websocket, or cut it where the code says that a connection was lost."""
+    """Closes the client's websocket, or cuts it if the code says that a connection was lost."""
     socket = server_socket_of(scope)
     if socket is not None:
         if code in NEVER_SENT - {_NO_CODE}:

@@ -133,7 +133,7 @@ def answer_to_nobody() -> Response:
 
 
 def unexpected(request: Request) -> Response:
-    """The answer where the gateway itself failed: the traceback stands in the log, under the same id."""
+    """The answer if the gateway itself failed: the log has the traceback under the same id."""
     detail = "the gateway failed; its log has the reason under this request_id"
     return error_response(ComfyUIError(detail), request.scope)
 

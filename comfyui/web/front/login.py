@@ -16,7 +16,7 @@ from comfyui.web.front.keys import COOKIE, KeyRing
 
 LOGIN, LOGOUT = "/login", "/logout"
 LOGIN_FILES = frozenset({"console.css", "icon.svg"})
-"""What the page loads; a browser gets it without a key."""
+"""Files that the page loads; a browser gets them without a key."""
 _MAX_FORM_BYTES = 16 * 1024
 _HEADERS = {
     "Cache-Control": "no-store",
@@ -52,7 +52,7 @@ _PAGE = """<!doctype html>
 
 
 def redirect_to_login(scope: Scope) -> Response:
-    """Where a person's browser is sent that brings no key."""
+    """The address to which a person's browser without a key is sent."""
     path = scope.get("raw_path") or scope["path"].encode()
     target = (path + b"?" + scope["query_string"] if scope["query_string"] else path).decode("latin-1")
     return RedirectResponse(_seen(scope, f"{LOGIN}?next={quote(target, safe='')}"), 303, _HEADERS)
@@ -110,7 +110,7 @@ def _seen(scope: Scope, target: str) -> str:
 
 
 def _cookie_path(scope: Scope) -> str | None:
-    """Without one a browser takes the folder of the page's address: the same, also where no proxy tells the prefix."""
+    """Without it, a browser takes the folder of the page's address: the same, even if no proxy tells the prefix."""
     return prefix_of(scope) or None
 
 

@@ -97,7 +97,7 @@ class Answer:
 
 
 def named(model: Any) -> Schema:
-    """The schema of a type, as a reference to where the document has it under the type's name."""
+    """The schema of a type, as a reference to its place in the document under the type's name."""
     if _models.setdefault(model.__name__, model) is not model:
         raise TypeError(f"two types of the API are named {model.__name__}")
     return {"$ref": f"#/components/schemas/{model.__name__}"}
@@ -137,7 +137,7 @@ def operation(
         errors: the classes that it may raise; all that are derived from them are meant, too.
         headers: those that any of its answers may have.
         parameters: in path, query and headers.
-        body: schemas by media type; none where a body means nothing.
+        body: schemas by media type; empty if a body means nothing.
         relayed: what may come with any status, since ComfyUI's own answers are passed on.
         is_probe: no caller is refused.
     """

@@ -133,7 +133,7 @@ class Verdict:
     """The right of a key for one request.
 
     Attributes:
-        right: never `NO` where the request may go on.
+        right: never `NO` if the request may go on.
         refusal: why it may not, for the caller; None if it may.
         row: the row that was found.
     """

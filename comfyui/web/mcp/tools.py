@@ -315,7 +315,7 @@ def _described(workflow: NamedWorkflow) -> Mapping[str, Any]:
 
 
 def _count(gateway: GatewayState, rules: KeyRules | None) -> None:
-    """Raises `TooManySubmissionsError` where the key has submitted as often as it may."""
+    """Raises `TooManySubmissionsError` if the key has submitted as often as it may."""
     if rules is not None and (wait_s := gateway.rates.take(rules)):
         gateway.metrics.rejected.labels("key_limit").inc()
         raise TooManySubmissionsError(

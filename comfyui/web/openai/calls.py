@@ -48,7 +48,7 @@ class ImageCall:
         size: width and height in pixels; None if the workflow decides.
         response_format: None if the client does not say: see `answer_format`.
         convert: None if pictures stay as the workflow made them.
-        person: who is behind the caller's key; "" where the body does not say.
+        person: the person behind the caller's key; "" if the body does not say.
         images: each a URL, a data URI or base64; None for a file of the form.
         mask: in the form of `images`; "" if there is none.
         further: fields that are not OpenAI's, or that only some of its models have, by name.

@@ -51,7 +51,7 @@ def bytes_sent(message: Message) -> int:
 
 
 def taking_splices(scope: Scope, send: Send) -> Send:
-    """`send` that can splice, where the connection is one of `ServerHttp` without TLS, and the scope says so then."""
+    """A `send` that can splice, if the connection is one of `ServerHttp` without TLS; the scope then says so."""
     if scope["type"] != "http":
         return send  # a websocket has the same transport, and extensions of its own
     cycle = getattr(send, "__self__", None)

@@ -30,7 +30,7 @@ def use_huge_pages(size_file: Path = _SIZE) -> int:
     """Returns how many the kernel made.
 
     Args:
-        size_file: where the kernel says how large one is.
+        size_file: the kernel's file with the size of one.
     """
     try:
         size = int(size_file.read_text())

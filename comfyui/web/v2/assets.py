@@ -68,7 +68,7 @@ async def from_hash(request: Request) -> Response:
 
 
 async def by_hash(request: Request) -> Response:
-    """200 where the caller can have an asset by this hash, else 404; nothing else is said."""
+    """200 if the caller can have an asset by this hash, otherwise 404; nothing else is said."""
     digest = hash_of(request.path_params["hash"])
     assets, origin = _assets(request), caller_of(request)
     found = digest is not None and (

@@ -96,7 +96,7 @@ class _Stream:
         self._told_at = {"progress": 0.0, "preview": 0.0}
 
     async def frames(self) -> AsyncGenerator[bytes, None]:
-        """All of them, with comments between where nothing happens."""
+        """All of them, with comments while nothing happens."""
         loop = asyncio.get_running_loop()
         spoke_at = loop.time()
         record = self._look.record

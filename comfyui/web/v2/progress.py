@@ -13,7 +13,7 @@ JSON = dict[str, Any]
 
 
 class Snapshots:
-    """Feed it the events of one prompt; `value` never falls, also where the prompt is run again.
+    """Give it the events of one prompt; `value` never falls, even if the prompt runs again.
 
     Args:
         workflow: gives the prompt's workflow, or None while it is not known.

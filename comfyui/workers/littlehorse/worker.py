@@ -190,7 +190,7 @@ class WorkflowTask:
             await end_tasks(looking)
 
     async def _tell_position(self, prompt_id: str, started: asyncio.Event, log: TaskLog) -> None:
-        """Say where the prompt is in ComfyUI's queue, until it runs."""
+        """Logs the prompt's place in ComfyUI's queue, until it runs."""
         said: int | None = None
         interval_s = _FIRST_LOOK_S
         while not started.is_set():

@@ -124,8 +124,9 @@ class TaskQueue(Protocol):
         ...
 
     def listen(self, heard: Heard) -> None:
-        """Call `heard` with the id of every task that is queued or cancelled from now on, where the queue can tell;
-        with an empty one when anything may have happened."""
+        """Calls `heard` with the id of every task that is queued or cancelled from now on, if the queue can tell; with
+        an empty one when anything may have happened.
+        """
         ...
 
 

@@ -65,8 +65,8 @@ _OLD_SAMPLER_PREFIX = "sample_"
 class ConvertedWorkflow:
     """``prompt`` is in API format; ``warnings`` name nodes that were left out or looked odd.
 
-    ``shown`` tells where the values of promoted widgets and of primitive nodes went, in the order of the file.
-    ``titles`` are those of nodes of the file that are no nodes of the prompt, by their ids.
+    ``shown`` has the final places of the values of promoted widgets and of primitive nodes, in the order of the file.
+    ``titles`` are those of nodes of the file that are not nodes of the prompt, by their ids.
     """
 
     prompt: dict[str, Any]

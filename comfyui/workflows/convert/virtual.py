@@ -79,7 +79,7 @@ def setter_warnings(workflow: Workflow) -> list[str]:
 
 
 def remove_editor_only(workflow: Workflow, object_info: ObjectInfo) -> tuple[list[str], dict[str, list[str]]]:
-    """Take out the nodes that ComfyUI does not have where nothing depends on them.
+    """Removes the nodes that ComfyUI does not have, if nothing depends on them.
 
     Returns warnings, and the errors by node id for those that something depends on, or that may make files.
     """

@@ -206,7 +206,7 @@ def _refuse_scripted(
     definition: Mapping[str, Any],
     socket_types: Collection[str],
 ) -> None:
-    """Refuse where the editor that saved the file had a widget for an input that looks like a socket to us.
+    """Refuses an input that looks like a socket to us and had a widget in the editor that saved the file.
 
     A file names all sockets of a node: so an input that it names as a widget is one, and so is an input that it does
     not name while it stores more values than there are widgets.

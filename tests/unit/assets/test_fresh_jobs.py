@@ -100,7 +100,7 @@ async def test_what_no_node_has_told_of_is_measured_at_the_end() -> None:
         assert list(await one.facts()) == [first]
 
 
-async def test_what_another_attempt_has_made_is_measured_anew() -> None:
+async def test_the_output_of_another_attempt_is_measured_again() -> None:
     async with fresh_jobs() as (fresh, measuring):
         job = await placed_job()
         fresh.add(job)
@@ -125,7 +125,7 @@ async def test_a_job_is_held_until_it_is_not_fresh_any_more() -> None:
         assert (job.waiters, left) == (0, [job])
 
 
-async def test_of_a_job_that_fails_or_is_dropped_nobody_waits_for_a_size() -> None:
+async def test_a_job_that_fails_or_is_dropped_waits_for_no_size() -> None:
     async with fresh_jobs() as (fresh, measuring):
         failing, dropped = await placed_job(), await placed_job()
         fresh.add(failing)

@@ -141,7 +141,7 @@ async def test_assets_leave_half_of_the_store_to_jobs_and_expired_ones_make_room
         assert await one.journal.asset_bytes() == 300
 
 
-async def test_an_owner_has_so_many_assets_at_most(tmp_path: Path) -> None:
+async def test_an_owner_has_a_limit_of_assets(tmp_path: Path) -> None:
     async with rooms(tmp_path, most=2) as one:
         first, _ = await one.add(b"a")
         await one.assets.again(NewAsset(file_path="b.png"), first.blake3, ALICE)

@@ -102,7 +102,7 @@ async def test_a_server_that_is_up_and_fails_once_is_asked_again_before_the_prom
     assert await found_for(Pool([having, other]), Job()) == (having, FOUND)
 
 
-async def test_a_server_that_never_says_holds_nobody_up_for_long_where_others_say() -> None:
+async def test_a_server_that_never_answers_delays_no_prompt_for_long_if_others_answer() -> None:
     broken, other = Server([BROKEN]), Server([None], name="other")
     assert await found_for(Pool([broken, other]), Job()) == (None, None)
     assert broken.asked == 5

@@ -30,7 +30,7 @@ def test_a_start_is_told_once_however_often_it_is_seen() -> None:
     assert kinds(told) == ["execution_start", "execution_cached"]
 
 
-def test_what_a_running_node_depends_on_has_run_though_nobody_saw_it() -> None:
+def test_the_nodes_before_a_running_node_have_run_even_if_unseen() -> None:
     one, told = telling()
     one.progressed({"node_id": "3", "value": 1, "max": 4})
     [states] = [data["nodes"] for kind, data in told if kind == "progress_state"]

@@ -53,13 +53,13 @@ def test_prompts_of_others_take_time_too() -> None:
     assert forecast.waiting(["a"], 0, 1.0) == Eta(35.0, 36.0)
 
 
-def test_nobody_knows_when_a_job_ends_that_runs_for_far_longer_than_others() -> None:
+def test_the_end_of_a_job_that_runs_far_longer_than_others_is_unknown() -> None:
     forecast = Forecast([OnServer("late", "a", 20.0, 25.0), OnServer("stuck", "b", 20.0, 31.0)], {"a": 0, "b": 0}, 20.0)
     assert forecast.on_server("late") == Eta(0.0, 0.0)
     assert forecast.on_server("stuck") == Eta(0.0, None)
 
 
-def test_where_nothing_is_known_nothing_is_said() -> None:
+def test_an_unknown_forecast_is_left_out() -> None:
     forecast = Forecast([OnServer("runs", "a", None, 5.0)], {"a": 0, "b": 0}, None)
     assert forecast.on_server("runs") == Eta(0.0, None)
     assert forecast.waiting(["a"], 0, None) == UNKNOWN

@@ -291,7 +291,7 @@ async def test_the_body_of_an_id_that_was_told_is_kept_from_then_on(journal: Jou
     assert await journal.body_of(prompt_id(1)) == BODY
 
 
-async def test_what_is_written_behind_and_told_to_nobody_is_read_at_once(journal: Journal) -> None:
+async def test_a_pending_write_without_a_listener_is_read_at_once(journal: Journal) -> None:
     journal.write_behind(Add(new_job(1), "gpu-1"), soon=False)
     journal.write_behind(Cancel(prompt_id(1), 1))
     journal.write_behind(Add(new_job(2), "gpu-1"), soon=False)
@@ -1057,7 +1057,7 @@ async def test_a_file_is_the_prompt_s_that_made_it(journal: Journal) -> None:
     assert await makers(journal, "bob") == [("gpu-2", ids[1])]
 
 
-async def test_a_file_that_another_job_has_written_anew_is_not_the_first_one_s_any_more(journal: Journal) -> None:
+async def test_a_file_that_another_job_has_overwritten_no_longer_belongs_to_the_first(journal: Journal) -> None:
     made = [("alice", "gpu-1", True), ("bob", "gpu-1", False), ("bob", "gpu-2", True), ("eve", "gpu-2", True)]
     for number, (owner, server, anew) in enumerate(made):
         await journal.write(Add(new_job(number, owner=owner)))

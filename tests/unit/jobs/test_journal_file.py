@@ -265,7 +265,7 @@ async def test_the_identity_is_the_files(tmp_path: Path) -> None:
     assert identities[0] == identities[1] != identities[2]
 
 
-async def test_of_a_job_that_is_known_already_no_body_is_left(tmp_path: Path) -> None:
+async def test_a_known_job_leaves_no_body(tmp_path: Path) -> None:
     async with SqliteJournal(tmp_path) as journal:
         assert await journal.write(Add(new_job(1)))
         assert not await journal.write(Add(new_job(1, body=b"another")))

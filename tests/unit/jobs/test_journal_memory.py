@@ -24,7 +24,7 @@ async def run_some(journal: Journal, first: int, count: int, *, size: int = 200)
         await end(journal, number, result=os.urandom(size))
 
 
-async def test_so_many_jobs_are_kept_the_newest() -> None:
+async def test_the_newest_jobs_are_kept_up_to_a_limit() -> None:
     journal = MemoryJournal(keep=10)
     await run_some(journal, 1, 50)
     counts = await journal.counts()

@@ -104,7 +104,7 @@ async def test_pages_of_a_search_have_each_job_once(journal: Journal) -> None:
         await journal.page(JobFilter(), 2, first.next_cursor)
 
 
-async def test_a_page_of_a_search_looks_at_so_many_jobs_and_says_how_far_it_is(journal: Journal) -> None:
+async def test_a_page_of_a_search_reads_a_limited_number_of_jobs_and_says_how_far_it_got(journal: Journal) -> None:
     await add(journal, 1, body=body("the one fox"))
     many = range(2, MOST_LOOKED_AT + 52)
     await journal.write_all([Add(new_job(number)) for number in many])
@@ -130,7 +130,7 @@ async def test_a_write_does_not_wait_for_a_search(journal: Journal) -> None:
 
 
 @pytest.mark.parametrize("filling", ["blanks", "noise"])
-async def test_of_a_large_body_the_beginning_is_looked_at(journal: Journal, filling: str) -> None:
+async def test_a_large_body_is_searched_at_its_beginning(journal: Journal, filling: str) -> None:
     noise = random.Random(1)  # noqa: S311 - the same each time
     middle = " " * 3 * LONGEST_TEXT if filling == "blanks" else noise.randbytes(LONGEST_TEXT).hex()
     await add(journal, 1, body=body(f"fox {middle} hen"))

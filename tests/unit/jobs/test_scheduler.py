@@ -329,7 +329,7 @@ def test_no_account_ever_has_more_on_servers_than_it_may(servers: int, limit: in
     assert all(total <= limit for total in itertools.accumulate(change for _, change in sorted(changes)))
 
 
-def test_an_account_at_its_limit_holds_up_nobody_else() -> None:
+def test_an_account_at_its_limit_delays_no_other() -> None:
     scheduler = one_server()
     scheduler.set_server("other", up=True)
     for number in range(1, 4):
@@ -355,7 +355,7 @@ def test_a_server_gets_one_prompt_to_run_and_one_to_wait_and_the_second_once_the
     assert scheduler.decide(100.0) == []
 
 
-def test_a_prompt_that_is_long_on_its_way_holds_up_nobody() -> None:
+def test_a_slow_submission_delays_no_other_prompt() -> None:
     scheduler = one_server(Waiting("1", 1), Waiting("2", 2))
     assert placed(scheduler.decide(0.0)) == [("1", "gpu")]
     assert placed(scheduler.decide(5.0)) == [("2", "gpu")]
@@ -468,7 +468,7 @@ def test_affinity_never_passes_over_a_higher_priority() -> None:
     assert [_next(scheduler, 1.0), _next(scheduler, 2.0)] == ["b3", "a2"]
 
 
-def test_of_two_idle_servers_the_one_that_has_the_models_is_taken() -> None:
+def test_an_idle_server_that_has_the_models_is_preferred() -> None:
     scheduler = one_server(Waiting("a1", 1, loaders=A))
     assert _next(scheduler, 0.0) == "a1"
     scheduler.set_server("gpu", up=True, others=1)
@@ -601,7 +601,7 @@ def test_what_may_run_there_is_not_taken_back() -> None:
     assert behind_another.decide(1.0) == [TakeBack("1", "gpu", "other")]
 
 
-def test_a_job_that_is_found_waiting_has_its_lane_found_anew() -> None:
+def test_a_job_that_is_found_waiting_gets_a_new_lane() -> None:
     scheduler = found_on_one("1")
     assert list(scheduler.shapes()) == [("2", "shape", Lane())]
     scheduler.set_lane("2", Lane(no=frozenset({"other"})))

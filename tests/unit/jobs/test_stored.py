@@ -98,7 +98,7 @@ async def test_a_large_result_is_written_as_a_small_one_is() -> None:
 
 
 @pytest.mark.alone
-async def test_a_result_of_fifty_megabytes_holds_up_nobody() -> None:
+async def test_a_result_of_fifty_megabytes_delays_no_other_request() -> None:
     result = _result(_LARGE)
     kept = await large_result_to_bytes(result)
     assert kept is not None

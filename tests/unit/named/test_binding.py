@@ -178,7 +178,7 @@ def test_the_name_of_a_file_ends_as_its_source_says(image: str, ending: str) -> 
     assert bound(PORTRAIT, image=image).images[0].name.partition(".")[1:] == (".", ending[1:])
 
 
-def test_of_a_url_records_have_no_query() -> None:
+def test_records_have_urls_without_their_query() -> None:
     found = bound(PORTRAIT, image="https://me:secret@example.org/a.png?token=secret#x")
     assert found.images[0].image.endswith("?token=secret#x")
     assert found.call.parameters == {"image": "https://example.org/a.png"}

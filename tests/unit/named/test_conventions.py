@@ -134,7 +134,7 @@ def test_a_title_that_may_mean_several_widgets_is_told() -> None:
     )
 
 
-def test_comfyuis_nodes_of_one_value_are_parameters_where_somebody_has_named_them() -> None:
+def test_comfyuis_nodes_of_one_value_are_parameters_if_they_have_a_title() -> None:
     assert names(
         {
             "1": node("PrimitiveInt", "Width", value=512),

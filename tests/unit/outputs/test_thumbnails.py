@@ -77,7 +77,7 @@ async def test_a_picture_becomes_a_small_one(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "kind"), [("GIF", "image/gif"), ("WEBP", "image/webp"), ("PNG", "image/png")])
-async def test_of_an_animation_the_first_frame_is_shown(name: str, kind: str) -> None:
+async def test_an_animation_is_shown_by_its_first_frame(name: str, kind: str) -> None:
     frames = [Image.new("RGB", (64, 64), color) for color in ("red", "green", "blue")]
     data = encoded(frames[0], name, save_all=True, append_images=frames[1:])
     async with Thumbnails(ImageConverter()) as thumbnails:
@@ -86,7 +86,7 @@ async def test_of_an_animation_the_first_frame_is_shown(name: str, kind: str) ->
     assert image.size == (64, 64), "it is not made larger"
 
 
-async def test_a_thumbnail_has_at_most_so_many_bytes() -> None:
+async def test_a_thumbnail_has_a_largest_size() -> None:
     noise = encoded(Image.effect_noise((800, 800), 100).convert("RGB"))
     async with Thumbnails(ImageConverter(), options=ThumbnailOptions(max_bytes=9000)) as thumbnails:
         assert len(await thumbnails.of("a", "image/png", opening(noise))) <= 9000
@@ -100,7 +100,7 @@ async def test_a_thumbnail_has_at_most_so_many_bytes() -> None:
         ("a.mkv", ("-c:v", "ffv1")),
     ],
 )
-async def test_of_a_video_the_first_picture_is_shown(tmp_path: Path, name: str, codec: tuple[str, ...]) -> None:
+async def test_a_video_is_shown_by_its_first_picture(tmp_path: Path, name: str, codec: tuple[str, ...]) -> None:
     data = (await make_video(tmp_path / name, *codec, source="color=red:size=640x360")).read_bytes()
     folder = tmp_path / "thumbnails"
     async with Thumbnails(ImageConverter(), folder) as thumbnails:
@@ -262,7 +262,7 @@ async def test_those_who_want_the_same_picture_share_the_work() -> None:
     assert len(set(found)) == 1
 
 
-async def test_what_nobody_waits_for_any_more_is_not_made() -> None:
+async def test_a_thumbnail_without_a_reader_is_not_made() -> None:
     opened: list[str] = []
     gate = asyncio.Event()
     async with Thumbnails(ImageConverter(), options=ThumbnailOptions(at_once=1)) as thumbnails:

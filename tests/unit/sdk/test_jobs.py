@@ -240,7 +240,7 @@ async def test_wait_believes_no_error_of_a_stream_before_it_has_looked(
     assert (await sdk_client.wait(PROMPT_ID)).prompt_id == PROMPT_ID
 
 
-async def test_wait_ends_at_once_where_nobody_knows_the_job(fake: FakeGateway, sdk_client: GatewayClient) -> None:
+async def test_wait_ends_at_once_for_an_unknown_job(fake: FakeGateway, sdk_client: GatewayClient) -> None:
     fake.on("GET /prompt_sync", answer(error_body("not_found"), 404))
     with pytest.raises(GatewayRefusedError) as caught:
         await sdk_client.wait(PROMPT_ID)

@@ -184,7 +184,7 @@ async def test_what_does_not_speak_http_is_a_connection_error(lean: bool, garbag
 
 
 @both
-async def test_nobody_listening_means_that_nothing_was_sent(lean: bool, unused_tcp_port: int) -> None:
+async def test_a_refused_connection_means_that_nothing_was_sent(lean: bool, unused_tcp_port: int) -> None:
     async with ComfyUIClient(f"127.0.0.1:{unused_tcp_port}", retries=0, lean=lean) as client:
         with pytest.raises(ComfyUIConnectionError, match="cannot be reached: Connection refused") as raised:
             await client.queue_prompt({"prompt": {}})
@@ -201,7 +201,7 @@ async def test_a_refusal_is_read_whatever_its_status(lean: bool) -> None:
             await client.queue_prompt({"prompt": {}})
 
 
-async def test_a_cancelled_submission_whose_server_dies_leaves_no_error_that_nobody_reads() -> None:
+async def test_a_cancelled_submission_whose_server_dies_leaves_no_unread_error() -> None:
     async def serve(_request: bytes) -> None:
         await asyncio.sleep(0.1)  # it ends the connection a moment after the call was cancelled
 
@@ -279,7 +279,7 @@ async def test_an_id_cannot_break_out_of_its_path() -> None:
     assert server.requests[0].startswith(b"GET /base/history/x%2F..%2F..%2Fqueue%3Fa%0D%0AX-Evil%3A%201 HTTP/1.1\r\n")
 
 
-async def test_a_line_break_in_a_header_is_sent_to_nobody() -> None:
+async def test_a_line_break_in_a_header_is_never_sent() -> None:
     async def serve(_request: bytes) -> bytes:
         return answer(b"{}")
 

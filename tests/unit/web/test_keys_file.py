@@ -44,7 +44,7 @@ def test_a_table_is_read_with_all_that_it_may_have() -> None:
 
 
 @pytest.mark.parametrize(("role", "highest"), [("user", 0), ("read", 1_000_000), ("admin", 1_000_000)])
-def test_a_user_goes_before_nobody_unless_its_table_says_so(role: str, highest: int) -> None:
+def test_a_user_goes_before_others_only_if_its_table_says_so(role: str, highest: int) -> None:
     assert parse_keys(table("a", ALICE, role))[0].rules.max_priority == highest
 
 
@@ -113,7 +113,7 @@ def test_a_key_stands_in_one_place_only(tmp_path: Path) -> None:
         Settings(keys_file=path, state_dir=None, api_keys=KEY).options()  # type: ignore[arg-type]
 
 
-def test_a_file_without_keys_lets_nobody_in(tmp_path: Path) -> None:
+def test_a_file_without_keys_lets_no_caller_in(tmp_path: Path) -> None:
     """An empty file must not open the gateway to all."""
     ring = Settings(keys_file=write_keys(tmp_path / "keys.toml", ""), state_dir=None).options().app.keys
     assert ring
@@ -208,7 +208,7 @@ def test_keys_add_refuses_names_that_cannot_be_used_and_leaves_the_file(tmp_path
 # Sessions and callers
 
 
-def test_whoever_reads_the_file_cannot_make_a_session(tmp_path: Path) -> None:
+def test_a_reader_of_the_keys_file_cannot_make_a_session(tmp_path: Path) -> None:
     """The file has hashes; what signs is a secret that it has not."""
     named = parse_keys(KEYS)
     first, second = (KeyRing([], session_s=60, named=named, secret=secret) for secret in (b"a" * 32, b"b" * 32))

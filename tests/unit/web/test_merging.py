@@ -17,7 +17,7 @@ def test_a_feature_is_there_where_all_have_it_and_a_number_is_the_least() -> Non
     }
 
 
-def test_devices_are_those_of_all_numbered_anew() -> None:
+def test_devices_of_all_servers_get_new_numbers() -> None:
     def stats(os: str, *names: str) -> dict[str, object]:
         devices = [{"name": name, "type": "cuda", "index": index, "vram_free": 1} for index, name in enumerate(names)]
         return {"system": {"os": os}, "devices": devices}

@@ -80,7 +80,7 @@ def test_no_link_is_signed_without_keys_or_for_a_key_that_is_gone() -> None:
         assert _tickets(ring).link(owner, _FILE.url) == f"{_PUBLIC}{_FILE.url}"
 
 
-def test_a_link_made_anew_is_another_only_by_its_end() -> None:
+def test_a_new_link_differs_only_by_its_end() -> None:
     assert _tickets().link(_OWNER, _FILE.url) == _tickets().link(_OWNER, _FILE.url)
     assert _tickets().link(_OWNER, _FILE.url) != _tickets(now=_NOW + 1).link(_OWNER, _FILE.url)
 

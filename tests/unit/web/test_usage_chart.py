@@ -53,7 +53,7 @@ def test_the_ends_of_the_calendar_are_days_as_others(since: str, until: str) -> 
     assert [bar.values for bar in chart.bars if bar.values] == [(("a", 1.0),)]
 
 
-def test_of_a_long_range_no_bar_comes_before_the_first_use() -> None:
+def test_a_long_range_has_no_bar_before_the_first_use() -> None:
     chart = chart_of([("2026-11-01", "a", 1.0)], ["a"], "0001-01-01", "2026-11-30", others="others")
     assert (chart.step, chart.bars[0].day) == ("day", "2026-11-01")
     assert len(chart_of([], [], "0001-01-01", "2026-11-30", others="others").bars) == 1

@@ -94,8 +94,8 @@ class Narration:
         """The prompt has ended, and its history entry can be read. Returns the frames to send now.
 
         Args:
-            entry: the frames that the entry has, where the narration `lacks` some: from `execution_start` to the last
-                one before `done`.
+            entry: the frames of the entry, if the narration `lacks` some: from `execution_start` to the last one before
+                `done`.
         """
         raise NotImplementedError
 
