@@ -34,16 +34,16 @@ def log_lines(root: Path) -> dict[str, LogLine]:
     """
     found: dict[str, LogLine] = {}
     for path in [root / "server.py", *sorted((root / "comfyui").rglob("*.py"))]:
-        if "engine" not in path.relative_to(root).parts:
-            _File(path, root).add_to(found)
+        if "engine" not in path.relative_to(root).parts and "get_logger" in (text := path.read_text()):
+            _File(path.relative_to(root), text).add_to(found)
     return found
 
 
 class _File:
-    def __init__(self, path: Path, root: Path) -> None:
-        self._where = str(path.relative_to(root))
-        self._module = ".".join(path.relative_to(root).with_suffix("").parts)
-        self._tree = ast.parse(path.read_text())
+    def __init__(self, path: Path, text: str) -> None:
+        self._where = str(path)
+        self._module = ".".join(path.with_suffix("").parts)
+        self._tree = ast.parse(text)
         # By the name of the variable, as `_log`, `self._log` or `log`: the logger's name and its bound fields.
         self._loggers: dict[str, tuple[str, set[str]]] = {}
         for node in ast.walk(self._tree):
