@@ -12,10 +12,10 @@ import pytest
 
 from comfyui.jobs.journal.sqlite import SqliteJournal
 from comfyui.jobs.journal.writes import Add, Pause
-from tests.support.console import PHONE, Console, accessible, fits, open_console, tab_to
+from tests.support.console import PHONE, Console, accessible, fits, open_console, sign_in, tab_to
 from tests.support.jobs import fetch, submit
 from tests.support.journals import new_job, prompt_id
-from tests.support.keys import ALICE, ROOT
+from tests.support.keys import ALICE, BOB, ROOT, WATCHER, bearer
 from tests.support.running import executions, invert_workflow, sleep_workflow
 
 pytestmark = pytest.mark.timeout(120)
@@ -160,14 +160,21 @@ async def test_what_is_typed_or_selected_stays_while_the_page_changes() -> None:
 async def test_a_user_sees_its_own_and_a_reader_changes_nothing(keys_path: Path) -> None:
     async with open_console(keys_file=keys_path) as console:
         await console.gateway.handler.queue.pause(True)
+        body = {"prompt": invert_workflow(1)}
+        headers = {**bearer(BOB), "Prefer": "respond-async"}
+        async with console.gateway.http.post("/prompt_sync", json=body, headers=headers) as answer:
+            bobs = (await answer.json())["prompt_id"]
         await console.sign_in(ALICE, "/console/queue")
         await console.page.get_by_text("Nothing waits.").wait_for()
-        assert await console.page.get_by_role("button", name="Pause").count() == 0
-        other = await console.another()
-        await other.goto(f"{console.gateway.url}/console/queue")
-        await other.get_by_label("API key").fill(ROOT)
-        await other.get_by_role("button", name="Sign in").click()
-        await other.get_by_role("button", name="Resume the queue").wait_for()
+        assert await console.page.get_by_role("button").count() == 0
+        reader, admin = await console.another(), await console.another()
+        for page, key in ((reader, WATCHER), (admin, ROOT)):
+            await sign_in(page, f"{console.gateway.url}/console/queue", key)
+            await shows(page, bobs)
+        assert await reader.get_by_role("button").count() == 0
+        assert "bob" in await reader.locator("ol.list").inner_text()
+        await admin.get_by_role("button", name="Resume the queue").wait_for()
+        await admin.get_by_role("button", name="Cancel Workflow").wait_for()
 
 
 async def test_the_page_is_accessible_and_says_when_a_job_begins() -> None:
@@ -188,3 +195,15 @@ async def test_the_page_is_accessible_and_says_when_a_job_begins() -> None:
             async with http.delete(f"/prompt_sync/{job}"):
                 pass
         assert executions(console.engines[0])
+
+
+async def test_what_others_do_is_shown_without_a_click() -> None:
+    async with paused(1) as (console, (one,)):
+        await console.open("/console/queue")
+        await shows(console.page, one)
+        await console.page.wait_for_function("document.body.dataset.feed === 'open'")
+        two = await submit(console.gateway.http, invert_workflow(7), priority=1)
+        await shows(console.page, two, one)
+        async with console.gateway.http.delete(f"/prompt_sync/{one}") as answer:
+            assert answer.status == 200
+        await shows(console.page, two)
