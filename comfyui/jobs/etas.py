@@ -50,11 +50,15 @@ class EtasNow:
 
 
 class Etas:
-    """Asks the queue and the running jobs; it keeps nothing."""
+    """Asks the queue and the running jobs; it keeps nothing.
+
+    Attributes:
+        times: how long prompts ran before; belongs to the queue.
+    """
 
     def __init__(self, pool: BackendPool, turns: Turns, runs: Runs) -> None:
         self._pool = pool
-        self._turns = turns
+        self._turns, self.times = turns, turns.run_times
         self._live = runs.live
 
     def now(self) -> EtasNow:
@@ -83,8 +87,7 @@ class Etas:
         return OnServer(one.prompt_id, one.server, self._expected_s(one.prompt_id, job), ran_s)
 
     def _expected_s(self, prompt_id: str, job: Job | None) -> float | None:
-        times = self._turns.run_times
-        needs = self._turns.known_needs(prompt_id)
+        times, needs = self.times, self._turns.known_needs(prompt_id)
         shape = times.looked_at(prompt_id) if needs is None else shape_of(needs)
         if shape is None and job is not None and (needs := _needs_in_hand(job)) is not None:
             times.look_at(prompt_id, needs)
@@ -93,7 +96,7 @@ class Etas:
 
     def _each_s(self) -> float | None:
         """How long a job takes that waits, in the mean over some of them."""
-        times = self._turns.run_times
+        times = self.times
         shapes = (shape_of(needs) for _, needs, _ in self._turns.scheduler.shapes() if isinstance(needs, Needs))
         known = [seconds for shape in islice(shapes, _SAMPLE) if (seconds := times.expected_s(shape)) is not None]
         return fmean(known) if known else times.mean_s

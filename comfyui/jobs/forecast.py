@@ -76,12 +76,8 @@ class Forecast:
             self._free_in[job.server] = _sum(begins_s, expected_s)
             self._on_servers[job.prompt_id] = Eta(begins_s, ends_s)
             return
-        left_s = None if job.expected_s is None else max(0.0, job.expected_s - job.ran_s)
-        is_overdue = job.expected_s is not None and job.ran_s > _OVERDUE * job.expected_s
-        self._on_servers[job.prompt_id] = Eta(0.0, None if is_overdue else left_s)
-        # For the jobs behind it, an overdue job may end at any moment.
-        until_free_s = None if expected_s is None else max(0.0, expected_s - job.ran_s)
-        self._free_in[job.server] = _sum(begins_s, until_free_s)
+        self._on_servers[job.prompt_id] = Eta(0.0, _left_s(job.expected_s, job.ran_s))
+        self._free_in[job.server] = _sum(begins_s, _left_s(expected_s, job.ran_s))
 
     def on_server(self, prompt_id: str) -> Eta | None:
         """The forecast for a job on a server; None for another job."""
@@ -99,6 +95,12 @@ class Forecast:
             return UNKNOWN
         begins_s = begins_in(free_in, ahead, self._each_s or 0.0)
         return Eta(begins_s, _sum(begins_s, expected_s))
+
+
+def _left_s(expected_s: float | None, ran_s: float) -> float | None:
+    if expected_s is None or ran_s > _OVERDUE * expected_s:
+        return None
+    return max(0.0, expected_s - ran_s)
 
 
 def _sum(one: float | None, other: float | None) -> float | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,11 +11,12 @@ import pytest
 
 from comfyui.jobs.journal.sqlite import SqliteJournal
 from comfyui.jobs.journal.writes import Add, Pause
+from comfyui.workflows.needs import needs_of
 from tests.support.console import PHONE, Console, accessible, fits, open_console, sign_in, tab_to
 from tests.support.jobs import fetch, submit
 from tests.support.journals import new_job, prompt_id
 from tests.support.keys import ALICE, BOB, ROOT, WATCHER, bearer
-from tests.support.running import executions, invert_workflow, sleep_workflow
+from tests.support.running import invert_workflow, sleep_workflow
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -118,16 +118,14 @@ async def test_every_change_works_without_javascript() -> None:
 
 
 async def test_ten_thousand_jobs(tmp_path: Path) -> None:
-    """The first page and the last, of all owners and of one, quickly and on a phone, too."""
+    """The first page and the last, of all owners and of one, and on a phone, too."""
     async with SqliteJournal(tmp_path) as journal:
         jobs = [new_job(number, owner=f"owner-{number % 4}") for number in range(1, 10_001)]
         await journal.write_all([Pause(True), *map(Add, jobs)])
     async with open_console(state_dir=tmp_path, queue="gateway", servers=3) as console:
         page = console.page
-        began = time.monotonic()
         await console.open("/console/queue")
         assert len(await shown(page)) == 50
-        assert time.monotonic() - began < 20, "some 0.3 s on a quiet machine"
         assert "10000 jobs wait" in await page.locator("main").inner_text()
         await page.get_by_role("link", name="Next").click()
         await page.get_by_text("Page 2 of 200").wait_for()
@@ -180,13 +178,12 @@ async def test_a_user_sees_its_own_and_a_reader_changes_nothing(keys_path: Path)
 async def test_the_page_is_accessible_and_says_when_a_job_begins() -> None:
     async with open_console(servers=2) as console:
         http = console.gateway.http
-        for tag in range(4):
-            await fetch(http, await submit(http, sleep_workflow(0.3, tag=tag)))
+        console.gateway.handler.etas.times.ended("before", needs_of(sleep_workflow(600)), 300.0)
         jobs = [await submit(http, sleep_workflow(600, tag=10 + tag), labels={"order": "12"}) for tag in range(12)]
         await console.open("/console/queue")
         text = await console.page.locator("ol.list").inner_text()
         assert text.count("next on") == 2
-        assert "begins" in text
+        assert "begins in about 10 min" in text
         await accessible(console.page)
         await fits(console.page)
         for engine in console.engines:
@@ -194,7 +191,6 @@ async def test_the_page_is_accessible_and_says_when_a_job_begins() -> None:
         for job in jobs:
             async with http.delete(f"/prompt_sync/{job}"):
                 pass
-        assert executions(console.engines[0])
 
 
 async def test_what_others_do_is_shown_without_a_click() -> None:

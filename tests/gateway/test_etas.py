@@ -9,7 +9,9 @@ import pytest
 
 from comfyui.engine import Engine
 from comfyui.handler import ComfyUIHandler
-from comfyui.jobs.forecast import UNKNOWN
+from comfyui.jobs.forecast import UNKNOWN, Eta
+from comfyui.jobs.run_times import shape_of
+from comfyui.workflows.needs import needs_of
 from tests.support.jobs import fetch, look, status_is, submit
 from tests.support.running import engines, running_gateway, sleep_workflow, until
 
@@ -17,24 +19,29 @@ from tests.support.running import engines, running_gateway, sleep_workflow, unti
 async def test_a_job_that_waits_begins_after_what_is_before_it_on_the_servers_that_can_run_it() -> None:
     async with engines(2) as servers, running_gateway(*(server.url for server in servers)) as gateway:
         etas = gateway.handler.etas
-        jobs = [await submit(gateway.http, sleep_workflow(0.4, tag=tag)) for tag in range(2)]
-        assert etas.now().of(jobs[0]).ends_s is None, "nothing ran before"
-        for prompt_id in jobs:
-            await fetch(gateway.http, prompt_id)
-        jobs = [await submit(gateway.http, sleep_workflow(600, tag=10 + tag)) for tag in range(10)]
+        jobs = [await submit(gateway.http, sleep_workflow(600, tag=tag)) for tag in range(10)]
         running = await until(lambda: _running(gateway.http, jobs), lambda found: len(found) == 2)
-        # Known by what the others took: about 0.4 s each.
-        eta = etas.now().of(running[0])
-        assert eta.begins_s == 0.0
+        assert [etas.now().of(prompt_id) for prompt_id in running] == [Eta(0.0, None)] * 2, "nothing ran before"
+        assert etas.now().of(jobs[-1]) == UNKNOWN
+        etas.times.ended("before", needs_of(sleep_workflow(600)), 200.0)
+        assert 100 < (etas.now().of(running[0]).ends_s or 0) <= 200
         found = [etas.now().of(prompt_id) for prompt_id in jobs[4:]]
         begins = [eta.begins_s for eta in found if eta.begins_s is not None]
-        assert len(begins) == 6
         assert begins == sorted(begins)
-        assert 0.3 <= begins[0] <= 3.0, "one is behind what runs on each server"
-        assert 0.5 <= begins[-1] - begins[0] <= 3.0, "five others, on two servers"
-        assert all(eta.ends_s is not None and eta.begins_s is not None and eta.ends_s > eta.begins_s for eta in found)
+        assert 300 < begins[0] <= 400, "one runs on each server, and one is behind it"
+        assert begins[-1] - begins[0] == pytest.approx(500, abs=50), "five others, on two servers"
+        assert [eta.ends_s for eta in found] == [one + 200.0 for one in begins]
         await gateway.handler.queue.pause(True)
         assert etas.now().of(jobs[-1]) == UNKNOWN, "the queue is paused"
+
+
+async def test_runs_that_ended_well_are_learnt_from(engine: Engine) -> None:
+    async with running_gateway(engine.url, queue="gateway") as gateway:
+        await fetch(gateway.http, await submit(gateway.http, sleep_workflow(0.1)))
+        assert (await gateway.prompt_sync(sleep_workflow(0.1, tag=1)))[0] == 200
+        expected_s = gateway.handler.etas.times.expected_s(shape_of(needs_of(sleep_workflow(600))))
+        assert expected_s is not None
+        assert expected_s >= 0.1
 
 
 async def _running(http: aiohttp.ClientSession, jobs: list[str]) -> list[str]:
@@ -42,19 +49,17 @@ async def _running(http: aiohttp.ClientSession, jobs: list[str]) -> list[str]:
 
 
 @pytest.mark.parametrize("looks", [True, False])
-async def test_a_prompt_past_the_queue_has_a_forecast_where_someone_looked_at_one_before(
-    engine: Engine, looks: bool
-) -> None:
+async def test_a_prompt_past_the_queue_is_learnt_from_where_someone_looked_at_it(engine: Engine, looks: bool) -> None:
     async with running_gateway(engine.url, queue="comfyui") as gateway:
-        for tag in range(2):
-            call = asyncio.create_task(gateway.prompt_sync(sleep_workflow(600, tag=tag)))
-            (prompt_id,) = await until(lambda: _begun(gateway.handler), lambda found: len(found) == 1)
-            if tag or looks:
-                eta = gateway.handler.etas.now().of(prompt_id)
-                assert eta.begins_s == 0.0
-                assert (eta.ends_s is not None) is (bool(tag) and looks)
-            engine.wake(prompt_id)
-            assert (await call)[0] == 200
+        etas = gateway.handler.etas
+        call = asyncio.create_task(gateway.prompt_sync(sleep_workflow(600)))
+        (prompt_id,) = await until(lambda: _begun(gateway.handler), lambda found: len(found) == 1)
+        if looks:
+            assert etas.now().of(prompt_id) == Eta(0.0, None)
+        engine.wake(prompt_id)
+        assert (await call)[0] == 200
+        expected_s = etas.times.expected_s(shape_of(needs_of(sleep_workflow(600))))
+        assert (expected_s is not None) is looks
 
 
 async def _begun(handler: ComfyUIHandler) -> list[str]:

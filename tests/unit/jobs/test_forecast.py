@@ -57,6 +57,9 @@ def test_the_end_of_a_job_that_runs_far_longer_than_others_is_unknown() -> None:
     forecast = Forecast([OnServer("late", "a", 20.0, 25.0), OnServer("stuck", "b", 20.0, 31.0)], {"a": 0, "b": 0}, 20.0)
     assert forecast.on_server("late") == Eta(0.0, 0.0)
     assert forecast.on_server("stuck") == Eta(0.0, None)
+    assert forecast.waiting(["a"], 0, 1.0) == Eta(0.0, 1.0)
+    assert forecast.waiting(["b"], 0, 1.0) == UNKNOWN, "nor when those behind it begin"
+    assert forecast.waiting(["a", "b"], 2, 1.0) == Eta(40.0, 41.0)
 
 
 def test_an_unknown_forecast_is_left_out() -> None:
