@@ -47,11 +47,13 @@ class Made:
 
 
 async def made_by(request: Request, found: Found) -> list[Made]:
-    """What the job has made so far, in the order of the paths below ``console/files/{id}/``; at most 500 outputs."""
+    """What a job that has ended has made, in the order of the paths below ``console/files/{id}/``; at most 500 outputs."""
     gateway, record = gateway_of(request), found.record
     if record is None:
         return await _of_comfyui(found)
-    made = await gateway.assets.outputs.of(record, None if record.state.is_end else found.look)
+    if not record.state.is_end:
+        return []  # until then it is not written down that cached files are this job's, too
+    made = await gateway.assets.outputs.of(record)
     problems = _problems(found.result)
     names: Mapping[str, str] = record.call.outputs if record.call is not None else {}
     shown = []
