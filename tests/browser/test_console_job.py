@@ -84,6 +84,24 @@ async def test_a_job_is_followed_from_the_queue_to_its_end() -> None:
         assert await page.get_by_label("steps").input_value() == "7"
 
 
+async def test_a_job_that_waits_is_put_first_and_cancelled_on_its_page() -> None:
+    async with open_console(servers=1, queue="gateway") as console:
+        page = console.page
+        page.on("dialog", lambda dialog: dialog.accept())
+        jobs = [await submitted(console.gateway, sleeping(61.0 + number)) for number in range(5)]
+        await console.open(f"/console/jobs/{jobs[-1]}")
+        place = page.locator("section", has=page.get_by_role("heading", name="Progress")).locator("p")
+        before = await place.text_content()
+        await page.get_by_role("button", name="Put first").click()
+        await page.wait_for_function(
+            "([place, before]) => place.textContent !== before", arg=[await place.element_handle(), before]
+        )
+        await page.get_by_role("button", name="Cancel").click()
+        await page.wait_for_selector("#job[data-state=canceled]")
+        await page.get_by_role("button", name="Run again").wait_for()
+        assert console.gateway.handler.queue.has_no_turn(jobs[-2])
+
+
 async def test_a_feed_that_breaks_misses_no_end() -> None:
     async with open_console(servers=1) as console:
         page, engine = console.page, console.engines[0]

@@ -68,6 +68,8 @@ async def show_job(request: Request) -> Response:
         runs=await journal.runs(found.prompt_id) if record is not None and record.run > 1 else [],
         deliveries=await journal.deliveries(found.prompt_id) if record is not None else [],
         may_run_again=visitor.may_change and found.has_body and ended,
+        may_cancel=visitor.may_change and not ended and (found.is_known or visitor.operates),
+        may_move=visitor.may_change and record is not None and gateway.handler.queue.has_no_turn(found.prompt_id),
         may_change_graph=visitor.may_change and found.has_body and found.is_known and _may_send_graphs(visitor, found),
         may_open_form=record is not None and record.call is not None and may_run(request, record.call.name),
         has_seeds=has_seeds(found.prompt),

@@ -47,7 +47,7 @@ class Made:
 
 
 async def made_by(request: Request, found: Found) -> list[Made]:
-    """What a job that has ended has made, in the order of the paths below ``console/files/{id}/``; at most 500 outputs."""
+    """What a job that has ended has made, at most 500 outputs, in the order of ``console/files/{id}/``."""
     gateway, record = gateway_of(request), found.record
     if record is None:
         return await _of_comfyui(found)
