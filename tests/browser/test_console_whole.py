@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 
-from tests.support.console import PHONE, Console, accessible, fits, open_console
+from tests.support.console import PHONE, Console, accessible, fits, focused, open_console, tab_to
 from tests.support.jobs import ASYNC
 from tests.support.keys import ALICE, ROOT, bearer
 from tests.support.named_folder import named_folder, run
@@ -31,8 +31,8 @@ async def _ended(console: Console, prompt_id: str) -> None:
     await until(has_ended, bool)
 
 
-async def _jobs(console: Console) -> tuple[str, str]:
-    """A job that made a picture, and one that failed; then four that run or wait."""
+async def _jobs(console: Console) -> tuple[str, str, list[str]]:
+    """A job that made a picture, one that failed, and four of which one waits: they end when they are woken."""
     made = await _submit(console, invert_workflow(1), ALICE)
     await _ended(console, made)
     assert (await run(console.gateway.http, "flat", {"seed": 1}, headers=bearer(ALICE)))[0] == 200
@@ -42,15 +42,14 @@ async def _jobs(console: Console) -> tuple[str, str]:
     await _ended(console, failed)
     for engine in console.engines:
         engine.faults.clear()
-    for tag in range(4):
-        await _submit(console, sleep_workflow(600, tag=tag), ALICE)
+    standing_ids = [await _submit(console, sleep_workflow(600, tag=tag), ALICE) for tag in range(4)]
     standing = console.gateway.handler.standing
 
     async def running() -> int:
         return len(standing.now(lambda _owner: True).running)
 
     await until(running, lambda found: found == 3)
-    return made, failed
+    return made, failed, standing_ids
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -59,7 +58,7 @@ async def test_every_page_fits_a_phone_and_can_be_used_by_all(
 ) -> None:
     workflows = named_folder(tmp_path / "workflows")
     async with open_console(size=PHONE, scheme=scheme, keys_file=keys_path, workflows_dir=workflows) as console:
-        made, failed = await _jobs(console)
+        made, failed, _ = await _jobs(console)
         await console.sign_in(ROOT)
         console.allowed.append("status of 404")
         wrong = []
@@ -83,3 +82,79 @@ async def test_every_page_fits_a_phone_and_can_be_used_by_all(
                 except AssertionError as error:
                     wrong.append(f"/console{path}: {error}")
         assert wrong == [], "\n".join(wrong)
+
+
+async def _go(page: Any, name: str, heading: str | None = None) -> None:
+    """To another page, by the links at the head of this one."""
+    await tab_to(page, name, tag="a", exact=True)
+    await page.keyboard.press("Enter")
+    await page.get_by_role("heading", level=1, name=heading or name).wait_for()
+
+
+async def test_all_of_the_console_is_used_with_the_keyboard_alone(keys_path: Path, tmp_path: Path) -> None:
+    workflows = named_folder(tmp_path / "workflows")
+    async with open_console(keys_file=keys_path, workflows_dir=workflows) as console:
+        _, _, standing_ids = await _jobs(console)
+        page, press = console.page, console.page.keyboard.press
+        # A question of the browser itself has the focus on its first button.
+        page.on("dialog", lambda question: question.accept())
+        await console.open("/console")
+        await page.wait_for_function("document.activeElement.id === 'key'")
+        await page.keyboard.type(ROOT)
+        await press("Enter")
+        await page.get_by_role("heading", name="Now").wait_for()
+
+        await press("Tab")
+        assert await focused(page) == "a Skip to the content"
+        await press("Enter")
+        await tab_to(page, "Drain", tag="button")
+        await press("Enter")
+        await page.get_by_text("gets no more prompts").wait_for()
+        await tab_to(page, "Resume", tag="button")
+        await press("Space")
+        await page.get_by_text("gets prompts again").wait_for()
+
+        await _go(page, "Queue")
+        await tab_to(page, "Cancel Workflow without a name", tag="button")
+        await press("Enter")
+        await page.get_by_text("The job is cancelled.").wait_for()
+        await page.get_by_text("Nothing waits.").wait_for()
+        for engine in console.engines:
+            engine.wake(*standing_ids)
+
+        await _go(page, "Results")
+        await tab_to(page, "State", tag="select")
+        await page.keyboard.type("Failed")
+        await tab_to(page, "Find", tag="button")
+        await press("Enter")
+        await page.wait_for_url("**/console/results?*state=failed*")
+        await tab_to(page, "Job", tag="a", exact=True)
+        await press("Enter")
+        await page.get_by_text("End of the traceback").wait_for()
+        await tab_to(page, "Run again", tag="button")
+        await press("Enter")
+        await page.get_by_text("Succeeded", exact=True).wait_for()
+
+        await _go(page, "Run", "Run a workflow")
+        await tab_to(page, "Flat", tag="a")
+        await press("Enter")
+        await page.get_by_role("heading", level=1, name="Flat").wait_for()
+        await tab_to(page, "width", tag="input")
+        await press("ArrowUp")
+        await tab_to(page, "Run", tag="button", exact=True)
+        await press("Enter")
+        await page.locator("#panel img").first.wait_for()
+        await tab_to(page, "All about this job", tag="a")
+        await press("Enter")
+        await page.get_by_role("heading", level=2, name="Parameters").wait_for()
+
+        await _go(page, "Usage")
+        await tab_to(page, "By", tag="select")
+        await press("ArrowDown")
+        await tab_to(page, "Show", tag="button")
+        await press("Enter")
+        await page.wait_for_url("**/console/usage?*by=person*")
+        await _go(page, "Keys")
+        await tab_to(page, "Sign out", tag="a")
+        await press("Enter")
+        await page.get_by_label("API key").wait_for()

@@ -135,7 +135,6 @@ async def test_keys_are_shown_with_their_limits_and_what_they_use_now(engine: En
         write_keys(path, keys.replace("[keys.bob]", "[keys.robert]"))
         await until(lambda: _page(gateway, "/console/keys", WATCHER), lambda text: "robert" in text)
         assert "The key bob is not there any more." in await _page(gateway, "/console/keys", WATCHER)
-        engine.wake()
 
 
 async def test_a_user_may_not_see_the_keys(used: RunningGateway) -> None:

@@ -184,11 +184,14 @@ async def focused(page: Any) -> str:
     return f"{found['tag']} {found['name']}".strip()
 
 
-async def tab_to(page: Any, name: str, *, tag: str | None = None, back: bool = False, most: int = 150) -> None:
+async def tab_to(
+    page: Any, name: str, *, tag: str | None = None, exact: bool = False, back: bool = False, most: int = 150
+) -> None:
     """Presses Tab until an element whose name contains `name` has the focus, and holds that it can be seen to have it.
 
     Args:
         tag: the element must be of this tag, such as ``button``.
+        exact: `name` is the whole name.
         back: with Shift.
         most: so many presses before it fails with what had the focus on the way.
     """
@@ -197,7 +200,8 @@ async def tab_to(page: Any, name: str, *, tag: str | None = None, back: bool = F
         await page.keyboard.press("Shift+Tab" if back else "Tab")
         found = await page.evaluate(_FOCUSED)
         assert found["visible"], f"nothing shows that {found['tag']} {found['name']!r} has the focus"
-        if name in found["name"] and tag in {None, found["tag"]}:
+        fits_name = name == found["name"] if exact else name in found["name"]
+        if fits_name and tag in {None, found["tag"]}:
             return
         passed.append(f"{found['tag']} {found['name'][:40]}".strip())
     raise AssertionError(f"no Tab leads to {name!r}; it led to {passed}")
