@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -175,3 +176,22 @@ async def test_without_javascript_the_forms_work() -> None:
         await console.page.get_by_role("button", name="Run with new seeds").click()
         await console.page.wait_for_url(lambda url: "/console/jobs/" in url and prompt_id not in url)
         assert not await console.page.get_by_role("button", name="Open in ComfyUI").is_visible()
+
+
+async def test_an_end_between_the_page_and_its_feed_is_shown() -> None:
+    """The page said "Queued" for ever: it was made before the job ended, and its feed began after that."""
+    async with open_console(servers=1) as console:
+        has_ended = asyncio.Event()
+
+        async def held(route: Any) -> None:
+            await has_ended.wait()
+            await route.continue_()
+
+        await console.page.route("**/console/feed*", held)
+        prompt_id = await submitted(console.gateway, sleeping(60.0, 1))
+        await console.open(f"/console/jobs/{prompt_id}")
+        assert await console.page.locator("#job").get_attribute("data-state") in {"queued", "running"}
+        console.engines[0].wake(prompt_id)
+        await end_of(console.gateway, prompt_id)
+        has_ended.set()
+        await console.page.wait_for_selector("#job[data-state=succeeded]")

@@ -28,7 +28,6 @@ async function renew() {
 
 function follow() {
   const id = job.dataset.job
-  let wasOpen = false
   let renewing
   let renewedAt = Date.now()
   let later
@@ -63,7 +62,8 @@ function follow() {
         if (job.dataset.state === 'running' || later) return
         later = setTimeout(again, Math.max(0, renewedAt + PLACE_EVERY_MS - Date.now()))
       },
-      open: () => { if (wasOpen) again(); wasOpen = true },
+      // What came between the page and its feed was told to nobody.
+      open: again,
     },
   })
 }
