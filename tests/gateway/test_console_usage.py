@@ -65,6 +65,7 @@ async def test_persons_behind_a_shared_key_are_told_apart(used: RunningGateway) 
 async def test_the_most_comes_first_by_what_is_shown(used: RunningGateway) -> None:
     text = await _page(used, "/console/usage?show=prompts", ROOT)
     assert [row[0] for row in _rows(text)][:2] == ["alice", "bob"]
+    assert 'href="../console/results?owner=alice"' in text
     # Alice has 3 of 4 prompts; the picture has a part for each of both.
     assert _rows(text)[0][-1] == "75%"
     assert len(re.findall(r'<rect class="series-[01]" x=', text)) == 2
@@ -102,6 +103,7 @@ async def test_without_keys_there_are_workflows_and_no_page_of_keys_to_go_to(nam
     await named.prompt_sync(invert_workflow())
     text = await _page(named, "/console/usage", None)
     assert {row[0] for row in _rows(text)} == {"flat", "(a graph without a name)"}
+    assert re.findall(r"console/results\?([^\"]+)", text) == ["workflow=flat"]
     assert "console/keys" not in text
     assert "asks for no keys" in await _page(named, "/console/keys", None)
 

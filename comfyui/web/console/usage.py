@@ -14,6 +14,7 @@ from fastapi.responses import RedirectResponse
 
 from comfyui.exceptions import RequestError
 from comfyui.jobs.journal.usage_records import UsageRow, day_of
+from comfyui.owners import owner_of
 from comfyui.web.api.parameters import read
 from comfyui.web.api.usage import MOST_ROWS, UsageCall, rows_of
 from comfyui.web.console.errors import ConsoleRoute
@@ -52,6 +53,7 @@ class Used:
         succeeded, failed, canceled, lost: how many runs ended so.
         gpu_s: for how many seconds they kept a server.
         bytes: of answers to the key's callers.
+        results: the query of the page of results that shows these jobs; "" where there is none.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Used:
     lost: int = 0
     gpu_s: float = 0.0
     bytes: int = 0
+    results: str = ""
 
     @property
     def prompts(self) -> int:
@@ -142,7 +145,14 @@ def count(value: float) -> str:
 
 def used_of(row: UsageRow) -> Used:
     """A row of the journal, with the name that is shown."""
-    return Used(_name_of(row), row.succeeded, row.failed, row.canceled, row.lost, row.gpu_s, row.bytes)
+    counts = (row.succeeded, row.failed, row.canceled, row.lost)
+    return Used(_name_of(row), *counts, gpu_s=row.gpu_s, bytes=row.bytes, results=_results_of(row))
+
+
+def _results_of(row: UsageRow) -> str:
+    if row.workflow:
+        return urlencode({"workflow": row.workflow})
+    return urlencode({"owner": owner_of(row.key, row.person or "")}) if row.key else ""
 
 
 def _name_of(row: UsageRow) -> str:
