@@ -139,7 +139,7 @@ async def test_all_of_the_console_is_used_with_the_keyboard_alone(keys_path: Pat
         await tab_to(page, "Flat", tag="a")
         await press("Enter")
         await page.get_by_role("heading", level=1, name="Flat").wait_for()
-        await tab_to(page, "width", tag="input")
+        await tab_to(page, "Width", tag="input", exact=True)
         await press("ArrowUp")
         await tab_to(page, "Run", tag="button", exact=True)
         await press("Enter")
