@@ -64,7 +64,16 @@ def failing(message: str) -> dict[str, object]:
 
 
 async def test_without_jobs_the_page_says_so(gateway: RunningGateway) -> None:
-    assert "Nothing has ended yet" in await shown(gateway)
+    text = await shown(gateway)
+    assert "Nothing has ended yet" in text
+    assert "they go to the one server directly" in text
+
+
+async def test_where_all_prompts_are_jobs_none_is_said_to_be_missing(engine: Engine) -> None:
+    async with running_gateway(engine.url, queue="gateway") as gateway:
+        text = await shown(gateway)
+    assert "Nothing has ended yet" in text
+    assert "directly" not in text
 
 
 async def test_each_medium_is_shown_in_its_way(gateway: RunningGateway, engine: Engine) -> None:
@@ -93,6 +102,16 @@ async def test_what_jobs_bring_is_text_and_no_html(gateway: RunningGateway) -> N
             text = await response.text()
         assert "<script>alert" not in text
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in await shown(gateway)
+
+
+async def test_labels_and_owners_of_a_job_lead_to_others_of_them(engine: Engine, tmp_path: Path) -> None:
+    async with running_gateway(engine.url, keys_file=write_keys(tmp_path / "keys.toml", KEYS)) as gateway:
+        alices = await run(gateway, writing(), key=ALICE, labels={"to": "a&b=c d"})
+        await run(gateway, writing(), key=BOB)
+        text = await shown(gateway, key=ROOT)
+        for name in ("label", "owner"):
+            (query, *_) = re.findall(rf'console/results\?({name}=[^"]+)"', text)[-1:]
+            assert jobs_in(await shown(gateway, unescape(query), key=ROOT)) == [alices], query
 
 
 async def test_a_job_with_many_files_shows_the_first(gateway: RunningGateway) -> None:

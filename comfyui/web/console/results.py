@@ -133,6 +133,7 @@ async def show_results(request: Request) -> Response:
         first_link=asked.link(None),
         older_link=asked.link(older) if older else None,
         searched_to=searched_to,
+        is_relayed=gateway.handler.made is None,
     )
 
 

@@ -148,6 +148,7 @@ TEXTS = SimpleNamespace(
         video="{name}, video",
         sound="{name}, sound",
         nothing="Nothing has ended yet. What jobs make appears here.",
+        relayed="Prompts from ComfyUI's own page are not listed: they go to the one server directly (QUEUE=comfyui).",
         nothing_found="No job fits all of this.",
         nothing_more="That is all.",
         older="Older results",
