@@ -369,6 +369,8 @@ async def test_the_code_leaves_out_a_seed_that_is_chosen_and_names_a_file_that_m
 ) -> None:
     code = await _code(run_forms, "every", await form_of(run_forms, "every"))
     assert all("seed" not in one for one in code.values())
+    assert '"prompt": "a cat"' not in code["curl"]  # the field was sent, and is empty
+    assert '"prompt": "a cat"' in html.unescape(await _page(run_forms, "/console/run/every"))
     page = html.unescape(await _page(run_forms, "/console/run/inverted"))
     assert "-F image=@image.png" in page
     assert f"curl {run_forms.url}/workflows/inverted" in page

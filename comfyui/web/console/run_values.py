@@ -125,13 +125,15 @@ def values_and_files(workflow: NamedWorkflow, values: Mapping[str, Any]) -> tupl
     """The values that a program has to send for the same run, and by parameter the names of files.
 
     Args:
-        values: of a file its name. A file that must be sent has a name in any case.
+        values: of a file its name. What must be sent, and has no value, has that of an example.
     """
     named: dict[str, Any] = {}
     files: dict[str, str] = {}
     for parameter in workflow.parameters:
         name = parameter.name
         value = values.get(name)
+        if value is None and parameter.required:
+            value = None if parameter.kind == "file" else workflow.example.get(name)
         if parameter.kind == "file":
             if value and not str(value).startswith(_RECORDED):
                 files[name] = str(value)

@@ -289,7 +289,7 @@ function showCopies() {
   for (const copy of code.querySelectorAll('[data-copy]')) copy.hidden = false
 }
 
-code.addEventListener('toggle', changed)
+code.addEventListener('toggle', () => code.open && writeCode())
 code.addEventListener('click', async (event) => {
   const copy = event.target.closest('[data-copy]')
   if (!copy) return
