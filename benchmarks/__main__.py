@@ -65,7 +65,8 @@ _FIGURES: dict[str, Callable[[Stage], Awaitable[list[Row]]]] = {
     "binding": named.binding,
     "named-start": named.starting,
     "mcp": mcp.tools,
-    "console": console.console,
+    "console": console.page,
+    "open-consoles": console.open_consoles,
 }
 _RELAY = "relay"
 _LOG_LINES = 15

@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
@@ -16,7 +17,7 @@ import aiohttp
 from benchmarks.callers import Workflow, pool_of
 from benchmarks.fleet import all_are_up
 from benchmarks.merged import tap
-from benchmarks.processes import BenchError, Server, exact_cpu_s, free_port, running_gateway, running_server
+from benchmarks.processes import BenchError, Server, free_port, running_gateway, running_server
 from benchmarks.stage import Row, Stage, percentile
 
 _SERVERS = 3
@@ -43,12 +44,7 @@ _LOADED = """() => {
 }"""
 
 
-async def console(on: Stage) -> list[Row]:
-    """All of them."""
-    return [*await _page(on), *await _costs(on)]
-
-
-async def _page(on: Stage) -> list[Row]:
+async def page(on: Stage) -> list[Row]:
     """In a real browser: the first paint, and the way of a frame from ComfyUI to the screen."""
     program = shutil.which("chromium") or shutil.which("google-chrome")
     try:
@@ -130,62 +126,76 @@ async def _shown_steps(browser: Any, gateway: Server, steps: int) -> dict[str, f
     return found
 
 
-async def _costs(on: Stage) -> list[Row]:
+async def open_consoles(on: Stage) -> list[Row]:
     """CPU of the gateway with open consoles, beside what it takes without one."""
-    lasts_s = 5.0 if on.quick else 30.0
+    lasts_s = 5.0 if on.quick else 12.0
     async with AsyncExitStack() as stack:
         engines = [await stack.enter_async_context(_engine(on, _STEP_S, number)) for number in range(_SERVERS)]
         settings = {"COMFYUI_SERVER_ADDRESS": ",".join(engine.address for engine in engines)}
         gateway = await stack.enter_async_context(running_gateway(engines[0], on.logs, **settings))
         await all_are_up(await stack.enter_async_context(pool_of(gateway)), _SERVERS)
         http = await stack.enter_async_context(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)))
-        idle, idle_with = await _shares(http, gateway, lasts_s)
+        idle = await _shares(http, gateway, lasts_s)
         prompt = {"prompt": _sampling(int(4 * lasts_s / _STEP_S) + 200)}
         headers = {"Prefer": "respond-async"}
         async with http.post(f"http://{gateway.address}/prompt_sync", json=prompt, headers=headers) as reply:
             prompt_id = (await reply.json())["prompt_id"]
         await asyncio.sleep(2)
-        busy, busy_with = await _shares(http, gateway, lasts_s)
+        busy = await _shares(http, gateway, lasts_s)
         await (await http.delete(f"http://{gateway.address}/prompt_sync/{prompt_id}")).read()
     return [
-        _cost("while nothing runs", idle, idle_with, 2),
-        _cost("at 20 frames/s with previews", busy, busy_with, 10),
+        _cost("while nothing runs", idle, 2),
+        _cost("at 20 frames/s with previews", busy, 10),
     ]
 
 
-def _cost(when: str, without: float, with_consoles: float, most: int) -> Row:
-    added = with_consoles - without
-    detail = f"{with_consoles:.1f} % of a core with them, {without:.1f} % without"
+@dataclass(frozen=True, slots=True)
+class _Shares:
+    """Percent of a core that the gateway takes. `told_per_s`: messages of progress, to all consoles together."""
+
+    without: float
+    with_consoles: float
+    told_per_s: float
+
+
+def _cost(when: str, shares: _Shares, most: int) -> Row:
+    added = shares.with_consoles - shares.without
+    detail = f"{shares.with_consoles:.1f} % of a core with them, {shares.without:.1f} % without"
+    detail += f"; {shares.told_per_s:.0f} messages of progress/s"
     return Row(f"{_CONSOLES} open consoles {when}", f"{added:.1f} %", f"< {most} %", added < most, detail)
 
 
-async def _shares(http: aiohttp.ClientSession, gateway: Server, lasts_s: float) -> tuple[float, float]:
-    """Percent of a core that the gateway takes without a console, and with all of them."""
-    without = await _share(gateway, lasts_s)
+async def _shares(http: aiohttp.ClientSession, gateway: Server, lasts_s: float) -> _Shares:
+    """Without a console, and then with all of them."""
+    without, counts = await _share(gateway, lasts_s), [0]
     async with AsyncExitStack() as stack:
-        reading = [await stack.enter_async_context(_open_feed(http, gateway)) for _ in range(_CONSOLES)]
+        reading = [await stack.enter_async_context(_open_feed(http, gateway, counts)) for _ in range(_CONSOLES)]
         await asyncio.sleep(2)
-        share = await _share(gateway, lasts_s)
+        before = counts[0]
+        with_consoles = await _share(gateway, lasts_s)
+        told_per_s = (counts[0] - before) / lasts_s
         if any(task.done() for task in reading):
             raise BenchError("a feed has ended")
     await asyncio.sleep(1)
-    return without, share
+    return _Shares(without, with_consoles, told_per_s)
 
 
 async def _share(gateway: Server, lasts_s: float) -> float:
-    before, began = exact_cpu_s(gateway.pid), time.perf_counter()
+    before, began = gateway.cpu_s(), time.perf_counter()
     await asyncio.sleep(lasts_s)
-    return 100 * (exact_cpu_s(gateway.pid) - before) / (time.perf_counter() - began)
+    return 100 * (gateway.cpu_s() - before) / (time.perf_counter() - began)
 
 
 @asynccontextmanager
-async def _open_feed(http: aiohttp.ClientSession, gateway: Server) -> AsyncIterator[asyncio.Task[None]]:
+async def _open_feed(
+    http: aiohttp.ClientSession, gateway: Server, counts: list[int]
+) -> AsyncIterator[asyncio.Task[None]]:
     async with http.get(f"http://{gateway.address}{_FEED}", timeout=aiohttp.ClientTimeout()) as answer:
         answer.raise_for_status()
 
         async def read() -> None:
-            async for _ in answer.content.iter_any():
-                pass
+            async for data in answer.content.iter_any():
+                counts[0] += data.count(b"event: progress")
 
         task = asyncio.create_task(read())
         try:

@@ -260,3 +260,20 @@ async def test_a_slow_reader_gets_the_latest_and_no_backlog(engine: Engine) -> N
                 told = await anext(messages)
         assert told.count(b"event:") == 1
         assert b'"value":999' in told
+
+
+async def test_a_client_that_reads_nothing_is_dropped(engine: Engine) -> None:
+    async with running_gateway(engine.url, client_idle_seconds=0.5) as gateway:
+        port = int(gateway.url.rpartition(":")[2])
+        _reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1)
+        writer.write(f"GET /console/feed?want=servers HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode())
+
+        async def looking() -> int:
+            for audience in consoles(gateway).audiences:
+                audience.tell("servers", b"event: servers\ndata: " + bytes(1_000_000).replace(b"\0", b"x") + b"\n\n")
+                audience.wake()
+            return len(consoles(gateway).audiences)
+
+        await until(looking, bool)
+        await until(looking, lambda count: count == 0)
+        writer.close()
