@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from comfyui.web.console.static_files import static_files
 from tests.support.console import PHONE, Console, accessible, fits, open_console
 from tests.support.engine_workflows import txt2img
 from tests.support.running import Workflow, sleep_workflow, until
@@ -152,3 +153,20 @@ async def test_a_server_that_stops_is_shown_so() -> None:
         await feed_is(console.page, "open")
         await console.engines[0].__aexit__(None, None, None)
         await console.page.locator(".server", has_text="unreachable").wait_for()
+
+
+async def test_a_page_of_before_an_update_is_loaded_anew_once() -> None:
+    async with open_console(servers=1) as console:
+        loads = 0
+
+        async def old(route: Any) -> None:
+            nonlocal loads
+            loads += 1
+            answer = await route.fetch()
+            text = (await answer.text()).replace(static_files().digest, "0" * 16)
+            await route.fulfill(response=answer, body=text)
+
+        await console.page.route("**/console", old)
+        await console.open()
+        await feed_is(console.page, "open")
+        assert loads == 2

@@ -55,7 +55,9 @@ export function openFeed({ want, job, on = {}, reload = false }) {
 
   function hello(event) {
     const { alive_s: seconds, digest } = JSON.parse(event.data)
-    if (reload && !new URL(import.meta.url).pathname.includes(`/${digest}/`)) {
+    // Once for each: behind two gateways of different versions the page would be loaded again and again.
+    if (reload && !import.meta.url.includes(`/${digest}/`) && sessionStorage.getItem('loaded') !== digest) {
+      sessionStorage.setItem('loaded', digest)
       window.location.reload()
       return
     }
