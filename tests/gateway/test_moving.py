@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
 from aiohttp import web
 
-from comfyui.engine import Engine
+from comfyui.engine import Engine, EngineOptions
 from comfyui.exceptions import ComfyUIConflictError, ComfyUINotFoundError, RequestError
 from comfyui.jobs.origin import Origin
 from comfyui.owners import KeyRules
 from tests.support.job_inputs import loading
 from tests.support.jobs import fetch, listed, look, status_is, submit
-from tests.support.running import RunningGateway, executions, invert_workflow, running_gateway, sleep_workflow, until
+from tests.support.ports import free_port
+from tests.support.running import (
+    RunningGateway,
+    executions,
+    invert_workflow,
+    queue_of,
+    running_gateway,
+    sleep_workflow,
+    until,
+)
 from tests.support.url_server import PNG, serve
 
 ANYONE = Origin()
@@ -124,3 +134,25 @@ async def test_a_key_moves_its_own_jobs_within_its_highest_priority(engine: Engi
             await move(prompt_id, ANYONE, priority=1_000_001)
         await move(prompt_id, limited, priority=3)
         assert [job["priority"] for job in (await listed(gateway.http))["jobs"]] == [3]
+
+
+async def test_a_job_whose_server_is_lost_waits_again_where_it_was_moved_to() -> None:
+    port = free_port()
+    async with AsyncExitStack() as stack:
+        async with Engine(EngineOptions(port=port)) as engine:
+            gateway = await stack.enter_async_context(running_gateway(engine.url, queue="gateway"))
+            await gateway.handler.queue.pause(True)
+            behind = await submit(gateway.http, sleep_workflow(600, tag=1))
+            moved = await submit(gateway.http, sleep_workflow(600, tag=2))
+            await gateway.handler.moving.move(moved, ANYONE, priority=5)
+            await gateway.handler.queue.pause(False)
+            await status_is(gateway.http, moved, "running")
+            await until(lambda: queue_of(engine), lambda queue: queue == ([moved], [behind]))
+            between = await submit(gateway.http, sleep_workflow(600, tag=3), priority=3)
+        async with Engine(EngineOptions(port=port)) as engine:
+            for prompt_id in (moved, between, behind):
+                await status_is(gateway.http, prompt_id, "running")
+                engine.wake(prompt_id)
+                assert (await fetch(gateway.http, prompt_id))[0] == 200
+            assert list(executions(engine)) == [moved, between, behind]
+            await stack.aclose()
