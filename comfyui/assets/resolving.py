@@ -27,7 +27,6 @@ class AssetFiles(SpooledFiles):
     """Files of the store of inputs, as if they came with the request."""
 
     def __init__(self, store: InputStore) -> None:
-        self._contents: dict[str, Content] = {}
         self._store = store
         super().__init__(Path(), {}, {})
 

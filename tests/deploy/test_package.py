@@ -9,15 +9,12 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from comfyui.engine import Engine
 from tests.support.packaging import ROOT
 from tests.support.running import running_gateway
-
-QUIETLY: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 50}
 
 
 def examples_of(page: Path) -> list[str]:

@@ -307,11 +307,11 @@ def test_a_session_ends_with_its_time_and_with_its_key() -> None:
     ring = KeyRing([KEY, OTHER_KEY], session_s=60, clock=lambda: now)
     token = ring.open_session(KEY.encode())
     assert token is not None
-    assert ring.is_session(token)
-    assert KeyRing([KEY], session_s=60, clock=lambda: now).is_session(token)  # after a restart, too
-    assert not KeyRing([OTHER_KEY], session_s=60, clock=lambda: now).is_session(token)
+    assert ring.session_caller(token)
+    assert KeyRing([KEY], session_s=60, clock=lambda: now).session_caller(token)  # after a restart, too
+    assert not KeyRing([OTHER_KEY], session_s=60, clock=lambda: now).session_caller(token)
     now = 1061.0
-    assert not ring.is_session(token)
+    assert not ring.session_caller(token)
 
 
 @pytest.mark.parametrize(
@@ -323,7 +323,7 @@ def test_a_session_cannot_be_prolonged(forge: object) -> None:
     assert token is not None
     expiry, _, signature = token.partition(".")
     assert callable(forge)
-    assert not ring.is_session(forge(expiry, signature))
+    assert not ring.session_caller(forge(expiry, signature))
 
 
 # One caller's Idempotency-Keys

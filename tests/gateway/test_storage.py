@@ -10,7 +10,6 @@ import tracemalloc
 from collections.abc import AsyncIterator
 from contextlib import closing
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -19,9 +18,8 @@ from pydantic import SecretStr
 from yarl import URL
 
 from comfyui.exceptions import ComfyUIConnectionError, StorageError, StorageRefusedError
-from comfyui.outputs.stores.folder import LocalStore
 from comfyui.outputs.stores.s3 import S3Settings, S3Store
-from comfyui.outputs.stores.store import PART_BYTES, ObjectStore, Placement
+from comfyui.outputs.stores.store import PART_BYTES, Placement
 from tests.support.object_store import (
     ACCESS_KEY,
     BUCKET,
@@ -226,48 +224,6 @@ async def test_a_store_that_is_down_is_a_word_without_its_address(s3_settings: S
 async def test_an_endpoint_that_is_no_url_stops_the_start(s3_settings: S3Settings) -> None:
     with pytest.raises(StorageError, match="settings are not usable"):
         await S3Store(replace(s3_settings, endpoint_url="not a url")).__aenter__()
-
-
-# The local folder
-
-
-async def test_the_local_store_keeps_the_same_promises(tmp_path: Path) -> None:
-    store: ObjectStore = LocalStore(tmp_path / "out", "https://files.example.com/renders/")
-    async with store:
-        stored = await store.put("p1/é.png", chunks_of(b"picture"), 7, "image/png", Placement(prefix="../team"))
-    assert stored.url == f"https://files.example.com/renders/{stored.key}"
-    assert stored.key.startswith("team/p1/")
-    assert (tmp_path / "out" / stored.key).read_bytes() == b"picture"
-    assert stored.etag == hashlib.sha256(b"picture").hexdigest()
-    with pytest.raises(StorageRefusedError):
-        await store.put("a", chunks_of(b"x"), placement=Placement(bucket="b"))
-
-
-async def test_a_local_file_that_fails_or_is_cancelled_leaves_nothing(tmp_path: Path) -> None:
-    started = asyncio.Event()
-
-    async def hanging() -> AsyncIterator[bytes]:
-        yield bytes(2 * PART_BYTES)
-        started.set()
-        await asyncio.Event().wait()
-
-    async with LocalStore(tmp_path, "https://files.example.com") as store:
-        with pytest.raises(StorageError, match="announced"):
-            await store.put("short.bin", chunks_of(b"x"), 2)
-        task = asyncio.create_task(store.put("cancelled.bin", hanging()))
-        await started.wait()
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-    assert list(tmp_path.iterdir()) == []
-
-
-async def test_a_folder_that_cannot_be_written_is_a_word_without_its_path(tmp_path: Path) -> None:
-    (tmp_path / "taken").write_text("a file where a folder should be")
-    with pytest.raises(StorageError, match="cannot be written") as failed:
-        async with LocalStore(tmp_path, "https://files.example.com") as store:
-            await store.put("taken/a.bin", chunks_of(b"x"))
-    assert str(tmp_path) not in failed.value.detail
 
 
 async def test_the_check_of_a_store_writes_reads_and_deletes(s3_store: S3Store) -> None:

@@ -259,8 +259,8 @@ def test_a_session_cannot_be_signed_as_a_ticket() -> None:
     for url in ("/9999999999", "/view?" + urlencode({"a": "9999999999"})):
         ticket = Tickets(ring).make(caller, url, websocket=False)["ticket"]
         expiry, _, signature = ticket.rpartition(".")
-        assert not ring.is_session(ticket)
-        assert not ring.is_session(f"{expiry.partition('.')[0]}.{signature}")
+        assert not ring.session_caller(ticket)
+        assert not ring.session_caller(f"{expiry.partition('.')[0]}.{signature}")
     with pytest.raises(RequestError):
         Tickets(ring).make(caller, "/a\0b", websocket=False)
 

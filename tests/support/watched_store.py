@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from comfyui.exceptions import StorageError
-from comfyui.outputs.stores.folder import LocalStore
 from comfyui.outputs.stores.store import Placement, StoredObject
+from tests.support.local_store import LocalStore
 
 
 class WatchedStore(LocalStore):

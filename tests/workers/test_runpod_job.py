@@ -35,7 +35,6 @@ from comfyui.exceptions import (
 from comfyui.models import PromptRequest
 from comfyui.outputs.files import OutputFiles, Patience
 from comfyui.outputs.keys import local_path
-from comfyui.outputs.stores.folder import LocalStore
 from comfyui.outputs.stores.store import StoredObject
 from comfyui.retrying import Backoff
 from comfyui.settings import load
@@ -49,6 +48,7 @@ from comfyui.workers.results import saved_before
 from comfyui.workers.runpod.job import JobInput, job_fields, max_reply_bytes, parse_input, reply
 from comfyui.workers.runpod.settings import RunPodSettings
 from comfyui.workers.settings import StoringWorkerSettings
+from tests.support.local_store import LocalStore
 from tests.support.ports import free_port
 from tests.support.running import Workflow, invert_workflow, sleep_workflow
 

@@ -1,1 +1,1 @@
-"""Stores for output files: a folder or an S3 bucket."""
+"""Stores for output files: an S3 bucket or Supabase, and files that appear whole in a folder."""

@@ -169,10 +169,6 @@ class KeyRing:
         expiry = str(int(self._clock() + self.session_s))
         return f"{expiry}.{self.sign(caller, expiry)}"
 
-    def is_session(self, token: str) -> bool:
-        """Signed for one of our keys and not over."""
-        return self.session_caller(token) is not None
-
     def session_caller(self, token: str) -> Caller | None:
         """The caller who opened the session; None if it is invalid or over."""
         expiry, _, signature = token.partition(".")

@@ -61,7 +61,6 @@ class World:
         }
         self._gateway = gateway_at(settings, folder / "control", folder / "gateway.log", ahead)
         self._back: asyncio.Task[None] | None = None
-        self.struck_at = 0.0
         self.http: aiohttp.ClientSession
 
     @asynccontextmanager
@@ -104,7 +103,6 @@ class World:
         self.begun_before = self.executions()
         if self._victim != "ComfyUI":
             await self._gateway.kill()
-        self.struck_at = time.monotonic()
         self._back = asyncio.create_task(self._come_back(), name="restart")
 
     async def _come_back(self) -> None:

@@ -13,10 +13,10 @@ import pytest
 from comfyui.exceptions import ComfyUIConnectionError, StorageError, StorageRefusedError
 from comfyui.models import OutputFile, PromptResult, Timings
 from comfyui.outputs.files import OutputFiles, Patience
-from comfyui.outputs.stores.folder import LocalStore
 from comfyui.outputs.stores.store import Placement, StoredObject
 from comfyui.retrying import Backoff
 from comfyui.transport.body import IteratedBody, OpenBody
+from tests.support.local_store import LocalStore
 
 FILE = OutputFile("9", "images", "a.bin", "", "output")
 RESULT = PromptResult("p", "127.0.0.1:8188", {}, (FILE,), Timings())

@@ -18,12 +18,12 @@ from comfyui.outputs.delivery import Deliverer, DeliveryOptions, Order
 from comfyui.outputs.files import OutputFiles
 from comfyui.outputs.images import ImageConverter
 from comfyui.outputs.keys import local_path, task_key
-from comfyui.outputs.stores.folder import LocalStore
 from comfyui.outputs.stores.s3 import S3Settings, S3Store
 from comfyui.outputs.stores.store import ObjectStore, Placement
 from comfyui.outputs.stores.supabase import SupabaseApi, SupabaseStorage
 from comfyui.transport.body import IteratedBody, OpenBody
 from comfyui.workers.runpod.job import parse_input, reply
+from tests.support.local_store import LocalStore
 
 ID = "7f000001-0000-4000-8000-000000000001"
 FILES = (

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from comfyui.exceptions import StorageError, StorageRefusedError
-from comfyui.outputs.stores.folder import LocalStore
 from comfyui.outputs.stores.s3 import S3Settings, S3Store, s3_store
 from comfyui.outputs.stores.store import Parts, Placement, StoreCheck, safe_key
 from comfyui.workers.runpod.settings import RunPodSettings
 from config import Settings
+from tests.support.local_store import LocalStore
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,6 @@ async def test_a_store_is_checked_once_and_again_after_its_time_or_a_failure(tmp
             probes += 1
             if self.broken:
                 raise StorageError("full")
-            await super().probe()
 
     async with Store(tmp_path, "http://files.test") as store:
         check = StoreCheck(store, every_s=10, clock=lambda: now)
@@ -211,10 +210,3 @@ async def test_a_store_is_checked_once_and_again_after_its_time_or_a_failure(tmp
         await check.ensure()
         await check.ensure()
         assert probes == 4
-    assert list(tmp_path.iterdir()) == []
-
-
-async def test_a_folder_that_cannot_be_written_fails_its_check(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(StorageError, match="cannot be written"):
-        await LocalStore(tmp_path / "file", "http://files.test").probe()

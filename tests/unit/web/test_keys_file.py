@@ -214,9 +214,9 @@ def test_a_reader_of_the_keys_file_cannot_make_a_session(tmp_path: Path) -> None
     first, second = (KeyRing([], session_s=60, named=named, secret=secret) for secret in (b"a" * 32, b"b" * 32))
     token = first.open_session(ALICE.encode())
     assert token is not None
-    assert first.is_session(token)
-    assert not second.is_session(token)
-    assert KeyRing([], session_s=60, named=named, secret=b"a" * 32).is_session(token)  # as after a restart
+    assert first.session_caller(token)
+    assert not second.session_caller(token)
+    assert KeyRing([], session_s=60, named=named, secret=b"a" * 32).session_caller(token)  # as after a restart
 
 
 def test_a_session_ends_with_its_key_and_not_with_a_change_of_others() -> None:
@@ -228,7 +228,7 @@ def test_a_session_ends_with_its_key_and_not_with_a_change_of_others() -> None:
     assert caller is not None
     assert caller.rules.max_queued == 1
     ring.set_named(parse_keys(table("alice", "another key")))
-    assert not ring.is_session(token)
+    assert not ring.session_caller(token)
 
 
 def test_idempotency_keys_belong_to_the_name_and_outlive_a_new_key() -> None:

@@ -176,4 +176,4 @@ def test_a_ticket_cannot_become_a_link_nor_a_link_a_ticket() -> None:
     assert tickets.redeem(_scope(f"{_FILE.url}&ticket={expiry}.link.{signature}")) is None
     link = _link()
     assert tickets.redeem(_scope(link.replace(".link.", f".{nonce}."))) is None
-    assert not _RING.is_session(link.partition("ticket=")[2])
+    assert not _RING.session_caller(link.partition("ticket=")[2])
