@@ -300,6 +300,7 @@ class PromptRunner:
                     )
                     staged = time.monotonic()
                     prompt = await self._places.spelled(backend, prompt)
+                    await self._places.in_turn(job)
                     ordered = request.without_order() if self._places.are_all_here else request
                     number, node_errors = await self._submission.send(backend, job, watch, ordered, prompt)
                 backend.watcher.accepted(watch, number)

@@ -37,6 +37,9 @@ class Places(Protocol):
     async def cleared(self, job: Assignment, backend: Server) -> None:
         """Returns when a job that has a place on that server may be sent there."""
 
+    async def in_turn(self, job: Assignment) -> None:
+        """Returns when the job may be sent to the server where it has its place: those before it there come first."""
+
     async def spelled(self, backend: Server, prompt: Mapping[str, Any]) -> Mapping[str, Any]:
         """The workflow with its choices, such as models in folders, spelled as on that server."""
 

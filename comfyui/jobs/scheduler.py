@@ -56,13 +56,11 @@ class TakeBack:
 class Scheduler:
     """All waiting jobs and all servers. Its methods tell it what happens; `decide` says what to do.
 
-    `shares` has each owner's share and use; callers may only ask it.
+    `shares` has each owner's share and use, `servers` what is on each server; callers may only ask them.
     """
 
     def __init__(self, options: SchedulerOptions = SchedulerOptions()) -> None:
-        self._options = options
-        self._lines = Lines()
-        self._servers = Servers()
+        self._options, self._lines, self.servers = options, Lines(), Servers()
         self._tickets: dict[str, Ticket] = {}
         self.shares = Shares(self._lines.least_used)
         self._taking: dict[str, ServerPlaces] = {}
@@ -88,7 +86,7 @@ class Scheduler:
             places: for prompts, including the running one; None: any number.
             many: it stands for many, and is for what no other server could run at once: it costs by the job.
         """
-        self._servers.named(name).set(up=up and not drained, answers=up, others=others, places=places, is_many=many)
+        self.servers.named(name).set(up=up and not drained, answers=up, others=others, places=places, is_many=many)
 
     # Jobs
 
@@ -101,7 +99,7 @@ class Scheduler:
         """The job is on the server already. It counts as one that runs, until `found_waiting`."""
         self.left(job.prompt_id)
         ticket = self._ticket(job, self.shares.of(job.owner, terms))
-        self._put(ticket, self._servers[server], now)
+        self._put(ticket, self.servers[server], now)
         ticket.accept()
         ticket.begin()
 
@@ -176,11 +174,11 @@ class Scheduler:
         if ticket is None or ticket.server is None:
             return []
         is_idle = kept is not None and not kept.is_busy and kept.is_open(now, self._options.in_turn_s)
-        if kept is None or not is_idle or not self._servers.may_run(ticket.lane, kept.name):
+        if kept is None or not is_idle or not self.servers.may_run(ticket.lane, kept.name):
             self._take(ticket, ticket.server, 0.0)
             self._lines.add(ticket)
             return []
-        self._servers[ticket.server].take(ticket)
+        self.servers[ticket.server].take(ticket)
         self._placings += 1
         ticket.put(kept.name, now, self._placings)
         kept.put(ticket)
@@ -245,7 +243,7 @@ class Scheduler:
 
     def next_look(self, now: float) -> float | None:
         """When to decide again even without an event; None if there is no such time."""
-        servers = self._servers.values() if self.waiting else ()
+        servers = self.servers.values() if self.waiting else ()
         ends = [server.wait_ends(self._options.in_turn_s) for server in servers if server.up]
         return min([end for end in ends if end > now], default=None)
 
@@ -270,19 +268,19 @@ class Scheduler:
     def able(self, prompt_id: str) -> list[str]:
         """The servers that are up and may run a job that waits. One that stands for many is left out."""
         ticket = self._tickets.get(prompt_id)
-        return self._servers.able(ANYWHERE if ticket is None else ticket.lane)
+        return self.servers.able(ANYWHERE if ticket is None else ticket.lane)
 
     def waits_for(self, prompt_id: str) -> list[str]:
         """Servers that are down, for which a job waits: all that may run it, or those that have its files."""
         ticket = self._tickets.get(prompt_id)
         if ticket is None or ticket.server is not None:
             return []
-        return self._servers.away_for(ticket.lane)
+        return self.servers.away_for(ticket.lane)
 
     def has_other(self, prompt_id: str) -> bool:
         """Whether a server other than the job's own is up and may run it."""
         ticket = self._tickets.get(prompt_id)
-        return ticket is not None and self._servers.is_other_up(ticket.lane, {ticket.server})
+        return ticket is not None and self.servers.is_other_up(ticket.lane, {ticket.server})
 
     def ahead_of(self, prompt_id: str) -> int | None:
         """About how many waiting jobs have their turn before this one; None if it does not wait."""
@@ -292,7 +290,7 @@ class Scheduler:
 
     def _open(self, now: float, cleared: Mapping[Lane, ServerPlaces]) -> list[ServerPlaces]:
         shut, in_turn_s = cleared.values(), self._options.in_turn_s
-        return [one for one in self._servers.values() if one not in shut and one.is_open(now, in_turn_s)]
+        return [one for one in self.servers.values() if one not in shut and one.is_open(now, in_turn_s)]
 
     def _best_of(
         self, opened: Sequence[ServerPlaces], cleared: Mapping[Lane, ServerPlaces]
@@ -312,8 +310,8 @@ class Scheduler:
         return best
 
     def _best(self, lane: Lane, opened: Sequence[ServerPlaces]) -> Sequence[ServerPlaces]:
-        able = [server for server in opened if self._servers.may_run(lane, server.name)]
-        if lane.avoid and self._servers.is_other_up(lane, lane.avoid):
+        able = [server for server in opened if self.servers.may_run(lane, server.name)]
+        if lane.avoid and self.servers.is_other_up(lane, lane.avoid):
             able = [server for server in able if server.name not in lane.avoid]
         if lane.alone and (before := self._cleared.get(lane)) in able and all(server.is_busy for server in able):
             return [before]
@@ -351,7 +349,7 @@ class Scheduler:
             return None
         found = [
             ticket
-            for server in self._servers.values()
+            for server in self.servers.values()
             if server is not idle and server.answers
             for ticket in server.waiting()
             if ticket.prompt_id not in self._taking
@@ -380,7 +378,7 @@ class Scheduler:
         server.put(ticket)
 
     def _take(self, ticket: Ticket, server: str, seconds: float) -> None:
-        self._servers[server].take(ticket)
+        self.servers[server].take(ticket)
         ticket.put(None)
         self.shares.left(ticket.share, ticket.charged, seconds)
 
@@ -393,8 +391,6 @@ class Scheduler:
 
 def _first_for(loaders: frozenset[str], servers: Sequence[ServerPlaces]) -> ServerPlaces:
     """The server that has the models of a job, or otherwise the one with the least to do."""
-    return (
-        servers[0]
-        if len(servers) == 1
-        else min(servers, key=lambda server: (not loaders or server.loaders != loaders, *server.choice))
-    )
+    if len(servers) == 1:
+        return servers[0]
+    return min(servers, key=lambda server: (not loaders or server.loaders != loaders, *server.choice))

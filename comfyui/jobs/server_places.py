@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterator
+from itertools import takewhile
 
 from comfyui.jobs.lines import NO_NAMES, Lane, Ticket
+
+# A server with more places than one that is to have the next prompt at hand: so many jobs may have got places of which
+# ComfyUI has not been heard yet.
+_FEW, _PLACED_AHEAD = 2, 8
 
 
 class ServerPlaces:
@@ -44,9 +49,23 @@ class ServerPlaces:
         return now >= self.wait_ends(in_turn_s)
 
     def wait_ends(self, in_turn_s: float) -> float:
-        """When it is open whether or not ComfyUI has accepted the last job."""
-        ends = [job.placed_at + in_turn_s for job in self._jobs.values() if not job.accepted]
-        return max(ends, default=0.0)
+        """When it is open whether or not ComfyUI has accepted what was sent."""
+        ends = sorted(job.placed_at + in_turn_s for job in self._jobs.values() if not job.accepted)
+        place = len(ends) - (_PLACED_AHEAD if self._places is not None and self._places > _FEW else 1)
+        return ends[place] if place >= 0 else 0.0
+
+    def sends_from(self, prompt_id: str, in_turn_s: float) -> float:
+        """When a job of this server may be sent, even if ComfyUI has not accepted all jobs before it by then."""
+        before = takewhile(lambda job: job.prompt_id != prompt_id, self._jobs.values())
+        return max((job.placed_at + in_turn_s for job in before if not job.accepted), default=0.0)
+
+    def next_sent(self, now: float, in_turn_s: float) -> Iterator[str]:
+        """The first job that ComfyUI has not accepted, and the jobs behind it that need not wait for it any more."""
+        for job in self._jobs.values():
+            if not job.accepted:
+                yield job.prompt_id
+                if now < job.placed_at + in_turn_s:
+                    return
 
     @property
     def choice(self) -> tuple[int, int]:

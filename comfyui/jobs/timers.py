@@ -28,3 +28,8 @@ class Timers:
     def _ring(self, name: str, call: Callable[[], None]) -> None:
         del self._timers[name]
         call()
+
+
+def now() -> float:
+    """On the clock of the event loop, in seconds."""
+    return asyncio.get_running_loop().time()

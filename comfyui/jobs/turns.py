@@ -23,9 +23,10 @@ from comfyui.jobs.paces import Paces
 from comfyui.jobs.queue_options import TurnOptions
 from comfyui.jobs.run_times import RunTimes
 from comfyui.jobs.scheduler import Place, Scheduler, SchedulerOptions, TakeBack
+from comfyui.jobs.sending_order import SendingOrder
 from comfyui.jobs.servers_now import ServersNow
 from comfyui.jobs.shares import OwnerTerms
-from comfyui.jobs.timers import Timers
+from comfyui.jobs.timers import Timers, now
 from comfyui.jobs.waiters import Waiters
 from comfyui.models import PromptRequest
 from comfyui.offload import offloaded
@@ -63,22 +64,21 @@ class Turns:
         self._pool = pool
         self._options, self._catalogue = options, catalogue
         self._terms = OwnerTerms(owners)
-        self._is_ours = options.queue == "gateway"
+        self._lanes_of, self._is_ours = 0, options.queue == "gateway"
         self._takes_back = self._is_ours and len(pool.servers) > 1
         affinity_wait_s = options.affinity_wait_s if self._is_ours else 0.0
-        self._scheduler = Scheduler(SchedulerOptions(affinity_wait_s, takes_back=self._takes_back))
+        self._scheduler = Scheduler(made := SchedulerOptions(affinity_wait_s, takes_back=self._takes_back))
         self.abilities, self._clearing = Abilities(pool), Clearing()
-        self._lanes_of = 0
         self._jobs: dict[str, Assignment] = {}
         self._needs: dict[str, Needs] = {}
         self.numbers, self.run_times = Numbers(), RunTimes()
-        self._waiters = Waiters(pool, self._scheduler)
+        self._waiters, self._paces = Waiters(pool, self._scheduler), Paces(options.ahead)
         self._departures = Departures(pool, self._scheduler, self._jobs, options.move_after_s)
         self._granted: set[str] = set()
         self._due: deque[str] = deque()
-        self._is_due, self._tasks = asyncio.Event(), SideTasks()
-        self._timers, self._paces = Timers(), Paces(options.ahead)
+        self._is_due, self._tasks, self._timers = asyncio.Event(), SideTasks(), Timers()
         self._log = structlog.get_logger(__name__)
+        self._sending = SendingOrder(self._scheduler.servers, made.in_turn_s)
         self._servers_now = ServersNow(pool, self._scheduler, self.abilities, self._paces, options)
 
     def open(self) -> None:
@@ -87,9 +87,8 @@ class Turns:
 
     async def close(self) -> None:
         self._timers.close()
-        await self._departures.close()
-        await self._tasks.close()
-        await self.abilities.close()
+        for part in (self._departures, self._tasks, self.abilities):
+            await part.close()
 
     # Jobs that wait without a task
 
@@ -119,7 +118,7 @@ class Turns:
         self._look_at_servers()
         waiting, terms = self._known(waiting, needs), self._terms.of(waiting.owner)
         are_lanes_known = self._lanes_of == self.abilities.generation
-        if are_lanes_known and self._scheduler.place_at_once(waiting, _now(), terms):
+        if are_lanes_known and self._scheduler.place_at_once(waiting, now(), terms):
             self._granted.add(prompt_id)
         else:
             self._scheduler.add(waiting, terms)
@@ -229,6 +228,9 @@ class Turns:
         if not self._is_ours and isinstance(backend, Backend):
             await self._clearing.admit(job, backend)
 
+    async def in_turn(self, job: Assignment) -> None:
+        await self._sending.turn_of(job.prompt_id, self._scheduler.server_of(job.prompt_id))
+
     async def spelled(self, backend: Server, prompt: Mapping[str, Any]) -> Mapping[str, Any]:
         return await self.abilities.spelled(backend, prompt)
 
@@ -259,6 +261,7 @@ class Turns:
         self._clearing.accepted(job.prompt_id)
         if job.prompt_id in self._jobs:
             self._scheduler.accepted(job.prompt_id)
+            self._sending.moved_on()
             self.decide()
 
     def leave(self, job: Assignment, ran_s: float) -> None:
@@ -292,10 +295,11 @@ class Turns:
     def _occupy(self, job: Assignment, waiting: Waiting, server: str) -> None:
         self._jobs[job.prompt_id] = job
         self.numbers.remember(waiting)
-        self._scheduler.occupy(waiting, server, _now(), self._terms.of(waiting.owner))
+        self._scheduler.occupy(waiting, server, now(), self._terms.of(waiting.owner))
 
     def _gone(self, prompt_id: str, seconds: float) -> None:
         self._scheduler.left(prompt_id, seconds)
+        self._sending.moved_on()
         self._jobs.pop(prompt_id, None)
         self.numbers.forget(prompt_id)
         self._needs.pop(prompt_id, None)
@@ -332,16 +336,16 @@ class Turns:
             self._pool.news.set()  # first the lanes are found
             return
         self._look_at_servers()
-        now = _now()
-        for decision in self._scheduler.decide(now):
+        at = now()
+        for decision in self._scheduler.decide(at):
             self._do(decision)
         if self._waiters:
-            if (end := self._waiters.check_patience(now)) is not None:
+            if (end := self._waiters.check_patience(at)) is not None:
                 self._timers.by("patience", end, self.decide)
-            self._timers.by("tell", now + self._waiters.tell_after_s, self._waiters.tell_positions)
+            self._timers.by("tell", at + self._waiters.tell_after_s, self._waiters.tell_positions)
         if self._terms.may_change and self._scheduler.waiting:
-            self._timers.by("rules", now + _RULES_S, self.decide)
-        if (look_at := self._scheduler.next_look(now)) is not None:
+            self._timers.by("rules", at + _RULES_S, self.decide)
+        if (look_at := self._scheduler.next_look(at)) is not None:
             self._timers.by("look", look_at, self.decide)
 
     def _look_at_servers(self) -> None:
@@ -353,7 +357,7 @@ class Turns:
     def _see_departures(self) -> None:
         """Only while servers are away: `decide` acts only if something waits."""
         if self._takes_back and (again_s := self._departures.look()) is not None:
-            self._timers.by("departures", _now() + again_s, self._see_departures)
+            self._timers.by("departures", now() + again_s, self._see_departures)
 
     def _do(self, decision: Place | TakeBack) -> None:
         prompt_id = decision.prompt_id
@@ -381,7 +385,7 @@ class Turns:
             self._scheduler.stays(prompt_id)
         else:
             self._log.info("prompt.moves", prompt_id=prompt_id, server=back.server, to=back.idle)
-            for place in self._scheduler.taken_back(prompt_id, _now()):
+            for place in self._scheduler.taken_back(prompt_id, now()):
                 self._do(place)
             watch.taken_back()
         self.decide()
@@ -391,10 +395,6 @@ class Turns:
         self.decide()
 
 
-def _now() -> float:
-    return asyncio.get_running_loop().time()
-
-
 def _executed_s(job: Assignment) -> float:
     """How long its present try has been executed."""
-    return 0.0 if job.began_at is None else max(0.0, _now() - job.began_at)
+    return 0.0 if job.began_at is None else max(0.0, now() - job.began_at)

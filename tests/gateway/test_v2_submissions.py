@@ -125,6 +125,30 @@ async def test_a_server_that_runs_jobs_quickly_is_given_more_of_them(gateway: Ru
     assert await until(taken, lambda count: count > 4) == 8
 
 
+async def test_quick_jobs_reach_comfyui_in_their_order_though_it_is_slow_to_take_one(
+    gateway: RunningGateway, engine: Engine
+) -> None:
+    for tag in range(16):  # from then on it may have many
+        await until_ended(gateway, await submit(gateway, invert_workflow(tag)))
+    await engine.set_faults({"hang": {"route": "/prompt", "method": "POST", "times": 1, "seconds": 1}})
+    submitting = []
+    for tag in range(10):
+        submitting.append(asyncio.create_task(submit(gateway, invert_workflow(100 + tag))))
+        await until(lambda: counted(gateway), lambda count, tag=tag: count > tag)  # type: ignore[misc]
+    jobs = [(await task)["id"] for task in submitting]
+    for job in jobs:
+        assert (await until_ended(gateway, {"id": job}))["status"] == "succeeded"
+    async with gateway.http.get("/history") as response:
+        history = await response.json()
+    assert sorted(jobs, key=lambda job: history[job]["prompt"][0]) == jobs
+    assert [executions(engine)[job] for job in jobs] == [1] * 10
+
+
+async def counted(gateway: RunningGateway) -> int:
+    """Jobs that have not ended."""
+    return gateway.handler.standing.count(lambda _: True)
+
+
 async def test_a_lost_reply_of_comfyui_makes_one_job_that_runs_once(gateway: RunningGateway, engine: Engine) -> None:
     for fault in ("prompt_reply_lost_before_queue", "prompt_reply_lost_after_queue"):
         await engine.set_faults({fault: {"times": 1}})
