@@ -115,6 +115,9 @@ async def test_a_job_of_another_is_404_for_a_user_and_no_form_is_there_for_who_o
         own = await page_of(gateway, prompt_id, ALICE)
         assert "Run again" in own
         assert "Owner" not in text_of(own)
+        server = gateway.handler.pool.backends[0].name
+        assert server not in text_of(own)
+        assert server in text_of(await page_of(gateway, prompt_id, WATCHER))
         await page_of(gateway, prompt_id, BOB, status=404)
         for path in ("workflow", "editor"):
             async with gateway.http.get(f"/console/jobs/{prompt_id}/{path}", headers=bearer(BOB)) as answer:
