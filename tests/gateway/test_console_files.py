@@ -130,7 +130,7 @@ async def test_a_file_that_is_gone_is_404(gateway: RunningGateway, engine: Engin
     for kind in ("files", "thumbs"):
         status, _, body = await got(gateway, f"/console/{kind}/{prompt_id}/0")
         assert status == 404
-        assert b"not there any more" in body or b"not on its server any more" in body
+        assert b"the file no longer exists" in body or b"the file is no longer on its server" in body
 
 
 async def test_each_sees_its_own(engine: Engine, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from comfyui.web.v2 import contents
 
 router = APIRouter(route_class=ConsoleRoute, include_in_schema=False, default_response_class=Response)
 
-_GONE = "the file is not there any more: its job, its server or the file itself has been removed"
+_GONE = "the file no longer exists: its job, its server or the file itself was removed"
 _SAVED = "application/octet-stream"
 _TEXT = "text/plain; charset=utf-8"
 # Nothing of these runs, whatever is in them: `nosniff` has browsers take them for what they are called.
