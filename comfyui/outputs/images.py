@@ -20,6 +20,7 @@ from comfyui.offload import offloaded
 from comfyui.outputs import pictures
 from comfyui.outputs.history import OutputContent
 from comfyui.outputs.pictures import Look, NotConvertedError
+from comfyui.outputs.processes import end_process
 from comfyui.transport.body import IteratedBody, OpenBody
 
 _CHUNK = 1 << 18
@@ -165,9 +166,7 @@ async def _in_process(data: bytes, arguments: tuple[str, str, str, str]) -> byte
     try:
         result, _ = await process.communicate(data)
     finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
+        await end_process(process)
     if process.returncode == pictures.NOT_CONVERTED:
         raise NotConvertedError(result.decode())
     if process.returncode != 0:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from comfyui.outputs.pictures import NotConvertedError
+from comfyui.outputs.processes import end_process
 from comfyui.tasks import end_tasks
 
 # Demuxers, by the names that ffmpeg has for them. Each reads one file.
@@ -93,9 +94,7 @@ class Posters:
         except TimeoutError:
             raise NotConvertedError(f"its first picture took more than {limits.seconds:g} s") from None
         finally:
-            if process.returncode is None:
-                process.kill()
-                await process.communicate()  # it counts as ended when its pipes are empty
+            await end_process(process)
         if status != 0 or not picture:
             raise NotConvertedError(f"ffmpeg finds no picture in it: {said or f'it ended with {status}'}")
         return picture
