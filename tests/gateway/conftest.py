@@ -652,9 +652,10 @@ async def run_forms(engine: Engine, tmp_path: Path) -> AsyncIterator[RunningGate
 
 @pytest.fixture
 async def run_keyed(engine: Engine, tmp_path: Path) -> AsyncIterator[RunningGateway]:
-    """The same with keys; carol's may run `flat` only, twice a minute."""
+    """The same with keys; carol's may run `flat` only, twice a minute; dave's is shared by persons."""
     carol = table("carol", CAROL, workflows=["flat"], per_minute=2)
-    keys = write_keys(tmp_path / "keys.toml", f"{KEYS}\n{carol}")
+    dave = table("dave", DAVE, user_header="X-User")
+    keys = write_keys(tmp_path / "keys.toml", f"{KEYS}\n{carol}\n{dave}")
     folder = every_folder(tmp_path / "workflows")
     async with running_gateway(engine.url, workflows_dir=folder, keys_file=keys) as gateway:
         yield gateway

@@ -118,7 +118,17 @@ async def test_several_jobs_are_cancelled_at_once(engine: Engine) -> None:
         assert status == 422
 
 
-@pytest.mark.parametrize("headers", [{}, {"Origin": "https://elsewhere.example"}, {"Sec-Fetch-Site": "cross-site"}])
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"Origin": "https://elsewhere.example"},
+        {"Origin": "null"},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},  # a page of a host beside ours
+        {"Sec-Fetch-Site": "none"},  # no page at all
+    ],
+)
 async def test_no_page_but_ours_changes_anything(engine: Engine, headers: dict[str, str]) -> None:
     async with paused(engine, 1) as (gateway, (job,)):
         for path in (f"/console/jobs/{job}/cancel", "/console/queue/cancel", "/console/queue/resume"):

@@ -17,7 +17,7 @@ import pytest
 from comfyui.engine import Engine
 from tests.support.commands import printed_by
 from tests.support.jobs import ASYNC
-from tests.support.keys import ALICE, BOB, CAROL, ROOT, WATCHER, bearer
+from tests.support.keys import ALICE, BOB, CAROL, DAVE, ROOT, WATCHER, bearer
 from tests.support.named_folder import png
 from tests.support.node import NODE
 from tests.support.run_forms import LARGEST_SEED, changed, every_folder, form_of, post_form
@@ -220,6 +220,23 @@ async def test_no_key_sees_the_values_or_the_run_of_another_key_s_job(run_keyed:
             assert response.status == 404
         async with run_keyed.http.get(path, headers=alice) as response:
             assert response.status == 200
+
+
+async def test_a_person_behind_a_shared_key_sees_no_run_of_another(run_keyed: RunningGateway) -> None:
+    eve, mallory = (bearer(DAVE) | {"X-User": name} for name in ("eve", "mallory"))
+    fields = changed(await form_of(run_keyed, "every", headers=eve))
+    _, _, to = await post_form(run_keyed, "every", fields, headers=eve)
+    prompt_id = to.rpartition("/")[2]
+    for path in (f"/console/run/every/jobs/{prompt_id}", f"/console/run/every?job={prompt_id}"):
+        assert [await _status(run_keyed, path, headers) for headers in (eve, mallory)] == [200, 404]
+    await _used(run_keyed, to, headers=eve)
+    for path in (f"/console/run/every/jobs/{prompt_id}", f"/console/run/every?job={prompt_id}"):
+        assert [await _status(run_keyed, path, headers) for headers in (eve, mallory)] == [200, 404]
+
+
+async def _status(gateway: RunningGateway, path: str, headers: Mapping[str, str]) -> int:
+    async with gateway.http.get(path, headers=headers) as response:
+        return response.status
 
 
 async def test_the_part_of_a_run_says_where_it_is_and_what_it_made(run_forms: RunningGateway) -> None:

@@ -62,9 +62,14 @@ def changes(change: Change) -> Callable[[Request], Awaitable[Response]]:
 
 
 def is_of_our_page(request: Request) -> bool:
-    """Whether a browser says that a page of ours sends this. `Guard` lets pass what says nothing, as programs do."""
-    said = header(request.scope, b"origin") or header(request.scope, b"sec-fetch-site")
-    return bool(said) and _OWN_PAGES.page_of(request.scope) is Page.OWN
+    """Whether a browser says that a page of ours sends this.
+
+    `Guard` lets pass what says nothing, as programs do; and what says ``same-site``, which a page of a host beside ours
+    is, too.
+    """
+    if header(request.scope, b"origin"):
+        return _OWN_PAGES.page_of(request.scope) is Page.OWN
+    return header(request.scope, b"sec-fetch-site") == b"same-origin"
 
 
 def wants_json(request: Request) -> bool:

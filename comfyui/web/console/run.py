@@ -185,10 +185,15 @@ async def _record_of(request: Request, workflow: NamedWorkflow, prompt_id: str) 
 
 async def _run_of(request: Request, prompt_id: str) -> ShownRun:
     """Raises `ComfyUINotFoundError`, `JournalError`."""
-    gateway = gateway_of(request)
+    gateway, visitor = gateway_of(request), visitor_of(request)
     if not is_prompt_id(prompt_id):
         raise ComfyUINotFoundError(TEXTS.run.no_run)
-    return await shown_run(gateway, await gateway.handler.look(prompt_id, visitor_of(request).origin))
+    look = await gateway.handler.look(prompt_id, visitor.origin)
+    # The handler knows keys; a person behind a shared key sees its own runs only.
+    known = look.record or gateway.handler.standing.job(prompt_id)
+    if not visitor.sees(None if known is None else known.owner):
+        raise ComfyUINotFoundError(TEXTS.run.no_run)
+    return await shown_run(gateway, look)
 
 
 async def _form(
