@@ -274,6 +274,14 @@ async def test_the_part_of_a_run_that_failed_says_why(run_forms: RunningGateway,
     assert "Failed" in text
 
 
+async def test_the_code_of_very_long_values_is_refused(run_forms: RunningGateway) -> None:
+    headers = {"Origin": run_forms.url, "Accept": "application/json"}
+    data = {"prompt": "'" * 100_000}  # %27 each
+    async with run_forms.http.post("/console/run/every/code", data=data, headers=headers) as response:
+        assert (response.status, response.content_type) == (422, "application/json")
+        assert "larger than 0.2 MB" in (await response.json())["message"]
+
+
 # Files of a job that are kept
 
 
@@ -416,4 +424,4 @@ async def test_very_long_texts_are_run_and_not_written_back(run_forms: RunningGa
     data = io.BytesIO(b"prompt=" + b"x" * 5_000_000)
     headers = {"Origin": run_forms.url, "Content-Type": "application/x-www-form-urlencoded"}
     async with run_forms.http.post("/console/run/every/code", data=data, headers=headers) as response:
-        assert (response.status, "4 MB" in await response.text()) == (422, True)
+        assert (response.status, "0.2 MB" in await response.text()) == (422, True)

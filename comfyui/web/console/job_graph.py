@@ -18,6 +18,8 @@ MOST_NODES = 500
 """Nodes of a graph that a page shows."""
 _MOST_VALUES = 1000
 _LONGEST_SHOWN = 20_000
+# Characters of values of a whole page: to write them takes the event loop 10 ms for each MB of the page.
+_MOST_SHOWN = 300_000
 # Characters that a table shows without being asked.
 _LONGEST_PLAIN = 160
 _SEEDS = frozenset({"seed", "noise_seed"})
@@ -43,7 +45,7 @@ class Value:
 
     Attributes:
         field: its name in the form.
-        text: as it is shown and typed, at most 20,000 characters.
+        text: as it is shown and typed, at most 20,000 characters; fewer where much is shown before it.
         is_cut: it is longer than that, so that it cannot be changed on a page.
     """
 
@@ -96,14 +98,16 @@ def in_order(prompt: Prompt) -> list[str]:
 def nodes_of(prompt: Prompt) -> list[Node]:
     """The first `MOST_NODES` nodes of a graph in the order in which they run."""
     nodes: list[Node] = []
-    count = 0
+    count, left = 0, _MOST_SHOWN
     for position, node_id in enumerate(in_order(prompt)[:MOST_NODES]):
         node, values = prompt[node_id], []
         for index, (name, value) in enumerate(_values(node)):
             if count >= _MOST_VALUES:
                 break
             count += 1
-            values.append(_shown(f"v{position}-{index}", node_id, name, value))
+            longest = min(_LONGEST_SHOWN, max(_LONGEST_PLAIN, left))
+            values.append(shown := _shown(f"v{position}-{index}", node_id, name, value, longest))
+            left -= len(shown.text)
         class_type = node.get("class_type") if isinstance(node, Mapping) else None
         links = tuple((short(name), node_title(prompt, source)) for name, source in _links(node))
         nodes.append(Node(node_id, node_title(prompt, node_id), short(str(class_type)), tuple(values), links))
@@ -189,11 +193,11 @@ def _kind_of(value: Any) -> Kind:
     return "number" if isinstance(value, float) else "json"
 
 
-def _shown(field: str, node_id: str, name: str, value: Any) -> Value:
+def _shown(field: str, node_id: str, name: str, value: Any, longest: int = _LONGEST_SHOWN) -> Value:
     kind = _kind_of(value)
     text = value if kind == "text" else jsonio.dumps_for_comfyui(value).decode()
-    shown = jsonio.without_surrogates(text[:_LONGEST_SHOWN])
-    return Value(field, node_id, name, kind, shown, len(text) > _LONGEST_SHOWN)
+    shown = jsonio.without_surrogates(text[:longest])
+    return Value(field, node_id, name, kind, shown, len(text) > longest)
 
 
 def _parsed(node: Node, value: Value, text: str) -> Any:

@@ -46,6 +46,8 @@ from comfyui.web.front.gateway_state import gateway_of
 router = APIRouter(route_class=ConsoleRoute, include_in_schema=False, default_response_class=Response)
 
 _RECENT = 8
+# Bytes of a form whose call is shown as programs: they have each value three times, with all that it takes to quote it.
+_MOST_OF_CODE = 200_000
 _ADDRESS = re.compile(r"https?://[A-Za-z0-9.:\[\]_-]{1,300}(/[A-Za-z0-9._~%/-]{0,500})?")
 _HTML = "text/html; charset=utf-8"
 
@@ -83,7 +85,7 @@ async def run(request: Request) -> Response:
 async def show_code(request: Request) -> Response:
     """The call with these values as programs. Nothing is changed, and no file is sent: its field has its name."""
     workflow = await _workflow(request)
-    pairs = await all_fields_of(request)
+    pairs = await all_fields_of(request, _MOST_OF_CODE)
     values = values_of_pairs(pairs, workflow, gateway_of(request).options.limits)
     code = _code_of(request, workflow, values, base=dict(pairs).get(BASE, ""))
     return Response(fragment(request, "_run_code.html", code=code), 200, HEADERS, media_type=_HTML)

@@ -114,6 +114,18 @@ def test_a_text_too_long_for_a_page_is_left_alone() -> None:
     assert changed(prompt, prompt, {shown.values[0].field: "short"}) == (prompt, 0)
 
 
+def test_a_page_shows_so_much_in_all_and_no_more() -> None:
+    prompt = {str(one): {"class_type": "A", "inputs": {"b": "x" * 15_000, "c": one}} for one in range(400)}
+    values = [value for node in nodes_of(prompt) for value in node.values]
+    assert len(values) == 800
+    assert sum(len(value.text) for value in values) < 400_000
+    assert [value.is_cut for value in values[:2]] == [False, False]
+    assert [(value.is_cut, len(value.text)) for value in values[-2:]] == [(True, 160), (False, 3)]
+    # What was cut cannot be lost by a form that has its beginning only.
+    made, count = changed(prompt, prompt, {values[-2].field: "y", values[-1].field: "7"})
+    assert (made["399"]["inputs"], count) == ({"b": "x" * 15_000, "c": 7}, 1)
+
+
 def test_what_a_page_hides_of_a_value_comes_back_with_it() -> None:
     prompt = graph(url="https://user:secret@host/a?token=secret", steps=1)
     page = graph(url="https://host/a", steps=1)

@@ -278,9 +278,14 @@ async function writeCode() {
     else if (value.name) data.append(name, value.name)
   }
   data.append('$base', new URL(root, document.baseURI).href.replace(/\/$/, ''))
-  const answer = await fetch(form.dataset.code, { method: 'POST', body: data }).catch(() => null)
-  if (!answer?.ok) return
+  const headers = { Accept: 'application/json' } // so that a refusal is told, and no page
+  const answer = await fetch(form.dataset.code, { method: 'POST', headers, body: data }).catch(() => null)
+  if (answer === null) return
   const parts = code.querySelector('[data-parts]')
+  if (!answer.ok) {
+    parts.textContent = (await answer.json().catch(() => null))?.message ?? ''
+    return
+  }
   parts.innerHTML = await answer.text()
   showCopies()
 }
