@@ -50,7 +50,7 @@ async def test_jobs_are_moved_and_cancelled_on_the_page() -> None:
         page = console.page
         await console.open("/console/queue")
         assert await shown(page) == [one, two, three, four]
-        await page.get_by_role("button", name=f"Put Workflow without a name {four[:8]} first").click()
+        await page.get_by_role("button", name=f"Put Unnamed workflow {four[:8]} first").click()
         await page.get_by_role("status").get_by_text("The job is the first one of its owner.").wait_for()
         await shows(page, four, one, two, three)
         row = page.locator(f"#job-{three}")
@@ -79,7 +79,7 @@ async def test_several_jobs_are_selected_and_cancelled() -> None:
         page.on("dialog", lambda dialog: dialog.accept())
         await console.open("/console/queue")
         for job in (jobs[1], jobs[3]):
-            await page.get_by_label(f"Select Workflow without a name {job[:8]}").check()
+            await page.get_by_label(f"Select Unnamed workflow {job[:8]}").check()
         await page.get_by_role("button", name="Cancel the selected jobs").click()
         await page.get_by_role("status").get_by_text("2 jobs are cancelled.").wait_for()
         await shows(page, jobs[0], jobs[2], jobs[4])
@@ -93,10 +93,10 @@ async def test_the_keyboard_alone_moves_and_cancels_a_job() -> None:
         page = console.page
         page.on("dialog", lambda dialog: dialog.accept())
         await console.open("/console/queue")
-        await tab_to(page, f"Put Workflow without a name {three[:8]} first", tag="button")
+        await tab_to(page, f"Put Unnamed workflow {three[:8]} first", tag="button")
         await page.keyboard.press("Enter")
         await shows(page, three, one, two)
-        await tab_to(page, f"Cancel Workflow without a name {one[:8]}", tag="button", back=True)
+        await tab_to(page, f"Cancel Unnamed workflow {one[:8]}", tag="button", back=True)
         await page.keyboard.press("Enter")
         await shows(page, three, two)
 
@@ -148,11 +148,11 @@ async def test_what_is_typed_or_selected_stays_while_the_page_changes() -> None:
     async with paused(3) as (console, (one, two, three)):
         page = console.page
         await console.open("/console/queue")
-        await page.get_by_label(f"Select Workflow without a name {two[:8]}").check()
+        await page.get_by_label(f"Select Unnamed workflow {two[:8]}").check()
         await page.locator(f"#job-{one}").get_by_role("spinbutton").fill("12")
         await page.locator(f"#job-{three}").get_by_role("button", name="first").click()
         await shows(page, three, one, two)
-        assert await page.get_by_label(f"Select Workflow without a name {two[:8]}").is_checked()
+        assert await page.get_by_label(f"Select Unnamed workflow {two[:8]}").is_checked()
 
 
 async def test_a_user_sees_its_own_and_a_reader_changes_nothing(keys_path: Path) -> None:

@@ -115,7 +115,7 @@ async def test_all_of_the_console_is_used_with_the_keyboard_alone(keys_path: Pat
         await page.get_by_text("gets prompts again").wait_for()
 
         await _go(page, "Queue")
-        await tab_to(page, "Cancel Workflow without a name", tag="button")
+        await tab_to(page, "Cancel Unnamed workflow", tag="button")
         await press("Enter")
         await page.get_by_text("The job is cancelled.").wait_for()
         await page.get_by_text("Nothing waits.").wait_for()

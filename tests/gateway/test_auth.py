@@ -302,6 +302,16 @@ async def test_logout_forgets_the_cookie(locked: RunningGateway) -> None:
     assert "Max-Age=0" in answer.headers["Set-Cookie"]
 
 
+async def test_who_signs_out_comes_back_to_the_page_that_the_link_names(locked: RunningGateway) -> None:
+    answer = await fetch(locked, "/logout?next=%2Fconsole", headers=_PAGE)
+    assert (answer.status, answer.headers["Location"]) == (303, "./login?next=%2Fconsole")
+
+
+async def test_to_sign_out_leads_to_no_other_site(locked: RunningGateway) -> None:
+    answer = await fetch(locked, "/logout?next=%2F%2Fevil.example", headers=_PAGE)
+    assert (answer.status, answer.headers["Location"]) == (303, "./login")
+
+
 def test_a_session_ends_with_its_time_and_with_its_key() -> None:
     now = 1000.0
     ring = KeyRing([KEY, OTHER_KEY], session_s=60, clock=lambda: now)

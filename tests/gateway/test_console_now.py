@@ -52,7 +52,7 @@ async def test_prompts_that_came_past_the_gateway_are_shown_as_external(engine: 
     card = text[text.index(f'id="running-{first}"') :]
     assert "external" in card[: card.index("</article>")]
     assert f'id="running-{second}"' not in text
-    assert "1 behind it" in text
+    assert "Waiting on this server: 1" in text
 
 
 async def test_with_comfyui_s_own_queue_the_page_shows_what_that_says(engine: Engine) -> None:

@@ -21,11 +21,11 @@ from comfyui.web.console.job_again import run_again
 from comfyui.web.console.job_found import Found, found_job
 from comfyui.web.console.job_graph import MOST_NODES, changed, has_seeds, nodes_of, with_new_seeds
 from comfyui.web.console.job_made import made_by
+from comfyui.web.console.node_names import plain_node_title
 from comfyui.web.console.pages import HEADERS, page
 from comfyui.web.console.texts import TEXTS
 from comfyui.web.console.viewer import Visitor, visitor_of
 from comfyui.web.front.gateway_state import gateway_of
-from comfyui.workflows.api_format import node_title
 
 router = APIRouter(route_class=ConsoleRoute, include_in_schema=False, default_response_class=Response)
 
@@ -145,7 +145,7 @@ def _times(found: Found) -> list[NodeTime]:
     longest = max(nodes.values()) or 1.0
     chosen = set(sorted(nodes, key=lambda one: -nodes[one])[:_MOST_NODES])
     return [
-        NodeTime(node_title(found.prompt, node_id), node_id, seconds, round(100 * seconds / longest, 2))
+        NodeTime(plain_node_title(found.prompt, node_id), node_id, seconds, round(100 * seconds / longest, 2))
         for node_id, seconds in nodes.items()
         if node_id in chosen
     ]

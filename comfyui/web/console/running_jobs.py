@@ -10,6 +10,7 @@ from comfyui.events import Event, ExecutionStart, Preview
 from comfyui.jobs.job import Job
 from comfyui.jobs.standing import StandingJobs
 from comfyui.servers.pool import BackendPool
+from comfyui.web.console.node_names import plain_title
 from comfyui.workflows.progress import NodeStarted, ProgressTracker
 
 # A browser shows these as a picture and never as a document; the type comes from a node.
@@ -26,7 +27,7 @@ class RunningJob:
         owner: whose job it is.
         changed, pictured: the numbers of the last changes of its progress and of its preview, as `RunningJobs` counts.
         overall: how much of the whole prompt is done, 0 to 1.
-        node, title: the node that runs, and its title in the editor.
+        node, title: the node that runs, and what to call it: `plain_title`.
         value, max: the steps of this node that are done, and all of them; None where it reports none.
         preview: the last picture, not told yet.
         picture: the last preview that was told, as an event of a feed.
@@ -73,7 +74,8 @@ class RunningJob:
         for step in self._tracker.observe(event):
             news = True
             if isinstance(step, NodeStarted):
-                self.node, self.title, self.value, self.max = step.node, step.title, None, None
+                self.node, self.value, self.max = step.node, None, None
+                self.title = plain_title(step.title, step.class_type)
                 continue
             self.overall = step.overall
             if step.node == self.node and step.max > 1:

@@ -91,8 +91,10 @@ async def answer_login(scope: Scope, receive: Receive, keys: KeyRing, metrics: M
 
 
 def answer_logout(scope: Scope) -> Response:
-    """Forget the cookie."""
-    response = RedirectResponse(_seen(scope, LOGIN), 303, _HEADERS)
+    """Forget the cookie. ``next`` is the page for the next one who signs in, as at `LOGIN`."""
+    target = _local(parse_qs(scope["query_string"].decode("latin-1")).get("next", ["/"])[0])
+    page = LOGIN if target == "/" else f"{LOGIN}?next={quote(target, safe='')}"
+    response = RedirectResponse(_seen(scope, page), 303, _HEADERS)
     response.set_cookie(COOKIE, max_age=0, expires=0, path=_cookie_path(scope), httponly=True, samesite="strict")
     return response
 
