@@ -50,7 +50,7 @@ async def test_jobs_are_moved_and_cancelled_on_the_page() -> None:
         page = console.page
         await console.open("/console/queue")
         assert await shown(page) == [one, two, three, four]
-        await page.get_by_role("button", name=f"Put Unnamed workflow {four[:8]} first").click()
+        await page.get_by_role("button", name=f"Put first: Unnamed workflow {four[:8]}").click()
         await page.get_by_role("status").get_by_text("The job is the first one of its owner.").wait_for()
         await shows(page, four, one, two, three)
         row = page.locator(f"#job-{three}")
@@ -93,7 +93,7 @@ async def test_the_keyboard_alone_moves_and_cancels_a_job() -> None:
         page = console.page
         page.on("dialog", lambda dialog: dialog.accept())
         await console.open("/console/queue")
-        await tab_to(page, f"Put Unnamed workflow {three[:8]} first", tag="button")
+        await tab_to(page, f"Put first: Unnamed workflow {three[:8]}", tag="button")
         await page.keyboard.press("Enter")
         await shows(page, three, one, two)
         await tab_to(page, f"Cancel Unnamed workflow {one[:8]}", tag="button", back=True)
@@ -172,7 +172,7 @@ async def test_a_user_sees_its_own_and_a_reader_changes_nothing(keys_path: Path)
         assert await reader.get_by_role("button").count() == 0
         assert "bob" in await reader.locator("ol.list").inner_text()
         await admin.get_by_role("button", name="Resume the queue").wait_for()
-        await admin.get_by_role("button", name="Cancel Workflow").wait_for()
+        await admin.get_by_role("button", name="Cancel Unnamed").wait_for()
 
 
 async def test_the_page_is_accessible_and_says_when_a_job_begins() -> None:

@@ -128,7 +128,7 @@ async def test_all_of_the_console_is_used_with_the_keyboard_alone(keys_path: Pat
         await tab_to(page, "Find", tag="button")
         await press("Enter")
         await page.wait_for_url("**/console/results?*state=failed*")
-        await tab_to(page, "Job", tag="a", exact=True)
+        await tab_to(page, "Unnamed workflow", tag="a", exact=True)
         await press("Enter")
         await page.get_by_text("End of the traceback").wait_for()
         await tab_to(page, "Run again", tag="button")
