@@ -414,7 +414,7 @@ class Settings(
             key_of(secret.get_secret_value())
         return value
 
-    @field_validator("webhook_url_allow")
+    @field_validator("input_url_allow", "webhook_url_allow")
     @classmethod
     def _addresses(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         AddressPolicy(value)

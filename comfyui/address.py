@@ -21,6 +21,8 @@ _ALL = "*"
 # The name before the address in `gpu-1=10.0.0.5:8188`.
 _NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]{0,63})=(?=.)")
 _CREDENTIALS = re.compile(r"(?<=://).*@|^(?!\w+://).*@", re.DOTALL)
+# yarl takes these into a host, where no resolver or certificate can have them.
+_NOT_IN_HOST = re.compile(r"[\s=,;\x00-\x1f\x7f]")
 # ComfyUI's own default.
 _PORT = 8188
 
@@ -62,7 +64,7 @@ def parse_server_address(address: str) -> ServerAddress:
         url = URL(text if "://" in text else f"http://{text}")
     except ValueError as error:
         raise ValueError(f"{_shown(text)!r}: {error}") from error
-    if url.scheme not in {"http", "https"} or not url.host:
+    if url.scheme not in {"http", "https"} or not url.host or _NOT_IN_HOST.search(url.host):
         raise ValueError(f"{_shown(text)!r} is neither host:port nor an http(s) URL")
     if "://" not in text and url.explicit_port is None:
         url = url.with_port(_PORT)

@@ -21,6 +21,7 @@ from comfyui.settings import (
     RecoveryFields,
     S3Fields,
 )
+from comfyui.transport.address_guard import AddressPolicy
 from comfyui.workers.cleanup import CleanupOptions
 from comfyui.workers.options import WorkerOptions
 
@@ -36,6 +37,12 @@ class CommonWorkerSettings(AnswerFields, InputFields, NamedFields, RecoveryField
     cleanup_max_mb: float = Field(
         default=2000, ge=0, description="Above this size of a folder's jobs' files, in MB, the oldest are removed."
     )
+
+    @field_validator("input_url_allow")
+    @classmethod
+    def _addresses(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        AddressPolicy(value)
+        return value
 
     def cleaned_output_dir(self) -> Path | None:
         """ComfyUI's output folder on this machine, if it shall be cleaned."""

@@ -29,7 +29,7 @@ def test_the_password_of_an_address_is_in_its_header_and_in_no_text() -> None:
     assert server.authorization not in f"{server}"
 
 
-@pytest.mark.parametrize("address", ["", "ftp://x", "http://", "://x"])
+@pytest.mark.parametrize("address", ["", "ftp://x", "http://", "://x", "a b", "a b:1", "gpu 1=h:1", "-a=h:1"])
 def test_what_is_no_address_is_refused(address: str) -> None:
     with pytest.raises(ValueError, match="neither host:port nor"):
         parse_server_address(address)

@@ -123,6 +123,22 @@ def test_a_bad_value_is_named_by_its_variable_and_explained(
     assert str(caught.value) == f"{variable}: Input should be greater than 0 ({meaning})"
 
 
+@pytest.mark.parametrize(
+    ("process", "variable"),
+    [
+        ("gateway", "WEBHOOK_URL_ALLOW"),
+        *((process, "INPUT_URL_ALLOW") for process in PROCESSES if "INPUT_URL_ALLOW" in variables(PROCESSES[process])),
+    ],
+)
+@pytest.mark.parametrize("entry", ["*.*", "http://x", "10.0.0.1/33", "host:0", "a b"])
+def test_an_entry_that_allows_no_address_is_refused_at_the_start(
+    process: str, variable: str, entry: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, f"example.com,{entry}")
+    with pytest.raises(SettingsError, match=f"^{variable}: {re.escape(repr(entry))} is not a host"):
+        load(PROCESSES[process])
+
+
 @pytest.mark.parametrize("process", ["gateway", "RunPod", "Postgres"])
 @pytest.mark.parametrize(
     ("variable", "value"), [("S3_SECRET_ACCESS_KEY", "s3cret"), ("S3_ENDPOINT_URL", "https://u:s3cret@store")]
