@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from comfyui.assets.outputs import JobOutput
 from comfyui.jobs.admission import Look
 from comfyui.jobs.journal.records import JobRecord, State
-from comfyui.web.console.files import shown_type
+from comfyui.web.console.files import kind_of
 from comfyui.web.console.queue_rows import eta_text
 from comfyui.web.console.texts import TEXTS
 from comfyui.web.front.gateway_state import GatewayState
@@ -22,7 +22,7 @@ class ShownOutput:
     """Something that a run made.
 
     Attributes:
-        kind: ``image``, ``video``, ``audio``, ``text``, or "" for what is only linked.
+        kind: see `comfyui.web.console.files.kind_of`.
         index: its place among all outputs of the job.
         text: of a text, as far as it is shown.
     """
@@ -81,8 +81,7 @@ def _is_wanted(record: JobRecord, output: JobOutput) -> bool:
 def _shown(output: JobOutput, index: int) -> ShownOutput:
     if output.file is None:
         return ShownOutput(output.name, "text", index, output.text[:_LONGEST_TEXT])
-    medium = shown_type(output).partition("/")[0]
-    return ShownOutput(output.name, medium if medium in ("image", "video", "audio") else "", index, "")
+    return ShownOutput(output.name, kind_of(output), index, "")
 
 
 def _waits(gateway: GatewayState, look: Look) -> str:
