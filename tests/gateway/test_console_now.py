@@ -77,6 +77,8 @@ async def test_who_may_change_servers_has_the_forms(engine: Engine, keys_path: A
         assert gateway.handler.pool.backends[0].drained
         text = await shown(gateway, ROOT)
         assert ">drained<" in text
+        assert "It gets no more prompts until it is resumed." in text
+        assert "POST /servers" not in text, "the page has a button for it"
         (action,) = re.findall(r'action="\./(console/servers/[^"]+/resume)"', text)
         async with gateway.http.post(f"/{action}", headers={**PAGE, **bearer(WATCHER)}) as answer:
             assert answer.status == 403

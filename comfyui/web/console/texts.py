@@ -68,6 +68,7 @@ TEXTS = SimpleNamespace(
         drain="Drain",
         drain_why="What runs there ends, and it gets no more prompts.",
         drain_server="Drain {name}",
+        drained="What runs here ends. It gets no more prompts until it is resumed.",
         resume="Resume",
         resume_server="Resume {name}",
         free="Free memory",
