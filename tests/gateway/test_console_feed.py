@@ -200,6 +200,10 @@ async def test_a_feed_of_one_job_is_told_of_no_other(engine: Engine) -> None:
             assert jsonio.loads(await late.until("ended"))["state"] == "canceled"
         async with gateway.http.get("/console/feed", params={"want": "ended", "job": "none"}) as answer:
             assert answer.status == 404
+        # Each job would have servers and the queue looked up for itself.
+        for want in ("queue", "ended,servers"):
+            async with gateway.http.get("/console/feed", params={"want": want, "job": prompt_id}) as answer:
+                assert (answer.status, "ask for them without it" in await answer.text()) == (422, True)
 
 
 async def test_what_is_wanted_must_be_there(engine: Engine) -> None:

@@ -39,12 +39,15 @@ async def show_now(request: Request) -> Response:
 async def feed(request: Request) -> Response:
     """What changes, as server-sent events.
 
-    Query: ``want`` is what the page wants, see `WANTS`, with commas; ``job`` narrows it to one job.
+    Query: ``want`` is what the page wants, see `WANTS`, with commas; ``job`` narrows it to one job, and is for no
+    page that shows servers or the queue: what they show would be looked up for each job, and slow all feeds down.
     """
     gateway, consoles, visitor = gateway_of(request), consoles_of(request), visitor_of(request)
     if gateway.handler.draining.is_set():
         raise ComfyUIShutdownError("the gateway is shutting down")
     wants, job = _wanted(request), request.query_params.get("job") or None
+    if job is not None and wants & {"servers", "queue"}:
+        raise RequestError("job: servers and queue are not of one job; ask for them without it")
     first = b"" if job is None else await _end_of(request, visitor, job)
     async with AsyncExitStack() as stack:
         stack.enter_context(gateway.streams.opened(visitor.origin.rules.name if visitor.origin.rules else None))
