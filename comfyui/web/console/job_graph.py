@@ -64,18 +64,17 @@ class Value:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One node with its values. `links`: names of inputs, and the title of the node that each comes from."""
+    """One node with its values."""
 
     node_id: str
     title: str
     class_type: str
     values: tuple[Value, ...]
-    links: tuple[tuple[str, str], ...]
 
 
 def in_order(prompt: Prompt) -> list[str]:
     """The ids of all nodes: each behind those that feed it, otherwise by their ids. What is on a cycle comes last."""
-    left = {node_id: {one for _, one in _links(prompt[node_id]) if one in prompt} for node_id in node_order(prompt)}
+    left = {node_id: {one for one in _sources(prompt[node_id]) if one in prompt} for node_id in node_order(prompt)}
     followers: dict[str, list[str]] = {node_id: [] for node_id in left}
     for node_id, sources in left.items():
         for source in sources:
@@ -109,8 +108,7 @@ def nodes_of(prompt: Prompt) -> list[Node]:
             values.append(shown := _shown(f"v{position}-{index}", node_id, name, value, longest))
             left -= len(shown.text)
         class_type = node.get("class_type") if isinstance(node, Mapping) else None
-        links = tuple((short(name), node_title(prompt, source)) for name, source in _links(node))
-        nodes.append(Node(node_id, node_title(prompt, node_id), short(str(class_type)), tuple(values), links))
+        nodes.append(Node(node_id, node_title(prompt, node_id), short(str(class_type)), tuple(values)))
     return nodes
 
 
@@ -169,8 +167,8 @@ def _inputs(node: Any) -> Mapping[str, Any]:
     return inputs if isinstance(inputs, Mapping) else {}
 
 
-def _links(node: Any) -> Iterator[tuple[str, str]]:
-    return ((name, value[0]) for name, value in _inputs(node).items() if is_link(value))
+def _sources(node: Any) -> Iterator[str]:
+    return (value[0] for value in _inputs(node).values() if is_link(value))
 
 
 def _values(node: Any) -> Iterator[tuple[str, Any]]:
