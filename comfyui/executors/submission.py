@@ -63,7 +63,7 @@ class Submission:
         reason: ComfyUIError
         deaths, epoch = backend.deaths, backend.watcher.epoch
         body = _body(job, request, prompt, watch.client_id)
-        watch.submitted()
+        backend.watcher.submitted(watch)
         for attempt in range(self._retries + 1):
             try:
                 queued = await backend.client.queue_prompt(body, size=request.size)

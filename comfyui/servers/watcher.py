@@ -108,9 +108,13 @@ class Watch:
         """ComfyUI has sent an event for this prompt, which proves that it was accepted."""
         self.number = 0.0
         self.epoch = 0
+        """The watcher's, before the submission: ComfyUI may lose its memory before its reply arrives."""
         self.done_number = 0.0
         self.witness: str | None = None
-        """A prompt of ComfyUI's history when it accepted this one: if it is still there, ComfyUI forgot nothing."""
+        """A prompt of ComfyUI's history before the submission: if it is still there, ComfyUI forgot nothing."""
+        self.sent_at = 0.0
+        self.accepted_at = 0.0
+        """On the monotonic clock, as `sent_at`."""
         self.misses = 0
         self.sent = False
         """Whether its submission is on its way, or was accepted."""
@@ -174,7 +178,7 @@ class Watch:
 
     def submitted(self) -> None:
         """The prompt's submission is on its way to ComfyUI."""
-        self.sent = True
+        self.sent, self.sent_at = True, time.monotonic()
         self._ours.add(self)
 
     def catch_up(self) -> None:
@@ -356,14 +360,22 @@ class CompletionWatcher:
         self._watches[prompt_id] = watch
         return watch
 
+    def submitted(self, watch: Watch) -> None:
+        """The prompt's submission begins."""
+        watch.submitted()
+        watch.epoch, watch.witness = self._epoch, self._last_finished_id
+
     def accepted(self, watch: Watch, number: float) -> None:
         """ComfyUI accepted the prompt and gave it this place in the order."""
-        watch.accepted, watch.number = True, number
+        watch.accepted, watch.number, watch.accepted_at = True, number, time.monotonic()
         if watch not in self._ours:
             # It was found in ComfyUI's queue, where it had counted as another client's prompt.
             self._ours.add(watch)
             self._count_others()
-        watch.epoch, watch.done_number, watch.witness = self._epoch, self._done_number, self._last_finished_id
+        watch.done_number = self._done_number
+        if not watch.sent:
+            # It was found in ComfyUI's queue just now.
+            watch.epoch, watch.witness, watch.sent_at = self._epoch, self._last_finished_id, watch.accepted_at
         if self._idle or watch.client_id != self._live_id:
             self._poll_soon()
 
@@ -830,7 +842,8 @@ class CompletionWatcher:
 
     async def _forgot_since(self, watch: Watch, queue: Mapping[str, QueueItem]) -> bool:
         """Whether ComfyUI lost its whole memory since it accepted this prompt, and not only this prompt."""
-        others = (other for other in self._watches.values() if other.epoch <= watch.epoch and other.accepted)
+        # One that was accepted later may be in the new memory only.
+        others = (other for other in self._watches.values() if other.accepted and other.accepted_at <= watch.sent_at)
         if any(other.prompt_id in queue for other in others):
             return False
         return watch.witness is None or await self._client.get_history(watch.witness) is None

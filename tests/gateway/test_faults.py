@@ -201,6 +201,27 @@ async def test_prompts_forgotten_while_the_websocket_is_down_are_submitted_again
         assert resubmissions(gateway, "prompt_lost") == 1
 
 
+async def test_a_prompt_that_is_forgotten_before_its_reply_is_read_is_submitted_again(
+    gateway: RunningGateway, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The websocket broke and came back in between, so it tells nothing of it after the reply."""
+    backend = gateway.handler.pool.backends[0]
+    queue_prompt = backend.client.queue_prompt
+
+    async def read_late(*args: Any, **kwargs: Any) -> Any:
+        monkeypatch.undo()
+        queued = await queue_prompt(*args, **kwargs)
+        before = backend.watcher.epoch
+        await engine.set_faults({"forget": {}})
+        await until(lambda: connections(gateway), lambda seen: seen[0] >= before + 2 and seen[1])
+        return queued
+
+    monkeypatch.setattr(backend.client, "queue_prompt", read_late)
+    status, body = await gateway.prompt_sync(sleep_workflow(0.3))
+    assert (status, body.get("detail")) == (200, None)
+    assert resubmissions(gateway, "prompt_lost") == 1
+
+
 async def test_a_prompt_removed_while_the_websocket_is_down_is_not_submitted_again(engine: Engine) -> None:
     async with running_gateway(engine.url, changed=POLLS_SOON) as gateway, ComfyUIClient(engine.url) as other:
         await gateway.prompt_sync(invert_workflow())
@@ -250,6 +271,11 @@ async def test_a_prompt_that_may_have_been_executed_unheard_counts_as_lost(engin
 
 async def executed(engine: Engine) -> int:
     return len(executions(engine))
+
+
+async def connections(gateway: RunningGateway) -> tuple[int, bool]:
+    watcher = gateway.handler.pool.backends[0].watcher
+    return watcher.epoch, watcher.connected
 
 
 async def signs(gateway: RunningGateway) -> int:
