@@ -345,7 +345,7 @@ class PromptRunner:
         try:
             backend.watcher.accepted(watch, found.number)
             if is_ours and not found.running and (request := job.request) is not None:
-                await self._places.found_waiting(job, request)
+                await self._places.found_waiting(job, request, found.number)
             entry = await watch.finished()
         finally:
             backend.watcher.unwatch(watch)

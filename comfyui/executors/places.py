@@ -56,8 +56,11 @@ class Places(Protocol):
     def found(self, job: Assignment, backend: Server) -> None:
         """The prompt is on that server from before, and has its place there."""
 
-    async def found_waiting(self, job: Assignment, request: PromptRequest) -> None:
-        """The `found` prompt is ours, waits there, and is watched: it may be taken back like any other."""
+    async def found_waiting(self, job: Assignment, request: PromptRequest, queued: float) -> None:
+        """The `found` prompt is ours, waits there, and is watched: it may be taken back like any other.
+
+        `queued` is its number in ComfyUI's queue.
+        """
 
     def accepted(self, job: Assignment) -> None:
         """ComfyUI has the prompt in its queue."""

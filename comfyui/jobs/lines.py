@@ -104,12 +104,13 @@ class Ticket:
         placed_at, placing: when it got there, and how many jobs had got a place by then.
         charged: what its owner's use has in it of the job, while it is on a server.
         accepted: the server has it in its queue.
+        queued: its number in ComfyUI's queue, if it was found there; the prompts in a queue run in this order.
         began: it runs, or has ended there.
     """
 
     __slots__ = (
         "accepted", "began", "charged", "lane", "loaders", "number", "order", "passed_since", "placed_at",
-        "placing", "priority", "prompt_id", "server", "shape", "share",
+        "placing", "priority", "prompt_id", "queued", "server", "shape", "share",
     )  # fmt: skip
 
     def __init__(
@@ -135,6 +136,7 @@ class Ticket:
         self.passed_since: float | None = None
         self.server: str | None = None
         self.charged = self.placed_at = 0.0
+        self.queued = math.inf
         self.placing = 0
         self.accepted = self.began = False
 
@@ -142,9 +144,13 @@ class Ticket:
     def standing(self) -> Standing:
         return Standing(self.prompt_id, self.share.name, self.server, self.accepted)
 
-    def wait(self, loaders: frozenset[str], shape: Hashable, lane: Lane) -> None:
+    @property
+    def was_found(self) -> bool:
+        return self.queued < math.inf
+
+    def wait(self, queued: float, loaders: frozenset[str], shape: Hashable, lane: Lane) -> None:
         """It was found on the server, and has not begun. Must not be in a line."""
-        self.loaders, self.shape, self.lane = loaders, shape, lane
+        self.queued, self.loaders, self.shape, self.lane = queued, loaders, shape, lane
         self.began = False
 
     def move(self, priority: int | None, turn: float | None) -> None:
@@ -165,7 +171,7 @@ class Ticket:
         """It goes to the server; None: it goes back into a line."""
         self.server, self.placed_at, self.placing = server, now, placing
         self.accepted = self.began = False
-        self.passed_since = None
+        self.queued, self.passed_since = math.inf, None
 
     def charge(self, charged: float) -> None:
         self.charged = charged

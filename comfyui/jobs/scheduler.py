@@ -103,10 +103,13 @@ class Scheduler:
         ticket.accept()
         ticket.begin()
 
-    def found_waiting(self, prompt_id: str, loaders: frozenset[str], shape: Hashable, lane: Lane) -> None:
-        """A job that occupies a place is not running in ComfyUI: it may be taken back. See `Waiting`."""
+    def found_waiting(
+        self, prompt_id: str, queued: float, loaders: frozenset[str], shape: Hashable, lane: Lane
+    ) -> None:
+        """A job that occupies a place waits in ComfyUI, as number `queued`: it may be taken back. See `Waiting`."""
         if (ticket := self._tickets.get(prompt_id)) is not None and ticket.server is not None:
-            ticket.wait(loaders, shape, lane)
+            ticket.wait(queued, loaders, shape, lane)
+            self.servers[ticket.server].sort_found()
 
     def knows(self, prompt_id: str) -> bool:
         """Whether the job waits or is on a server."""

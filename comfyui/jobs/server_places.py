@@ -13,7 +13,7 @@ _FEW, _PLACED_AHEAD = 2, 8
 
 
 class ServerPlaces:
-    """One server, and the jobs that it has from us in the order in which it got them."""
+    """One server, and the jobs that it has from us, in the order of its queue as far as that is known."""
 
     def __init__(self, name: str, index: int) -> None:
         self.name = name
@@ -82,6 +82,14 @@ class ServerPlaces:
     def take(self, ticket: Ticket) -> None:
         self._jobs.pop(ticket.prompt_id, None)
 
+    def sort_found(self) -> None:
+        """The jobs that were found in ComfyUI's queue get its order; the others keep their places."""
+        found = [job for job in self._jobs.values() if job.was_found]
+        # ComfyUI, too, sorts prompts that have one number by their ids.
+        in_turn = iter(sorted(found, key=lambda job: (job.queued, job.prompt_id)))
+        jobs = [next(in_turn) if job.was_found else job for job in self._jobs.values()]
+        self._jobs = {job.prompt_id: job for job in jobs}
+
     def keep_for(self, prompt_id: str | None) -> None:
         """While this job is taken back from another server no other one goes here."""
         self._kept_for = prompt_id
@@ -91,7 +99,7 @@ class ServerPlaces:
         if self.is_many:
             return
         before = self._others
-        # A server's earlier prompts are found in any order: those that are known to run come first.
+        # Of the prompts from before a restart, those that run or are not found yet come first.
         for job in sorted(self._jobs.values(), key=lambda job: not job.began):
             if before and job.accepted and not job.began:
                 yield job

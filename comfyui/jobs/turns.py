@@ -249,12 +249,12 @@ class Turns:
             waiting = Waiting(job.prompt_id, number, job.owner, priority)
             self._occupy(job, waiting, backend.name)
 
-    async def found_waiting(self, job: Assignment, request: PromptRequest) -> None:
+    async def found_waiting(self, job: Assignment, request: PromptRequest, queued: float) -> None:
         if not self._takes_back:
             return
         self._needs[job.prompt_id] = needs = await self.needs_of(request, job.owner, job.file_names)
         lane = replace(await self.abilities.sure_lane(needs), alone=job.alone and self._options.places is not None)
-        self._scheduler.found_waiting(job.prompt_id, needs.models, needs, lane)
+        self._scheduler.found_waiting(job.prompt_id, queued, needs.models, needs, lane)
         self.decide()
 
     def accepted(self, job: Assignment) -> None:

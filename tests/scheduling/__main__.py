@@ -30,6 +30,7 @@ def main() -> int:
         stateful_step_count=options.steps,
         deadline=None,
         database=None,
+        derandomize=False,
         suppress_health_check=list(HealthCheck),
     )
     settings.load_profile("long")

@@ -581,7 +581,7 @@ def found_on_one(*running: str) -> Scheduler:
         scheduler.occupy(Waiting(str(number), number), "gpu", 0.0)
     for prompt_id in ("1", "2"):
         if prompt_id not in running:
-            scheduler.found_waiting(prompt_id, A, "shape", Lane())
+            scheduler.found_waiting(prompt_id, int(prompt_id), A, "shape", Lane())
     return scheduler
 
 
@@ -595,10 +595,28 @@ def test_what_may_run_there_is_not_taken_back() -> None:
     behind_another = one_server()
     behind_another.set_server("other", up=True)
     behind_another.occupy(Waiting("1", 1), "gpu", 0.0)
-    behind_another.found_waiting("1", A, "shape", Lane())
+    behind_another.found_waiting("1", 1, A, "shape", Lane())
     assert behind_another.decide(1.0) == [], "it is the next one to run there"
     behind_another.set_server("gpu", up=True, others=1)
     assert behind_another.decide(1.0) == [TakeBack("1", "gpu", "other")]
+
+
+@pytest.mark.parametrize("occupied", list(itertools.permutations("123")))
+@pytest.mark.parametrize("found", list(itertools.permutations("123")))
+def test_of_jobs_that_are_found_waiting_the_first_in_the_queue_is_the_next_one_to_run(
+    occupied: tuple[str, ...], found: tuple[str, ...]
+) -> None:
+    """In whatever order the gateway met them: what waits behind it is taken back."""
+    scheduler = Scheduler()
+    scheduler.set_server("gpu", up=True, places=3)
+    for prompt_id in occupied:
+        scheduler.occupy(Waiting(prompt_id, int(prompt_id)), "gpu", 0.0)
+    lanes = {"1": Lane(), "2": Lane(no=frozenset({"other"})), "3": Lane()}
+    for prompt_id in found:
+        # ComfyUI's numbers of prompts at the front fall: it runs 3 first, then 2, then 1.
+        scheduler.found_waiting(prompt_id, -int(prompt_id), A, "shape", lanes[prompt_id])
+    scheduler.set_server("other", up=True)
+    assert scheduler.decide(1.0) == [TakeBack("1", "gpu", "other")]
 
 
 def test_a_job_that_is_found_waiting_gets_a_new_lane() -> None:
@@ -618,10 +636,10 @@ def test_a_job_that_a_server_has_accepted_does_not_go_to_one_that_lacks_somethin
 def test_a_job_that_is_found_waiting_and_is_not_on_a_server_any_more_keeps_what_it_has() -> None:
     scheduler = found_on_one("1", "2")
     scheduler.left("2")
-    scheduler.found_waiting("2", A, "shape", Lane())
+    scheduler.found_waiting("2", 2, A, "shape", Lane())
     assert not scheduler.knows("2")
     scheduler.add(Waiting("2", 2, shape="own"))
-    scheduler.found_waiting("2", A, "shape", Lane())
+    scheduler.found_waiting("2", 2, A, "shape", Lane())
     assert [shape for _, shape, _ in scheduler.shapes()] == ["own"]
 
 

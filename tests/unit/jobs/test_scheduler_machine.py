@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from itertools import permutations
 from typing import ClassVar
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -33,7 +35,8 @@ class World:
 
 class Fleet(RuleBasedStateMachine):
     """`runs`: how often each job was begun on any server. `slow`: submissions take their time to arrive.
-    `stayed`: could not be taken back. `unfound`: on servers from before a restart, and not looked for yet.
+    `stayed`: could not be taken back. `unfound`: on servers from before a restart, and not looked for yet. `numbers`:
+    as ComfyUI counted them.
 
     `checked`: of all runs together, what was held against the rules how often.
     """
@@ -54,6 +57,7 @@ class Fleet(RuleBasedStateMachine):
         self.slow = False
         self.stayed: set[str] = set()
         self.unfound: list[str] = []
+        self.numbers: dict[str, int] = {}
         for name in NAMES:
             self.tell(name)
 
@@ -95,11 +99,16 @@ class Fleet(RuleBasedStateMachine):
             self.do([Place(job.prompt_id, server)])
 
     def take_what_was_sent(self, name: str) -> None:
-        world = self.worlds[name]
-        for prompt_id in world.sent:
-            world.queue.append(prompt_id)
+        for prompt_id in self.queue_what_was_sent(self.worlds[name]):
             self.scheduler.accepted(prompt_id)
-        world.sent = []
+
+    def queue_what_was_sent(self, world: World) -> list[str]:
+        queued, world.sent = world.sent, []
+        for prompt_id in queued:
+            self.checked["prompts queued"] += 1
+            self.numbers[prompt_id] = max(self.numbers.values(), default=0) + 1
+            world.queue.append(prompt_id)
+        return queued
 
     @rule(name=st.sampled_from(NAMES))
     def arrives(self, name: str) -> None:
@@ -230,15 +239,20 @@ class Fleet(RuleBasedStateMachine):
     @rule(data=st.data())
     def the_gateway_is_restarted(self, data: st.DataObject) -> None:
         """It knows what the journal has: where each job was sent. What servers have of them is found one by one."""
+        there = sorted(one for world in self.worlds.values() for one in (*world.queue, *world.sent))
+        self.restart(data.draw(st.permutations(there)), data.draw(st.permutations(there)))
+
+    def restart(self, met: list[str], unfound: list[str]) -> None:
+        """`met`: the jobs on servers, as the journal has them; `unfound`: the last one is the first to be found."""
         self.checked["restarts"] += 1
         self.scheduler, self.taking = Scheduler(), []
         there: dict[str, str] = {}
         for name, world in self.worlds.items():
-            world.queue, world.sent = [*world.queue, *world.sent], []
+            self.queue_what_was_sent(world)
             there |= dict.fromkeys(world.queue, name)
             self.tell(name)
-        self.unfound = data.draw(st.permutations(sorted(there)))
-        for prompt_id in data.draw(st.permutations(sorted(there))):
+        self.unfound = unfound
+        for prompt_id in met:
             job = self.jobs[prompt_id]
             terms = Terms(1.0, job.owner, LIMITS[job.owner or ""])
             self.scheduler.occupy(job._replace(lane=Lane(alone=job.lane.alone)), there[prompt_id], self.now, terms)
@@ -255,7 +269,8 @@ class Fleet(RuleBasedStateMachine):
         if prompt_id not in runs:
             # That it has ended, or was placed again, meanwhile is no matter.
             self.stayed.discard(prompt_id)
-            self.scheduler.found_waiting(prompt_id, frozenset(), None, self.jobs[prompt_id].lane)
+            number = self.numbers[prompt_id]
+            self.scheduler.found_waiting(prompt_id, number, frozenset(), None, self.jobs[prompt_id].lane)
             self.decide()
 
     @rule(seconds=st.sampled_from([0.1, 5.0, 20.0]))
@@ -388,6 +403,28 @@ class Fleet(RuleBasedStateMachine):
 
 def _order(job: Waiting) -> float:
     return job.number if job.turn is None else job.turn
+
+
+@pytest.mark.parametrize("met", list(permutations("12")))
+@pytest.mark.parametrize("unfound", list(permutations("12")))
+def test_what_is_behind_a_prompt_from_before_a_restart_moves_to_an_idle_server(
+    met: tuple[str, ...], unfound: tuple[str, ...]
+) -> None:
+    """Neither runs when they are found, and they are not found in the order in which ComfyUI has them."""
+    fleet = Fleet()
+    for name in NAMES[1:]:
+        fleet.others_come_and_go(name, 2)
+    fleet.submit([(["yes", "no", "no"], "bob", 0, False), (["yes"] * 3, "bob", 0, False)])
+    assert fleet.worlds["gpu-0"].queue == ["1", "2"]
+    fleet.restart(list(met), list(unfound))
+    while fleet.unfound:
+        fleet.is_found_on_its_server()
+    fleet.others_come_and_go("gpu-1", 0)
+    assert fleet.taking == [TakeBack("2", "gpu-0", "gpu-1")]
+    fleet.is_taken_back()
+    fleet.arrives("gpu-1")
+    assert [fleet.worlds[name].queue for name in NAMES] == [["1"], ["2"], []]
+    fleet.nothing_is_lost_and_nothing_runs_twice()
 
 
 Fleet.TestCase.settings = settings(deadline=None, max_examples=200, stateful_step_count=50)
