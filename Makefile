@@ -87,7 +87,11 @@ $(REWRITTEN): $(VENV)/.ready $(shell find tests -name 'test_*.py')
 
 # Tests wait more than they compute: one suite after the other would leave half of two cores idle.
 test-main: $(REWRITTEN)
-	$(BIN)/python -m pytest -m "not alone" --numprocesses 6 --dist worksteal
+	$(BIN)/python -m pytest -m "not alone and not long" --numprocesses 6 --dist worksteal
+
+# Each of these tests has a browser, a gateway and three servers of its own, which takes two cores.
+test-browser: setup $(TYPES)/node_modules/.ready ## all tests of the console in a browser: make test runs the first half of them
+	$(BIN)/python -m pytest tests/browser --numprocesses 2 --dist worksteal
 
 FRONTEND := 1.58.1
 FRONTEND_DIR := out/frontend-$(FRONTEND)
@@ -165,4 +169,4 @@ clean: ## remove what make and the tests made
 	rm -rf $(VENV) $(VENV_GATEWAY) $(VENV_RUNPOD) $(VENV_LITTLEHORSE) $(VENV_MANIFESTS) $(VENV_OPENAPI) $(TYPES)/node_modules \
 		build dist out .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-.PHONY: help setup demo run test test-main test-frontend test-sdks lint manifests format chaos kills framing chaos-workers rights side-by-side scheduler bench lock clean
+.PHONY: help setup demo run test test-main test-browser test-frontend test-sdks lint manifests format chaos kills framing chaos-workers rights side-by-side scheduler bench lock clean

@@ -103,6 +103,7 @@ async def test_a_job_that_waits_is_put_first_and_cancelled_on_its_page() -> None
         assert console.gateway.handler.queue.has_no_turn(jobs[-2])
 
 
+@pytest.mark.long
 async def test_a_feed_that_breaks_misses_no_end() -> None:
     async with open_console(servers=1) as console:
         page, engine = console.page, console.engines[0]
@@ -154,6 +155,7 @@ async def test_a_wrong_value_is_told_at_once_and_nothing_is_lost() -> None:
         assert await console.page.get_by_label("width").input_value() == "wide"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 async def test_every_part_of_the_page_is_accessible_and_fits_a_phone(scheme: Any) -> None:
     async with open_console(servers=1, scheme=scheme, size=PHONE) as console:
@@ -169,6 +171,7 @@ async def test_every_part_of_the_page_is_accessible_and_fits_a_phone(scheme: Any
             await fits(console.page)
 
 
+@pytest.mark.long
 async def test_without_javascript_the_forms_work() -> None:
     async with open_console(servers=1, javascript=False) as console:
         prompt_id = await ended(console.gateway, txt2img(seed=3))

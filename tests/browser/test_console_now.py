@@ -93,6 +93,7 @@ async def test_a_feed_that_breaks_comes_back_with_what_is_then() -> None:
         assert await console.page.get_by_text("The connection to the gateway is lost.").is_hidden()
 
 
+@pytest.mark.long
 async def test_what_waits_is_listed_in_its_order() -> None:
     async with open_console(servers=1) as console:
         jobs = [await submitted(console, sleep_workflow(60, tag=tag)) for tag in range(5)]
@@ -103,6 +104,7 @@ async def test_what_waits_is_listed_in_its_order() -> None:
         assert [one.removeprefix("job-") for one in shown] == jobs[-len(shown) :]
 
 
+@pytest.mark.long
 async def test_without_javascript_the_page_is_whole() -> None:
     async with open_console(servers=1, javascript=False) as console:
         prompt_id = await submitted(console, sleep_workflow(60))
@@ -116,6 +118,7 @@ async def test_without_javascript_the_page_is_whole() -> None:
         assert await console.page.locator(f'[data-job="{prompt_id}"]').get_by_text("SimulatedSleep").is_visible()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 async def test_a_phone_shows_all_of_it(scheme: Any) -> None:
     async with open_console(size=PHONE, scheme=scheme) as console:
@@ -147,6 +150,7 @@ async def test_a_page_that_is_not_seen_has_no_feed() -> None:
         await until(looking, lambda count: count == 1)
 
 
+@pytest.mark.long
 async def test_a_server_that_stops_is_shown_so() -> None:
     async with open_console(servers=2) as console:
         await console.open()
@@ -155,6 +159,7 @@ async def test_a_server_that_stops_is_shown_so() -> None:
         await console.page.locator(".server", has_text="unreachable").wait_for()
 
 
+@pytest.mark.long
 async def test_a_page_of_before_an_update_is_loaded_anew_once() -> None:
     async with open_console(servers=1) as console:
         loads = 0

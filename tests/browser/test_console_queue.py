@@ -101,6 +101,7 @@ async def test_the_keyboard_alone_moves_and_cancels_a_job() -> None:
         await shows(page, three, two)
 
 
+@pytest.mark.long
 async def test_every_change_works_without_javascript() -> None:
     async with paused(3, javascript=False) as (console, (one, two, three)):
         page = console.page
@@ -117,6 +118,7 @@ async def test_every_change_works_without_javascript() -> None:
         assert page.url == f"{console.gateway.url}/console/queue"
 
 
+@pytest.mark.long
 async def test_ten_thousand_jobs(tmp_path: Path) -> None:
     """The first page and the last, of all owners and of one, and on a phone, too."""
     async with SqliteJournal(tmp_path) as journal:
@@ -175,6 +177,7 @@ async def test_a_user_sees_its_own_and_a_reader_changes_nothing(keys_path: Path)
         await admin.get_by_role("button", name="Cancel Unnamed").wait_for()
 
 
+@pytest.mark.long
 async def test_the_page_is_accessible_and_says_when_a_job_begins() -> None:
     async with open_console(servers=2) as console:
         http = console.gateway.http

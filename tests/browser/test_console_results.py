@@ -128,6 +128,7 @@ async def test_a_text_that_is_opened_is_only_a_text(console: Console) -> None:
     assert "<script>" in await page.evaluate("document.body.textContent")
 
 
+@pytest.mark.long
 async def test_a_picture_without_a_small_one_is_shown_by_its_name(console: Console) -> None:
     console.allowed += ["status of 404"]
     await console.gateway.prompt_sync(writing(extension="png"))
@@ -164,6 +165,7 @@ async def test_yesterdays_error_is_found_by_keyboard_only(console: Console) -> N
     assert await page.locator(".result").count() == 2
 
 
+@pytest.mark.long
 async def test_a_label_that_cannot_be_is_told(console: Console) -> None:
     console.allowed += ["status of 400"]
     page = await results(console)
@@ -226,6 +228,7 @@ async def test_each_user_sees_its_own(keys_path: Path) -> None:
         await other.get_by_text("Nothing has ended yet").wait_for()
 
 
+@pytest.mark.long
 async def test_a_phone_shows_it_in_one_column() -> None:
     async with open_console(servers=1, size=PHONE, scheme="dark") as console:
         for _ in range(3):
@@ -241,6 +244,7 @@ async def test_a_phone_shows_it_in_one_column() -> None:
         await accessible(page)
 
 
+@pytest.mark.long
 async def test_without_javascript_the_pages_are_links(tmp_path: Path) -> None:
     async with open_console(servers=1, javascript=False, state_dir=str(tmp_path)) as console:
         await console.gateway.prompt_sync(writing())
@@ -284,6 +288,7 @@ async def test_scrolling_goes_on_and_the_page_stays_small(tmp_path: Path) -> Non
         assert len(set(again[:96])) == 96
 
 
+@pytest.mark.long
 async def test_a_search_that_finds_nothing_asks_before_it_goes_on(tmp_path: Path) -> None:
     async with open_console(servers=1, state_dir=str(tmp_path)) as console:
         await console.gateway.prompt_sync(writing())
@@ -311,6 +316,7 @@ async def test_a_search_that_finds_nothing_asks_before_it_goes_on(tmp_path: Path
         )
 
 
+@pytest.mark.long
 async def test_pages_that_cannot_be_loaded_are_told_and_tried_again(tmp_path: Path) -> None:
     async with open_console(servers=1, state_dir=str(tmp_path)) as console:
         await console.gateway.prompt_sync(writing())

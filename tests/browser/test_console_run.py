@@ -145,6 +145,7 @@ async def test_a_run_shows_its_progress_while_it_goes_on(tmp_path: Path) -> None
         await page.wait_for_selector("#panel [data-state=succeeded] img")
 
 
+@pytest.mark.long
 async def test_a_run_is_cancelled_beside_its_form(tmp_path: Path) -> None:
     folder = every_folder(tmp_path / "workflows")
     async with open_console(servers=1, step_seconds=60, workflows_dir=folder) as console:
@@ -170,6 +171,7 @@ async def test_the_code_follows_the_values(run_console: Console) -> None:
     await page.wait_for_selector(".toast:has-text('Copied.')")
 
 
+@pytest.mark.long
 async def test_without_scripts_a_form_leads_to_its_job(tmp_path: Path) -> None:
     folder = every_folder(tmp_path / "workflows")
     async with open_console(servers=1, javascript=False, workflows_dir=folder) as console:
@@ -184,6 +186,7 @@ async def test_without_scripts_a_form_leads_to_its_job(tmp_path: Path) -> None:
         assert (used["prompt"], used["lossless"]) == ("a fox\nin the snow", False)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 async def test_the_pages_fit_a_phone_and_are_accessible(tmp_path: Path, scheme: Any) -> None:
     folder = every_folder(tmp_path / "workflows")

@@ -70,6 +70,7 @@ async def test_a_person_signs_in_reads_who_used_what_and_signs_out(
         await page.get_by_label("API key").wait_for()
 
 
+@pytest.mark.long
 async def test_usage_and_keys_fit_a_phone(tmp_path: Path) -> None:
     keys = table("a" * 64, ROOT, "admin")
     keys += table("alice", ALICE, max_queued=5, per_minute=10, user_header="X-User") + table("bob", BOB)
@@ -87,6 +88,7 @@ async def test_usage_and_keys_fit_a_phone(tmp_path: Path) -> None:
             await accessible(console.page)
 
 
+@pytest.mark.long
 async def test_the_days_are_chosen_with_the_keyboard_alone(keys_path: Path) -> None:
     async with open_console(keys_file=keys_path) as console:
         await _use(console)
@@ -109,6 +111,7 @@ async def test_the_days_are_chosen_with_the_keyboard_alone(keys_path: Path) -> N
         await tab_to(page, "What was used")
 
 
+@pytest.mark.long
 async def test_usage_needs_no_javascript(keys_path: Path) -> None:
     async with open_console(servers=1, javascript=False, keys_file=keys_path) as console:
         page = console.page
