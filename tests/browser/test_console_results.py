@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from comfyui.jobs.journal.sqlite import FILE_NAME
-from tests.support.console import DESK, PHONE, Console, accessible, fits, open_console, tab_to
+from tests.support.console import DESK, PHONE, Console, accessible, fits, open_console, sign_in, tab_to
 from tests.support.engine_workflows import txt2img, writing
 from tests.support.keys import ALICE, BOB
 from tests.support.many_jobs import many_jobs
@@ -221,10 +221,7 @@ async def test_each_user_sees_its_own(keys_path: Path) -> None:
         await console.sign_in(ALICE, "/console/results")
         await shown_images(console.page, 1)
         other = await console.another()
-        await other.goto(f"{console.gateway.url}/login")
-        await other.get_by_label("API key").fill(BOB)
-        await other.get_by_role("button", name="Sign in").click()
-        await other.goto(f"{console.gateway.url}/console/results")
+        await sign_in(other, f"{console.gateway.url}/console/results", BOB)
         await other.get_by_text("Nothing has ended yet").wait_for()
 
 

@@ -52,7 +52,7 @@ def test_two_servers_do_not_share_a_name() -> None:
 
 @pytest.mark.parametrize("second", ["gpu-2=a:8188", "gpu-2=http://a:8188/", "gpu-2=a"])
 def test_an_address_is_one_server(second: str) -> None:
-    with pytest.raises(ValueError, match="'http://a:8188' stands there more than once"):
+    with pytest.raises(ValueError, match="'http://a:8188' is listed more than once"):
         Settings(comfyui_server_address=("gpu-1=a:8188", second))
 
 

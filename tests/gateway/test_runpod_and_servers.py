@@ -143,7 +143,9 @@ async def test_what_was_sent_to_an_endpoint_that_is_not_used_any_more_is_not_run
     if then == {"backend": "comfyui"}:
         settings = {"state_dir": tmp_path / "state", "queue": "gateway"}
     async with running_gateway(engine.url, **settings | then) as gateway:
-        assert "was sent to runpod:endpoint1, which runs no prompts" in error_of(await history(gateway, prompt_id))
+        assert "was sent to runpod:endpoint1, which no longer runs prompts" in error_of(
+            await history(gateway, prompt_id)
+        )
     assert (executions(engine), endpoint.runs) == ({}, 1)
 
 

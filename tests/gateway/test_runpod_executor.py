@@ -776,7 +776,7 @@ def test_a_start_without_key_or_endpoint_names_them(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("RUNPOD_API_KEY", "secret")
     assert load(Settings).backend == ("runpod",)
     monkeypatch.setenv("COMFYUI_SERVER_ADDRESS", "a:1,b:2")
-    with pytest.raises(SettingsError, match="COMFYUI_SERVER_ADDRESS: with BACKEND=runpod one"):
+    with pytest.raises(SettingsError, match="COMFYUI_SERVER_ADDRESS: BACKEND=runpod takes one address"):
         load(Settings)
     monkeypatch.setenv("BACKEND", "comfyui,runpod")
     assert load(Settings).options().handler.queue.queue == "gateway"
@@ -788,7 +788,7 @@ def test_a_start_without_key_or_endpoint_names_them(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("value", ["", "comfy", "runpod,runpod", "comfyui,runpod,x"])
 def test_a_backend_that_is_none_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("BACKEND", value)
-    with pytest.raises(SettingsError, match=r"BACKEND: .*comfyui, runpod or both are wanted"):
+    with pytest.raises(SettingsError, match=r"BACKEND: .*must be comfyui, runpod or both"):
         load(Settings)
 
 

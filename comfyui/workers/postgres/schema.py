@@ -88,7 +88,7 @@ def _checked(name: str) -> str:
     if not name or "\0" in name or "$" in name or "\\" in name or "\n" in name:
         raise ValueError(f"{name!r} cannot be used as a name: empty, or it has a dollar sign, backslash or line break")
     if len(name.encode()) > _LONGEST_NAME:
-        raise ValueError(f"{name!r} is longer than the {_LONGEST_NAME} bytes that Postgres allows")
+        raise ValueError(f"the name {name!r} is longer than the {_LONGEST_NAME} bytes that Postgres allows")
     return name
 
 
