@@ -78,6 +78,7 @@ run: $(VENV_GATEWAY)/.ready ## serve: in front of COMFYUI_SERVER_ADDRESS where i
 
 test: setup $(VENV_RUNPOD)/.ready $(VENV_LITTLEHORSE)/.ready $(TYPES)/node_modules/.ready ## the whole suite (COMFYUI_TEST_URL=http://... also holds it against a real ComfyUI)
 	@$(MAKE) --no-print-directory --jobs 2 test-main test-sdks
+	$(BIN)/python -m pytest tests/browser -m "not long" --numprocesses 2 --dist worksteal
 	$(BIN)/python -m pytest -m alone $$(grep -rl --include='test_*.py' 'mark\.alone' tests)
 
 # pytest rewrites the assertions of each test module once. Six processes that begin together would all do all of it.
@@ -87,7 +88,7 @@ $(REWRITTEN): $(VENV)/.ready $(shell find tests -name 'test_*.py')
 
 # Tests wait more than they compute: one suite after the other would leave half of two cores idle.
 test-main: $(REWRITTEN)
-	$(BIN)/python -m pytest -m "not alone and not long" --numprocesses 6 --dist worksteal
+	$(BIN)/python -m pytest -m "not alone" --ignore tests/browser --numprocesses 6 --dist worksteal
 
 # Each of these tests has a browser, a gateway and three servers of its own, which takes two cores.
 test-browser: setup $(TYPES)/node_modules/.ready ## all tests of the console in a browser: make test runs the first half of them
