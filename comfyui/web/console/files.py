@@ -25,7 +25,7 @@ from comfyui.transport.body import OpenBody
 from comfyui.web.api.streams import content_disposition
 from comfyui.web.console.errors import ConsoleRoute
 from comfyui.web.console.viewer import visitor_of
-from comfyui.web.front.gateway_state import gateway_of
+from comfyui.web.front.gateway_state import GatewayState, gateway_of
 from comfyui.web.v2 import contents
 
 router = APIRouter(route_class=ConsoleRoute, include_in_schema=False, default_response_class=Response)
@@ -115,6 +115,17 @@ def kind_of(output: JobOutput) -> str:
         return "text"
     medium = shown_type(output).partition("/")[0]
     return medium if medium in {"image", "video", "audio"} else "file"
+
+
+def file_path(prompt_id: str, index: int) -> str:
+    """Where a page finds the output at this place among all of its job, below the root."""
+    return f"console/files/{prompt_id}/{index}"
+
+
+def thumbnail_path(gateway: GatewayState, prompt_id: str, index: int, output: JobOutput) -> str:
+    """Where it finds a small picture of the output; "" where none is made."""
+    is_made = output.file is not None and gateway.thumbnails.are_made_of(output.content_type)
+    return f"console/thumbs/{prompt_id}/{index}" if is_made else ""
 
 
 async def _found(request: Request) -> FoundOutput:

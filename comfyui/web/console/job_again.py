@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -22,6 +21,7 @@ from comfyui.offload import in_thread, offloaded
 from comfyui.outputs.delivery import Order
 from comfyui.web.api.named_runs import named_of
 from comfyui.web.console.job_found import Found
+from comfyui.web.console.run_kept import FilesOfStore
 from comfyui.web.console.texts import TEXTS
 from comfyui.web.console.viewer import Visitor
 from comfyui.web.front.gateway_state import gateway_of
@@ -74,21 +74,6 @@ def _check_may_run(request: Request, visitor: Visitor, found: Found, *, changed:
         raise ComfyUIConflictError(TEXTS.job.other_version.format(name=call.name))
 
 
-class _Files(SpooledFiles):
-    """Files of the store of inputs, as if they came with the request."""
-
-    def __init__(self, stored: StoredFiles, contents: Mapping[str, Content]) -> None:
-        paths = {name: one.source for name, one in contents.items() if isinstance(one.source, Path)}
-        super().__init__(Path(), paths, {name: contents[name].digest for name in paths})
-        self._stored = stored
-
-    def hold(self) -> None:
-        self._stored.hold()
-
-    def release(self) -> None:
-        self._stored.release()
-
-
 class _Inputs:
     """The inputs that a job has in the store."""
 
@@ -114,7 +99,7 @@ class _Inputs:
             shown = named([*missing, *lost], len(missing) + len(lost))
             raise ComfyUIConflictError(TEXTS.job.no_inputs.format(names=shown))
         restored = posted.model_copy(update={"prompt": prompt, "images": tuple(images)})
-        return restored, _Files(self._stored, files) if files else None
+        return restored, FilesOfStore(self._stored, files) if files else None
 
     async def _with_texts(self, prompt: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
         """The graph with the data URIs that it came with, and those of them that are gone."""

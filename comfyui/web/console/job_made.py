@@ -11,7 +11,7 @@ from comfyui.assets.outputs import outputs_of
 from comfyui.limits import short
 from comfyui.models import OutputFile, PromptResult
 from comfyui.offload import offloaded
-from comfyui.web.console.files import kind_of
+from comfyui.web.console.files import file_path, kind_of, thumbnail_path
 from comfyui.web.console.job_found import Found
 from comfyui.web.front.gateway_state import gateway_of
 from comfyui.workflows.api_format import node_title
@@ -59,15 +59,13 @@ async def made_by(request: Request, found: Found) -> list[Made]:
     shown = []
     for index, output in enumerate(made.outputs[:_MOST]):
         stored = made.stored.get(output.id)
-        place = f"{found.prompt_id}/{index}"
-        has_thumbnail = output.file is not None and gateway.thumbnails.are_made_of(output.content_type)
         one = Made(
             name=output.name,
             kind=kind_of(output),
             content_type=output.content_type,
-            path="" if output.file is None else f"console/files/{place}",
+            path="" if output.file is None else file_path(found.prompt_id, index),
             node=names.get(output.node_id) or node_title(found.prompt, output.node_id),
-            thumbnail=f"console/thumbs/{place}" if has_thumbnail else "",
+            thumbnail=thumbnail_path(gateway, found.prompt_id, index, output),
             text=short(output.text, _LONGEST_TEXT),
             size=stored.size if stored is not None else 0,
             problem=problems.get(output.file, "") if output.file is not None else "",

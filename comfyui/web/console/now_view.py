@@ -16,7 +16,7 @@ from comfyui.servers.backend import Backend
 from comfyui.servers.server import Health, Server
 from comfyui.web.comfyui.externals import OWNER
 from comfyui.web.console.pages import render
-from comfyui.web.console.queue_rows import QueuePart, QueueRow, priorities_of, queue_part, records_of
+from comfyui.web.console.queue_rows import QueuePart, QueueRow, priorities_of, queue_part, records_of, workflow_name_of
 from comfyui.web.console.running_jobs import RunningJob, RunningJobs
 from comfyui.web.console.server_facts import Device, ServerFacts
 from comfyui.web.console.viewer import Visitor
@@ -161,12 +161,11 @@ class NowView:
 
     def _shown(self, one: Standing, record: JobRecord | None, etas: EtasNow) -> ShownJob:
         job = self._handler.standing.job(one.prompt_id)
-        entry, call = (None, None) if job is None else (job.entry, job.call)
-        name = record.workflow_name if record is not None else call.name if call is not None else None
+        entry = None if job is None else job.entry
         return ShownJob(
             prompt_id=one.prompt_id,
             owner=one.owner,
-            name=name or "",
+            name=workflow_name_of(record, job),
             server=one.server,
             started_at=(entry.started_at if entry is not None else None) or 0.0,
             ends_at=self._ends_at(one.prompt_id, etas.of(one.prompt_id).ends_s),

@@ -12,6 +12,7 @@ from comfyui.exceptions import JournalError
 from comfyui.handler import ComfyUIHandler
 from comfyui.jobs.etas import EtasNow
 from comfyui.jobs.forecast import Eta
+from comfyui.jobs.job import Job
 from comfyui.jobs.journal.records import JobRecord
 from comfyui.jobs.standing import Waits
 from comfyui.owners import HIGHEST_PRIORITY
@@ -61,14 +62,13 @@ def queue_row(
     """The row of a job. `record`: None where the journal does not have it, or not yet."""
     prompt_id = one.standing.prompt_id
     job = handler.standing.job(prompt_id)
-    entry, call = (None, None) if job is None else (job.entry, job.call)
-    name = record.workflow_name if record is not None else call.name if call is not None else None
+    entry = None if job is None else job.entry
     queued_at = record.queued_at if record is not None else entry.queued_at if entry is not None else 0.0
     ahead = None if one.place is None else one.place - 1
     return QueueRow(
         prompt_id=prompt_id,
         owner=one.standing.owner,
-        name=name or "",
+        name=workflow_name_of(record, job),
         labels=() if record is None else tuple(sorted(record.labels.items())),
         priority=0 if record is None else record.priority,
         place=one.place,
@@ -78,6 +78,13 @@ def queue_row(
         is_late=one.place is None and one.standing.server is None,
         may_move=visitor.may_change and record is not None and handler.queue.has_no_turn(prompt_id),
     )
+
+
+def workflow_name_of(record: JobRecord | None, job: Job | None) -> str:
+    """The name of the workflow that a job runs; "" if a graph was sent. Either may be None: not known, or not yet."""
+    if record is not None:
+        return record.workflow_name or ""
+    return job.call.name if job is not None and job.call is not None else ""
 
 
 async def records_of(handler: ComfyUIHandler, prompt_ids: Sequence[str]) -> Mapping[str, JobRecord]:

@@ -14,7 +14,7 @@ from comfyui.jobs.journal.records import ENDS, JobFilter, JobRecord, State
 from comfyui.labels import check_label
 from comfyui.web.api.named_runs import seen_files
 from comfyui.web.console.errors import ConsoleRoute
-from comfyui.web.console.files import kind_of
+from comfyui.web.console.files import file_path, kind_of, thumbnail_path
 from comfyui.web.console.pages import page
 from comfyui.web.console.texts import TEXTS
 from comfyui.web.console.viewer import Visitor, visitor_of
@@ -156,13 +156,11 @@ def _result(gateway: GatewayState, job: JobRecord, outputs: Sequence[JobOutput])
 
 
 def _tile(gateway: GatewayState, job: JobRecord, index: int, output: JobOutput) -> Tile:
-    place = f"{job.prompt_id}/{index}"
-    has_thumbnail = output.file is not None and gateway.thumbnails.are_made_of(output.content_type)
     return Tile(
         output.name,
         kind_of(output),
-        f"console/files/{place}",
+        file_path(job.prompt_id, index),
         output.name.rpartition(".")[2].upper()[:8] if "." in output.name else "",
-        f"console/thumbs/{place}" if has_thumbnail else "",
+        thumbnail_path(gateway, job.prompt_id, index, output),
         output.text[:_LONGEST_TEXT],
     )

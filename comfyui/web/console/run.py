@@ -24,7 +24,7 @@ from comfyui.web.console.errors import ConsoleRoute
 from comfyui.web.console.pages import HEADERS, fragment, page, render, root_of
 from comfyui.web.console.run_code import NamedRun, as_curl, as_javascript, as_python
 from comfyui.web.console.run_fields import fields_of
-from comfyui.web.console.run_kept import KeptAndSent, KeptFiles, kept_files
+from comfyui.web.console.run_kept import FilesOfStore, KeptFiles, kept_files
 from comfyui.web.console.run_result import ShownRun, shown_run
 from comfyui.web.console.run_values import (
     BASE,
@@ -143,7 +143,8 @@ class _Posted:
         try:
             submitted = await form_submission(request, workflow, read, lists=lists, more_parts=more, kept=kept)
             if self.kept is not None:
-                submitted = replace(submitted, files=KeptAndSent(self.kept, names, submitted.files))
+                used = {names[name]: self.kept.contents[name] for name in names}
+                submitted = replace(submitted, files=FilesOfStore(self.kept.stored, used, submitted.files))
             with submitted:
                 prompt_id = str(uuid4())
                 structlog.contextvars.bind_contextvars(prompt_id=prompt_id)

@@ -50,17 +50,21 @@ async def kept_files(gateway: GatewayState, record: JobRecord, workflow: NamedWo
     return KeptFiles(stored, {name: one for name, one in found.items() if name in files and one.size})
 
 
-class KeptAndSent(SpooledFiles):
-    """Files that a form sent, and files of the store beside them."""
+class FilesOfStore(SpooledFiles):
+    """Files of the store of inputs, as if they came with the request, and beside them what came with it.
 
-    def __init__(self, kept: KeptFiles, names: Mapping[str, str], sent: SpooledFiles | None) -> None:
-        used = {names[name]: kept.contents[name] for name in names}
-        paths = {name: one.source for name, one in used.items() if isinstance(one.source, Path)}
-        digests = {name: used[name].digest for name in paths}
+    Args:
+        contents: by the name that the request has for the file; `stored` keeps them there.
+        sent: what came with the request; None where nothing did.
+    """
+
+    def __init__(self, stored: StoredFiles, contents: Mapping[str, Content], sent: SpooledFiles | None = None) -> None:
+        paths = {name: one.source for name, one in contents.items() if isinstance(one.source, Path)}
+        digests = {name: contents[name].digest for name in paths}
         if sent is not None:
             paths, digests = {**paths, **sent.paths}, {**digests, **sent.digests}
         super().__init__(Path(), paths, digests)
-        self._stored, self._sent = kept.stored, sent
+        self._stored, self._sent = stored, sent
 
     def hold(self) -> None:
         self._stored.hold()
