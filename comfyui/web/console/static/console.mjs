@@ -63,6 +63,32 @@ document.addEventListener('submit', async (event) => {
   }
 })
 
+/** The page at an address of ours, as a document. Throws where the gateway gives another one, such as the sign-in page. */
+export async function pageAt(address) {
+  const answer = await fetch(address, { headers: { Accept: 'text/html' } })
+  if (!answer.ok || answer.redirected) throw new Error(answer.statusText)
+  return new DOMParser().parseFromString(await answer.text(), 'text/html')
+}
+
+/** Makes a function that runs `work` once at a time; a call meanwhile has it run once more. */
+export function oneAtATime(work) {
+  let isRunning = false
+  let again = false
+  return async () => {
+    again = true
+    if (isRunning) return
+    isRunning = true
+    try {
+      while (again) {
+        again = false
+        await work()
+      }
+    } finally {
+      isRunning = false
+    }
+  }
+}
+
 const relative = new Intl.RelativeTimeFormat(document.documentElement.lang, { numeric: 'auto', style: 'short' })
 const units = [['second', 60], ['minute', 60], ['hour', 24], ['day', Infinity]]
 

@@ -1,6 +1,6 @@
 // The page of one job: what changes while it waits and runs, and its workflow in ComfyUI's own page.
 
-import { root, tell } from './console.mjs'
+import { oneAtATime, pageAt, root, tell } from './console.mjs'
 import { morph, openFeed } from './feed.mjs'
 
 const LOOK_EVERY_MS = 200
@@ -16,9 +16,7 @@ function showOpeners() {
 
 /** Brings the job up to date. Returns whether it has ended. */
 async function renew() {
-  const answer = await fetch(window.location.href, { headers: { Accept: 'text/html' } })
-  if (!answer.ok) return false
-  const fresh = new DOMParser().parseFromString(await answer.text(), 'text/html').getElementById('job')
+  const fresh = (await pageAt(window.location.href)).getElementById('job')
   if (!fresh) return false
   job.dataset.state = fresh.dataset.state
   morph(job, fresh.innerHTML)
@@ -28,27 +26,21 @@ async function renew() {
 
 function follow() {
   const id = job.dataset.job
-  let renewing
+  let isOver = false
   let renewedAt = Date.now()
   let later
 
-  /** One at a time, and once more for what came meanwhile. */
+  const renewed = oneAtATime(async () => {
+    if (isOver) return
+    renewedAt = Date.now()
+    isOver = await renew().catch(() => false)
+    if (isOver) feed.close()
+  })
+
   function again() {
     clearTimeout(later)
     later = undefined
-    if (renewing) {
-      renewing.again = true
-      return
-    }
-    const now = (renewing = { again: false })
-    renewedAt = Date.now()
-    renew()
-      .catch(() => false)
-      .then((isOver) => {
-        renewing = undefined
-        if (isOver) feed.close()
-        else if (now.again) again()
-      })
+    renewed()
   }
 
   const feed = openFeed({

@@ -1,19 +1,18 @@
 // The queue: what a visitor has changed is shown at once, and a box that selects all that the page has.
 
+import { oneAtATime, pageAt } from './console.mjs'
 import { morph, openFeed } from './feed.mjs'
 
 const queue = document.getElementById('queue')
 
 /** Loads this page again, and changes what is different: what has the focus, is typed or selected stays. */
 export async function show() {
-  let answer
+  let page
   try {
-    answer = await fetch(window.location.href, { headers: { Accept: 'text/html' } })
+    page = await pageAt(window.location.href)
   } catch {
     return // The feed, or the next change, says so.
   }
-  if (!answer.ok) return
-  const page = new DOMParser().parseFromString(await answer.text(), 'text/html')
   morph(queue, page.getElementById('queue').innerHTML)
   prepare()
 }
@@ -35,21 +34,11 @@ queue.addEventListener('change', (event) => {
 })
 queue.addEventListener('done', show)
 
-let isShowing = false
-let isOld = false
-
 /** At most once in two seconds: with a long queue there is always something. */
-async function follow() {
-  isOld = true
-  if (isShowing) return
-  isShowing = true
-  while (isOld) {
-    isOld = false
-    await show()
-    await new Promise((resolve) => setTimeout(resolve, 2000))
-  }
-  isShowing = false
-}
+const follow = oneAtATime(async () => {
+  await show()
+  await new Promise((resolve) => setTimeout(resolve, 2000))
+})
 
 prepare()
 openFeed({ want: ['changes'], on: { changes: follow, open: follow } })

@@ -1,6 +1,6 @@
 // Results that go on while one scrolls: the next page is loaded before its link is reached, and pages that are far from
 // the window are emptied, at their height, until they come near again. The browser never has more than a few of them.
-import { writeTimes } from './console.mjs'
+import { pageAt, writeTimes } from './console.mjs'
 import { openFeed } from './feed.mjs'
 import { viewPictures } from './viewer.mjs'
 
@@ -12,9 +12,7 @@ const MOST_EMPTY = 5
 let empty = 0
 
 async function load(address) {
-  const answer = await fetch(address, { headers: { Accept: 'text/html' } })
-  if (!answer.ok || answer.redirected) throw new Error(answer.statusText)
-  const found = new DOMParser().parseFromString(await answer.text(), 'text/html')
+  const found = await pageAt(address)
   return { page: found.querySelector('[data-results] .page'), more: found.querySelector('[data-more]') }
 }
 

@@ -1,6 +1,6 @@
 // The form of a named workflow: sliders, dice, files by drop and paste, the run beside it, and its call as code.
 // Numbers are texts here all the way: a JavaScript number changes whole numbers beyond 2^53.
-import { root, send, tell, writeTimes } from './console.mjs'
+import { oneAtATime, pageAt, root, send, tell, writeTimes } from './console.mjs'
 import { morph, openFeed } from './feed.mjs'
 
 const form = document.querySelector('#run')
@@ -216,17 +216,13 @@ form.addEventListener('keydown', (event) => {
 async function follow(id) {
   feed?.close()
   feed = null
-  const followed = { isLooking: false, again: false, isEnded: false }
+  const followed = { isEnded: false }
   current = followed
 
-  async function look() {
+  const look = oneAtATime(async () => {
     if (followed !== current || followed.isEnded) return
-    followed.again = followed.isLooking
-    if (followed.isLooking) return
-    followed.isLooking = true
     const answer = await fetch(form.dataset.jobs + id).catch(() => null)
     const html = answer?.ok ? await answer.text() : null
-    followed.isLooking = false
     if (followed !== current) return
     if (html === null) {
       setTimeout(look, AGAIN_MS)
@@ -237,8 +233,8 @@ async function follow(id) {
       followed.isEnded = true
       feed?.close()
       await ended()
-    } else if (followed.again) await look()
-  }
+    }
+  })
 
   const waits = () => panel.querySelector('[data-state=queued]') !== null
   await look()
@@ -252,9 +248,8 @@ async function follow(id) {
 
 /** A run has ended: it is among the recent ones. */
 async function ended() {
-  const answer = await fetch(form.action).catch(() => null)
-  if (!answer?.ok) return
-  const other = new DOMParser().parseFromString(await answer.text(), 'text/html')
+  const other = await pageAt(form.action).catch(() => null)
+  if (other === null) return
   document.querySelector('[data-recent]').replaceWith(other.querySelector('[data-recent]'))
   writeTimes()
 }
