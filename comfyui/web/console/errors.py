@@ -6,17 +6,14 @@ from collections.abc import Callable, Coroutine
 from http import HTTPStatus
 from typing import Any
 
-import structlog
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
 
 from comfyui.exceptions import ComfyUIError, error_body_of
 from comfyui.web.console.actions import wants_json
 from comfyui.web.console.pages import HEADERS, page
-from comfyui.web.front.errors import json_response
+from comfyui.web.front.errors import json_response, log_failure
 from comfyui.web.front.request_state import state_of
-
-_log = structlog.get_logger(__name__)
 
 
 class ConsoleRoute(APIRoute):
@@ -37,7 +34,7 @@ class ConsoleRoute(APIRoute):
 def error_page(request: Request, error: ComfyUIError) -> Response:
     """The answer to a request that failed, with the error's status."""
     request_id = state_of(request.scope).request_id
-    _log.log(40 if error.status >= 500 else 20, "request.failed", type=error.code, status=error.status)
+    log_failure(error)
     if wants_json(request):
         body = error_body_of(error, request_id=request_id)
         return json_response(error.status, {**body, "message": error.detail}, HEADERS)

@@ -92,11 +92,16 @@ def refusal(scope: Scope, status: int, detail: str, headers: Mapping[str, str] |
 async def answer_error(request: Request, error: Exception) -> Response:
     """The answer of an endpoint that raised a `ComfyUIError`, and its line in the log."""
     assert isinstance(error, ComfyUIError)  # noqa: S101 - what it is called for
+    log_failure(error)
+    return error_response(error, request.scope)
+
+
+def log_failure(error: ComfyUIError) -> None:
+    """The line of the log for a request that was answered with this error."""
     fields: dict[str, Any] = {"type": error.code, "status": error.status, "detail": error.detail}
     if isinstance(error, ComfyUITaskError) and error.traceback_tail:
         fields["traceback_tail"] = "\n".join(error.traceback_tail)
     _log.log(40 if error.status >= 500 else 20, "request.failed", prompt_id=error.prompt_id, **fields)
-    return error_response(error, request.scope)
 
 
 def install_error_handlers(app: FastAPI) -> None:
