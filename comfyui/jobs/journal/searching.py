@@ -10,7 +10,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from comfyui import jsonio
 from comfyui.jobs.journal.cursor import cursor_of
@@ -68,8 +68,11 @@ async def search(candidates: Candidates, narrowed: JobFilter, limit: int, before
 
 def candidates_in(database: sqlite3.Connection, narrowed: JobFilter, before: int | None, limit: int) -> list[Candidate]:
     """See `Candidates`; on the journal's own thread."""
-    rows = page_of(database, narrowed, before, limit, ", body_id")
-    return some_of(_candidate(database, tuple(row), body_id) for *row, body_id in rows)
+    rows = page_of(database, narrowed, before, limit, ", jobs.seq, jobs.created_at, body_id")
+    return some_of(
+        Candidate(seq, created_at, partial(job_of, tuple(row)), _beginning(database, body_id) if body_id else None)
+        for *row, seq, created_at, body_id in rows
+    )
 
 
 def some_of(candidates: Iterable[Candidate]) -> list[Candidate]:
@@ -82,15 +85,6 @@ def some_of(candidates: Iterable[Candidate]) -> list[Candidate]:
         if size >= _BYTES_TOGETHER:
             break
     return found
-
-
-# Their positions in a row of `JOB_COLUMNS`.
-_SEQ, _CREATED_AT = 16, 3
-
-
-def _candidate(database: sqlite3.Connection, row: tuple[Any, ...], body_id: int) -> Candidate:
-    body = _beginning(database, body_id) if body_id else None
-    return Candidate(row[_SEQ], row[_CREATED_AT], partial(job_of, row), body)
 
 
 def _beginning(database: sqlite3.Connection, body_id: int) -> bytes:
