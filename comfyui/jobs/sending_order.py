@@ -15,7 +15,7 @@ from comfyui.tasks import happens_within
 
 
 class SendingOrder:
-    """Asks the scheduler's servers. `in_turn_s`: so long a job waits for each one before it."""
+    """Asks the scheduler's servers. `in_turn_s`: the longest wait of a job for each job before it."""
 
     def __init__(self, servers: Servers, in_turn_s: float) -> None:
         self._servers = servers

@@ -26,7 +26,7 @@ _MOST_BYTES = 4_000_000
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """What came of a change.
+    """The outcome of a change.
 
     Attributes:
         message: what the visitor is told.

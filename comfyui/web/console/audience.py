@@ -19,8 +19,8 @@ from comfyui.web.console.viewer import Visitor
 _ENDS_KEPT = 200
 Wants = frozenset[str]
 WANTS: Wants = frozenset({"servers", "queue", "progress", "previews", "ended", "changes"})
-"""What a page can want to be told: HTML of the cards and of the queue, how far jobs are, their pictures, that one has
-ended, and that the queue has changed."""
+"""The kinds of news that a page can ask for: HTML of the cards and of the queue, the progress of jobs, their previews,
+the end of a job, and a change of the queue."""
 ALIVE = b"event: alive\ndata: 1\n\n"
 
 
@@ -56,7 +56,7 @@ class Audience:
 
     @property
     def wants(self) -> Wants:
-        """What any of the consoles wants."""
+        """The kinds of news that at least one of the consoles wants."""
         return frozenset().union(*(console.wants for console in self.consoles))
 
     def follows(self, prompt_id: str, owner: str | None) -> bool:
@@ -64,11 +64,11 @@ class Audience:
         return self.job in {None, prompt_id} and self.visitor.sees(owner)
 
     def tell(self, kind: str, message: bytes) -> None:
-        """From now on this is what they are told of this kind."""
+        """Sets the message of this kind that the consoles are sent from now on."""
         self._told[kind] = self._changes.next(), message
 
     def show(self, parts: NowParts, view: NowView) -> None:
-        """This is what they see now: what has changed of it is written anew."""
+        """Sets what the consoles see now, and writes the parts that have changed."""
         before, self._parts = self._parts, parts
         wants = self.wants
         if "servers" in wants and ("servers" not in self._told or before is None or before.tops != parts.tops):
@@ -129,17 +129,17 @@ class Console:
             self._told = self._changes.number
 
     def show_life(self) -> None:
-        """It is told that the gateway is there, where there is nothing else."""
+        """Sends a sign of life, if there is no other news."""
         self._is_alive = True
         self._news.set()
 
     def end(self) -> None:
-        """It is told nothing more."""
+        """Ends the feed: the console is sent nothing more."""
         self._is_over = True
         self._news.set()
 
     async def messages(self, first: bytes) -> AsyncGenerator[bytes, None]:
-        """What it is told: first how all is now, then what changes, for as long as it is not ended."""
+        """The messages for this console: first the present state, then each change, until the console is ended."""
         while not self._is_over:
             self._news.clear()
             message = first + self.audience.news(self._told, self.wants)

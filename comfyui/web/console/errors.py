@@ -1,4 +1,4 @@
-"""What a visitor sees of an error: a page with the reason, or the reason alone where a module of ours asks."""
+"""Shows an error to a visitor: a page with the reason, or only the reason if a module of ours asks."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ from comfyui.web.console.viewer import Visitor
 PROGRESS_EVERY_S = 0.08
 """Between two messages of progress."""
 _LOOK_EVERY_S = 0.5
-# Of a server that goes down, say, nobody is told.
+# Some changes, such as a server that goes down, send no event.
 _LOOK_UNASKED_S = 1.0
 _REST = 9
 # Ends that wait to be told while the journal cannot be read.
@@ -73,7 +73,7 @@ class Consoles:
 
     @property
     def audiences(self) -> Sequence[Audience]:
-        """Who looks now."""
+        """The audiences that have an open console."""
         return list(self._audiences.values())
 
     # Who looks
@@ -106,7 +106,7 @@ class Consoles:
                 self._stop()
 
     async def messages(self, console: Console, first: bytes = b"") -> AsyncGenerator[bytes, None]:
-        """What a console is told, until it or the gateway ends. `first`: told before all else."""
+        """The messages of a console, until it or the gateway ends. `first`: sent before all others."""
         await self._look_for(console.audience)
         hello = {"alive_s": self.alive_s, "digest": static_files().digest}
         first = b"retry: 1000\nevent: hello\ndata: " + jsonio.dumps(hello) + b"\n\n" + first
@@ -121,7 +121,7 @@ class Consoles:
         self._tasks.start(self._show_life(), "consoles alive")
 
     def _stop(self) -> None:
-        """Nobody looks any more."""
+        """Stops the work: no console is open any more."""
         self._hearing.close()
         self._always.start(self._tasks.close(), "consoles stop")
         if self._timer is not None:
@@ -174,7 +174,7 @@ class Consoles:
         self._change()
 
     def _change(self) -> None:
-        """What waits or runs is another matter now."""
+        """The queue or the running jobs have changed."""
         self._has_changed = True
         self._news.set()
 
@@ -213,7 +213,7 @@ class Consoles:
         try:
             await self._look_on()
         except Exception:
-            self._end_all()  # they come back, and all begins anew
+            self._end_all()  # the pages connect again and get the present state
             raise
 
     async def _look_on(self) -> None:
@@ -243,7 +243,7 @@ class Consoles:
             audience.wake()
 
     async def _look_for(self, audience: Audience) -> None:
-        """Write anew what has changed of what the audience sees."""
+        """Writes the parts that have changed for this audience."""
         if audience.wants & {"servers", "queue"}:
             audience.show(await self.view.look(audience.visitor), self.view)
 
@@ -267,7 +267,7 @@ class Consoles:
 
 
 def ended_message(prompt_id: str, state: str) -> bytes:
-    """What pages are told when a job has ended."""
+    """The message that a job has ended."""
     return b"event: ended\ndata: " + jsonio.dumps({"id": prompt_id, "state": state}) + b"\n\n"
 
 

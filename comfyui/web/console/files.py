@@ -1,4 +1,4 @@
-"""What jobs have made, for pages of the console: a file as it is, and a small picture of it.
+"""The outputs of jobs, for pages of the console: a file as it is, and a small picture of it.
 
 Nodes write whatever they like, and a page or an SVG of theirs must not run as ours. So only types in which nothing can
 run are shown by the browser; everything else it saves. And what it shows has a policy that lets nothing run.
@@ -118,12 +118,12 @@ def kind_of(output: JobOutput) -> str:
 
 
 def file_path(prompt_id: str, index: int) -> str:
-    """Where a page finds the output at this place among all of its job, below the root."""
+    """The path, below the root, of the output with this place among all outputs of its job."""
     return f"console/files/{prompt_id}/{index}"
 
 
 def thumbnail_path(gateway: GatewayState, prompt_id: str, index: int, output: JobOutput) -> str:
-    """Where it finds a small picture of the output; "" where none is made."""
+    """The path of a small picture of the output; "" if there is none."""
     is_made = output.file is not None and gateway.thumbnails.are_made_of(output.content_type)
     return f"console/thumbs/{prompt_id}/{index}" if is_made else ""
 

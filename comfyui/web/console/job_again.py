@@ -27,7 +27,7 @@ from comfyui.web.console.viewer import Visitor
 from comfyui.web.front.gateway_state import gateway_of
 
 Change = Callable[[Mapping[str, Any]], dict[str, Any]]
-"""Makes another graph of the one that was sent."""
+"""Makes another graph from the graph that was sent."""
 _MISSING = named_by_hash("")
 
 

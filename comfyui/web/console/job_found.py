@@ -108,7 +108,7 @@ async def _result_of(prompt_id: str, kept: KeptJob | None) -> PromptResult | Non
 
 
 async def _of_comfyui(gateway: GatewayState, visitor: Visitor, look: Look) -> Found:
-    """A prompt that somebody sent to a server past the gateway, or whose job the gateway has forgotten."""
+    """A prompt that was sent to a server past the gateway, or whose job the gateway has forgotten."""
     state, result, error = look.state, None, None
     if not visitor.sees(None):
         raise ComfyUINotFoundError(UNKNOWN)

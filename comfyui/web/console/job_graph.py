@@ -115,7 +115,7 @@ def nodes_of(prompt: Prompt) -> list[Node]:
 def changed(prompt: Prompt, shown: Prompt, fields: Mapping[str, str]) -> tuple[dict[str, Any], int]:
     """A copy of the graph with what a form says, and how many values differ from before.
 
-    What the form leaves as it was shown stays as it is in the graph.
+    A value that the visitor did not change stays as it is in the graph.
 
     Args:
         shown: the graph as the form has it.

@@ -1,4 +1,4 @@
-"""What a job has made, as its page shows it."""
+"""The outputs of a job, as its page shows them."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Made:
 
 
 async def made_by(request: Request, found: Found) -> list[Made]:
-    """What a job that has ended has made, at most 500 outputs, in the order of ``console/files/{id}/``."""
+    """The outputs of a job that has ended, at most 500, in the order of ``console/files/{id}/``."""
     gateway, record = gateway_of(request), found.record
     if record is None:
         return await _of_comfyui(found)
@@ -82,7 +82,7 @@ def _problems(result: PromptResult | None) -> Mapping[OutputFile, str]:
 
 
 async def _of_comfyui(found: Found) -> list[Made]:
-    """Of a prompt in no journal: ComfyUI itself has its files, under their own names."""
+    """The outputs of a prompt that is in no journal: ComfyUI itself has its files, under their own names."""
     outputs = found.result.outputs if found.result is not None else {}
     made = await offloaded(len(outputs) * _NODE_BYTES, outputs_of, found.prompt_id, outputs)
     return [

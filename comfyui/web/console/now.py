@@ -18,7 +18,7 @@ from comfyui.web.console.viewer import Visitor, visitor_of
 from comfyui.web.front.gateway_state import gateway_of
 
 router = APIRouter(route_class=ConsoleRoute, include_in_schema=False, default_response_class=Response)
-# So long the page waits for what servers say of their memory; the feed brings it where they take longer.
+# Seconds that the page waits for servers to report their memory. The feed brings a later answer.
 _FACTS_S = 0.05
 _FEED_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no", "X-Content-Type-Options": "nosniff"}
 
@@ -37,7 +37,7 @@ async def show_now(request: Request) -> Response:
 
 @router.get("/console/feed")
 async def feed(request: Request) -> Response:
-    """What changes, as server-sent events.
+    """The changes, as server-sent events.
 
     Query: ``want`` is what the page wants, see `WANTS`, with commas; ``job`` narrows it to one job, and is for no
     page that shows servers or the queue: what they show would be looked up for each job, and slow all feeds down.

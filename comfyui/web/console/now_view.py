@@ -1,4 +1,4 @@
-"""What the Now page shows: the servers with what runs there, and the beginning of the queue. It changes nothing."""
+"""Collects what the Now page shows: the servers with their running jobs, and the beginning of the queue."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class ShownJob:
     Attributes:
         owner: None where no keys are asked for; `OWNER` of `externals` for a prompt of others.
         name: of its workflow; "" where a graph was sent.
-        started_at: in Unix time; 0 where nobody knows.
-        ends_at: when it is going to end, about, in Unix time; 0 where nobody knows.
+        started_at: in Unix time; 0 if unknown.
+        ends_at: the expected end in Unix time; 0 if unknown.
         is_ours: it is a job of the gateway, of which servers tell how far it is.
     """
 
@@ -81,7 +81,7 @@ class ServerCard:
 
 @dataclass(frozen=True, slots=True)
 class NowParts:
-    """What a visitor sees; equal where nothing but the progress of jobs has changed.
+    """The parts of the page for one visitor; equal if only the progress of jobs has changed.
 
     Attributes:
         cards: None for a visitor who does not see the servers.
@@ -121,7 +121,7 @@ class NowView:
         self._ends.clear()
 
     async def look(self, visitor: Visitor) -> NowParts:
-        """What the visitor sees now."""
+        """The parts that the visitor sees now."""
         on_servers = self._handler.standing.on_servers()
         seen = [one for one in on_servers.running if visitor.sees(one.owner)]
         records = await self._records_of([one.prompt_id for one in seen])
@@ -152,7 +152,7 @@ class NowView:
         return render("_waiting.html", root=_ROOT, visitor=visitor, parts=parts, lowest=lowest, highest=highest)
 
     async def _records_of(self, prompt_ids: Sequence[str]) -> Mapping[str, JobRecord]:
-        """Of those that the journal has. What is shown of a job that runs does not change, and is read once."""
+        """The records that the journal has. The shown fields of a running job do not change, so they are read once."""
         if len(self._records) > _MOST_KNOWN:
             self.forget()
         if missing := [one for one in prompt_ids if one not in self._records]:
@@ -172,7 +172,7 @@ class NowView:
         )
 
     def _ends_at(self, prompt_id: str, ends_s: float | None) -> int:
-        """In Unix time. A guess that is about the one before stays the same, so that nothing is told anew for it."""
+        """The expected end in Unix time. A small change of the guess is ignored, so that the page need not change."""
         if ends_s is None:
             return 0
         ends_at, before = round(time.time() + ends_s), self._ends.get(prompt_id, 0)

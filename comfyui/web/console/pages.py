@@ -25,7 +25,7 @@ HEADERS: Mapping[str, str] = {
     "Referrer-Policy": "same-origin",
     "X-Content-Type-Options": "nosniff",
 }
-"""Of every page. Nothing runs, and nothing is loaded, that is not a file of ours; no style stands in an attribute."""
+"""The headers of every page. Only files of ours run or are loaded; no style stands in an attribute."""
 
 
 def page(request: Request, template: str, status: int = 200, **context: Any) -> Response:
@@ -58,7 +58,7 @@ def render(template: str, **context: Any) -> str:
 
 
 def root_of(request: Request) -> str:
-    """From the page that is asked for to the root of the gateway, as a relative path.
+    """The relative path from the requested page to the root of the gateway.
 
     A proxy may serve the gateway below a path of its own without telling it: relative links are right all the same.
     """

@@ -23,7 +23,7 @@ _MOST_OWNERS = 100
 
 
 class QueueCall(Parameters):
-    """What of the queue is wanted."""
+    """The query: which part of the queue is shown."""
 
     page: int = Field(default=1, ge=1, le=1_000_000)
     owner: str | None = Field(default=None, max_length=512)

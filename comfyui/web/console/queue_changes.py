@@ -1,4 +1,4 @@
-"""What visitors change: a job that waits or runs, several jobs, a server, and the queue as a whole."""
+"""The changes that visitors make: to a job that waits or runs, to several jobs, to a server, and to the whole queue."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from comfyui.web.front.gateway_state import gateway_of
 
 router = APIRouter(route_class=ConsoleRoute, include_in_schema=False, default_response_class=Response)
 
-# Pages that have the forms: a browser without JavaScript goes back to the one that it came from.
+# The pages with the forms: a browser without JavaScript goes back to the page from which it came.
 _BACK = re.compile(r"console(/queue(\?[\w=&%.+-]{0,600})?|/jobs/[\w-]{1,100})?")
 _MOST_AT_ONCE = 1000
 

@@ -27,10 +27,10 @@ class QueueRow:
     Attributes:
         owner: None where no keys are asked for.
         name: of its workflow; "" where a graph was sent.
-        place: how many are before it, and one; None where nobody knows.
+        place: the number of jobs before it, plus one; None if unknown.
         server: where it waits behind another prompt; None where it waits for its turn.
-        queued_at: in Unix time; 0 where nobody knows.
-        eta: when it begins, in words; "" where nobody knows.
+        queued_at: in Unix time; 0 if unknown.
+        eta: when it begins, in words; "" if unknown.
         is_late: it waits for its inputs, or for a server that takes it, and not for its turn.
         may_move: its place in the order can be changed.
     """
@@ -95,7 +95,7 @@ async def records_of(handler: ComfyUIHandler, prompt_ids: Sequence[str]) -> Mapp
 
 
 async def queue_part(handler: ComfyUIHandler, visitor: Visitor, skip: int, most: int, owner: str | None) -> QueuePart:
-    """Rows from `skip` on, at most so many.
+    """Rows from `skip` on, at most `most`.
 
     Args:
         owner: the jobs of this one only; None: of all that the visitor sees.

@@ -32,7 +32,7 @@ _PATH = "console/results"
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What the visitor looks for, as the page's form has it; "" does not narrow."""
+    """The search of the page's form; "" does not narrow it."""
 
     state: str = ""
     workflow: str = ""
@@ -43,7 +43,7 @@ class Asked:
 
     @classmethod
     def of(cls, query: Mapping[str, str]) -> Asked:
-        """Of a query, in which other names mean nothing."""
+        """The search of a query; other names in it mean nothing."""
         return cls(**{one.name: query.get(one.name, "").strip()[:_LONGEST_VALUE] for one in fields(cls)})
 
     def link(self, cursor: str | None) -> str:
@@ -57,7 +57,7 @@ class Asked:
         return any(getattr(self, one.name) for one in fields(self) if one.name != "cursor")
 
     def narrowed(self, visitor: Visitor) -> JobFilter:
-        """Of what the visitor may see, what is looked for. Raises `RequestError`, which names the field."""
+        """The filter for the search, within what the visitor may see. Raises `RequestError`, which names the field."""
         states = {state.value: state for state in ENDS}
         if self.state and self.state not in states:
             raise RequestError(TEXTS.results.no_state)

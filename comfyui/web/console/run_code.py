@@ -1,6 +1,6 @@
 """A call of a named workflow as a program: for the shell, in Python and in JavaScript. Pure.
 
-What is written is data in each language: no value can end its text and go on as code.
+Each value is written as data of its language: it cannot end its text and go on as code.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class NamedRun:
 
     @property
     def url(self) -> str:
-        """Where the run is posted."""
+        """The address to which the run is posted."""
         return f"{self.base}/workflows/{quote(self.name)}"
 
 

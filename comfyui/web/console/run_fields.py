@@ -86,7 +86,7 @@ class Field:
 
     @property
     def id(self) -> str:
-        """Of its element."""
+        """The id of its element."""
         return f"field-{self.name}"
 
 

@@ -41,7 +41,7 @@ class ShownRun:
         state: as `State` has it.
         waits: why it does not run yet, in words; "" where it does.
         error: why it has no result, "" where it is not so.
-        more: so many outputs are not among `outputs`.
+        more: how many outputs are not in `outputs`.
     """
 
     prompt_id: str
@@ -74,7 +74,7 @@ async def shown_run(gateway: GatewayState, look: Look) -> ShownRun:
 
 
 def _is_wanted(record: JobRecord, output: JobOutput) -> bool:
-    """Where the workflow names outputs, these only."""
+    """Whether the output is shown: if the workflow names outputs, only these are."""
     return record.call is None or not record.call.outputs or output.node_id in record.call.outputs
 
 

@@ -1,4 +1,4 @@
-"""What a form of a named workflow says, as values of its parameters, and values as a form shows them."""
+"""Reads the form of a named workflow into values of its parameters, and writes values as a form shows them."""
 
 from __future__ import annotations
 
@@ -111,12 +111,12 @@ def written(value: Any) -> str:
 
 
 def default_of(parameter: Parameter, workflow: NamedWorkflow) -> Any:
-    """What holds where nothing is given, as the schema shows it; `MISSING` where nothing does."""
+    """The default of a parameter, as the schema shows it; `MISSING` if it has none."""
     return workflow.schema["properties"][parameter.name].get("default", MISSING)
 
 
 def defaults_of(workflow: NamedWorkflow) -> dict[str, Any]:
-    """What the fields of a form have that nobody has filled in."""
+    """The values of a form that is not filled in."""
     found = {one.name: default_of(one, workflow) for one in workflow.parameters if one.kind != "file"}
     return {name: value for name, value in found.items() if not isinstance(value, Missing)}
 

@@ -1,4 +1,4 @@
-"""`RunningJobs`: how far the prompts are that run, kept while somebody looks at them."""
+"""`RunningJobs`: the progress of the prompts that run, kept while a console is open."""
 
 from __future__ import annotations
 

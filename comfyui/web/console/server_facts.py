@@ -1,4 +1,4 @@
-"""`ServerFacts`: what only the servers themselves can say. They are asked seldom, and only while somebody looks."""
+"""`ServerFacts`: facts that only the servers have. They are asked seldom, and only while a console is open."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class ServerFacts:
         await self._tasks.close()
 
     def devices_of(self, server: str) -> tuple[Device, ...]:
-        """As the server said last; none where it never did, or is away."""
+        """The devices that the server reported last; none if it never did, or is away."""
         return self._devices[server][1] if server in self._devices else ()
 
     def others_of(self, server: str) -> Sequence[QueueItem]:
@@ -75,7 +75,7 @@ class ServerFacts:
             self._tasks.start(self._ask_others(), "prompts of others")
 
     async def looked(self, timeout_s: float) -> None:
-        """As `look`, and waits so long at most for what is being asked."""
+        """As `look`, and waits at most `timeout_s` for the answers."""
         self.look()
         await self._tasks.join(timeout_s)
 

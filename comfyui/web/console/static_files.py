@@ -41,7 +41,7 @@ def static_files() -> StaticFiles:
 
 
 def static_folder() -> str:
-    """Where the files are served, below the root of the gateway, with a slash at its end."""
+    """The path of the files below the root of the gateway, with a slash at its end."""
     return f"console/static/{static_files().digest}/"
 
 

@@ -33,7 +33,7 @@ _NAMES: Mapping[str, tuple[str, ...]] = {
     "day": ("day",),
 }
 _PRESETS = (7, 30, 90, 365)
-# The table has so many rows; the last one stands for all others.
+# Rows of the table; the last row stands for all others.
 _MOST_SHOWN = 200
 
 
@@ -70,7 +70,7 @@ class Used:
         return self.succeeded + self.failed + self.canceled + self.lost
 
     def measure(self, show: str) -> float:
-        """What the page is asked to show of it."""
+        """The measure that the page shows."""
         return {"time": self.gpu_s, "prompts": self.prompts, "bytes": self.bytes}[show]
 
 
@@ -125,7 +125,7 @@ async def show_usage(request: Request) -> Response:
 
 
 def choices_of(visitor: Visitor) -> list[str]:
-    """What this visitor's rows can be told apart by."""
+    """The fields by which this visitor can group the rows."""
     rules = visitor.origin.rules
     if visitor.sees_all:
         return ["workflow", "day"] if visitor.name is None else list(_NAMES)

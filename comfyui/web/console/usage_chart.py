@@ -55,7 +55,7 @@ class Chart:
 
     @property
     def width(self) -> float:
-        """Of the picture, in the units of `Part`; its height is `HEIGHT`, and each bar is `bar_width` wide."""
+        """The width of the picture, in the units of `Part`. Its height is `HEIGHT`; each bar is `bar_width` wide."""
         return len(self.bars) * SLOT
 
     bar_width = _BAR
@@ -95,7 +95,7 @@ def chart_of(
 
 
 def _stacked(values: Sequence[float], top: float) -> Iterable[Part]:
-    """From the bottom up, the first series lowest."""
+    """The parts of a bar from the bottom up, the first series lowest."""
     below = 0.0
     for series, value in enumerate(values):
         if value:

@@ -18,7 +18,7 @@ _FACE = "console"
 
 @dataclass(frozen=True, slots=True)
 class Visitor:
-    """Who looks.
+    """The person who looks at the console.
 
     Attributes:
         name: the owner of the jobs that this visitor submits: the name of the key; None where no keys are asked for.

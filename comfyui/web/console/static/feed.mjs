@@ -15,7 +15,7 @@ const known = { progress: new Map(), preview: new Map() }
  * `want` lists kinds: servers, queue (HTML for the element with this data-part), progress, previews (for elements with
  * the data-job of their job), ended ({id, state}), changes (the queue has changed). `job` narrows all to one job. `on`
  * has a function for each kind that the page handles itself, and `open`, called each time when the stream begins.
- * `reload`: the page may be loaded anew when the gateway has been updated, since nothing is typed into it.
+ * `reload`: the page may be loaded again when the gateway has been updated, since nothing is typed into it.
  */
 export function openFeed({ want, job, on = {}, reload = false }) {
   const query = new URLSearchParams({ want: want.join(',') })

@@ -54,7 +54,7 @@ function follow() {
         if (job.dataset.state === 'running' || later) return
         later = setTimeout(again, Math.max(0, renewedAt + PLACE_EVERY_MS - Date.now()))
       },
-      // What came between the page and its feed was told to nobody.
+      // A change between the page and the begin of its feed sent no event.
       open: again,
     },
   })

@@ -1,4 +1,4 @@
-// The Now page: the feed brings the cards of the servers and the beginning of the queue anew when they have changed.
+// The Now page: the feed sends the cards of the servers and the beginning of the queue again when they have changed.
 
 import { openFeed } from './feed.mjs'
 

@@ -7,7 +7,7 @@ import { viewPictures } from './viewer.mjs'
 const list = document.querySelector('[data-results]')
 const NEAR = 1500 // pixels from the window
 const MOST_PAGES = 6
-// A search may find nothing in many pages: after so many, the visitor is asked.
+// A search may find nothing in many pages: after this many, the visitor is asked.
 const MOST_EMPTY = 5
 let empty = 0
 
@@ -119,7 +119,7 @@ async function fill(page) {
 
 const pages = new IntersectionObserver((entries) => {
   for (const { isIntersecting, target } of entries) if (isIntersecting) fill(target)
-  // Whoever goes to a job and back comes back to the page that was seen.
+  // A visitor who goes to a job and back comes back to the same page.
   const seen = [...list.querySelectorAll('.page')].find((page) => page.getBoundingClientRect().bottom > 0)
   if (seen && window.scrollY > 0) history.replaceState(null, '', seen.dataset.address)
 }, { rootMargin: `${NEAR}px` })
