@@ -101,6 +101,7 @@ async def test_what_cannot_be_changed_is_told_with_its_reason(engine: Engine) ->
         assert status == 422
         assert "1000000" in told["message"]
         assert (await post(gateway, f"/console/jobs/{uuid4()}/first"))[0] == 404
+        assert (await post(gateway, f"/console/jobs/{uuid4()}/cancel"))[0] == 404
         assert (await post(gateway, f"/console/jobs/{runs}/cancel"))[0] == 200
         await until(lambda: listed(gateway.http, "?status=canceled"), lambda found: len(found["jobs"]) == 1)
         assert (await post(gateway, f"/console/jobs/{runs}/cancel"))[0] == 409

@@ -425,3 +425,16 @@ async def test_very_long_texts_are_run_and_not_written_back(run_forms: RunningGa
     headers = {"Origin": run_forms.url, "Content-Type": "application/x-www-form-urlencoded"}
     async with run_forms.http.post("/console/run/every/code", data=data, headers=headers) as response:
         assert (response.status, "0.2 MB" in await response.text()) == (422, True)
+
+
+@pytest.mark.parametrize(
+    "headers", [{}, {"Content-Type": "application/x-www-form-urlencoded"}], ids=["none", "another"]
+)
+async def test_a_form_of_another_content_type_is_refused_by_its_name(
+    run_forms: RunningGateway, headers: dict[str, str]
+) -> None:
+    headers = {"Origin": run_forms.url, "Accept": "application/json", **headers}
+    skipped = [] if "Content-Type" in headers else ["Content-Type"]
+    async with run_forms.http.post("/console/run/every", headers=headers, skip_auto_headers=skipped) as response:
+        answer = await response.json()
+    assert (response.status, answer["message"]) == (422, "Content-Type: a form is sent as multipart/form-data")

@@ -97,7 +97,9 @@ async def read_form(
         ComfyUIInputError: a file is too large.
         ComfyUIDiskError: a file cannot be kept.
     """
-    _, options = parse_options_header(content_type)
+    kind, options = parse_options_header(content_type)
+    if kind != b"multipart/form-data":
+        raise RequestError("Content-Type: a form is sent as multipart/form-data")
     boundary = options.get(b"boundary")
     if not boundary:
         raise RequestError("the Content-Type is multipart/form-data without a boundary")

@@ -94,7 +94,7 @@ async def form_submission(
         lists=lists,
         text_fields={OPTIONS, *(one.name for one in workflow.parameters if one.kind == "text")},
     )
-    texts, files = await read_form(request.stream(), request.headers["content-type"], form_limits)
+    texts, files = await read_form(request.stream(), request.headers.get("content-type", ""), form_limits)
     size = sum(map(len, texts.values()))
     try:
         values = await offloaded(size, read, texts, workflow, limits)

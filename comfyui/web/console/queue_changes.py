@@ -30,6 +30,8 @@ async def cancel_job(request: Request, visitor: Visitor) -> Done:
     prompt_id, handler = request.path_params["prompt_id"], gateway_of(request).handler
     await _check_seen(handler, visitor, prompt_id)
     if not await handler.removal.cancel_all([prompt_id], visitor.origin):
+        if await handler.journal.get(prompt_id) is None:
+            raise ComfyUINotFoundError(UNKNOWN_JOB, prompt_id=prompt_id)
         raise ComfyUIConflictError(TEXTS.queue.has_ended, prompt_id=prompt_id)
     return Done(TEXTS.queue.cancelled, _back_to(await fields_of(request)))
 
