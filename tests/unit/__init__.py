@@ -1,1 +1,1 @@
-"""TODO"""
+"""Tests of single modules and classes, without a running gateway."""

@@ -1,4 +1,4 @@
-"""What the tests of this folder share."""
+"""Fixtures of the tests in this folder."""
 
 from __future__ import annotations
 
@@ -28,5 +28,5 @@ async def client() -> AsyncIterator[ComfyUIClient]:
 
 @pytest.fixture
 def log_file(tmp_path: Path) -> Path:
-    """Where a test has the log written: what it sets up is undone after it, as after every test."""
+    """The file for a test's log. `_logging_as_before` undoes the test's logging set-up."""
     return tmp_path / "gateway.log"

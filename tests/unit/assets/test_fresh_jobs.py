@@ -1,4 +1,4 @@
-"""What is known of a job that was submitted a moment ago."""
+"""The output sizes of jobs that were submitted a moment ago."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ _FIRST = {"images": [{"filename": "a.png", "subfolder": "", "type": "output"}]}
 _SECOND = {"images": [{"filename": "b.png", "subfolder": "", "type": "output"}]}
 
 
-class Place:
-    """A server, as far as it is looked at here."""
+class NamedServer:
+    """The part of a server that these tests need: its name."""
 
     def __init__(self, name: str) -> None:
         self.name = name
 
 
 class Measuring:
-    """Knows the size of every file: as many bytes as it was asked for files by then."""
+    """Gives the n-th file that is asked for a size of n bytes."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, str]] = []
@@ -44,7 +44,7 @@ class Measuring:
             found.append(OutputFacts(prompt_id, run, output.id, len(self.asked), None))
         return found
 
-    async def were(self, count: int) -> None:
+    async def wait_for(self, count: int) -> None:
         async with asyncio.timeout(30):
             while len(self.asked) < count:
                 await asyncio.sleep(0)
@@ -65,24 +65,24 @@ async def placed_job() -> Job:
 
 
 async def place(job: Job, server: str) -> None:
-    await job.placed(cast("Server", Place(server)))
+    await job.placed(cast("Server", NamedServer(server)))
     job.publish(ExecutionStart(_ID))
 
 
 def end(job: Job, server: str, **outputs: Any) -> list[str]:
-    """The ids of what it has made."""
+    """Ends the job and returns the ids of its outputs."""
     job.finish(PromptResult(_ID, server, outputs, (), Timings(0, 0, 0), {}))
     return [one.id for one in outputs_of(_ID, outputs)]
 
 
-async def test_files_are_measured_when_nodes_tell_of_them_and_once() -> None:
+async def test_each_file_is_measured_once_as_soon_as_its_node_reports_it() -> None:
     async with fresh_jobs() as (fresh, measuring):
         job = await placed_job()
         fresh.add(job)
         job.publish(Executed(_ID, "9", _FIRST))
-        await measuring.were(1)
+        await measuring.wait_for(1)
         job.publish(Executed(_ID, "10", _SECOND))
-        await measuring.were(2)
+        await measuring.wait_for(2)
         one = fresh.get(_ID)
         assert one is not None
         first, second = end(job, "gpu-1", **{"9": _FIRST, "10": _SECOND})
@@ -90,7 +90,7 @@ async def test_files_are_measured_when_nodes_tell_of_them_and_once() -> None:
         assert measuring.asked == [("gpu-1", "a.png"), ("gpu-1", "b.png")]
 
 
-async def test_what_no_node_has_told_of_is_measured_at_the_end() -> None:
+async def test_files_that_no_node_reported_are_measured_at_the_end() -> None:
     async with fresh_jobs() as (fresh, _):
         job = await placed_job()
         fresh.add(job)
@@ -105,7 +105,7 @@ async def test_the_output_of_another_attempt_is_measured_again() -> None:
         job = await placed_job()
         fresh.add(job)
         job.publish(Executed(_ID, "9", _FIRST))
-        await measuring.were(1)
+        await measuring.wait_for(1)
         await place(job, "gpu-2")
         (first,) = end(job, "gpu-2", **{"9": _FIRST})
         one = fresh.get(_ID)
@@ -114,7 +114,7 @@ async def test_the_output_of_another_attempt_is_measured_again() -> None:
         assert measuring.asked == [("gpu-1", "a.png"), ("gpu-2", "a.png")]
 
 
-async def test_a_job_is_held_until_it_is_not_fresh_any_more() -> None:
+async def test_a_fresh_job_is_held_until_it_is_dropped() -> None:
     left: list[Job] = []
     async with fresh_jobs(left) as (fresh, _):
         job = await placed_job()
@@ -125,7 +125,7 @@ async def test_a_job_is_held_until_it_is_not_fresh_any_more() -> None:
         assert (job.waiters, left) == (0, [job])
 
 
-async def test_a_job_that_fails_or_is_dropped_waits_for_no_size() -> None:
+async def test_no_size_is_awaited_for_a_job_that_failed_or_was_dropped() -> None:
     async with fresh_jobs() as (fresh, measuring):
         failing, dropped = await placed_job(), await placed_job()
         fresh.add(failing)

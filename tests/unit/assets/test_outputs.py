@@ -1,4 +1,4 @@
-"""What of a node's output is an asset, and by which id."""
+"""The outputs of a node that are assets, and their ids."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def shown(outputs: list[JobOutput]) -> list[tuple[str, str, str]]:
     return [(one.node_id, one.name, one.kind) for one in outputs]
 
 
-def test_files_are_told_by_their_content_and_not_by_their_key() -> None:
+def test_output_files_are_found_under_any_key_of_a_node() -> None:
     made = {
         "10": {"images": [{"filename": "a.mp4", "subfolder": "x", "type": "output"}, {"filename": "b.webp"}]},
         "9": {"3d": [{"filename": "m.glb", "type": "output"}], "latents": [{"filename": "l.latent", "type": "output"}]},
@@ -30,7 +30,7 @@ def test_files_are_told_by_their_content_and_not_by_their_key() -> None:
     ]
 
 
-def test_texts_are_outputs_and_what_is_neither_is_none() -> None:
+def test_texts_and_file_paths_are_outputs_and_other_values_are_not() -> None:
     made = {
         "5:2": {"text": ["hé", 3.5, True, None, ["x"]], "string": ["more", ""], "animated": [False], "count": [3]},
         "7": {"result": ["3d/mesh.glb", None, {"position": 1}, "no model"]},
@@ -50,7 +50,7 @@ def test_texts_are_outputs_and_what_is_neither_is_none() -> None:
     assert (model.subfolder, model.filename, model.type) == ("3d", "mesh.glb", "output")
 
 
-def test_an_id_depends_on_what_it_stands_for_alone() -> None:
+def test_the_id_of_an_output_does_not_depend_on_its_neighbours() -> None:
     file = {"filename": "a.png", "subfolder": "", "type": "output"}
     alone = outputs_of(_ID, {"2": {"images": [file], "text": ["a"]}})
     among = outputs_of(_ID, {"1": {"images": [file]}, "2": {"images": [file, file], "text": ["a"]}})
@@ -61,5 +61,5 @@ def test_an_id_depends_on_what_it_stands_for_alone() -> None:
 
 
 @pytest.mark.parametrize("asset_id", ["", "x", prompt_id(1), f"{prompt_id(1)}.", "x.0123456789abcdef", f".{'0' * 16}"])
-def test_another_id_is_no_output_s(asset_id: str) -> None:
+def test_an_id_of_another_form_belongs_to_no_job(asset_id: str) -> None:
     assert job_of(asset_id) is None

@@ -14,7 +14,7 @@ def reference(**info: Any) -> dict[str, Any]:
     return {"__type": "core/ASSET", "info": info}
 
 
-def test_references_are_found_wherever_they_stand_and_replaced_there() -> None:
+def test_references_are_found_and_replaced_at_any_depth() -> None:
     digest = "ab" * 32
     prompt = {
         "1": {"class_type": "A", "inputs": {"image": reference(id="x"), "list": [1, [reference(id="y")]]}},
@@ -35,7 +35,7 @@ def test_references_are_found_wherever_they_stand_and_replaced_there() -> None:
     assert references_in(prompt) == []
 
 
-def test_a_workflow_may_be_nested_as_deeply_as_json() -> None:
+def test_a_reference_is_found_in_a_workflow_of_5000_levels() -> None:
     deep: Any = reference(id="x")
     for _ in range(5000):
         deep = [deep]
@@ -45,7 +45,7 @@ def test_a_workflow_may_be_nested_as_deeply_as_json() -> None:
 @pytest.mark.parametrize(
     "info", [None, "x", {}, {"id": ""}, {"id": 5}, {"hash": "sha256:00"}, {"file_path": "a.png"}, {"hash": ["x"]}]
 )
-def test_a_reference_that_names_nothing_is_refused_and_not_passed_on(info: Any) -> None:
+def test_a_reference_without_an_id_or_a_hash_is_refused(info: Any) -> None:
     with pytest.raises(ContractError) as refused:
         references_in({"1": {"inputs": {"image": {"__type": "core/ASSET", "info": info}}}})
     assert refused.value.breach is Breach.INVALID_WORKFLOW
@@ -64,11 +64,11 @@ def test_a_reference_that_names_nothing_is_refused_and_not_passed_on(info: Any) 
         (f"sha256:{'0' * 64}", None),
     ],
 )
-def test_a_hash_is_blake3_in_hex(text: str, digits: str | None) -> None:
+def test_only_blake3_hashes_in_hex_are_read(text: str, digits: str | None) -> None:
     assert hash_of(text) == digits
 
 
-def test_references_are_put_back_where_a_file_of_an_asset_is_named() -> None:
+def test_file_names_of_assets_become_references_again() -> None:
     name = name_of("an-id", "a b.png")
     prompt: dict[str, Any] = {"1": {"inputs": {"image": name, "list": [[name]], "text": "assets/x/y"}}}
     restore(prompt, [name, "photo.png", "assets/other"])

@@ -1,4 +1,4 @@
-"""How a workflow is held against definitions: beside the event loop only where that takes a while."""
+"""Workflows are checked against node definitions; only a long check runs in a thread."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _INFO = {"Save": {"input": {"required": {"name": [_NAMES]}}, "output": [], "outp
 
 
 class _Definitions(Mapping[str, Any]):
-    """Notes in which threads it is read."""
+    """Records the threads that read it."""
 
     def __init__(self) -> None:
         self.threads: set[int] = set()
@@ -47,13 +47,13 @@ def request(nodes: int, name: str = _NAMES[7]) -> PromptRequest:
 
 
 @pytest.mark.parametrize(("nodes", "is_here"), [(1, True), (20, True), (21, False)])
-async def test_a_short_workflow_without_problems_needs_no_thread(nodes: int, *, is_here: bool) -> None:
+async def test_a_short_workflow_without_problems_is_checked_without_a_thread(nodes: int, *, is_here: bool) -> None:
     server = _Server()
     assert await problems_on(cast("Backend", server), request(nodes)) == []
     assert (server.definitions.threads == {threading.get_ident()}) is is_here
 
 
-async def test_problems_of_a_short_workflow_name_what_was_meant() -> None:
+async def test_a_problem_of_a_short_workflow_suggests_the_closest_name() -> None:
     server = _Server()
     (problem,) = await problems_on(cast("Backend", server), request(1, "Model 7.safetensors"))
     assert problem.closest[0] == "model 7.safetensors"

@@ -1,4 +1,4 @@
-"""Whether a prompt is known from before, where servers do not say so at once."""
+"""The search for a prompt that a server may already have, while servers are down or fail."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DOWN = ComfyUIConnectionError("Connection refused")
 
 @dataclass(eq=False)
 class Server:
-    """Answers each question with the next of `says`, and then with the last one again."""
+    """Answers each question with the next item of `says`, and repeats the last item."""
 
     says: list[QueueItem | ComfyUIError | None]
     ready: bool = True
@@ -39,7 +39,7 @@ class Server:
 
 @dataclass
 class Pool:
-    """`comes_up`: whether a server comes up when one is waited for."""
+    """`comes_up` says whether a server comes up while the finder waits."""
 
     servers: list[Server]
     comes_up: bool = True
@@ -78,14 +78,14 @@ async def found_for(pool: Pool, job: Job) -> Any:
     return await finder(pool).find_for(cast("Assignment", job))
 
 
-async def test_a_call_waits_a_moment_for_a_server_that_can_be_asked() -> None:
+async def test_a_call_waits_briefly_until_a_server_can_be_asked() -> None:
     pool = Pool([Server([DOWN, FOUND], ready=False)])
     assert await found_for(pool, Job()) == (pool.servers[0], FOUND)
     assert len(pool.waited_s) == 3
     assert max(pool.waited_s) <= 2
 
 
-async def test_a_call_for_which_no_server_comes_up_is_told_so() -> None:
+async def test_a_call_fails_with_the_reason_when_no_server_comes_up() -> None:
     pool = Pool([Server([BROKEN], ready=False), Server([DOWN], ready=False)], comes_up=False)
     with pytest.raises(ComfyUIConnectionError, match="none is up"):
         await found_for(pool, Job())
@@ -97,12 +97,12 @@ async def test_a_job_that_outlives_its_caller_waits_until_a_server_can_be_asked(
     assert pool.waited_s == [60.0] * 3
 
 
-async def test_a_server_that_is_up_and_fails_once_is_asked_again_before_the_prompt_runs_elsewhere() -> None:
+async def test_a_server_that_fails_once_is_asked_again_before_the_prompt_runs_elsewhere() -> None:
     having, other = Server([BROKEN, FOUND]), Server([None], name="other")
     assert await found_for(Pool([having, other]), Job()) == (having, FOUND)
 
 
-async def test_a_server_that_never_answers_delays_no_prompt_for_long_if_others_answer() -> None:
+async def test_a_failing_server_delays_a_prompt_only_briefly_if_others_answer() -> None:
     broken, other = Server([BROKEN]), Server([None], name="other")
     assert await found_for(Pool([broken, other]), Job()) == (None, None)
     assert broken.asked == 5
@@ -110,7 +110,7 @@ async def test_a_server_that_never_answers_delays_no_prompt_for_long_if_others_a
         await found_for(Pool([Server([BROKEN])]), Job())
 
 
-async def test_what_an_attempt_left_behind_is_asked_for_until_the_server_says_it() -> None:
+async def test_a_server_is_asked_for_the_prompt_of_an_earlier_attempt_until_it_answers() -> None:
     server = Server([BROKEN, DOWN, FOUND])
     assert await finder(Pool([server])).left_over(cast("Backend", server), "an id") is FOUND
     gone = Server([DOWN], ready=False)

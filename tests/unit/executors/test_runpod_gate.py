@@ -1,4 +1,4 @@
-"""While RunPod surely takes no jobs, none is sent to it."""
+"""The gate holds jobs back while RunPod is known to refuse them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from comfyui.executors.runpod.submissions import NotTaken
 from comfyui.retrying import Backoff
 
 
-async def test_it_is_closed_for_a_time_after_a_refusal_and_says_when_it_opens() -> None:
+async def test_the_gate_closes_after_a_refusal_and_signals_when_it_opens() -> None:
     news = asyncio.Event()
     gate = Gate(Backoff(0.01, 0.02), news)
     gate.refused(NotTaken("429"))
@@ -19,11 +19,11 @@ async def test_it_is_closed_for_a_time_after_a_refusal_and_says_when_it_opens() 
     assert (gate.is_open, news.is_set()) == (True, True)
 
 
-async def test_it_stays_closed_as_long_as_runpod_asks_for() -> None:
+async def test_the_gate_stays_closed_for_as_long_as_runpod_asks() -> None:
     news = asyncio.Event()
     gate = Gate(Backoff(0.0, 0.0), news)
     gate.refused(NotTaken("429", wait_s=3600.0))
-    # Another one that was on its way does not open it sooner, and neither does a stop.
+    # Neither a second refusal, of a job that was already under way, nor a stop opens the gate sooner.
     gate.refused(NotTaken("503", wait_s=3600.0))
     gate.close()
     await asyncio.sleep(0)

@@ -1,4 +1,4 @@
-"""What is told of a job at RunPod, of what a look at it says."""
+"""The ComfyUI events that are derived from RunPod's reports on a job."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def kinds(told: Told) -> list[str]:
     return [kind for kind, _ in told]
 
 
-def test_a_start_is_told_once_however_often_it_is_seen() -> None:
+def test_a_start_is_sent_once_however_often_it_is_seen() -> None:
     one, told = telling()
     for _ in range(3):
         one.progressed(None)
@@ -30,7 +30,7 @@ def test_a_start_is_told_once_however_often_it_is_seen() -> None:
     assert kinds(told) == ["execution_start", "execution_cached"]
 
 
-def test_the_nodes_before_a_running_node_have_run_even_if_unseen() -> None:
+def test_the_nodes_before_a_running_node_are_finished_without_a_report() -> None:
     one, told = telling()
     one.progressed({"node_id": "3", "value": 1, "max": 4})
     [states] = [data["nodes"] for kind, data in told if kind == "progress_state"]
@@ -42,10 +42,10 @@ def test_the_nodes_before_a_running_node_have_run_even_if_unseen() -> None:
     assert told[-1] == ("progress", {"value": 1.0, "max": 4.0, "node": "3", "prompt_id": "id"})
     before = len(told)
     one.progressed({"node_id": "3", "value": 1, "max": 4})
-    assert len(told) == before, "the same report tells nothing new"
+    assert len(told) == before, "the same report again sends no event"
 
 
-def test_a_node_that_was_told_of_is_finished_when_another_one_runs() -> None:
+def test_a_reported_node_is_finished_when_another_node_runs() -> None:
     one, told = telling()
     for node in ("1", "2"):
         one.progressed({"node_id": node, "value": 0, "max": 1})
@@ -56,13 +56,13 @@ def test_a_node_that_was_told_of_is_finished_when_another_one_runs() -> None:
 @pytest.mark.parametrize(
     "report", [5, [], {"node_id": 2}, {"node_id": "absent"}, {"node_id": ["2"]}, {"node_id": None, "value": "x"}]
 )
-def test_a_report_that_is_none_says_that_the_job_runs(report: Any) -> None:
+def test_an_unusable_report_still_proves_that_the_job_runs(report: Any) -> None:
     one, told = telling()
     one.progressed(report)
     assert kinds(told) == ["execution_start", "execution_cached"]
 
 
-def test_the_start_is_when_runpod_says_that_it_was_for_all_that_is_kept() -> None:
+def test_the_kept_history_has_the_start_time_that_runpod_reports() -> None:
     one, _ = telling()
     one.progressed(None)
     one.succeeded({"3": {"images": []}}, 60_000)
@@ -74,7 +74,7 @@ def test_the_start_is_when_runpod_says_that_it_was_for_all_that_is_kept() -> Non
     assert history.meta == {"3": {"node_id": "3", "display_node": "3", "parent_node": None, "real_node_id": "3"}}
 
 
-def test_a_failure_names_the_node_and_what_ran_before_it() -> None:
+def test_a_failure_names_the_node_and_the_nodes_that_ran_before_it() -> None:
     one, told = telling()
     one.failed("no luck", "RuntimeError", "3", ["a line\n"])
     kind, data = told[-1]
@@ -88,13 +88,13 @@ def test_a_failure_names_the_node_and_what_ran_before_it() -> None:
 
 
 @pytest.mark.parametrize("node", [None, "absent"])
-def test_a_failure_of_no_node_that_there_is_says_of_none_that_it_ran(node: str | None) -> None:
+def test_a_failure_without_a_known_node_names_no_executed_node(node: str | None) -> None:
     one, told = telling()
     one.failed("no luck", "RuntimeError", node, [])
     assert (told[-1][1]["node_type"], told[-1][1]["executed"]) == (None, [])
 
 
-def test_nodes_in_a_circle_end_the_search_for_what_has_run() -> None:
+def test_a_cycle_of_nodes_ends_the_search_for_executed_nodes() -> None:
     circle = {
         "1": {"class_type": "A", "inputs": {"a": ["2", 0]}},
         "2": {"class_type": "B", "inputs": {"a": ["1", 0]}},

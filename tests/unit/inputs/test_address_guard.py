@@ -1,4 +1,4 @@
-"""Which addresses a caller's URL may lead to; each refused one is a known way into somebody's network."""
+"""The addresses that a caller's URL may lead to. Each refused address is a known way into a private network."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def permits(address: str, *allow: str, host: str = "example.com", port: int = 44
 
 
 @pytest.mark.parametrize("address", ["93.184.216.34", "8.8.8.8", "2606:4700::1111", "172.32.0.1", "100.128.0.1"])
-def test_public_addresses_are_open(address: str) -> None:
+def test_public_addresses_are_permitted(address: str) -> None:
     assert permits(address)
 
 
@@ -65,16 +65,18 @@ def test_public_addresses_are_open(address: str) -> None:
         ("discard prefix", "100::1"),
     ],
 )
-def test_an_address_inside_is_refused(attack: str, address: str) -> None:
+def test_an_internal_address_is_refused(attack: str, address: str) -> None:
     assert not permits(address), attack
 
 
-def test_nat64_of_a_public_address_is_open_so_that_ipv6_only_clusters_work() -> None:
+def test_nat64_of_a_public_address_is_permitted_for_ipv6_only_clusters() -> None:
     assert permits("64:ff9b::8.8.8.8")
 
 
 @given(st.ip_addresses())
-def test_nothing_that_python_calls_private_is_open(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> None:
+def test_no_address_that_python_calls_private_is_permitted(
+    address: ipaddress.IPv4Address | ipaddress.IPv6Address,
+) -> None:
     if (address.is_private or address.is_loopback or address.is_link_local or address.is_multicast) and permits(
         str(address)
     ):
@@ -108,7 +110,7 @@ def test_nothing_that_python_calls_private_is_open(address: ipaddress.IPv4Addres
         ("169.254.169.254", "x", 80, "169.254.169.254", True),
     ],
 )
-def test_the_list_opens_what_it_names_and_nothing_beside(
+def test_the_list_permits_what_it_names_and_nothing_more(
     entry: str, host: str, port: int, address: str, permitted: bool
 ) -> None:
     assert permits(address, entry, host=host, port=port) is permitted
@@ -117,6 +119,6 @@ def test_the_list_opens_what_it_names_and_nothing_beside(
 @pytest.mark.parametrize(
     "entry", ["", "http://example.com", "example.com/path", "a b", "10.0.0.0/99", "x:0", "x:99999"]
 )
-def test_an_entry_that_means_nothing_stops_the_start(entry: str) -> None:
+def test_an_invalid_entry_of_the_list_stops_the_start(entry: str) -> None:
     with pytest.raises(ValueError, match="not a host"):
         AddressPolicy([entry])

@@ -1,4 +1,4 @@
-"""A long input is decoded in pieces, and gives what it gives in one."""
+"""A long input is decoded in pieces, with the same result as in one piece."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def outcome(text: str, **options: Any) -> Content | str:
 @example(prefix="data:image/png;base64,", text="AAAA=", step=4)
 @settings(max_examples=600, deadline=None)
 @given(prefix=st.sampled_from(["", "data:,", "data:image/png;base64,"]), text=pieces, step=st.sampled_from([4, 8, 12]))
-def test_pieces_change_nothing(prefix: str, text: str, step: int) -> None:
+def test_decoding_in_pieces_gives_the_same_result(prefix: str, text: str, step: int) -> None:
     whole = outcome(prefix + text)
     in_pieces = outcome(prefix + text, piece=step)
     assert in_pieces == whole or (isinstance(in_pieces, str) and isinstance(whole, str))
@@ -44,7 +44,7 @@ def test_pieces_change_nothing(prefix: str, text: str, step: int) -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(data=st.binary(min_size=1, max_size=3_000), wrap=st.booleans())
-def test_what_was_encoded_comes_back(data: bytes, wrap: bool) -> None:
+def test_encoded_bytes_decode_to_the_same_bytes(data: bytes, wrap: bool) -> None:
     text = (base64.encodebytes(data) if wrap else base64.b64encode(data)).decode()
     found = outcome(text)
     assert isinstance(found, str) or found.source == data
@@ -52,14 +52,14 @@ def test_what_was_encoded_comes_back(data: bytes, wrap: bool) -> None:
         assert not isinstance(found, str)
 
 
-def test_a_data_uri_without_a_comma_is_no_long_search() -> None:
+def test_the_search_for_the_head_of_a_data_uri_is_bounded() -> None:
     assert not decoding.is_data_uri("data:" + "a" * 5_000)
     assert not decoding.is_data_uri(" " * 5_000 + "data:,x")
     assert decoding.is_data_uri("  data:image/png;base64,aaaa")
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 786_431, 786_432, 786_433, 2_000_000])
-def test_a_data_uri_in_its_plain_form_is_written_again_letter_by_letter(size: int) -> None:
+def test_a_plain_data_uri_is_rebuilt_exactly_from_its_bytes(size: int) -> None:
     data = b"\x89PNG\r\n\x1a\n"[:size].ljust(size, b"x")
     text = f"data:image/png;base64,{base64.b64encode(data).decode()}"
     content = decoding.plain_data_uri(text)

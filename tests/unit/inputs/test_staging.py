@@ -1,4 +1,4 @@
-"""What a caller may send inline, and what its bytes are taken for."""
+"""The inline inputs that a caller may send, and the file types that their bytes mean."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def picture(format_name: str) -> bytes:
     return file.getvalue()
 
 
-# With bytes that base64 writes as "+" and "/", and a length that needs padding.
+# It has bytes that base64 writes as "+" and "/", and a length that needs padding.
 PNG = picture("PNG") + b"\xfb\xff\xfe\xff\xfe"
 
 
@@ -80,7 +80,7 @@ def bytes_of(content: Content) -> bytes:
         "no base64",
     ],
 )
-def test_every_way_to_write_an_input_gives_its_bytes(text: str) -> None:
+def test_every_notation_of_an_input_gives_the_same_bytes(text: str) -> None:
     content = decode(text, max_bytes=MAX)
     assert bytes_of(content) == PNG
     assert content.size == len(PNG)
@@ -89,7 +89,7 @@ def test_every_way_to_write_an_input_gives_its_bytes(text: str) -> None:
 
 
 @given(st.binary(min_size=1, max_size=200))
-def test_any_bytes_survive_both_alphabets(data: bytes) -> None:
+def test_any_bytes_survive_both_base64_alphabets(data: bytes) -> None:
     try:
         plain = decode(base64.b64encode(data).decode(), max_bytes=MAX)
     except ComfyUIInputError as error:
@@ -103,13 +103,13 @@ def test_any_bytes_survive_both_alphabets(data: bytes) -> None:
     "text",
     ["input.png", "not base64!", "ftp://example.com/a.png", "/etc/passwd", "äöü", "data:image/png;base64,!!!", "AAAAA"],
 )
-def test_what_is_not_base64_is_refused_and_not_guessed(text: str) -> None:
+def test_a_text_that_is_not_base64_is_refused(text: str) -> None:
     with pytest.raises(ComfyUIInputError, match=r"neither base64, a data URI nor an http\(s\) URL"):
         decode(text, max_bytes=MAX)
 
 
 @pytest.mark.parametrize("prefix", ["", "data:image/png;base64,"])
-def test_base64_that_lost_its_plus_signs_on_the_way_is_named_and_not_decoded_to_other_bytes(prefix: str) -> None:
+def test_base64_with_blanks_for_lost_plus_signs_is_refused_with_the_reason(prefix: str) -> None:
     text = b64(PNG + b"\0\xfb\xef\xbe" * 5 + b"\0").replace("+", " ")
     assert " " in text
     assert text.endswith("=")
@@ -123,7 +123,7 @@ def test_base64_whose_lines_were_joined_with_blanks_is_decoded() -> None:
     assert bytes_of(decode(lines, max_bytes=MAX)) == PNG
 
 
-def test_base64_without_padding_outside_of_a_data_uri_is_refused_with_the_reason() -> None:
+def test_base64_without_padding_outside_a_data_uri_is_refused_with_the_reason() -> None:
     assert b64(PNG).endswith("=")
     with pytest.raises(ComfyUIInputError, match=r"the padding \('='\) is missing"):
         decode(b64(PNG).rstrip("="), max_bytes=MAX)
@@ -141,7 +141,7 @@ def test_base64_without_padding_outside_of_a_data_uri_is_refused_with_the_reason
         (f"data:image/png;base64,{b64(PNG)}==", "it ends in too many '='"),
     ],
 )
-def test_what_a_client_put_around_its_base64_is_named(text: str, reason: str) -> None:
+def test_the_refusal_names_the_characters_that_surround_the_base64(text: str, reason: str) -> None:
     with pytest.raises(
         ComfyUIInputError, match=r"neither base64, a data URI nor an http\(s\) URL; as base64"
     ) as raised:
@@ -206,11 +206,11 @@ def test_unknown_bytes_keep_a_harmless_extension_of_their_name(hint: str, extens
     assert Content.of_bytes(b"some text", hint).extension == extension
 
 
-def test_the_media_type_of_a_data_uri_tells_what_the_bytes_do_not() -> None:
+def test_the_media_type_of_a_data_uri_gives_the_extension_if_the_bytes_do_not() -> None:
     assert decode("data:image/svg+xml,%3Csvg/%3E", max_bytes=MAX, hint=".png").extension == ".svg"
 
 
-async def test_a_spool_hashes_what_it_writes_and_can_be_read_again_from_the_start() -> None:
+async def test_a_spool_hashes_its_data_and_can_be_read_again_from_the_start() -> None:
     data = PNG + bytes(range(256)) * 8192  # more than two blocks
     async with Spool(10 * CHUNK) as spool:
         for start in range(0, len(data), 100_000):
@@ -236,7 +236,7 @@ async def test_a_spool_stops_at_its_limit_and_leaves_nothing_on_disk() -> None:
     assert not path.exists()
 
 
-async def test_a_spooled_file_part_has_the_same_limits(tmp_path: Path) -> None:
+async def test_a_spooled_file_part_has_the_same_size_limit(tmp_path: Path) -> None:
     file = tmp_path / "part"
     file.write_bytes(PNG)
     assert (await Content.of_file(file, max_bytes=len(PNG))).digest == hashlib.sha256(PNG).hexdigest()

@@ -1,1 +1,1 @@
-"""What the gateway knows of the prompts that it runs."""
+"""The gateway's jobs and their journal."""

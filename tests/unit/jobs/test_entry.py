@@ -1,4 +1,4 @@
-"""What an `Entry` does when the journal cannot be written, and how few writes it makes."""
+"""The writes of an `Entry`: how few they are, and what happens when the journal cannot be written."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _REQUEST = PromptRequest(prompt={"1": {"class_type": "A", "inputs": {}}})
 
 
 class Counting(MemoryJournal):
-    """Says what was written."""
+    """Records the type of each write."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class Counting(MemoryJournal):
 
 
 class FullDisk(MemoryJournal):
-    """Keeps nothing."""
+    """Fails every write."""
 
     def begin(self, write: Write) -> asyncio.Future[int]:
         writing: asyncio.Future[int] = asyncio.get_running_loop().create_future()
@@ -51,7 +51,7 @@ def entry_in(journal: MemoryJournal, kind: Kind, *, callers_id: bool) -> Entry:
     return Entries(journal).new(prompt_id(1), Origin(), kind=kind, callers_id=callers_id)
 
 
-async def test_a_quick_call_without_an_id_is_written_twice() -> None:
+async def test_a_quick_call_without_an_id_needs_two_writes() -> None:
     journal = Counting()
     entry = entry_in(journal, "sync", callers_id=False)
     await entry.placed("gpu-1", _REQUEST, None)
@@ -68,12 +68,12 @@ async def test_a_sync_call_goes_on_when_the_disk_is_full() -> None:
     await entry_in(FullDisk(), "sync", callers_id=True).placed("gpu-1", _REQUEST, "f")
 
 
-async def test_an_async_job_is_not_submitted_when_its_placing_cannot_be_written() -> None:
+async def test_an_async_job_is_not_submitted_when_its_placement_cannot_be_written() -> None:
     with pytest.raises(JournalError, match="STATE_DIR"):
         await entry_in(FullDisk(), "async", callers_id=True).placed("gpu-1", _REQUEST, "f")
 
 
-async def test_an_id_that_another_owner_takes_at_this_moment_is_taken_and_its_row_is_left_alone() -> None:
+async def test_an_id_that_another_owner_took_meanwhile_is_refused_and_its_row_stays() -> None:
     journal = MemoryJournal()
     await journal.write(Add(new_job(1, owner="bob")))
     alice = Origin("prompt_sync", "alice", KeyRules(name="alice", role="user"))
@@ -86,9 +86,7 @@ async def test_an_id_that_another_owner_takes_at_this_moment_is_taken_and_its_ro
     assert (record.owner, record.state) == ("bob", State.QUEUED)
 
 
-async def test_the_row_of_a_job_that_is_placed_now_is_written_after_the_tasks_that_are_there_have_had_their_turn() -> (
-    None
-):
+async def test_the_row_of_a_job_placed_now_is_written_after_the_waiting_tasks_have_run() -> None:
     journal = Counting()
     entry = entry_in(journal, "async", callers_id=False)
     at_its_turn: list[list[type]] = []
@@ -109,7 +107,7 @@ async def test_the_row_of_a_job_that_is_placed_now_is_written_after_the_tasks_th
     assert entry.shown_number == 1
 
 
-async def test_what_a_job_that_ends_at_once_writes_comes_after_its_row() -> None:
+async def test_the_end_of_a_job_placed_now_is_written_after_its_row() -> None:
     journal = Counting()
     entry = entry_in(journal, "async", callers_id=False)
     entry.place_now("gpu-1", _REQUEST, None)
@@ -123,7 +121,7 @@ async def test_what_a_job_that_ends_at_once_writes_comes_after_its_row() -> None
     assert (record.state, record.server) == (State.FAILED, "gpu-1")
 
 
-async def test_a_job_of_a_caller_s_id_that_is_placed_now_is_committed_before_it_is_submitted() -> None:
+async def test_a_job_placed_now_under_a_callers_id_is_written_before_its_submission() -> None:
     journal = Counting()
     entry = entry_in(journal, "async", callers_id=True)
     entry.place_now("gpu-1", _REQUEST, None)
@@ -132,7 +130,7 @@ async def test_a_job_of_a_caller_s_id_that_is_placed_now_is_committed_before_it_
     assert entry.shown_number == 1
 
 
-async def test_each_one_who_waits_is_told_that_a_job_that_is_placed_now_cannot_be_written() -> None:
+async def test_every_waiter_gets_the_error_when_a_job_placed_now_cannot_be_written() -> None:
     entry = entry_in(FullDisk(), "async", callers_id=False)
     entry.place_now("gpu-1", _REQUEST, None)
     for _ in range(2):
@@ -141,7 +139,7 @@ async def test_each_one_who_waits_is_told_that_a_job_that_is_placed_now_cannot_b
     assert not entry.added
 
 
-async def test_who_stops_waiting_for_a_row_does_not_stop_its_commit(tmp_path: Path) -> None:
+async def test_a_cancelled_wait_for_a_row_does_not_stop_its_commit(tmp_path: Path) -> None:
     async with SqliteJournal(tmp_path) as journal:
         entry = Entries(journal).new(prompt_id(1), Origin(), kind="async", callers_id=False)
         entry.place_now("gpu-1", _REQUEST, None)

@@ -1,4 +1,4 @@
-"""What makes two requests with the same id the same one."""
+"""The fingerprint decides whether two requests with the same id are the same request."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ _FULL = {
         (_FULL, "d848ada9c4acc0cc06c762a84a38cd8e4920c3ab387eeffa140dee68cbef7680"),
     ],
 )
-def test_a_fingerprint_is_that_of_the_gateways_before(fields: dict[str, object], fingerprint: str) -> None:
-    """A key that was used before an upgrade joins its prompt after it."""
+def test_a_fingerprint_equals_that_of_earlier_versions(fields: dict[str, object], fingerprint: str) -> None:
+    """A key that was used before an upgrade must join its prompt after the upgrade."""
     assert PromptRequest.model_validate(fields).fingerprint() == fingerprint
     more = {**fields, "labels": {"a": "b"}, "priority": 5, "client_id": "c", "return_image_base64": True}
     assert PromptRequest.model_validate(more).fingerprint() == fingerprint
 
 
-def test_each_field_of_a_request_decides_its_result_or_is_known_not_to() -> None:
+def test_each_field_of_a_request_changes_the_fingerprint_or_is_listed_here() -> None:
     of_the_answer = {"return_image_base64", "convert", "output", "labels", "priority", "webhook"}
     assert set(PromptRequest.model_fields) == {*_FULL, "prompt_id", "client_id", *of_the_answer}
     plain = PromptRequest.model_validate(_PLAIN).fingerprint()
@@ -44,7 +44,7 @@ def test_each_field_of_a_request_decides_its_result_or_is_known_not_to() -> None
         assert PromptRequest.model_validate({**_PLAIN, name: _FULL[name]}).fingerprint() != plain, name
 
 
-def test_a_secret_makes_no_other_request() -> None:
+def test_secrets_do_not_change_the_fingerprint() -> None:
     def of(extra_data: dict[str, object] | None) -> str:
         return PromptRequest.model_validate({**_PLAIN, "extra_data": extra_data}).fingerprint()
 
@@ -53,7 +53,7 @@ def test_a_secret_makes_no_other_request() -> None:
     assert of({"auth_token_comfy_org": "a", "x": 1}) == of({"x": 1}) != of({"x": 2})
 
 
-def test_a_named_workflow_is_known_by_what_was_given_and_not_by_what_was_chosen() -> None:
+def test_the_fingerprint_of_a_named_call_ignores_values_that_the_gateway_chose() -> None:
     def of(call: NamedCall, **more: object) -> str:
         return PromptRequest.model_validate({**_PLAIN, **more}).of_named(call).fingerprint()
 
@@ -65,13 +65,13 @@ def test_a_named_workflow_is_known_by_what_was_given_and_not_by_what_was_chosen(
     assert of(CALL) != PromptRequest.model_validate(_PLAIN).fingerprint()
 
 
-def test_no_body_says_that_it_is_a_named_workflows() -> None:
+def test_a_request_body_cannot_claim_to_be_a_named_call() -> None:
     for name in ("_call", "call", "named"):
         with pytest.raises(ValidationError, match=name):
             PromptRequest.model_validate({**_PLAIN, name: {"name": "portrait"}})
 
 
-def test_a_copy_of_a_request_keeps_its_call() -> None:
+def test_a_copy_of_a_request_keeps_its_named_call() -> None:
     request = PromptRequest.model_validate({**_PLAIN, "front": True}).of_named(CALL)
     assert request.without_order().call == CALL
     assert request.model_copy(update={"prompt_id": None}).call == CALL

@@ -1,4 +1,4 @@
-"""A job ends once, tells those who come later what still holds, and keeps nothing alive behind it."""
+"""A job ends once, gives late listeners the events that still hold, and leaves no object alive."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def result() -> PromptResult:
         (ComfyUIPromptLostError("forgotten"), State.LOST),
     ],
 )
-async def test_an_error_decides_how_a_job_ends(error: ComfyUIError, state: State) -> None:
+async def test_the_error_decides_the_final_state_of_a_job(error: ComfyUIError, state: State) -> None:
     job = Job(_ID, _REQUEST)
     job.fail(error)
     assert job.state is state
@@ -57,14 +57,14 @@ async def test_an_error_decides_how_a_job_ends(error: ComfyUIError, state: State
     assert raised.value.prompt_id == _ID
 
 
-async def test_a_job_that_is_cancelled_for_a_timeout_is_canceled_and_its_waiters_hear_of_the_timeout() -> None:
+async def test_a_job_that_is_cancelled_for_a_timeout_is_canceled_with_the_code_timeout() -> None:
     job = Job(_ID, _REQUEST)
     job.cancel(ComfyUITimeoutError("cancelled on timeout"))
     assert job.state is State.CANCELED
     assert job.failure_code == "timeout"
 
 
-async def test_the_first_end_stays() -> None:
+async def test_the_first_end_of_a_job_stays() -> None:
     job = Job(_ID, _REQUEST)
     job.finish(result())
     job.fail(ComfyUITaskError("too late"))
@@ -74,7 +74,7 @@ async def test_the_first_end_stays() -> None:
     assert job.result() == result()
 
 
-async def test_a_job_runs_from_execution_start_and_goes_on_running_where_comfyui_lost_it() -> None:
+async def test_a_job_runs_from_execution_start_and_stays_running_when_comfyui_loses_it() -> None:
     job = Job(_ID, _REQUEST)
     job.publish(QueuePosition(_ID, 1))
     assert job.state is State.QUEUED
@@ -84,7 +84,7 @@ async def test_a_job_runs_from_execution_start_and_goes_on_running_where_comfyui
     assert (job.state, job.losses) == (State.RUNNING, 1)
 
 
-async def test_all_who_wait_are_woken_and_one_who_gives_up_is_not_counted() -> None:
+async def test_all_waiters_are_woken_and_a_waiter_that_left_is_not_counted() -> None:
     job = Job(_ID, _REQUEST)
     for _ in range(3):
         job.join()
@@ -96,7 +96,7 @@ async def test_all_who_wait_are_woken_and_one_who_gives_up_is_not_counted() -> N
     assert await asyncio.gather(*waiting) == [True, True]
 
 
-async def test_the_wish_of_a_request_that_left_is_kept_until_the_last_one_leaves() -> None:
+async def test_a_reason_to_cancel_is_kept_until_the_last_request_leaves() -> None:
     job = Job(_ID, _REQUEST)
     job.join()
     job.join()
@@ -105,7 +105,7 @@ async def test_the_wish_of_a_request_that_left_is_kept_until_the_last_one_leaves
     assert (job.waiters, job.cancel_wanted) == (0, "disconnect")
 
 
-async def test_who_joins_later_is_told_what_still_holds_and_nothing_of_an_earlier_try() -> None:
+async def test_a_late_listener_gets_only_the_events_that_still_hold() -> None:
     job = Job(_ID, _REQUEST)
     first: list[Event] = []
     job.join(first.append)
@@ -127,7 +127,7 @@ async def test_who_joins_later_is_told_what_still_holds_and_nothing_of_an_earlie
     assert not job.followed
 
 
-async def test_a_listener_that_fails_is_dropped_and_the_others_hear_on() -> None:
+async def test_a_failing_listener_is_dropped_and_the_others_get_further_events() -> None:
     job = Job(_ID, _REQUEST)
     heard: list[Event] = []
 
@@ -141,7 +141,7 @@ async def test_a_listener_that_fails_is_dropped_and_the_others_hear_on() -> None
     assert len(heard) == 2
 
 
-async def test_a_watched_prompt_becomes_a_requests_own_and_holds_its_files_until_the_task_ends(tmp_path: Path) -> None:
+async def test_an_adopted_prompt_holds_the_files_of_its_request_until_its_task_ends(tmp_path: Path) -> None:
     folder = tmp_path / "spool"
     folder.mkdir()
     files = SpooledFiles(folder, {"a.png": folder / "0"}, {"a.png": "0" * 64})
@@ -179,7 +179,7 @@ async def _failing(job: Job) -> None:
     job.let_go()
 
 
-async def _heard_of(job: Job) -> None:
+async def _wait_and_read_result(job: Job) -> None:
     await job.wait(5)
     with contextlib.suppress(ComfyUIError):
         job.result()
@@ -193,7 +193,7 @@ async def test_a_job_that_has_ended_is_freed_without_the_garbage_collector(
     try:
         job = Job(_ID, _REQUEST)
         job.begin(work(job))
-        await _heard_of(job)
+        await _wait_and_read_result(job)
         gone = weakref.ref(job)
         del job
         await asyncio.sleep(0)
@@ -203,7 +203,7 @@ async def test_a_job_that_has_ended_is_freed_without_the_garbage_collector(
         gc.enable()
 
 
-def test_a_copy_of_an_error_is_the_same_error_without_where_it_was_raised() -> None:
+def test_a_copy_of_an_error_has_neither_a_traceback_nor_a_cause() -> None:
     with pytest.raises(ComfyUICredentialsError) as raised:
         raise ComfyUICredentialsError("GET /queue", upstream_status=401) from KeyError("a")
     error = raised.value
@@ -212,9 +212,9 @@ def test_a_copy_of_an_error_is_the_same_error_without_where_it_was_raised() -> N
     assert (same.__traceback__, same.__cause__, same.__context__) == (None, None, None)
 
 
-async def test_a_prompt_is_marked_with_the_journal_and_with_who_chose_its_id(tmp_path: Path) -> None:
-    """A gateway that ended while it committed and submitted a prompt has no row of it. The next one takes it out, but
-    not where a caller may ask for it again.
+async def test_the_mark_of_a_prompt_names_the_journal_and_says_if_the_caller_chose_the_id(tmp_path: Path) -> None:
+    """A gateway that ends while it commits and submits a prompt may leave no row of it. The next gateway removes such a
+    prompt from ComfyUI's queue, unless a caller chose its id and may ask for it again.
     """
     async with SqliteJournal(tmp_path) as journal:
         entries = Entries(journal)
