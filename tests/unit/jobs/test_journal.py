@@ -1,4 +1,4 @@
-"""What every journal does, in a file or in memory."""
+"""The behaviour of every journal, in a file or in memory."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ _DAY = 86_400.0
 
 
 async def numbers_of(journal: Journal, narrowed: JobFilter, limit: int = 50) -> list[float]:
-    """Of all pages of a list; jobs are told apart by the second of their submission."""
+    """The submission times of the jobs on all pages of a list; each test's jobs have different ones."""
     found: list[float] = []
     cursor = None
     while True:
@@ -93,10 +93,10 @@ async def got(journal: Journal, number: int) -> JobRecord:
     return record
 
 
-# What is kept
+# The records of jobs
 
 
-async def test_a_job_comes_back_as_it_was_written(journal: Journal) -> None:
+async def test_a_job_is_read_as_it_was_written(journal: Journal) -> None:
     job = NewJob(
         prompt_id=prompt_id(7),
         kind="sync",
@@ -131,7 +131,7 @@ async def test_a_job_comes_back_as_it_was_written(journal: Journal) -> None:
     assert await journal.result_of(job.prompt_id) is None
 
 
-async def test_a_job_is_told_the_number_that_it_was_given_or_asked_for(journal: Journal) -> None:
+async def test_a_job_shows_the_number_that_it_got_or_asked_for(journal: Journal) -> None:
     assert await journal.write(Add(new_job(1))) == 1
     assert await journal.write(Add(new_job(2, front=True))) == 2
     assert await journal.write(Add(new_job(3, turn=0.5))) == 3
@@ -154,7 +154,7 @@ async def test_a_job_is_found_by_its_owners_idempotency_key(journal: Journal) ->
     assert await journal.sent_under("alice", "k", 0.0) is None
 
 
-async def test_a_job_that_is_withdrawn_leaves_no_trace(journal: Journal) -> None:
+async def test_a_withdrawn_job_leaves_no_trace(journal: Journal) -> None:
     kept = new_job(1, labels={"a": "b"})
     await journal.write(Add(kept))
     await journal.write(Add(new_job(2, labels={"a": "b"}), "gpu-1"))
@@ -171,7 +171,7 @@ async def test_a_job_that_is_withdrawn_leaves_no_trace(journal: Journal) -> None
     assert [record.prompt_id for record in await journal.waiting(0, 5)] == [kept.prompt_id]
     assert (await journal.counts())[State.QUEUED] == 1
     assert await journal.body_of(kept.prompt_id) == BODY
-    # The id is free again.
+    # The withdrawn id is free again.
     assert await journal.write(Add(new_job(2)))
 
 
@@ -185,7 +185,7 @@ async def test_a_job_that_began_or_has_ended_is_not_withdrawn(journal: Journal, 
     assert await journal.get(prompt_id(1)) is not None
 
 
-async def test_an_attempt_that_is_over_withdraws_nothing(journal: Journal) -> None:
+async def test_an_older_attempt_withdraws_nothing(journal: Journal) -> None:
     await journal.write(Add(new_job(1), "gpu-1"))
     await journal.write(Place(Fence(prompt_id(1), 1, 2), "gpu-2"))
     assert not await journal.write(Withdraw(Fence(prompt_id(1), 1, 1)))
@@ -199,7 +199,7 @@ async def test_a_second_job_with_the_same_id_changes_nothing(journal: Journal) -
     assert await journal.body_of(prompt_id(1)) == BODY
 
 
-async def test_what_is_not_known_is_none_and_empty(journal: Journal) -> None:
+async def test_an_unknown_job_reads_as_nothing_and_cannot_be_changed(journal: Journal) -> None:
     assert await journal.get("?") is None
     assert await journal.body_of("?") is None
     assert await journal.result_of("?") is None
@@ -212,7 +212,7 @@ async def test_what_is_not_known_is_none_and_empty(journal: Journal) -> None:
         assert not await journal.write(write)
 
 
-async def test_a_run_is_told_from_its_placing_to_its_end(journal: Journal) -> None:
+async def test_a_run_is_recorded_from_its_placement_to_its_end(journal: Journal) -> None:
     fence = await run(journal, 1, at=5.0)
     running = await got(journal, 1)
     assert (running.state, running.server, running.started_at, running.fence) == (State.RUNNING, "gpu-1", 5.0, fence)
@@ -228,7 +228,7 @@ async def test_a_run_is_told_from_its_placing_to_its_end(journal: Journal) -> No
     assert await journal.result_of(fence.prompt_id) == b'{"files": []}'
 
 
-async def test_results_of_many_jobs_come_in_their_order_and_some_at_a_time(journal: Journal) -> None:
+async def test_results_of_many_jobs_come_in_the_given_order_up_to_a_size(journal: Journal) -> None:
     for number, size in ((1, 500), (3, 2000), (4, 10)):
         await journal.write(Add(new_job(number)))
         await end(journal, number, result=b'"%s"' % (b"a" * size))
@@ -241,7 +241,7 @@ async def test_results_of_many_jobs_come_in_their_order_and_some_at_a_time(journ
     assert await journal.results_of([], 1) == []
 
 
-async def test_lone_surrogates_of_a_caller_stop_no_job(journal: Journal) -> None:
+async def test_lone_surrogates_in_a_callers_texts_are_replaced(journal: Journal) -> None:
     await journal.write(Add(new_job(1, client_id="a\ud800", owner="o\udfff", workflow_name="w\ud800", face="f\ud800")))
     record = await got(journal, 1)
     assert (record.client_id, record.owner, record.workflow_name, record.face) == (
@@ -255,7 +255,7 @@ async def test_lone_surrogates_of_a_caller_stop_no_job(journal: Journal) -> None
     assert [found.number for found in await journal.get_all(["\ud800", prompt_id(1)])] == [record.number]
 
 
-async def test_writes_behind_are_read_in_their_order(journal: Journal) -> None:
+async def test_pending_writes_are_applied_in_order_before_a_read(journal: Journal) -> None:
     fence = Fence(prompt_id(1), 1, 1)
     for write in (Add(new_job(1)), Place(fence, "gpu-1"), Start(fence, 2.0)):
         journal.write_behind(write)
@@ -264,7 +264,7 @@ async def test_writes_behind_are_read_in_their_order(journal: Journal) -> None:
     assert (await got(journal, 1)).state is State.SUCCEEDED
 
 
-async def test_a_caller_that_is_cancelled_undoes_no_write(journal: Journal) -> None:
+async def test_a_cancelled_caller_undoes_no_write(journal: Journal) -> None:
     task = asyncio.create_task(journal.write(Add(new_job(1))))
     await asyncio.sleep(0)
     task.cancel()
@@ -272,7 +272,7 @@ async def test_a_caller_that_is_cancelled_undoes_no_write(journal: Journal) -> N
     assert await journal.get(prompt_id(1)) is not None
 
 
-async def test_an_id_that_was_told_is_the_callers(journal: Journal) -> None:
+async def test_an_id_that_the_caller_got_counts_as_the_callers_id(journal: Journal) -> None:
     await journal.write(Add(new_job(1)))
     assert not (await got(journal, 1)).callers_id
     assert await journal.write(Tell(prompt_id(1)))
@@ -280,7 +280,7 @@ async def test_an_id_that_was_told_is_the_callers(journal: Journal) -> None:
     assert await journal.body_of(prompt_id(1)) == BODY
 
 
-async def test_the_body_of_an_id_that_was_told_is_kept_from_then_on(journal: Journal) -> None:
+async def test_the_body_is_kept_from_the_moment_the_caller_gets_the_id(journal: Journal) -> None:
     await journal.write(Add(new_job(1, body=None)))
     assert await journal.body_of(prompt_id(1)) is None
     assert (await got(journal, 1)).body_sha256 is None
@@ -291,7 +291,7 @@ async def test_the_body_of_an_id_that_was_told_is_kept_from_then_on(journal: Jou
     assert await journal.body_of(prompt_id(1)) == BODY
 
 
-async def test_a_pending_write_without_a_listener_is_read_at_once(journal: Journal) -> None:
+async def test_a_pending_write_that_may_wait_is_read_at_once(journal: Journal) -> None:
     journal.write_behind(Add(new_job(1), "gpu-1"), soon=False)
     journal.write_behind(Cancel(prompt_id(1), 1))
     journal.write_behind(Add(new_job(2), "gpu-1"), soon=False)
@@ -299,7 +299,7 @@ async def test_a_pending_write_without_a_listener_is_read_at_once(journal: Journ
     assert (await got(journal, 2)).server == "gpu-1"
 
 
-async def test_a_job_that_is_written_with_its_end_is_as_one_that_ended_later(journal: Journal) -> None:
+async def test_a_job_written_together_with_its_end_equals_a_job_that_ended_later(journal: Journal) -> None:
     fence = Fence(prompt_id(1), 1, 1)
     fields: dict[str, Any] = {"at": 9.0, "result": b'{"a": 1}', "started_at": 5.0, "executing_s": 3.0}
     assert await journal.write(Add(new_job(1), "gpu-1"))
@@ -315,8 +315,8 @@ async def test_a_job_that_is_written_with_its_end_is_as_one_that_ended_later(jou
     assert (used.succeeded, used.gpu_s) == (2, 6.0)
 
 
-async def test_an_end_that_follows_at_rest_is_kept_with_all_between(journal: Journal) -> None:
-    """What came between the two is not passed over."""
+async def test_a_pending_end_is_kept_together_with_the_writes_before_it(journal: Journal) -> None:
+    """The writes between the job and its end are not skipped."""
     between: dict[int, Start | Place] = {
         2: Start(Fence(prompt_id(2), 1, 1), 4.0),
         3: Place(Fence(prompt_id(3), 1, 2), "gpu-2"),
@@ -335,7 +335,7 @@ async def test_an_end_that_follows_at_rest_is_kept_with_all_between(journal: Jou
     assert [record.server for record in records] == ["gpu-1", "gpu-1", "gpu-2", "gpu-1"]
 
 
-async def test_a_place_that_follows_at_rest_is_kept_where_no_end_comes_and_where_a_start_does(journal: Journal) -> None:
+async def test_a_pending_placement_is_kept_without_an_end_and_before_a_start(journal: Journal) -> None:
     for number in (1, 2, 3):
         journal.write_behind(Add(new_job(number)), soon=False)
         fence = Fence(prompt_id(number), 1, 1)
@@ -353,15 +353,15 @@ async def test_a_place_that_follows_at_rest_is_kept_where_no_end_comes_and_where
     ]
 
 
-async def test_each_journal_in_memory_has_an_identity_of_its_own() -> None:
-    """What a server has of ours when it comes back is told by it from what another gateway sent."""
+async def test_each_journal_in_memory_has_its_own_identity() -> None:
+    """When a server comes back, the identity tells its prompts of this gateway from those of other gateways."""
     async with MemoryJournal() as one, MemoryJournal() as other:
         assert one.identity
         assert one.identity != other.identity
 
 
 @pytest.mark.parametrize("body", [b"", b"x", b"x\x9c", b"{}", b"[1]" * 10_000])
-async def test_a_body_and_a_result_come_back_byte_for_byte(journal: Journal, body: bytes) -> None:
+async def test_a_body_and_a_result_are_read_byte_for_byte(journal: Journal, body: bytes) -> None:
     await journal.write(Add(new_job(1, body=body)))
     await end(journal, 1, result=body)
     assert await journal.body_of(prompt_id(1)) == body
@@ -371,7 +371,7 @@ async def test_a_body_and_a_result_come_back_byte_for_byte(journal: Journal, bod
 # Fences, losses and runs
 
 
-async def test_an_old_fence_changes_nothing(journal: Journal) -> None:
+async def test_a_write_with_an_old_fence_changes_nothing(journal: Journal) -> None:
     old = await run(journal, 1)
     new = old.next()
     assert await journal.write(Place(new, "gpu-2"))
@@ -389,7 +389,7 @@ async def test_an_old_fence_changes_nothing(journal: Journal) -> None:
     assert await journal.deliveries(old.prompt_id) == []
 
 
-async def test_only_a_run_that_had_begun_has_losses(journal: Journal) -> None:
+async def test_only_the_loss_of_an_attempt_that_had_begun_is_counted(journal: Journal) -> None:
     await journal.write(Add(new_job(1)))
     fence = Fence(prompt_id(1), 1, 1)
     await journal.write(Place(fence, "gpu-1"))
@@ -401,16 +401,16 @@ async def test_only_a_run_that_had_begun_has_losses(journal: Journal) -> None:
     await journal.write(Place(fence.next(), "gpu-3"))
     assert ((await got(journal, 1)).losses, (await got(journal, 1)).state) == (1, State.RUNNING)
     await journal.write(Place(fence.next().next(), "gpu-4"))
-    assert (await got(journal, 1)).losses == 1, "the attempt before had not begun"
+    assert (await got(journal, 1)).losses == 1, "the previous attempt had not begun"
     await journal.write(Start(fence.next().next(), 2.0))
     await journal.write(PutBack(fence.next().next()))
     put_back = await got(journal, 1)
     assert (put_back.losses, put_back.state, put_back.server) == (2, State.RUNNING, None)
     await journal.write(Place(put_back.fence.next(), "gpu-1"))
-    assert (await got(journal, 1)).losses == 2, "what was put back is counted once"
+    assert (await got(journal, 1)).losses == 2, "a job that was put back counts one loss only"
 
 
-async def test_deaths_are_kept_by_workflow_until_they_are_old_or_forgiven(journal: Journal) -> None:
+async def test_server_deaths_are_kept_by_workflow_until_they_are_old_or_forgiven(journal: Journal) -> None:
     assert await journal.deaths(0.0) == []
     for workflow, at in (("a", 10.0), ("b", 20.0), ("a", 30.0)):
         assert await journal.write(Died(workflow, at, before=0.0))
@@ -427,18 +427,18 @@ async def test_deaths_are_kept_by_workflow_until_they_are_old_or_forgiven(journa
     assert (len(found), found[0], found[-1]) == (1000, ("d", 101.0), ("d", 1100.0))
 
 
-async def test_an_upload_is_kept_by_whose_it_is_and_its_name(journal: Journal) -> None:
+async def test_an_upload_is_kept_under_its_owner_and_its_name(journal: Journal) -> None:
     assert await journal.uploads() == []
     mine = KeptUpload("alice", "input/é b.png", "1" * 64, 5, 10.0, 20.0)
     theirs = mine._replace(key="", digest="2" * 64, used_at=10.0)
     for upload in (mine, theirs):
         assert await journal.write(KeepUpload(upload))
-    assert await journal.uploads() == [theirs, mine], "the one that was used longest ago is first"
+    assert await journal.uploads() == [theirs, mine], "the least recently used upload is first"
     # Other bytes under the same name.
     newer = theirs._replace(digest="3" * 64, size=7, used_at=15.0)
     assert await journal.write(KeepUpload(newer))
     assert await journal.write(UseUpload("alice", mine.place, 30.0))
-    assert not await journal.write(UseUpload("alice", mine.place, 25.0)), "it was used later"
+    assert not await journal.write(UseUpload("alice", mine.place, 25.0)), "a later use is known"
     assert not await journal.write(UseUpload("bob", mine.place, 40.0))
     assert await journal.uploads() == [newer, mine._replace(used_at=30.0)]
     gone = (("", mine.place), ("bob", mine.place))
@@ -447,10 +447,10 @@ async def test_an_upload_is_kept_by_whose_it_is_and_its_name(journal: Journal) -
     assert await journal.uploads() == [mine._replace(used_at=30.0)]
 
 
-async def test_a_run_that_may_have_ended_its_server_is_alone_until_its_next_run(journal: Journal) -> None:
+async def test_a_job_that_may_have_killed_its_server_runs_alone_until_its_next_run(journal: Journal) -> None:
     await journal.write(Add(new_job(1)))
     placed = Fence(prompt_id(1), 1, 1)
-    assert not await journal.write(Suspect(placed, begun=True)), "it is on no server"
+    assert not await journal.write(Suspect(placed, begun=True)), "the job is on no server"
     await journal.write(Place(placed, "gpu-1"))
     assert await journal.write(Suspect(placed, begun=False))
     sent = await got(journal, 1)
@@ -466,7 +466,7 @@ async def test_a_run_that_may_have_ended_its_server_is_alone_until_its_next_run(
     assert not (await got(journal, 1)).alone
 
 
-async def test_an_attempt_that_was_put_back_says_nothing_more(journal: Journal) -> None:
+async def test_an_attempt_that_was_put_back_changes_nothing_more(journal: Journal) -> None:
     fence = await run(journal, 1)
     assert await journal.write(PutBack(fence))
     assert not await journal.write(Start(fence, 9.0))
@@ -494,7 +494,7 @@ async def test_a_job_that_is_being_cancelled_is_not_placed_again_and_may_end_in_
         (State.SUCCEEDED, True, False),
     ],
 )
-async def test_a_new_run_follows_only_what_may_be_tried_again(
+async def test_a_new_run_follows_only_an_end_that_allows_a_retry(
     journal: Journal, state: State, retryable: bool, possible: bool
 ) -> None:
     fence = await run(journal, 1, at=2.0)
@@ -527,11 +527,11 @@ async def test_a_new_run_follows_only_what_may_be_tried_again(
             error={"type": "x"},
         )
     ]
-    assert not await journal.write(Finish(fence=fence, state=State.SUCCEEDED, at=5.0)), "that run is over"
-    assert not await journal.write(Again(fence.prompt_id, 1, "sync", 5.0)), "one new run for one end"
+    assert not await journal.write(Finish(fence=fence, state=State.SUCCEEDED, at=5.0)), "the first run is over"
+    assert not await journal.write(Again(fence.prompt_id, 1, "sync", 5.0)), "each end allows one new run"
 
 
-async def test_the_last_runs_are_kept(journal: Journal) -> None:
+async def test_only_the_last_runs_of_a_job_are_kept(journal: Journal) -> None:
     await journal.write(Add(new_job(1)))
     for number in range(1, RUNS_KEPT + 4):
         await journal.write(Finish(fence=Fence(prompt_id(1), number, 0), state=State.LOST, at=1.0))
@@ -539,7 +539,7 @@ async def test_the_last_runs_are_kept(journal: Journal) -> None:
     assert [one.run for one in await journal.runs(prompt_id(1))] == list(range(4, RUNS_KEPT + 4))
 
 
-async def test_the_webhooks_of_the_last_runs_are_kept_and_all_that_wait(journal: Journal) -> None:
+async def test_the_webhooks_of_the_last_runs_and_all_waiting_ones_are_kept(journal: Journal) -> None:
     await journal.write(Add(new_job(1)))
     for number in range(1, RUNS_KEPT + 4):
         told = delivery(f"d{number}")
@@ -553,12 +553,12 @@ async def test_the_webhooks_of_the_last_runs_are_kept_and_all_that_wait(journal:
     assert await journal.prune(1e9, keep_days=0, keep=None) == 0
 
 
-def test_an_end_is_an_end() -> None:
+def test_running_is_refused_as_an_end() -> None:
     with pytest.raises(ValueError, match="running is no end"):
         Finish(fence=Fence(prompt_id(1), 1, 1), state=State.RUNNING, at=0.0)
 
 
-# Whose turn, and how many
+# The order of waiting jobs, and their numbers
 
 
 async def test_async_jobs_wait_in_the_order_of_their_submission(journal: Journal) -> None:
@@ -590,7 +590,7 @@ async def test_a_new_run_waits_behind_the_others(journal: Journal) -> None:
     await end(journal, 1, State.CANCELED)
     await journal.write(Again(prompt_id(1), 1, "async", 9.0))
     assert [one.created_at for one in await journal.waiting(0, 50)] == [2.0, 1.0]
-    assert await numbers_of(journal, JobFilter()) == [2.0, 1.0], "a list does not move under its reader"
+    assert await numbers_of(journal, JobFilter()) == [2.0, 1.0], "a new run keeps its place in a list"
 
 
 # Lists
@@ -627,7 +627,7 @@ async def test_lists_are_narrowed_and_paged_newest_first(journal: Journal) -> No
             assert await numbers_of(journal, narrowed, limit) == [number for number in every if fits(number)]
 
 
-async def test_labels_must_all_fit(journal: Journal) -> None:
+async def test_a_list_has_only_jobs_that_match_all_labels(journal: Journal) -> None:
     await journal.write(Add(new_job(1, labels={"a": "1", "b": "2"})))
     await journal.write(Add(new_job(2, labels={"a": "1", "b": "3"})))
     await journal.write(Add(new_job(3)))
@@ -648,12 +648,12 @@ async def test_a_list_that_grows_while_it_is_read_shows_each_job_once(journal: J
 
 
 @pytest.mark.parametrize("cursor", ["", "x", "!!!", "é", "1.5", "MS41", "A" * 10_000, "MS4tNS5h\n"])
-async def test_a_cursor_that_is_not_ours_is_refused_by_name(journal: Journal, cursor: str) -> None:
+async def test_an_invalid_cursor_is_refused_by_name(journal: Journal, cursor: str) -> None:
     with pytest.raises(QueryError, match=r"^cursor: it is not valid"):
         await journal.page(JobFilter(), 50, cursor)
 
 
-async def test_a_cursor_is_for_one_list_only(journal: Journal) -> None:
+async def test_a_cursor_of_a_list_with_other_filters_is_refused(journal: Journal) -> None:
     for number in range(1, 4):
         await journal.write(Add(new_job(number, owner="alice")))
     cursor = (await journal.page(JobFilter(owner="alice"), 1)).next_cursor
@@ -682,10 +682,10 @@ def test_labels_beyond_their_limits_are_refused_by_name(labels: dict[str, str], 
         new_job(1, labels=labels)
 
 
-# What goes
+# Jobs that are removed
 
 
-async def test_bodies_are_kept_once_and_while_a_job_names_them(journal: Journal) -> None:
+async def test_a_body_is_kept_once_and_as_long_as_a_job_has_it(journal: Journal) -> None:
     for number in (1, 2):
         await journal.write(Add(new_job(number, body=b"[1]")))
     await end(journal, 1)
@@ -696,23 +696,23 @@ async def test_bodies_are_kept_once_and_while_a_job_names_them(journal: Journal)
     assert (await got(journal, 2)).body_sha256 == (await got(journal, 3)).body_sha256
 
 
-async def test_old_ends_go_and_unfinished_jobs_stay(journal: Journal) -> None:
+async def test_jobs_that_ended_long_ago_are_removed_and_unfinished_jobs_stay(journal: Journal) -> None:
     for number in range(1, 5):
         await journal.write(Add(new_job(number, labels={"a": "1"}, owner="o")))
     await end(journal, 1, at=0.0, result=b"{}")
     await end(journal, 2, at=_DAY * 2)
     await end(journal, 3, at=0.0, deliveries=(delivery("d"),))
-    assert await journal.prune(_DAY * 7, keep_days=7, keep=None) == 0, "just seven days ago"
+    assert await journal.prune(_DAY * 7, keep_days=7, keep=None) == 0, "it ended exactly seven days ago"
     assert await journal.prune(_DAY * 8, keep_days=7, keep=None) == 1
     assert await numbers_of(journal, JobFilter(labels={"a": "1"})) == [4.0, 3.0, 2.0]
     await journal.write(Tried(id="d", at=1.0, answer="200", state=DeliveryState.DELIVERED))
-    assert await journal.prune(_DAY * 8, keep_days=7, keep=None) == 1, "its webhook has arrived"
+    assert await journal.prune(_DAY * 8, keep_days=7, keep=None) == 1, "the job's webhook has arrived"
     assert await journal.deliveries(prompt_id(3)) == []
     assert await journal.prune(_DAY * 1000, keep_days=None, keep=None) == 0
     assert (await journal.counts())[State.QUEUED] == 1
 
 
-async def test_the_newest_ends_are_kept_and_the_youngest_always(journal: Journal) -> None:
+async def test_the_newest_ended_jobs_are_kept_and_those_of_the_last_day_always(journal: Journal) -> None:
     for number in range(1, 8):
         await journal.write(Add(new_job(number)))
         await end(journal, number, at=_DAY * number)
@@ -721,7 +721,7 @@ async def test_the_newest_ends_are_kept_and_the_youngest_always(journal: Journal
     assert await journal.prune(now, keep_days=None, keep=4) == 3
     assert await numbers_of(journal, JobFilter()) == [7.0, 6.0, 5.0, 4.0]
     assert await journal.prune(now, keep_days=0, keep=0) == 3
-    assert await numbers_of(journal, JobFilter()) == [7.0], "it ended half a day ago"
+    assert await numbers_of(journal, JobFilter()) == [7.0], "the youngest ended half a day ago"
 
 
 # Webhooks
@@ -742,8 +742,10 @@ async def test_webhooks_of_one_job_are_due_one_after_the_other(journal: Journal)
     found = await journal.due(2.0, 50, 50)
     (first,) = found.deliveries
     assert (first.id, first.event, first.prompt_id, first.run) == ("started", "prompt.started", fence.prompt_id, 1)
-    assert found.next_at == 5.0, "the operator's own"
-    assert await journal.due(2.0, 50, 50, [first]) == Due((), 5.0), "it is being sent, and the next one waits for it"
+    assert found.next_at == 5.0, "the operator's webhook is next"
+    assert await journal.due(2.0, 50, 50, [first]) == Due((), 5.0), (
+        "the first webhook is being sent, and the second waits for it"
+    )
     tried = Tried(id="started", at=2.0, answer="500", state=DeliveryState.WAITING, due_at=7.0)
     assert await journal.write(tried)
     assert await due_at(journal, 7.0) == ["told", "started"]
@@ -754,7 +756,7 @@ async def test_webhooks_of_one_job_are_due_one_after_the_other(journal: Journal)
     assert (first.tries, first.tried_at, first.answer, first.state) == (2, 8.0, "410", DeliveryState.GIVEN_UP)
 
 
-async def test_webhooks_of_several_jobs_are_asked_for_at_once(journal: Journal) -> None:
+async def test_webhooks_of_several_jobs_are_read_at_once(journal: Journal) -> None:
     for number in (1, 2, 3):
         await journal.write(Add(new_job(number)))
     for number in (3, 1, 2):
@@ -763,7 +765,7 @@ async def test_webhooks_of_several_jobs_are_asked_for_at_once(journal: Journal) 
     assert await journal.deliveries() == []
 
 
-async def test_a_slow_receiver_takes_no_place_of_the_others(journal: Journal) -> None:
+async def test_a_slow_receiver_does_not_delay_the_webhooks_of_others(journal: Journal) -> None:
     for number in range(1, 30):
         await journal.write(Add(new_job(number)))
         await end(journal, number, deliveries=(delivery(f"slow-{number}", url="http://slow.example:80/a?b"),))
@@ -781,14 +783,14 @@ async def test_a_slow_receiver_takes_no_place_of_the_others(journal: Journal) ->
     assert await journal.due(1.0, 10, 3, found.deliveries) == Due((), 3.0)
 
 
-async def test_webhooks_are_sent_again_with_their_ids(journal: Journal) -> None:
+async def test_webhooks_are_sent_again_with_the_same_ids(journal: Journal) -> None:
     await journal.write(Add(new_job(1)))
-    assert not await journal.write(SendAgain(prompt_id(1), 9.0)), "it has none"
+    assert not await journal.write(SendAgain(prompt_id(1), 9.0)), "the job has no webhooks yet"
     url = "https://other.example"
     await end(journal, 1, State.LOST, deliveries=(delivery("a"), delivery("b"), delivery("a", url=url)))
     await journal.write(Tried(id="a", at=1.0, answer="200", state=DeliveryState.DELIVERED))
     await journal.write(Tried(id="b", at=1.0, answer="500", state=DeliveryState.WAITING, due_at=99.0))
-    assert await journal.write(SendAgain(prompt_id(1), 9.0)), "also what waits for its next try"
+    assert await journal.write(SendAgain(prompt_id(1), 9.0)), "a webhook that waits for its next try is sent too"
     again = await journal.deliveries(prompt_id(1))
     assert [(one.id, one.tries, one.due_at, one.url) for one in again] == [
         ("a", 0, 9.0, "https://a.example/hook"),
@@ -797,7 +799,7 @@ async def test_webhooks_are_sent_again_with_their_ids(journal: Journal) -> None:
     assert await due_at(journal, 9.0) == ["a"]
     await journal.write(Tried(id="a", at=9.0, answer="200", state=DeliveryState.DELIVERED))
     await journal.write(Again(prompt_id(1), 1, "async", 10.0))
-    assert not await journal.write(SendAgain(prompt_id(1), 11.0)), "of the present run, which has none"
+    assert not await journal.write(SendAgain(prompt_id(1), 11.0)), "the present run has no webhooks"
 
 
 @pytest.mark.parametrize(
@@ -814,10 +816,10 @@ def test_a_receiver_is_a_host_and_a_port(url: str, receiver: str) -> None:
     assert delivery("d", url=url).receiver == receiver
 
 
-# What is written at once
+# Facts that share one write
 
 
-async def test_a_job_may_be_added_where_it_is_placed(journal: Journal) -> None:
+async def test_a_job_may_be_added_together_with_its_placement(journal: Journal) -> None:
     assert await journal.write(Add(new_job(1), "gpu-1"))
     record = await got(journal, 1)
     assert (record.state, record.server, record.attempt, record.losses) == (State.QUEUED, "gpu-1", 1, 0)
@@ -826,7 +828,7 @@ async def test_a_job_may_be_added_where_it_is_placed(journal: Journal) -> None:
     assert await journal.write(Start(Fence(prompt_id(1), 1, 1), 5.0))
 
 
-async def test_an_end_may_say_when_the_run_began(journal: Journal) -> None:
+async def test_an_end_may_give_the_start_time_of_a_run_without_one(journal: Journal) -> None:
     await journal.write(Add(new_job(1), "gpu-1"))
     assert await journal.write(Finish(fence=Fence(prompt_id(1), 1, 1), state=State.SUCCEEDED, at=9.0, started_at=3.0))
     fence = await run(journal, 2, at=4.0)
@@ -837,7 +839,7 @@ async def test_an_end_may_say_when_the_run_began(journal: Journal) -> None:
 # Inputs that are fetched after the submission
 
 
-async def test_a_job_is_not_handed_on_while_its_inputs_are_fetched_and_then_in_its_place(journal: Journal) -> None:
+async def test_a_job_waits_while_its_inputs_are_fetched_and_keeps_its_place(journal: Journal) -> None:
     for number, url in ((1, False), (2, True), (3, False), (4, True)):
         inputs = {"images[0].image": "" if url else f"{number:064x}.png"}
         assert await journal.write(Add(new_job(number, inputs=inputs)))
@@ -854,7 +856,7 @@ async def test_a_job_is_not_handed_on_while_its_inputs_are_fetched_and_then_in_i
     assert [record.created_at for record in await journal.fetching(0, 10)] == [4]
 
 
-async def test_the_oldest_that_waits_may_be_one_whose_inputs_are_fetched(journal: Journal) -> None:
+async def test_the_oldest_waiting_job_may_be_a_job_whose_inputs_are_fetched(journal: Journal) -> None:
     assert await journal.write(Add(new_job(1, inputs={"images[0].image": ""})))
     assert await journal.write(Add(new_job(2)))
     assert await journal.oldest_waiting() == 1
@@ -863,7 +865,7 @@ async def test_the_oldest_that_waits_may_be_one_whose_inputs_are_fetched(journal
     assert await journal.oldest_waiting() == 2
 
 
-async def test_what_is_fetched_for_a_run_that_is_over_changes_nothing(journal: Journal) -> None:
+async def test_inputs_fetched_for_a_run_that_is_over_change_nothing(journal: Journal) -> None:
     assert await journal.write(Add(new_job(1, inputs={"images[0].image": ""})))
     assert not await journal.write(Fetched(prompt_id(1), 2, {}))
     assert not await journal.write(Fetched(prompt_id(9), 1, {}))
@@ -872,7 +874,7 @@ async def test_what_is_fetched_for_a_run_that_is_over_changes_nothing(journal: J
     assert (await got(journal, 1)).inputs == {"images[0].image": ""}
 
 
-async def test_a_new_run_brings_its_own_inputs(journal: Journal) -> None:
+async def test_a_new_run_may_bring_its_own_inputs(journal: Journal) -> None:
     assert await journal.write(Add(new_job(1, inputs={"images[0].image": "a" * 64})))
     for run_of, inputs, wanted in ((1, {"images[0].image": ""}, ""), (2, None, ""), (3, {}, None)):
         fence = Fence(prompt_id(1), run_of, 0)
@@ -884,7 +886,7 @@ async def test_a_new_run_brings_its_own_inputs(journal: Journal) -> None:
         assert len(await journal.waiting(0, 10)) == (wanted is None)
 
 
-async def test_a_new_run_and_a_job_that_is_kept_bring_their_own_call(journal: Journal) -> None:
+async def test_a_new_run_or_a_kept_call_may_bring_its_own_named_call(journal: Journal) -> None:
     newer = replace(CALL, version="c" * 64, used={"seed": 2})
     assert await journal.write(Add(new_job(1, call=CALL)))
     assert await end(journal, 1, State.CANCELED)
@@ -897,7 +899,7 @@ async def test_a_new_run_and_a_job_that_is_kept_bring_their_own_call(journal: Jo
     assert (await got(journal, 1)).call == CALL
 
 
-async def test_a_new_run_says_whether_it_needs_secrets(journal: Journal) -> None:
+async def test_a_new_run_may_change_whether_it_needs_secrets(journal: Journal) -> None:
     assert await journal.write(Add(new_job(1, needs_secrets=True)))
     for run_of, needs, wanted in ((1, None, True), (2, False, False), (3, True, True)):
         assert await journal.write(Finish(fence=Fence(prompt_id(1), run_of, 0), state=State.CANCELED, at=1.0))
@@ -905,7 +907,7 @@ async def test_a_new_run_says_whether_it_needs_secrets(journal: Journal) -> None
         assert (await got(journal, 1)).needs_secrets is wanted
 
 
-async def test_unfinished_jobs_name_their_inputs(journal: Journal) -> None:
+async def test_only_unfinished_jobs_name_their_inputs(journal: Journal) -> None:
     assert await journal.named_inputs() == set()
     assert await journal.write(Add(new_job(1, inputs={"images[0].image": "a", "prompt.1.inputs.image": "b"})))
     assert await journal.write(Add(new_job(2, inputs={"files['c.png']": "b"})))
@@ -917,7 +919,7 @@ async def test_unfinished_jobs_name_their_inputs(journal: Journal) -> None:
     assert await journal.named_inputs() == set()
 
 
-async def test_a_new_run_brings_its_own_body(journal: Journal) -> None:
+async def test_a_new_run_may_bring_its_own_body(journal: Journal) -> None:
     assert await journal.write(Add(new_job(1, body=b"null")))
     assert await journal.write(Add(new_job(2)))
     assert await end(journal, 1, State.CANCELED)
@@ -938,14 +940,14 @@ async def test_a_pause_stays_until_it_is_ended(journal: Journal) -> None:
     assert (await journal.held()).paused is False
 
 
-# What was used
+# Usage
 
 
 def _used(journal: Journal, **query: Any) -> Any:
     return journal.usage(UsageQuery(**{"by": ("key",), "since": "0000-00-00", "until": "9999-99-99", **query}))
 
 
-async def test_each_end_of_a_run_is_counted_once_for_its_day_key_person_and_workflow(journal: Journal) -> None:
+async def test_each_end_of_a_run_counts_once_for_its_day_key_person_and_workflow(journal: Journal) -> None:
     for number, (owner, workflow, day) in enumerate(
         [("alice", "a", 0), ("alice/eve", "a", 0), ("alice", "b", 1), ("bob", None, 1), (None, None, 1)]
     ):
@@ -956,7 +958,7 @@ async def test_each_end_of_a_run_is_counted_once_for_its_day_key_person_and_work
         state = State.FAILED if number == 2 else State.SUCCEEDED
         finish = Finish(fence=fence, state=state, at=at, executing_s=4.5 if number == 0 else None)
         assert await journal.write(finish)
-        assert not await journal.write(finish)  # which ends it once
+        assert not await journal.write(finish)  # the run has ended already
     await journal.write(Sent("alice/eve", 100.0, 700))
     await journal.write(Sent("alice/eve", 200.0, 300))
 
@@ -979,8 +981,8 @@ async def test_each_end_of_a_run_is_counted_once_for_its_day_key_person_and_work
     assert [row.day for row in await _used(journal, by=("day",))] == ["1970-01-02"]
 
 
-async def test_a_key_that_names_persons_without_end_has_a_bounded_number_of_rows(journal: Journal) -> None:
-    """It made a row of each name; what further persons use counts for the key, and for no person."""
+async def test_a_key_with_endless_persons_has_a_bounded_number_of_usage_rows(journal: Journal) -> None:
+    """There was once a row for each name. Now the use of further persons counts for the key without a person."""
     for number in range(MOST_PERSONS + 50):
         journal.write_behind(Sent(f"app/person {number}", 100.0, 1))
     journal.write_behind(Sent("app/person 3", 100.0, 1))
@@ -994,14 +996,14 @@ async def test_a_key_that_names_persons_without_end_has_a_bounded_number_of_rows
     assert [row.person for row in await _used(journal, by=("person",), since="1970-01-02")] == ["person 3000"]
 
 
-async def test_what_was_used_stays_when_jobs_are_removed(journal: Journal) -> None:
+async def test_usage_stays_when_jobs_are_removed(journal: Journal) -> None:
     await journal.write(Add(new_job(1, owner="alice")))
     await end(journal, 1)
     assert await journal.prune(10 * _DAY, keep_days=1, keep=None) == 1
     assert [row.succeeded for row in await _used(journal)] == [1]
 
 
-async def test_a_key_s_jobs_are_its_own_and_those_of_its_persons_and_no_other_name_s(journal: Journal) -> None:
+async def test_the_jobs_of_a_key_are_its_own_and_those_of_its_persons(journal: Journal) -> None:
     owners = ["app", "app/eve", "app-2", "app0", "ap", "app/a/b", "b"]
     for number, owner in enumerate(owners):
         await journal.write(Add(new_job(number, owner=owner)))
@@ -1021,7 +1023,7 @@ async def makers(journal: Journal, key: str | None, place: str | None = "output/
     return [(made.server, made.prompt_id) for made in found]
 
 
-async def test_a_file_is_the_prompt_s_that_made_it(journal: Journal) -> None:
+async def test_a_file_belongs_to_the_prompts_that_made_it(journal: Journal) -> None:
     made = [
         ("alice", [("gpu-1", "output//a.png", True)]),
         ("bob/eve", [("gpu-2", "output//a.png", True), ("gpu-2", "temp/x/\udc80.png", True)]),
@@ -1041,7 +1043,7 @@ async def test_a_file_is_the_prompt_s_that_made_it(journal: Journal) -> None:
     assert await makers(journal, "alice", server="gpu-1", prompt_id=ids[0]) == [("gpu-1", ids[0])]
     assert await makers(journal, "alice", server="gpu-3", prompt_id=ids[0]) == []
     assert await makers(journal, "bob", prompt_id=ids[0]) == []
-    # The newest in a folder itself.
+    # The newest files directly in a folder.
     listed = await journal.made(MadeFilter(folder="output"), 10)
     assert [(one.name, one.server) for one in listed] == [
         ("b.png", "gpu-1"),
@@ -1059,14 +1061,14 @@ async def test_a_file_is_the_prompt_s_that_made_it(journal: Journal) -> None:
 
 async def test_a_file_that_another_job_has_overwritten_no_longer_belongs_to_the_first(journal: Journal) -> None:
     made = [("alice", "gpu-1", True), ("bob", "gpu-1", False), ("bob", "gpu-2", True), ("eve", "gpu-2", True)]
-    for number, (owner, server, anew) in enumerate(made):
+    for number, (owner, server, is_new) in enumerate(made):
         await journal.write(Add(new_job(number, owner=owner)))
-        assert await end(journal, number, at=float(number), files=(MadeFile(server, "output//a.png", anew),))
+        assert await end(journal, number, at=float(number), files=(MadeFile(server, "output//a.png", is_new),))
     found = {key: [server for server, _ in await makers(journal, key)] for key in ("alice", "bob", "eve")}
     assert found == {"alice": ["gpu-1"], "bob": ["gpu-1"], "eve": ["gpu-2"]}
 
 
-# What ComfyUI's history shows
+# Jobs in ComfyUI's history
 
 
 async def shown(journal: Journal, **narrowed: Any) -> list[float]:
@@ -1079,7 +1081,9 @@ async def test_a_hidden_job_stays_listed_and_counted(journal: Journal) -> None:
     await end(journal, 1)
     await end(journal, 2)
     assert await journal.write(Hide((prompt_id(2), prompt_id(3), prompt_id(9))))
-    assert not await journal.write(Hide((prompt_id(2), prompt_id(3)))), "the one is hidden, the other has not ended"
+    assert not await journal.write(Hide((prompt_id(2), prompt_id(3)))), (
+        "job 2 is hidden already and job 3 has not ended"
+    )
     assert await shown(journal) == [3, 1]
     assert await numbers_of(journal, JobFilter()) == [3, 2, 1]
     assert [(await got(journal, number)).hidden for number in (1, 2, 3)] == [False, True, False]
@@ -1087,7 +1091,7 @@ async def test_a_hidden_job_stays_listed_and_counted(journal: Journal) -> None:
     assert used.succeeded == 2
 
 
-async def test_a_cleared_history_shows_what_ends_later(journal: Journal) -> None:
+async def test_a_cleared_history_shows_jobs_that_end_later(journal: Journal) -> None:
     owners = ("alice", "alice/eve", "alicea", "bob", None, "alice")
     for number, owner in enumerate(owners, 1):
         await journal.write(Add(new_job(number, owner=owner)))
@@ -1116,7 +1120,7 @@ async def test_a_new_run_of_a_hidden_job_is_shown(journal: Journal, hides: Hide 
     assert await shown(journal) == [1]
 
 
-async def test_a_cursor_of_all_jobs_is_not_one_of_those_that_are_shown(journal: Journal) -> None:
+async def test_a_cursor_of_all_jobs_is_refused_for_the_list_of_shown_jobs(journal: Journal) -> None:
     for number in (1, 2):
         await journal.write(Add(new_job(number)))
     page = await journal.page(JobFilter(), 1)
@@ -1124,10 +1128,10 @@ async def test_a_cursor_of_all_jobs_is_not_one_of_those_that_are_shown(journal: 
         await journal.page(JobFilter(shown_only=True), 1, page.next_cursor)
 
 
-# Many at once
+# Many writes at once
 
 
-async def test_many_writes_are_made_together_and_each_says_what_it_did(journal: Journal) -> None:
+async def test_many_writes_are_made_together_and_each_reports_its_effect(journal: Journal) -> None:
     await journal.write(Add(new_job(1)))
     await journal.write(Add(new_job(2)))
     await journal.write(Place(Fence(prompt_id(2), 1, 1), "gpu-1"))
@@ -1136,16 +1140,16 @@ async def test_many_writes_are_made_together_and_each_says_what_it_did(journal: 
         Finish(fence=Fence(prompt_id(number), 1, 0), state=State.CANCELED, at=5.0, deliveries=webhooks)
         for number in (1, 2, 3)
     ]
-    assert await journal.write_all(ends) == [True, False, False], "the second has been placed, the third is not known"
+    assert await journal.write_all(ends) == [True, False, False], "the second job has been placed, the third is unknown"
     assert [(await got(journal, number)).state for number in (1, 2)] == [State.CANCELED, State.QUEUED]
     assert [one.prompt_id for one in await journal.deliveries(prompt_id(1), prompt_id(2))] == [prompt_id(1)]
     assert await journal.write_all([]) == []
 
 
-# Lists of ComfyUI's face
+# Lists for ComfyUI's own API
 
 
-async def test_the_last_to_end_are_listed_in_the_order_of_their_ends(journal: Journal) -> None:
+async def test_the_last_ended_jobs_are_listed_in_the_order_of_their_ends(journal: Journal) -> None:
     for number, owner in ((1, "ann"), (2, "ann/eve"), (3, "ann2"), (4, None), (5, "ann")):
         await journal.write(Add(new_job(number, owner=owner)))
     for at, number in enumerate((5, 4, 2, 1)):
@@ -1163,7 +1167,7 @@ async def test_the_last_to_end_are_listed_in_the_order_of_their_ends(journal: Jo
     assert list(await journal.queued_since("ann2")) == [prompt_id(3)]
 
 
-async def test_what_history_shows_no_more_is_not_among_the_last_to_end(journal: Journal) -> None:
+async def test_the_last_ended_jobs_leave_out_hidden_and_cleared_jobs(journal: Journal) -> None:
     for number, owner in ((1, "ann"), (2, "bob"), (3, "ann/eve"), (4, None), (5, "ann")):
         await journal.write(Add(new_job(number, owner=owner)))
         await end(journal, number, at=100.0 + number)
@@ -1181,7 +1185,7 @@ async def test_what_history_shows_no_more_is_not_among_the_last_to_end(journal: 
     assert (await shown(None), await shown("ann"), await shown("bob")) == ([], [], [])
 
 
-async def test_jobs_are_read_with_their_bodies_as_far_as_there_is_room(journal: Journal) -> None:
+async def test_jobs_are_read_with_their_bodies_up_to_a_size(journal: Journal) -> None:
     for number in range(1, 5):
         await journal.write(Add(new_job(number, body=b'{"n": "%d"}' % number + b" " * 1000)))
     await journal.write(Add(new_job(5)))
@@ -1202,19 +1206,19 @@ async def test_jobs_are_read_with_their_bodies_as_far_as_there_is_room(journal: 
 
 
 def _asset(number: int, **fields: Any) -> Asset:
-    """An asset that is made at the second `number`, and expires 100 seconds later."""
+    """An asset that is created at the second `number` and expires 100 seconds later."""
     made = Asset(f"a-{number}", "alice", "b" * 64, "d" * 64, 5, "image/png", "é.png", (), number, number + 100.0, 100.0)
     return made._replace(**fields)
 
 
-async def test_assets_are_found_by_id_and_hash_the_newest_first_and_not_when_they_have_expired(
+async def test_unexpired_assets_are_found_by_id_and_hash_newest_first(
     journal: Journal,
 ) -> None:
     first, second = _asset(1, tags=("cat", "é")), _asset(2, owner=None, file_path="")
     other = _asset(3, blake3="c" * 64, digest="e" * 64, size=7)
     for asset in (first, second, other):
         assert await journal.write(KeepAsset(asset))
-    assert not await journal.write(KeepAsset(first._replace(size=9))), "an id is there once"
+    assert not await journal.write(KeepAsset(first._replace(size=9))), "each id is stored once"
     assert await journal.assets(AssetFilter(id="a-1"), 1) == [first]
     assert await journal.assets(AssetFilter(id="\ud800"), 1) == []
     assert await journal.assets(AssetFilter(blake3="b" * 64), 9) == [second, first]
@@ -1231,17 +1235,17 @@ async def test_assets_are_found_by_id_and_hash_the_newest_first_and_not_when_the
     assert counts == [2, 1, 1, 0]
 
 
-async def test_an_asset_is_found_by_the_key_that_its_owner_sent_it_under(journal: Journal) -> None:
-    mine, nobodys = _asset(1, idempotency_key="k"), _asset(2, owner=None, idempotency_key="k")
-    for asset in (mine, nobodys, _asset(3)):
+async def test_an_asset_is_found_by_its_owners_idempotency_key(journal: Journal) -> None:
+    mine, ownerless = _asset(1, idempotency_key="k"), _asset(2, owner=None, idempotency_key="k")
+    for asset in (mine, ownerless, _asset(3)):
         await journal.write(KeepAsset(asset))
     assert await journal.assets(AssetFilter(sent_under=("alice", "k", 1.0)), 9) == [mine]
-    assert await journal.assets(AssetFilter(sent_under=(None, "k", 1.0)), 9) == [nobodys]
+    assert await journal.assets(AssetFilter(sent_under=(None, "k", 1.0)), 9) == [ownerless]
     assert await journal.assets(AssetFilter(sent_under=("alice", "k", 1.5)), 9) == []
     assert await journal.assets(AssetFilter(sent_under=("bob", "k", 1.0)), 9) == []
 
 
-async def test_an_asset_is_extended_and_never_shortened_and_its_bytes_are_named_while_one_has_them(
+async def test_an_asset_is_only_extended_and_its_bytes_are_kept_while_an_asset_has_them(
     journal: Journal,
 ) -> None:
     for asset in (_asset(1), _asset(2)):
@@ -1261,7 +1265,7 @@ async def test_an_asset_is_extended_and_never_shortened_and_its_bytes_are_named_
     assert await journal.asset_digests(["d" * 64]) == set()
 
 
-async def test_assets_that_have_expired_go_some_at_a_time(journal: Journal) -> None:
+async def test_expired_assets_are_removed_a_few_at_a_time(journal: Journal) -> None:
     for number in range(1, 6):
         await journal.write(KeepAsset(_asset(number)))
     assert await journal.write(ExpireAssets(103.0, 2)) == 2
@@ -1270,10 +1274,10 @@ async def test_assets_that_have_expired_go_some_at_a_time(journal: Journal) -> N
     assert [one.id for one in await journal.assets(AssetFilter(), 9)] == ["a-5", "a-4"]
 
 
-async def test_what_is_known_of_outputs_ends_with_their_run_and_a_known_hash_stays(journal: Journal) -> None:
+async def test_facts_of_outputs_end_with_their_run_and_a_known_hash_stays(journal: Journal) -> None:
     job = prompt_id(1)
     size = OutputFacts(job, 1, "o", 10, None)
-    assert not await journal.write(KnowOutputs(job, 1, (size,))), "there is no such job"
+    assert not await journal.write(KnowOutputs(job, 1, (size,))), "the job does not exist"
     await journal.write(Add(new_job(1)))
     await end(journal, 1, State.LOST)
     assert not await journal.write(KnowOutputs(job, 2, (size._replace(run=2),)))
@@ -1288,13 +1292,13 @@ async def test_what_is_known_of_outputs_ends_with_their_run_and_a_known_hash_sta
     assert await journal.output_facts([(job, 2)]) == []
     newer = OutputFacts(job, 2, "o", 20, None)
     assert await journal.write(KnowOutputs(job, 2, (newer,)))
-    assert await journal.output_facts([(job, 1), (job, 2)]) == [newer], "of the run before nothing is kept"
+    assert await journal.output_facts([(job, 1), (job, 2)]) == [newer], "nothing of the first run is kept"
     await journal.write(Finish(fence=Fence(job, 2, 0), state=State.SUCCEEDED, at=10.0))
     assert await journal.prune(10 * _DAY, keep_days=1.0, keep=None) == 1
     assert await journal.output_facts([(job, 2)]) == []
 
 
-async def test_outputs_are_found_by_the_hash_of_their_present_run(journal: Journal) -> None:
+async def test_outputs_of_the_present_run_are_found_by_their_hash(journal: Journal) -> None:
     same = "b" * 64
     for number, owner in enumerate(("alice", "bob/7", "alice/2"), 1):
         await journal.write(Add(new_job(number, owner=owner)))
@@ -1317,10 +1321,10 @@ async def test_outputs_are_found_by_the_hash_of_their_present_run(journal: Journ
     assert await found() == []
 
 
-async def test_how_far_an_attempt_is_at_a_platform_is_kept_for_the_present_one_alone(journal: Journal) -> None:
+async def test_progress_at_a_platform_is_kept_for_the_present_attempt_only(journal: Journal) -> None:
     one, first = prompt_id(1), Fence(prompt_id(1), 1, 1)
     await journal.write(Add(new_job(1)))
-    assert await journal.write(NoteAttempt(first, 5.0)) == 0, "it is placed nowhere"
+    assert await journal.write(NoteAttempt(first, 5.0)) == 0, "the job is not placed"
     await journal.write(Place(first, "runpod:x"))
     assert await journal.write(NoteAttempt(first, 5.0)) == 1
     assert await journal.attempt_of(one) == Attempt(first, 5.0, None, has_reply=False)
@@ -1328,7 +1332,7 @@ async def test_how_far_an_attempt_is_at_a_platform_is_kept_for_the_present_one_a
     await journal.write(NoteAttempt(first, 5.0, "job-1", b"reply" * 1000))
     assert await journal.attempt_of(one) == Attempt(first, 5.0, "job-1", has_reply=True)
     assert await journal.reply_of(one) == b"reply" * 1000
-    # Another attempt: what is said of the first one means nothing any more.
+    # Since there is a second attempt, notes of the first attempt are ignored.
     await journal.write(Place(first.next(), "gpu-1"))
     assert await journal.attempt_of(one) is None
     assert await journal.write(NoteAttempt(first, 5.0, "job-1")) == 0
@@ -1339,12 +1343,12 @@ async def test_how_far_an_attempt_is_at_a_platform_is_kept_for_the_present_one_a
     assert (await journal.attempt_of(one), await journal.reply_of(one)) == (None, None)
 
 
-async def test_an_attempt_of_a_run_that_has_ended_is_none(journal: Journal) -> None:
+async def test_a_run_that_has_ended_has_no_attempt(journal: Journal) -> None:
     fence = Fence(prompt_id(1), 1, 1)
     await journal.write(Add(new_job(1), "runpod:x"))
     await journal.write(NoteAttempt(fence, 5.0, "job-1"))
     await journal.write(Cancel(prompt_id(1), 1))
-    assert await journal.attempt_of(prompt_id(1)) is not None, "it is still to be cancelled there"
+    assert await journal.attempt_of(prompt_id(1)) is not None, "the attempt must still be cancelled at the platform"
     await journal.write(Finish(fence=fence, state=State.CANCELED, at=9.0))
     assert await journal.attempt_of(prompt_id(1)) is None
     assert await journal.write(NoteAttempt(fence, 5.0, "job-1")) == 0
