@@ -1,4 +1,4 @@
-"""The journal's file: what a kill, a full disk, another process and another version do to it."""
+"""The journal's file after a kill, on a full disk, beside another process and with another version."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.support.journals import delivery, end, new_job, prompt_id, run
 
 _ROOT = Path(__file__).parents[3]
 
-# Prints the number of each job that was acknowledged, and writes others behind, until it is killed.
+# Prints the number of each acknowledged job until it is killed.
 _WRITER = """
 import asyncio, sys
 from pathlib import Path
@@ -52,7 +52,7 @@ async def main():
 
 asyncio.run(main())
 """
-# Opens the journal, says so, and keeps it until its input ends.
+# Opens the journal, prints "open", and holds the journal until its standard input ends.
 _HOLDER = """
 import asyncio, sys
 from pathlib import Path
@@ -83,18 +83,18 @@ async def read_line(process: subprocess.Popen[str]) -> str:
 
 
 async def problem_of(journal: SqliteJournal) -> str:
-    """As soon as it has one."""
+    """Waits until the journal reports a problem, and returns the problem."""
     while not (problem := journal.problem):
         await asyncio.sleep(0.01)
     return problem
 
 
 async def with_connection(journal: SqliteJournal, work: Callable[[sqlite3.Connection], Any]) -> None:
-    """Do to the journal's own connection what its disk might do."""
+    """Runs `work` on the journal's own connection, for example to imitate a fault of the disk."""
     await journal._ask(lambda sql: work(sql.database))
 
 
-async def test_all_of_it_is_there_after_it_was_opened_again(tmp_path: Path) -> None:
+async def test_a_journal_that_is_opened_again_has_all_its_records(tmp_path: Path) -> None:
     async with SqliteJournal(tmp_path) as journal:
         fence = await run(journal, 1, at=2.0)
         await journal.write(Finish(fence=fence, state=State.LOST, at=3.0, deliveries=(delivery("d"),)))
@@ -102,8 +102,8 @@ async def test_all_of_it_is_there_after_it_was_opened_again(tmp_path: Path) -> N
         journal.write_behind(Add(new_job(2)))
     async with SqliteJournal(tmp_path) as journal:
         second = await journal.get(prompt_id(2))
-        assert second is not None, "closing commits what is behind"
-        assert second.number == before[0].records[0].number + 2, "the counter goes on"
+        assert second is not None, "closing commits pending writes"
+        assert second.number == before[0].records[0].number + 2, "the counter continues"
         assert (await journal.deliveries(fence.prompt_id)) == before[1]
         assert (await journal.page(JobFilter(), 50)).records[1] == before[0].records[0]
 
@@ -114,7 +114,7 @@ async def test_a_kill_loses_no_job_that_was_acknowledged(tmp_path: Path) -> None
         process = started(_WRITER, str(tmp_path), str(1 + round_ * 100_000))
         told += [int(await read_line(process)) for _ in range(50 * (round_ + 1))]
         process.send_signal(signal.SIGKILL)
-        # Before `communicate`, which passes over what was read ahead for `read_line`.
+        # These lines are read before `communicate`, which skips what `readline` has buffered.
         while (line := await read_line(process)).endswith("\n"):
             told.append(int(line))
         await asyncio.to_thread(process.communicate)
@@ -130,7 +130,7 @@ def _assert_sound(database: sqlite3.Connection) -> None:
     assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
 
 
-async def test_only_its_user_may_read_it(tmp_path: Path) -> None:
+async def test_only_its_user_may_read_the_journal(tmp_path: Path) -> None:
     folder = tmp_path / "a" / "state"
     mask = os.umask(0)
     try:
@@ -157,18 +157,18 @@ async def test_a_second_process_waits_for_the_first_one_to_end(tmp_path: Path) -
     await waiting.__aexit__()
 
 
-async def test_a_locked_journal_ends_the_start_after_its_time(tmp_path: Path) -> None:
+async def test_a_locked_journal_fails_the_start_after_the_lock_wait(tmp_path: Path) -> None:
     async with SqliteJournal(tmp_path) as journal:
         with pytest.raises(JournalError, match="STATE_DIR: another process uses the journal") as refused:
             await SqliteJournal(tmp_path, lock_wait_s=0.05).__aenter__()
         assert (refused.value.status, refused.value.retryable) == (503, True)
-        assert await journal.write(Add(new_job(1))), "its own lock is as it was"
+        assert await journal.write(Add(new_job(1))), "the journal has kept its own lock"
         other = started(_HOLDER, str(tmp_path))
-        assert await read_line(other) == "", "and holds others off still"
+        assert await read_line(other) == "", "the lock still keeps other processes out"
         await asyncio.to_thread(other.communicate)
 
 
-async def test_a_start_that_is_cancelled_while_it_waits_leaves_the_file_alone(tmp_path: Path) -> None:
+async def test_a_start_that_is_cancelled_during_its_wait_leaves_the_file_alone(tmp_path: Path) -> None:
     async with SqliteJournal(tmp_path) as journal:
         waiting = SqliteJournal(tmp_path, lock_wait_s=60.0)
         opening = asyncio.create_task(waiting.__aenter__())
@@ -210,7 +210,7 @@ async def test_a_migration_that_fails_halfway_changes_nothing(tmp_path: Path, mo
 async def test_a_file_of_the_first_version_keeps_its_jobs_and_their_order(tmp_path: Path) -> None:
     database = sqlite3.connect(tmp_path / FILE_NAME, isolation_level=None)
     database.executescript(f"{MIGRATIONS[0]} PRAGMA user_version = 1;")
-    # The second stands for what is not kept.
+    # The body `null` of the second job stands for a body that is not kept.
     database.execute("INSERT INTO bodies (id, sha256, data) VALUES (1, x'00', CAST('{}' AS BLOB))")
     database.execute("INSERT INTO bodies (id, sha256, data) VALUES (2, x'01', CAST('null' AS BLOB))")
     for number in (1, 2):
@@ -230,7 +230,7 @@ async def test_a_file_of_the_first_version_keeps_its_jobs_and_their_order(tmp_pa
         assert [record.created_at for record in await journal.waiting(0, 10)] == [1, 2]
 
 
-async def test_a_job_that_ends_while_it_rests_is_one_write(tmp_path: Path) -> None:
+async def test_a_pending_job_and_its_end_are_one_write(tmp_path: Path) -> None:
     metrics = Metrics()
     async with SqliteJournal(tmp_path, observer=JournalMeasures(metrics)) as journal:
         for number in range(1, 11):
@@ -241,7 +241,7 @@ async def test_a_job_that_ends_while_it_rests_is_one_write(tmp_path: Path) -> No
         assert metrics.journal_writes.labels("kept")._value.get() == 10
 
 
-async def test_a_job_that_waits_is_placed_and_ends_while_it_rests_is_one_write(tmp_path: Path) -> None:
+async def test_a_pending_job_its_placement_and_its_end_are_one_write(tmp_path: Path) -> None:
     metrics = Metrics()
     async with SqliteJournal(tmp_path, observer=JournalMeasures(metrics)) as journal:
         for number in range(1, 11):
@@ -257,7 +257,7 @@ async def test_a_job_that_waits_is_placed_and_ends_while_it_rests_is_one_write(t
         assert metrics.journal_writes.labels("kept")._value.get() == 10
 
 
-async def test_the_identity_is_the_files(tmp_path: Path) -> None:
+async def test_the_identity_belongs_to_the_file(tmp_path: Path) -> None:
     identities = []
     for folder in ("a", "a", "b"):
         async with SqliteJournal(tmp_path / folder) as journal:
@@ -265,7 +265,7 @@ async def test_the_identity_is_the_files(tmp_path: Path) -> None:
     assert identities[0] == identities[1] != identities[2]
 
 
-async def test_a_known_job_leaves_no_body(tmp_path: Path) -> None:
+async def test_a_refused_duplicate_leaves_no_body(tmp_path: Path) -> None:
     async with SqliteJournal(tmp_path) as journal:
         assert await journal.write(Add(new_job(1)))
         assert not await journal.write(Add(new_job(1, body=b"another")))
@@ -276,9 +276,7 @@ async def test_a_known_job_leaves_no_body(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("version", range(1, len(MIGRATIONS)))
-async def test_a_file_of_each_version_before_knows_of_pauses_owners_and_what_was_used(
-    tmp_path: Path, version: int
-) -> None:
+async def test_a_file_of_each_earlier_version_learns_of_pauses_owners_and_usage(tmp_path: Path, version: int) -> None:
     database = sqlite3.connect(tmp_path / FILE_NAME, isolation_level=None)
     database.executescript("".join(MIGRATIONS[:version]) + f"PRAGMA user_version = {version};")
     database.execute("INSERT INTO bodies (id, sha256, data) VALUES (1, x'00', '{}')")
@@ -307,14 +305,14 @@ async def test_a_file_of_each_version_before_knows_of_pauses_owners_and_what_was
 
 
 @pytest.mark.parametrize("content", [b"no database at all" * 100, b"SQLite format 3\0" + b"\xff" * 5000])
-async def test_a_file_that_is_no_journal_is_named(tmp_path: Path, content: bytes) -> None:
+async def test_a_file_that_is_no_journal_is_refused_and_left_as_it_is(tmp_path: Path, content: bytes) -> None:
     (tmp_path / FILE_NAME).write_bytes(content)
     with pytest.raises(JournalError, match="STATE_DIR: the journal cannot be read"):
         await SqliteJournal(tmp_path).__aenter__()
     assert (tmp_path / FILE_NAME).read_bytes() == content
 
 
-async def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+async def test_a_folder_that_cannot_be_made_is_refused_by_its_setting(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(JournalError, match=rf"STATE_DIR.*be a folder.*{os.strerror(errno.ENOTDIR)}") as refused:
         await SqliteJournal(tmp_path / "file" / "state").__aenter__()
@@ -340,7 +338,7 @@ async def test_on_a_full_disk_writes_fail_and_reads_go_on_until_there_is_room(tm
         assert await journal.body_of(prompt_id(2)) == large
 
 
-async def test_the_log_says_once_what_is_not_kept(tmp_path: Path) -> None:
+async def test_lost_writes_are_logged_at_most_once_a_minute_with_their_number(tmp_path: Path) -> None:
     now = 1000.0
     journal = await SqliteJournal(tmp_path, clock=lambda: now).__aenter__()
     await with_connection(journal, lambda database: database.execute("PRAGMA query_only = 1"))
@@ -361,7 +359,7 @@ async def test_the_log_says_once_what_is_not_kept(tmp_path: Path) -> None:
     assert "STATE_DIR" in logs[0]["reason"]
 
 
-async def test_writes_behind_are_bounded(tmp_path: Path) -> None:
+async def test_the_number_of_pending_writes_is_bounded(tmp_path: Path) -> None:
     metrics = Metrics()
     async with SqliteJournal(tmp_path, max_behind=5, observer=JournalMeasures(metrics)) as journal:
         with structlog.testing.capture_logs() as logs:
@@ -375,7 +373,7 @@ async def test_writes_behind_are_bounded(tmp_path: Path) -> None:
     assert writes == {"kept": 6, "failed": 2}
 
 
-async def test_one_write_that_cannot_be_made_spoils_no_other(tmp_path: Path) -> None:
+async def test_an_impossible_write_does_not_spoil_the_others(tmp_path: Path) -> None:
     async with SqliteJournal(tmp_path) as journal:
         writes = [journal.write(Add(new_job(number, priority=2**70 if number == 2 else 0))) for number in (1, 2, 3)]
         first, second, third = await asyncio.gather(*writes, return_exceptions=True)
@@ -386,7 +384,7 @@ async def test_one_write_that_cannot_be_made_spoils_no_other(tmp_path: Path) -> 
         assert len((await journal.page(JobFilter(), 50)).records) == 2
 
 
-async def test_what_comes_together_is_committed_together(tmp_path: Path) -> None:
+async def test_writes_that_come_together_are_committed_together(tmp_path: Path) -> None:
     commits: list[int] = []
 
     class Observer:
@@ -404,7 +402,7 @@ async def test_what_comes_together_is_committed_together(tmp_path: Path) -> None
     assert commits == [37]
 
 
-async def test_a_write_behind_needs_no_other_to_be_committed(tmp_path: Path) -> None:
+async def test_a_pending_write_is_committed_without_a_further_write(tmp_path: Path) -> None:
     committed = asyncio.Event()
 
     class Observer:
@@ -418,7 +416,7 @@ async def test_a_write_behind_needs_no_other_to_be_committed(tmp_path: Path) -> 
         await committed.wait()
 
 
-async def test_after_its_end_it_says_that_it_is_not_open(tmp_path: Path) -> None:
+async def test_a_journal_that_is_not_open_says_so(tmp_path: Path) -> None:
     journal = SqliteJournal(tmp_path)
     with pytest.raises(JournalError, match="STATE_DIR: the journal is not open"):
         await journal.get(prompt_id(1))
@@ -431,7 +429,7 @@ async def test_after_its_end_it_says_that_it_is_not_open(tmp_path: Path) -> None
     assert logs[0]["event"] == "journal.writes_not_kept"
 
 
-async def test_removing_bodies_leaves_nothing_of_them(tmp_path: Path) -> None:
+async def test_removed_jobs_leave_no_row_in_any_table(tmp_path: Path) -> None:
     async with SqliteJournal(tmp_path) as journal:
         for number in range(1, 500):
             await journal.write(Add(new_job(number, body=str(number // 2).encode(), labels={"a": "1"})))
@@ -455,7 +453,7 @@ async def test_removing_bodies_leaves_nothing_of_them(tmp_path: Path) -> None:
         (JobFilter(labels={"a": "1"}), "first USING PRIMARY KEY"),
     ],
 )
-async def test_a_page_sorts_nothing(tmp_path: Path, narrowed: JobFilter, index: str) -> None:
+async def test_a_page_is_read_by_an_index_without_sorting(tmp_path: Path, narrowed: JobFilter, index: str) -> None:
     queries: list[str] = []
     async with SqliteJournal(tmp_path) as journal:
         await with_connection(journal, lambda database: database.set_trace_callback(queries.append))
@@ -472,7 +470,7 @@ async def test_a_page_sorts_nothing(tmp_path: Path, narrowed: JobFilter, index: 
     assert not any("TEMP B-TREE" in plan for plan in plans), plans
 
 
-async def test_a_job_whose_placing_was_not_kept_can_still_end(tmp_path: Path) -> None:
+async def test_a_job_whose_placement_was_not_kept_can_still_end(tmp_path: Path) -> None:
     async with SqliteJournal(tmp_path) as journal:
         await journal.write(Add(new_job(1)))
         fence = Fence(prompt_id(1), 1, 1)
@@ -486,7 +484,7 @@ async def test_a_job_whose_placing_was_not_kept_can_still_end(tmp_path: Path) ->
         assert await journal.write(Finish(fence=fence, state=State.SUCCEEDED, at=2.0))
 
 
-async def test_jobs_are_counted_without_reading_those_that_have_ended(tmp_path: Path) -> None:
+async def test_jobs_are_counted_without_reading_ended_jobs(tmp_path: Path) -> None:
     async with SqliteJournal(tmp_path) as journal:
         for number in range(1, 7):
             await journal.write(Add(new_job(number)))
@@ -499,7 +497,7 @@ async def test_jobs_are_counted_without_reading_those_that_have_ended(tmp_path: 
         await end(journal, 3, State.CANCELED)
         await journal.write(Again(prompt_id(2), 1, "async", 1.0))
         with pytest.raises(OverflowError):
-            # It takes back what was counted with it.
+            # The failed write also takes back the counts of the write that shares its transaction.
             await asyncio.gather(end(journal, 4, State.CANCELED), journal.write(Add(new_job(9, priority=2**70))))
         scans.clear()
         counted = await journal.counts()
@@ -510,7 +508,7 @@ async def test_jobs_are_counted_without_reading_those_that_have_ended(tmp_path: 
         assert "succeeded" not in query
 
 
-async def test_files_that_were_noted_without_their_prompts_stay_their_key_s(tmp_path: Path) -> None:
+async def test_files_that_were_recorded_without_their_prompts_stay_with_their_key(tmp_path: Path) -> None:
     database = sqlite3.connect(tmp_path / FILE_NAME, isolation_level=None)
     database.executescript("".join(MIGRATIONS[:13]) + "PRAGMA user_version = 13;")
     database.execute("INSERT INTO files VALUES ('output//a.png', 'gpu-1', 'alice', '2026-11-30', 5)")

@@ -1,4 +1,4 @@
-"""The journal's process is killed 50 times at any moment: what was acknowledged is in the file, which is sound."""
+"""The journal's process is killed 50 times at random moments: every acknowledged write stays in an intact file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _AT_ONCE = 4
 
 
 def life_of(number: int) -> list[Write]:
-    """All that is written of one job; each write has its place after the one before."""
+    """All writes of one job's life, in their order."""
     name = prompt_id(number)
     first, second = Fence(name, 1, 1), Fence(name, 2, 1)
     return [
@@ -40,7 +40,7 @@ def life_of(number: int) -> list[Write]:
 
 
 def written(record: JobRecord | None) -> int:
-    """How many writes of its life the job has, at most."""
+    """The largest number of writes from `life_of` that can lead to this record."""
     if record is None:
         return 0
     if record.run == 2:
@@ -51,7 +51,7 @@ def written(record: JobRecord | None) -> int:
 
 
 def live(folder: str, first: int) -> None:
-    """Write lives, until it is killed; says after each write how far which job is."""
+    """Writes lives of jobs until it is killed; after each write it notes the job and the number of its writes."""
     told = os.open(Path(folder, "told"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
     async def one_after_the_other(journal: SqliteJournal, number: int) -> None:
@@ -69,14 +69,14 @@ def live(folder: str, first: int) -> None:
 
 
 def acknowledged(folder: Path) -> dict[int, int]:
-    """How many writes of each job were acknowledged."""
+    """The number of acknowledged writes of each job."""
     path = folder / "told"
     lines = path.read_text().splitlines() if path.exists() else []
     return {int(number): int(count) for number, count in (line.split() for line in lines)}
 
 
 @pytest.mark.timeout(300)  # each write waits for the disk
-async def test_fifty_kills_lose_nothing_that_was_acknowledged(tmp_path: Path) -> None:
+async def test_fifty_kills_lose_no_acknowledged_write(tmp_path: Path) -> None:
     chance = random.Random(18)  # noqa: S311 - reproducible, not secret
     for round_ in range(KILLS):
         before = sum(acknowledged(tmp_path).values())

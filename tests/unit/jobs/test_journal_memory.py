@@ -1,4 +1,4 @@
-"""The journal in memory has bounds: it ends with its process, which may run for months."""
+"""The journal in memory is bounded, because its process may run for months."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.journals import delivery, end, new_job, prompt_id
 
 
 async def run_some(journal: Journal, first: int, count: int, *, size: int = 200) -> None:
-    """Sync jobs with bodies and results that cannot be compressed."""
+    """Runs `count` sync jobs with bodies and results that cannot be compressed."""
     for number in range(first, first + count):
         await journal.write(Add(new_job(number, kind="sync", body=os.urandom(size))))
         await end(journal, number, result=os.urandom(size))
@@ -34,7 +34,7 @@ async def test_the_newest_jobs_are_kept_up_to_a_limit() -> None:
     assert await journal.body_of(prompt_id(40)) is None
 
 
-async def test_memory_stays_flat_however_many_jobs_there_were() -> None:
+async def test_memory_does_not_grow_with_the_number_of_jobs() -> None:
     journal = MemoryJournal(max_bytes=500_000)
     tracemalloc.start()
     try:
@@ -46,7 +46,7 @@ async def test_memory_stays_flat_however_many_jobs_there_were() -> None:
     finally:
         tracemalloc.stop()
     assert journal.size <= 500_000
-    # What is counted is near to what is taken.
+    # The counted size is close to the memory that is used.
     assert 300_000 < taken[0] < 1_000_000
     assert max(taken[1:]) < taken[0] * 1.2
 
@@ -60,7 +60,7 @@ async def test_one_result_above_the_bound_is_kept_until_the_next_end() -> None:
     assert journal.size < 100_000
 
 
-async def test_async_jobs_that_wait_are_refused_above_half_of_the_bound() -> None:
+async def test_new_async_jobs_are_refused_when_waiting_jobs_fill_half_of_the_bound() -> None:
     journal = MemoryJournal(max_bytes=100_000)
     for number in range(1, 6):
         await journal.write(Add(new_job(number, body=os.urandom(9000))))
@@ -73,7 +73,7 @@ async def test_async_jobs_that_wait_are_refused_above_half_of_the_bound() -> Non
     assert [record.prompt_id for record in await journal.waiting(0, 10)] == [prompt_id(n) for n in range(2, 7)]
 
 
-async def test_a_job_whose_webhook_waits_goes_last() -> None:
+async def test_a_job_whose_webhook_waits_is_removed_last() -> None:
     journal = MemoryJournal(keep=3)
     for number in (1, 2):
         await journal.write(Add(new_job(number)))

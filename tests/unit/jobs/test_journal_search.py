@@ -1,4 +1,4 @@
-"""Jobs that are found by a text, in a journal of either kind."""
+"""The search for jobs by a text, in a journal of either kind."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def body(text: str) -> bytes:
 
 
 async def found(journal: Journal, text: str, limit: int = 50, **narrowed: Any) -> list[float]:
-    """Of the only page; jobs are told apart by the second of their submission."""
+    """The submission times of the jobs on the only page; each test's jobs have different ones."""
     page = await journal.page(JobFilter(text=text, **narrowed), limit)
     assert (page.next_cursor, page.searched_to) == (None, None)
     return [record.created_at for record in page.records]
@@ -33,7 +33,7 @@ async def add(journal: Journal, number: int, **fields: Any) -> None:
     assert await journal.write(Add(new_job(number, **fields)))
 
 
-async def test_a_text_is_found_wherever_a_job_has_it(journal: Journal) -> None:
+async def test_a_text_is_found_in_any_field_of_a_job(journal: Journal) -> None:
     await add(journal, 1, body=body("a red Fox"))
     await add(journal, 2, workflow_name="Foxes")
     await add(journal, 3, labels={"animal": "fox"})
@@ -48,7 +48,7 @@ async def test_a_text_is_found_wherever_a_job_has_it(journal: Journal) -> None:
     assert await found(journal, "wolf") == []
 
 
-async def test_all_words_must_be_there_in_any_order_and_case(journal: Journal) -> None:
+async def test_all_words_of_a_search_must_match_in_any_order_and_case(journal: Journal) -> None:
     await add(journal, 1, body=body("a red fox"), labels={"order": "12"})
     await add(journal, 2, body=body("a red hen"))
     assert await found(journal, "FOX  red\tORDER=12") == [1.0]
@@ -57,7 +57,7 @@ async def test_all_words_must_be_there_in_any_order_and_case(journal: Journal) -
 
 
 @pytest.mark.parametrize("text", ['"quoted"', "back\\slash", "ÄRGER", "straße", "日本", "🦊", "\ud800x"])
-async def test_a_text_is_found_however_json_writes_it(journal: Journal, text: str) -> None:
+async def test_a_text_is_found_in_any_json_notation(journal: Journal, text: str) -> None:
     await add(
         journal,
         1,
@@ -69,7 +69,7 @@ async def test_a_text_is_found_however_json_writes_it(journal: Journal, text: st
     assert await found(journal, text) == [1.0]
 
 
-async def test_the_other_filters_hold_as_well(journal: Journal) -> None:
+async def test_a_search_respects_the_other_filters(journal: Journal) -> None:
     for number, owner in enumerate(("alice", "bob", "alice/x", "alice"), start=1):
         await add(journal, number, owner=owner, labels={"n": str(number % 2)}, body=body("fox"))
     await end(journal, 4, State.LOST)
@@ -81,7 +81,7 @@ async def test_the_other_filters_hold_as_well(journal: Journal) -> None:
 
 
 @pytest.mark.parametrize("text", ["", None])
-async def test_no_text_narrows_nothing(journal: Journal, text: str | None) -> None:
+async def test_an_empty_search_text_finds_all_jobs(journal: Journal, text: str | None) -> None:
     await add(journal, 1)
     page = await journal.page(JobFilter(text=text), 1)
     assert [record.created_at for record in page.records] == [1.0]
@@ -104,7 +104,7 @@ async def test_pages_of_a_search_have_each_job_once(journal: Journal) -> None:
         await journal.page(JobFilter(), 2, first.next_cursor)
 
 
-async def test_a_page_of_a_search_reads_a_limited_number_of_jobs_and_says_how_far_it_got(journal: Journal) -> None:
+async def test_a_page_of_a_search_reads_a_limited_number_of_jobs_and_says_how_far(journal: Journal) -> None:
     await add(journal, 1, body=body("the one fox"))
     many = range(2, MOST_LOOKED_AT + 52)
     await journal.write_all([Add(new_job(number)) for number in many])
@@ -138,7 +138,7 @@ async def test_a_large_body_is_searched_at_its_beginning(journal: Journal, filli
     assert await found(journal, "hen") == []
 
 
-async def test_few_large_bodies_make_a_page_too(journal: Journal) -> None:
+async def test_a_page_of_a_search_reads_a_limited_amount_of_text(journal: Journal) -> None:
     await add(journal, 1, body=body("fox"))
     for number in range(2, 62):
         await add(journal, number, body=body(f"{number}{' ' * LONGEST_TEXT}"))
@@ -149,7 +149,7 @@ async def test_few_large_bodies_make_a_page_too(journal: Journal) -> None:
     assert [one.created_at for one in second.records] == [1.0]
 
 
-async def test_bodies_that_fill_more_than_is_read_at_once_are_all_looked_at(journal: Journal) -> None:
+async def test_bodies_larger_together_than_one_read_are_all_searched(journal: Journal) -> None:
     noise = random.Random(2)  # noqa: S311 - the same each time
     await add(journal, 1, body=body("fox"))
     for number in range(2, 12):

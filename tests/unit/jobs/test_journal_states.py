@@ -1,4 +1,4 @@
-"""The state machine of a job, held by both journals: random writes, step by step, against its rules and each other."""
+"""Both journals keep to the state machine of a job: after each random write they agree with its rules and each other."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ _DELIVERIES = st.lists(st.integers(1, 4), max_size=2).map(
 )
 _OWNERS = ("alice", "bob/eve")
 _KINDS = st.sampled_from(["sync", "async"])
-# What follows a state within one run.
+# The states that may follow a state within one run.
 _FORWARD = {
     State.QUEUED: frozenset(State),
     State.RUNNING: frozenset(State) - {State.QUEUED},
@@ -71,7 +71,7 @@ _FORWARD = {
 
 
 class JournalMachine(RuleBasedStateMachine):
-    """Both journals get the same writes."""
+    """Gives both journals the same writes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ class JournalMachine(RuleBasedStateMachine):
         return self._same(*(self._do(journal.get(name)) for journal in self._journals))
 
     def _write(self, write: Write, name: str | None) -> None:
-        """Both do the same, which is nothing or a step forward."""
+        """Both journals make the same change, which is none or a step forward."""
         before = self._job(name) if name else None
         changed = self._same(*(self._do(journal.write(write)) for journal in self._journals))
         after = self._job(name) if name else None
@@ -157,7 +157,7 @@ class JournalMachine(RuleBasedStateMachine):
 
     @rule(number=_NUMBERS, priority=st.sampled_from([None, 0, 7]), first=st.booleans())
     def reorder_now(self, number: int, priority: int | None, first: bool) -> None:
-        """It has a place more often."""
+        """The present fence makes it more likely that the job still waits."""
         if (job := self._job(number)) is not None:
             self._reorder(Reorder(job.fence, priority, first))
 
@@ -177,7 +177,9 @@ class JournalMachine(RuleBasedStateMachine):
         assert after == replace(before, priority=wanted, turn=turn)
         if write.first:
             turns = [job.shown_number for one in (1, 2, 3) if (job := self._job(one)) is not None and job != after]
-            assert all(after.shown_number < turn for turn in turns), "it is before all that came, also those put first"
+            assert all(after.shown_number < turn for turn in turns), (
+                "it is before all other jobs, even those that were put first earlier"
+            )
 
     @rule(fence=_FENCES, deliveries=_DELIVERIES)
     def start(self, fence: Fence, deliveries: tuple[NewDelivery, ...]) -> None:
@@ -206,7 +208,7 @@ class JournalMachine(RuleBasedStateMachine):
 
     @rule(number=_NUMBERS)
     def finish_now(self, number: int) -> None:
-        """Deep states are reached more often."""
+        """The present fence makes it more likely that later runs are reached."""
         job = self._job(number)
         if job is not None and not job.state.is_end:
             self._write(Finish(fence=job.fence, state=State.LOST, at=self._time()), job.prompt_id)
@@ -267,7 +269,7 @@ class JournalMachine(RuleBasedStateMachine):
         found = self._same(*(self._do(one.due(now, limit, each, under_way)) for one in self._journals))
         assert len(found.deliveries) <= limit
         of_jobs = [(one.prompt_id, one.audience) for one in (*under_way, *found.deliveries)]
-        assert len(set(of_jobs)) == len(of_jobs), "in order"
+        assert len(set(of_jobs)) == len(of_jobs), "each job's deliveries are due one after the other"
         receivers = Counter(one.receiver for one in (*under_way, *found.deliveries))
         assert max(receivers.values(), default=0) <= each
         assert all(one.due_at <= now for one in found.deliveries)
@@ -280,7 +282,7 @@ class JournalMachine(RuleBasedStateMachine):
 
     @rule()
     def restart(self) -> None:
-        """A file says the same after it was opened again."""
+        """The file has the same content after it is opened again."""
         sqlite, memory = self._journals
         self._do(sqlite.__aexit__())
         sqlite = SqliteJournal(self._folder)
@@ -289,7 +291,7 @@ class JournalMachine(RuleBasedStateMachine):
 
     @rule()
     def kill(self) -> None:
-        """The file as it is at this moment, without having been closed, says the same."""
+        """A copy of the file that was never closed has the same content."""
         sqlite, memory = self._journals
         copied = Path(tempfile.mkdtemp())
         shutil.copytree(self._folder, copied, dirs_exist_ok=True)
@@ -301,7 +303,7 @@ class JournalMachine(RuleBasedStateMachine):
         self._journals = (sqlite, memory)
 
     @invariant()
-    def both_answer_alike(self) -> None:
+    def both_give_the_same_answers(self) -> None:
         for number in (1, 2, 3):
             name = prompt_id(number)
             self._job(name)

@@ -1,4 +1,4 @@
-"""Requests of the first jobs that wait."""
+"""Kept requests of the first waiting jobs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def keep(kept: KeptRequests, number: int, size: int = 100) -> None:
     kept.keep(first_record(new_job(number), number), request)
 
 
-def test_a_job_is_given_back_once_as_it_was_kept() -> None:
+def test_a_kept_request_can_be_taken_once() -> None:
     kept = KeptRequests()
     keep(kept, 1)
     found = kept.take(prompt_id(1))
@@ -22,7 +22,7 @@ def test_a_job_is_given_back_once_as_it_was_kept() -> None:
     assert kept.take(prompt_id(1)) is None
 
 
-def test_it_has_as_many_and_as_large_ones_as_it_may() -> None:
+def test_kept_requests_are_bounded_in_number_and_in_bytes() -> None:
     kept = KeptRequests(most=3, most_bytes=1000)
     for number, size in ((1, 100), (2, 901), (3, 900), (4, 0), (5, 0)):
         keep(kept, number, size)

@@ -1,4 +1,4 @@
-"""The order of jobs, as it is remembered for when a job waits again."""
+"""The remembered places of jobs, which a job gets back when it waits again."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def request(**fields: object) -> PromptRequest:
     return PromptRequest.model_validate({"prompt": invert_workflow(), **fields})
 
 
-def test_a_job_that_was_moved_waits_again_where_it_was_moved_to() -> None:
+def test_a_moved_job_waits_again_at_the_place_that_it_was_moved_to() -> None:
     numbers = Numbers()
     numbers.remember(Waiting("a", 4, priority=1, turn=7.0))
     numbers.move("a", 5, None)
@@ -23,7 +23,7 @@ def test_a_job_that_was_moved_waits_again_where_it_was_moved_to() -> None:
     assert numbers.of("a", request(priority=1)) == InLine(1, 1, 1)
 
 
-def test_a_job_that_is_not_remembered_stays_so() -> None:
+def test_moving_an_unknown_job_does_not_remember_it() -> None:
     numbers = Numbers()
     numbers.move("a", 5, -1.0)
     assert numbers.known("a") is None

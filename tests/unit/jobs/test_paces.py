@@ -1,4 +1,4 @@
-"""How many async jobs a server may have in ComfyUI's own queue."""
+"""The number of async jobs that a server may have in ComfyUI's own queue."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def paces_after(seconds: list[float], ahead: int = 4) -> Paces:
         ([60.0] + [0.01] * 16, 32),
     ],
 )
-def test_a_server_has_as_many_quick_jobs_as_it_runs_in_a_second(seconds: list[float], ahead: int) -> None:
+def test_a_server_may_have_as_many_quick_jobs_as_it_runs_in_a_second(seconds: list[float], ahead: int) -> None:
     paces = paces_after(seconds)
     assert paces.of("a") == ahead
     assert paces.of("b") == 4
 
 
 @pytest.mark.parametrize(("least", "most"), [(0, 0), (1, 8)])
-def test_the_most_follows_from_the_least(least: int, most: int) -> None:
+def test_the_largest_number_of_jobs_is_eight_times_the_least(least: int, most: int) -> None:
     assert paces_after([0.001] * 16, least).of("a") == most

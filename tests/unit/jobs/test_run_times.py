@@ -1,4 +1,4 @@
-"""How long prompts ran before, by the shape of their workflows."""
+"""Run times of earlier prompts, by the shape of their workflows."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ def needs(*classes: str, model: str = "", file: str = "") -> Needs:
     return Needs(frozenset(classes), files, frozenset({model} if model else ()))
 
 
-def test_runs_of_the_same_shape_say_how_long_the_next_one_takes() -> None:
+def test_runs_of_the_same_shape_tell_the_expected_run_time() -> None:
     times = RunTimes()
     assert times.mean_s is None
     assert times.expected_s(shape_of(needs("A"))) is None
     for seconds in (60.0, 10.0, 12.0, 0.01):
         times.ended("x", needs("A", model="m", file="one.png"), seconds)
     times.ended("y", needs("A", model="n"), 100.0)
-    assert times.expected_s(shape_of(needs("A", model="m", file="two.png"))) == 11.0, "models were loaded, and cached"
+    assert times.expected_s(shape_of(needs("A", model="m", file="two.png"))) == 11.0, (
+        "the longest run, which loaded models, and the shortest, which was cached, are left out"
+    )
     assert times.expected_s(shape_of(needs("A", model="n"))) == 100.0
     assert times.expected_s(None) is None
     assert times.mean_s == (60 + 10 + 12 + 0.01 + 100) / 5
@@ -32,7 +34,7 @@ def test_only_runs_that_ended_well_count() -> None:
     assert times.mean_s is None
 
 
-def test_a_prompt_past_the_queue_counts_where_someone_has_looked_at_it() -> None:
+def test_a_prompt_that_passed_the_queue_counts_if_its_shape_was_noted() -> None:
     times, found = RunTimes(), needs_of(invert_workflow())
     times.look_at("x", found)
     assert times.looked_at("x") == shape_of(found)
@@ -41,7 +43,7 @@ def test_a_prompt_past_the_queue_counts_where_someone_has_looked_at_it() -> None
     assert times.looked_at("x") is None
 
 
-def test_memory_is_bounded() -> None:
+def test_the_number_of_remembered_run_times_is_bounded() -> None:
     times = RunTimes()
     for count in range(3000):
         times.ended("x", needs(str(count)), 1.0)
