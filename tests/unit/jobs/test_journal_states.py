@@ -1,4 +1,4 @@
-"""Both journals keep to the state machine of a job: after each random write they agree with its rules and each other."""
+"""Both journals keep to the state machine of a job: random writes are checked against its rules and the other journal."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def test_runs_of_the_same_shape_tell_the_expected_run_time() -> None:
     assert times.mean_s == (60 + 10 + 12 + 0.01 + 100) / 5
 
 
-def test_only_runs_that_ended_well_count() -> None:
+def test_failed_runs_and_runs_of_unknown_shape_do_not_count() -> None:
     times = RunTimes()
     times.ended("x", needs("A"), 0.0)
     times.ended("x", None, 5.0)

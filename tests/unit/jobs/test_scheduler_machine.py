@@ -1,4 +1,4 @@
-"""The scheduler against servers on which anything may happen in any order: what must hold after each step."""
+"""The scheduler's rules hold after each step, whatever happens on the servers and in whatever order."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ some_job = st.tuples(kinds, st.sampled_from(["ann", "bob"]), st.integers(0, 1), 
 
 @dataclass
 class World:
-    """One ComfyUI. `queue`: what it has of ours, the first one runs when `running`; `sent`: ComfyUI has not got it."""
+    """One ComfyUI. `queue` has our jobs there, whose first runs if `running`; `sent` has jobs on their way to it."""
 
     up: bool = True
     others: int = 0
@@ -34,11 +34,9 @@ class World:
 
 
 class Fleet(RuleBasedStateMachine):
-    """`runs`: how often each job was begun on any server. `slow`: submissions take their time to arrive.
-    `stayed`: could not be taken back. `unfound`: on servers from before a restart, and not looked for yet. `numbers`:
-    as ComfyUI counted them.
-
-    `checked`: of all runs together, what was held against the rules how often.
+    """`runs` counts the starts of each job on any server. While `slow`, submissions arrive later. `stayed` has jobs that
+    could not be taken back, and `unfound` jobs that are on servers since before a restart and are not found yet.
+    `numbers` has ComfyUI's number of each job. `checked` counts the checks of all runs together.
     """
 
     checked: ClassVar[Counter[str]] = Counter()
@@ -73,7 +71,7 @@ class Fleet(RuleBasedStateMachine):
         lane = self.jobs[prompt_id].lane
         return name not in lane.no or lane.no == set(NAMES)
 
-    # What callers and servers do
+    # Steps of callers and servers
 
     @rule(jobs=st.lists(some_job, min_size=1, max_size=4), at_once=st.booleans())
     def submit(self, jobs: list[tuple[list[str], str, int, bool]], at_once: bool = False) -> None:
@@ -162,7 +160,7 @@ class Fleet(RuleBasedStateMachine):
     @precondition(lambda self: self.can_die())
     @rule(data=st.data(), seconds=st.floats(0.1, 50))
     def dies(self, data: st.DataObject, seconds: float) -> None:
-        """It is started again at once. What ran there may have ended it; what waited there did not."""
+        """The server dies and is started again at once. The job that ran there may be the cause; the jobs that waited are not."""
         name = data.draw(st.sampled_from(self.can_die()))
         self.checked["deaths"] += 1
         world = self.worlds[name]
@@ -199,7 +197,7 @@ class Fleet(RuleBasedStateMachine):
     @precondition(lambda self: self.known())
     @rule(data=st.data(), priority=st.sampled_from([None, 0, 1, 2]), first=st.booleans())
     def is_moved(self, data: st.DataObject, priority: int | None, first: bool) -> None:
-        """Only what waits gets another place in the order."""
+        """Only a waiting job gets another place in the order."""
         prompt_id = data.draw(st.sampled_from(self.known()))
         self.moves += 1
         turn = -1000.0 - self.moves if first else None
@@ -211,7 +209,7 @@ class Fleet(RuleBasedStateMachine):
         self.decide()
 
     def check_positions(self) -> None:
-        """Positions agree with the order: of one owner and priority, what has its turn later has more before it."""
+        """Positions agree with the order: of two jobs of one owner and priority, the later one has more jobs ahead."""
         ahead = {prompt_id: self.scheduler.ahead_of(prompt_id) or 0 for prompt_id in self.waiting}
         for one in (self.jobs[prompt_id] for prompt_id in self.waiting):
             for other in (self.jobs[prompt_id] for prompt_id in self.waiting):
@@ -223,7 +221,7 @@ class Fleet(RuleBasedStateMachine):
     @precondition(lambda self: self.taking)
     @rule()
     def is_taken_back(self) -> None:
-        """It moves where it is still in the queue and has not begun; else it stays."""
+        """The job moves if it is still in the queue and has not begun. Otherwise it stays."""
         back = self.taking.pop(0)
         world = self.worlds[back.server]
         waits = back.prompt_id in world.queue and not (world.running and world.queue[0] == back.prompt_id)
@@ -238,12 +236,12 @@ class Fleet(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def the_gateway_is_restarted(self, data: st.DataObject) -> None:
-        """It knows what the journal has: where each job was sent. What servers have of them is found one by one."""
+        """The new gateway knows from the journal where each job was sent. It finds the jobs on the servers one by one."""
         there = sorted(one for world in self.worlds.values() for one in (*world.queue, *world.sent))
         self.restart(data.draw(st.permutations(there)), data.draw(st.permutations(there)))
 
     def restart(self, met: list[str], unfound: list[str]) -> None:
-        """`met`: the jobs on servers, as the journal has them; `unfound`: the last one is the first to be found."""
+        """`met` has the jobs on servers in the journal's order; `unfound` has them in the reverse order of finding."""
         self.checked["restarts"] += 1
         self.scheduler, self.taking = Scheduler(), []
         there: dict[str, str] = {}
@@ -267,7 +265,7 @@ class Fleet(RuleBasedStateMachine):
         prompt_id = self.unfound.pop()
         runs = [world.queue[0] for world in self.worlds.values() if world.running]
         if prompt_id not in runs:
-            # That it has ended, or was placed again, meanwhile is no matter.
+            # The job may have ended or been placed again meanwhile.
             self.stayed.discard(prompt_id)
             number = self.numbers[prompt_id]
             self.scheduler.found_waiting(prompt_id, number, frozenset(), None, self.jobs[prompt_id].lane)
@@ -283,12 +281,12 @@ class Fleet(RuleBasedStateMachine):
         self.slow = not self.slow
         self.decide()
 
-    # What the scheduler does: each time that anything has happened
+    # The scheduler's decisions, after each step
 
     def decide(self) -> None:
         while decisions := self.scheduler.decide(self.now):
             self.do(decisions)
-        self.check_nothing_waits_in_vain()
+        self.check_that_no_job_waits_in_vain()
 
     def do(self, decisions: list[Place | TakeBack]) -> None:
         for decision in decisions:
@@ -301,8 +299,8 @@ class Fleet(RuleBasedStateMachine):
         for name in () if self.slow else NAMES:
             self.take_what_was_sent(name)
 
-    def check_nothing_waits_in_vain(self) -> None:
-        """Nothing waits behind a prompt while an idle server can run it."""
+    def check_that_no_job_waits_in_vain(self) -> None:
+        """No job waits behind a prompt while an idle server can run it."""
         given_up = {*self.stayed, *self.unfound, *(back.prompt_id for back in self.taking)}
         for world in self.worlds.values():
             behind = world.queue if world.others and not world.running else world.queue[1:]
@@ -319,18 +317,18 @@ class Fleet(RuleBasedStateMachine):
             assert world.up
             assert self.load(place.server) < 2, "one runs and one waits"
             assert self.may_run(place.prompt_id, place.server)
-            assert self.runs.get(place.prompt_id, 0) == 0, "it has run"
+            assert self.runs.get(place.prompt_id, 0) == 0, "the job has not run yet"
             if self.jobs[place.prompt_id].lane.alone:
                 self.checked["places alone"] += 1
-                assert not self.load(place.server), "it may end what it is sent to, with all that is there"
+                assert not self.load(place.server), "a job that goes alone gets an empty server"
             if self.load(place.server):
-                assert not self.idle_for(place.prompt_id), "a server that can run it is idle"
+                assert not self.idle_for(place.prompt_id), "no idle server can run the job"
             self.waiting.remove(place.prompt_id)
             world.sent.append(place.prompt_id)
             assert LIMITS[owner] is None or self.on_servers(owner) <= (LIMITS[owner] or 0)
 
     def underway(self) -> list[TakeBack]:
-        """Without those whose prompt has ended or was cancelled: for them no place is kept, though no answer came."""
+        """The pending take-backs of jobs that still exist. No place is kept for the others, even without an answer."""
         return [back for back in self.taking if self.scheduler.knows(back.prompt_id)]
 
     def on_servers(self, owner: str) -> int:
@@ -360,17 +358,17 @@ class Fleet(RuleBasedStateMachine):
         world = self.worlds[back.server]
         assert back.prompt_id in world.queue
         assert not (world.running and world.queue[0] == back.prompt_id)
-        assert self.load(back.server) > 1, "it waits behind something"
+        assert self.load(back.server) > 1, "the job waits behind another prompt"
         assert self.worlds[back.idle].up
         assert self.load(back.idle) == 0
         assert self.may_run(back.prompt_id, back.idle)
         assert back.idle not in {other.idle for other in self.underway()}
         assert back.prompt_id not in {other.prompt_id for other in self.underway()}
 
-    # What holds in the end
+    # The rule at the end
 
     def teardown(self) -> None:
-        """Jobs that go alone get their turn, though others come without end, so that no server is ever idle."""
+        """Jobs that go alone get their turn although other jobs keep coming and no server is ever idle."""
         self.slow = False
         for name, world in self.worlds.items():
             world.up, world.others = True, 0
@@ -389,10 +387,10 @@ class Fleet(RuleBasedStateMachine):
                 self.end(world, 50.0)
         raise AssertionError("a job that goes alone is never placed")
 
-    # What holds always
+    # The rules after each step
 
     @invariant()
-    def nothing_is_lost_and_nothing_runs_twice(self) -> None:
+    def no_job_is_lost_or_runs_twice(self) -> None:
         self.checked["steps"] += 1
         on = [prompt_id for world in self.worlds.values() for prompt_id in (*world.queue, *world.sent)]
         assert len(on) == len(set(on))
@@ -407,10 +405,10 @@ def _order(job: Waiting) -> float:
 
 @pytest.mark.parametrize("met", list(permutations("12")))
 @pytest.mark.parametrize("unfound", list(permutations("12")))
-def test_what_is_behind_a_prompt_from_before_a_restart_moves_to_an_idle_server(
+def test_a_job_behind_a_prompt_from_before_a_restart_moves_to_an_idle_server(
     met: tuple[str, ...], unfound: tuple[str, ...]
 ) -> None:
-    """Neither runs when they are found, and they are not found in the order in which ComfyUI has them."""
+    """Neither job runs when it is found, and the order in which they are found does not matter."""
     fleet = Fleet()
     for name in NAMES[1:]:
         fleet.others_come_and_go(name, 2)
@@ -424,7 +422,7 @@ def test_what_is_behind_a_prompt_from_before_a_restart_moves_to_an_idle_server(
     fleet.is_taken_back()
     fleet.arrives("gpu-1")
     assert [fleet.worlds[name].queue for name in NAMES] == [["1"], ["2"], []]
-    fleet.nothing_is_lost_and_nothing_runs_twice()
+    fleet.no_job_is_lost_or_runs_twice()
 
 
 Fleet.TestCase.settings = settings(deadline=None, max_examples=200, stateful_step_count=50)

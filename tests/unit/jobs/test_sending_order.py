@@ -1,4 +1,4 @@
-"""In which order jobs reach a server that may have many, of which ComfyUI has not been heard yet."""
+"""The order in which jobs are sent to a server that may have many jobs without an answer from ComfyUI."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _TAKEN_S = 0.05
 
 
 def scheduler_with(jobs: int, places: int, at: float) -> tuple[Scheduler, list[str]]:
-    """One server, and the jobs that it was given at this time."""
+    """A scheduler with one server, and the jobs that are placed there at this time."""
     scheduler = Scheduler(SchedulerOptions())
     scheduler.set_server("gpu", up=True, places=places)
     for number in range(jobs):
@@ -25,28 +25,28 @@ def placed(scheduler: Scheduler, at: float) -> list[str]:
     return [one.prompt_id for one in scheduler.decide(at) if isinstance(one, Place)]
 
 
-def test_a_server_for_many_has_eight_placed_of_which_nothing_was_heard_and_another_has_one() -> None:
+def test_a_server_with_many_places_may_have_eight_unanswered_jobs_and_others_one() -> None:
     scheduler, first = scheduler_with(20, places=32, at=10.0)
     assert first == [str(number) for number in range(8)]
     scheduler.accepted("0")
     scheduler.accepted("1")
     assert placed(scheduler, 10.1) == ["8", "9"]
     assert scheduler.next_look(10.1) == 15.0
-    assert placed(scheduler, 15.0)[:1] == ["10"], "of the others it has not been heard for five seconds"
+    assert placed(scheduler, 15.0)[:1] == ["10"], "the other jobs have had no answer for five seconds"
     few, first = scheduler_with(20, places=2, at=10.0)
     assert first == ["0"]
     few.accepted("0")
     assert placed(few, 10.1) == ["1"]
 
 
-def test_no_more_are_placed_than_the_server_may_have() -> None:
+def test_no_more_jobs_are_placed_than_the_server_may_have() -> None:
     scheduler, first = scheduler_with(20, places=3, at=10.0)
     assert first == ["0", "1", "2"]
     scheduler.accepted("0")
     assert placed(scheduler, 10.1) == []
 
 
-async def test_each_is_sent_when_all_before_it_were_taken_or_have_left() -> None:
+async def test_each_job_is_sent_when_all_before_it_were_accepted_or_have_left() -> None:
     scheduler, jobs = scheduler_with(4, places=32, at=now())
     order, sent = SendingOrder(scheduler.servers, 60.0), list[str]()
 
@@ -54,28 +54,28 @@ async def test_each_is_sent_when_all_before_it_were_taken_or_have_left() -> None
         await order.turn_of(prompt_id, "gpu")
         sent.append(prompt_id)
 
-    async def were(count: int) -> None:
+    async def wait_for(count: int) -> None:
         async with asyncio.timeout(30):
             while len(sent) < count:
                 await asyncio.sleep(0)
 
     sending = {prompt_id: asyncio.create_task(send(prompt_id)) for prompt_id in reversed(jobs)}
-    await were(1)
+    await wait_for(1)
     assert sent == ["0"]
-    scheduler.left("1")  # it is cancelled meanwhile
+    scheduler.left("1")  # the job is cancelled meanwhile
     sending["1"].cancel()
     scheduler.accepted("0")
     order.moved_on()
-    await were(2)
+    await wait_for(2)
     assert sent == ["0", "2"]
     scheduler.accepted("2")
     order.moved_on()
-    await were(3)
+    await wait_for(3)
     assert sent == ["0", "2", "3"]
     await asyncio.wait(sending.values())
 
 
-async def test_one_that_comfyui_says_nothing_of_holds_up_the_others_for_so_long_only() -> None:
+async def test_an_unanswered_job_delays_the_others_only_for_the_set_time() -> None:
     scheduler, jobs = scheduler_with(3, places=32, at=now())
     order = SendingOrder(scheduler.servers, _TAKEN_S)
     began = now()
@@ -84,7 +84,7 @@ async def test_one_that_comfyui_says_nothing_of_holds_up_the_others_for_so_long_
     assert now() - began >= _TAKEN_S * 0.9
 
 
-async def test_what_has_no_place_is_sent_at_once() -> None:
+async def test_a_job_without_a_place_is_sent_at_once() -> None:
     scheduler, _ = scheduler_with(3, places=32, at=now())
     async with asyncio.timeout(30):
         await SendingOrder(scheduler.servers, 60.0).turn_of("a sync call's", None)

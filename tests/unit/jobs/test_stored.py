@@ -1,4 +1,4 @@
-"""Results as the journal keeps them, and what is told of them, however large they are."""
+"""Results as the journal keeps them, and the answers that are made from them, whatever their size."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_a_result_is_read_as_it_was_written(delivery: Delivery | None) -> None:
     assert (without.files, without.outputs, without.delivery) == (result.files, {}, delivery)
 
 
-def test_the_result_of_a_named_workflow_has_the_files_of_its_named_outputs_and_its_job_has_made_all() -> None:
+def test_the_result_of_a_named_call_lists_only_its_named_outputs_but_keeps_all() -> None:
     outputs = {**_SMALL, "4": {"images": [{"filename": "b.png", "subfolder": "", "type": "output"}]}}
     result = _result(outputs).of_call(CALL)
     assert [file.node_id for file in result.files] == ["9"]
@@ -80,7 +80,7 @@ def test_the_result_of_a_named_workflow_has_the_files_of_its_named_outputs_and_i
     assert [file.node_id for file in _result(outputs).of_call(whole).files] == ["4", "9"]
 
 
-async def test_what_is_answered_names_the_workflow_and_the_output() -> None:
+async def test_the_answer_of_a_named_call_names_the_workflow_and_the_output() -> None:
     deliverer = _deliverer()
     result = _result({**_SMALL, "4": {"text": ["x"]}}).of_call(CALL)
     entries = await deliverer.entries(result, Order(), deadline=asyncio.get_running_loop().time() + 30)
@@ -91,7 +91,7 @@ async def test_what_is_answered_names_the_workflow_and_the_output() -> None:
     assert set(said["outputs"]) == {"9"}
 
 
-async def test_a_large_result_is_written_as_a_small_one_is() -> None:
+async def test_a_large_result_is_written_with_the_same_bytes_as_a_small_one() -> None:
     assert await large_result_to_bytes(_result(_SMALL)) is None
     result = _result({**_SMALL, "10": {"text": ["x" * 100] * 5_000}})
     assert await large_result_to_bytes(result) == result_to_bytes(result)
@@ -116,12 +116,12 @@ async def test_a_result_of_fifty_megabytes_delays_no_other_request() -> None:
     async def told() -> None:
         assert orjson.loads(await renderer.succeeded("p", None, kept))["outputs_omitted"] is True
 
-    await _holds_up_nobody(lambda: large_result_to_bytes(result))
-    await _holds_up_nobody(told)
-    await _holds_up_nobody(answered)
+    await _assert_not_held_up(lambda: large_result_to_bytes(result))
+    await _assert_not_held_up(told)
+    await _assert_not_held_up(answered)
 
 
-async def _holds_up_nobody(work: Callable[[], Awaitable[object]]) -> None:
+async def _assert_not_held_up(work: Callable[[], Awaitable[object]]) -> None:
     gaps: list[float] = []
     while not gaps or (min(gaps) > _HELD_UP_S and len(gaps) < _TRIES):
         gaps.append(await _longest_gap_s(work))

@@ -1,4 +1,4 @@
-"""What a webhook says, made from the journal at each try: also of a run that was followed by another."""
+"""A webhook's body is made from the journal at each try, even for a run that was followed by another."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _ORDER = WebhookOrder("https://a.example", EVENTS)
 
 
 class Shown:
-    """Says what it was given."""
+    """Renders the values that it is given."""
 
     async def succeeded(self, prompt_id: str, owner: str | None, kept: bytes, /) -> bytes:
         return jsonio.dumps({"prompt_id": prompt_id, "owner": owner, "kept": kept.decode()})
@@ -33,7 +33,7 @@ async def said(journal: Journal, delivery: Delivery) -> Any:
 
 
 async def run_once(journal: Journal, fence: Fence, state: State, at: float, **fields: Any) -> None:
-    """A run that begins at `at` and ends a second later."""
+    """Writes a run that begins at `at` and ends a second later."""
     told = Announcements()
     assert await journal.write(Place(fence, "gpu-1"))
     assert await journal.write(Start(fence, at, told.of_start(fence, _ORDER, at)))
@@ -41,7 +41,7 @@ async def run_once(journal: Journal, fence: Fence, state: State, at: float, **fi
     assert await journal.write(Finish(fence=fence, state=state, at=at + 1, deliveries=ended, **fields))
 
 
-async def test_each_run_is_told_as_it_was_though_another_has_begun(journal: Journal) -> None:
+async def test_webhooks_of_a_run_stay_the_same_after_another_run_has_begun(journal: Journal) -> None:
     job = prompt_id(1)
     await journal.write(Add(new_job(1, owner="anna", webhook=_ORDER)))
     await run_once(journal, Fence(job, 1, 1), State.LOST, 10.0, error={"type": "prompt_lost"})
@@ -65,7 +65,7 @@ async def test_each_run_is_told_as_it_was_though_another_has_begun(journal: Jour
     assert succeeded["data"] == {"prompt_id": job, "owner": "anna", "kept": "{}"}
 
 
-async def test_what_the_journal_does_not_have_is_an_error_and_no_empty_message(journal: Journal) -> None:
+async def test_a_missing_result_raises_an_error_instead_of_sending_an_empty_body(journal: Journal) -> None:
     job = prompt_id(1)
     await journal.write(Add(new_job(1, webhook=_ORDER)))
     await run_once(journal, Fence(job, 1, 1), State.SUCCEEDED, 10.0)

@@ -1,4 +1,4 @@
-"""Which idempotency keys are surely new."""
+"""The idempotency keys that are certainly new."""
 
 from __future__ import annotations
 
@@ -10,20 +10,13 @@ from comfyui.jobs.journal.sqlite import SqliteJournal
 from comfyui.jobs.journal.statements import Statements
 from comfyui.jobs.journal.used_keys import UsedKeys
 from comfyui.jobs.journal.writes import Add
+from tests.support.clock import Clock
 from tests.support.journals import new_job, prompt_id
 
 _HOUR_S = 3600.0
 
 
-class _Clock:
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def test_nothing_is_surely_new_before_the_keys_of_the_file_are_known() -> None:
+def test_no_key_is_certainly_new_before_the_keys_of_the_file_are_known() -> None:
     keys = UsedKeys()
     assert not keys.is_new(None, "a", 100.0)
     keys.learned([(None, "b")])
@@ -31,12 +24,12 @@ def test_nothing_is_surely_new_before_the_keys_of_the_file_are_known() -> None:
     keys.all_are_known(100.0)
     assert keys.is_new(None, "a", 100.0)
     assert not keys.is_new(None, "b", 100.0)
-    assert keys.is_new("alice", "b", 100.0), "another owner's"
-    assert not keys.is_new(None, "a", 99.0), "of that time it does not know all"
+    assert keys.is_new("alice", "b", 100.0), "the key of another owner"
+    assert not keys.is_new(None, "a", 99.0), "not all keys of that time are known"
 
 
-def test_a_key_that_was_used_is_never_new_for_a_day_and_few_others_are_asked_for() -> None:
-    clock = _Clock()
+def test_a_used_key_is_never_new_for_a_day_and_few_new_keys_are_looked_up() -> None:
+    clock = Clock()
     keys = UsedKeys(clock=clock)
     keys.all_are_known(0.0)
     used = [(f"owner {number % 3}", f"key {number}") for number in range(20_000)]
@@ -49,7 +42,7 @@ def test_a_key_that_was_used_is_never_new_for_a_day_and_few_others_are_asked_for
 
 
 def test_keys_of_the_day_before_yesterday_are_forgotten() -> None:
-    clock = _Clock()
+    clock = Clock()
     keys = UsedKeys(clock=clock)
     keys.all_are_known(0.0)
     keys.add(None, "old")
@@ -69,7 +62,7 @@ class _Counting(SqliteJournal):
         return await super()._ask(work)
 
 
-async def test_keys_of_a_gateway_before_are_found_and_new_ones_are_not_looked_for(tmp_path: Path) -> None:
+async def test_keys_of_an_earlier_process_are_found_and_new_keys_are_not_looked_up(tmp_path: Path) -> None:
     async with SqliteJournal(tmp_path) as journal:
         for number in range(1, 11):
             await journal.write(Add(new_job(number, owner="alice", idempotency_key=f"k{number}")))

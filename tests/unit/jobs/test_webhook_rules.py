@@ -1,4 +1,4 @@
-"""Signatures, the plan of tries, and which URLs are taken."""
+"""Webhooks: signatures, the plan of tries and the accepted URLs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def now() -> float:
     return datetime.now(UTC).timestamp()
 
 
-def test_a_signature_is_that_of_standard_webhooks() -> None:
+def test_a_signature_equals_that_of_standard_webhooks() -> None:
     at = datetime.fromtimestamp(int(now()), UTC)
     headers = Signer([_SECRET]).headers("msg_1", at.timestamp(), b'{"a": 1}')
     assert headers["webhook-signature"] == Webhook(_SECRET).sign("msg_1", at, '{"a": 1}')
@@ -31,7 +31,7 @@ def test_a_signature_is_that_of_standard_webhooks() -> None:
 
 
 @given(text=st.text(st.characters(exclude_categories=["Cs"])), name=st.text("msg_0123456789abcdef", min_size=1))
-def test_any_body_is_verified_as_it_is(text: str, name: str) -> None:
+def test_a_signature_verifies_only_its_own_body_and_id(text: str, name: str) -> None:
     body = text.encode()
     headers = Signer([_SECRET]).headers(name, now(), body)
     Webhook(_SECRET).verify(body, headers, json_parse=False)
@@ -41,7 +41,7 @@ def test_any_body_is_verified_as_it_is(text: str, name: str) -> None:
         Webhook(_SECRET).verify(body, {**headers, "webhook-id": "x"}, json_parse=False)
 
 
-def test_several_secrets_sign_during_a_rotation() -> None:
+def test_all_secrets_sign_during_a_rotation() -> None:
     headers = Signer([_OTHER, _SECRET]).headers("msg_1", now(), b"{}")
     for secret in (_OTHER, _SECRET, f"whsec_{_OTHER}"):
         Webhook(secret).verify(b"{}", headers)
@@ -49,7 +49,7 @@ def test_several_secrets_sign_during_a_rotation() -> None:
         Webhook(base64.b64encode(b"x" * 32).decode()).verify(b"{}", headers)
 
 
-def test_an_old_webhook_is_refused_by_its_receiver() -> None:
+def test_a_webhook_with_an_old_timestamp_fails_verification() -> None:
     with pytest.raises(WebhookVerificationError):
         Webhook(_SECRET).verify(b"{}", Signer([_SECRET]).headers("msg_1", now() - 301, b"{}"))
 
@@ -67,7 +67,7 @@ def test_an_old_webhook_is_refused_by_its_receiver() -> None:
         base64.b64encode(b"x" * 32).decode()[:-3],
     ],
 )
-def test_a_secret_that_receivers_would_read_otherwise_is_refused_and_not_shown(secret: str) -> None:
+def test_a_secret_that_receivers_may_read_differently_is_refused_and_not_shown(secret: str) -> None:
     with pytest.raises(ValueError, match="secret") as caught:
         key_of(secret)
     assert len(secret) < 7 or secret not in str(caught.value)
@@ -89,7 +89,7 @@ def test_there_are_ten_tries_over_a_day() -> None:
 
 
 @given(asked=st.lists(st.floats(0, 1e12, allow_nan=False), min_size=TRIES, max_size=TRIES), share=st.floats(0.0, 1.0))
-def test_every_delay_is_bounded_and_longer_than_half_of_the_one_before(asked: list[float], share: float) -> None:
+def test_every_delay_is_bounded_and_longer_than_the_one_before(asked: list[float], share: float) -> None:
     total = planned = last_s = 0.0
     for failures, asked_s in enumerate(asked, 1):
         delay_s = wait_s(failures, asked_s, lambda low, high: low + share * (high - low))
@@ -99,14 +99,14 @@ def test_every_delay_is_bounded_and_longer_than_half_of_the_one_before(asked: li
         assert delay_s is not None
         own_s = wait_s(failures, 0.0, lambda low, high: low + share * (high - low))
         assert own_s is not None
-        assert own_s > last_s, "further apart from one try to the next"
-        assert delay_s == max(own_s, min(asked_s, LONGEST_WAIT_S)), "what the receiver asks for, within bounds"
+        assert own_s > last_s, "each delay is longer than the last"
+        assert delay_s == max(own_s, min(asked_s, LONGEST_WAIT_S)), "the receiver's wish is followed within bounds"
         last_s, total, planned = own_s, total + delay_s, planned + own_s
         assert planned <= 86_400
         assert total <= 86_400 + failures * LONGEST_WAIT_S
 
 
-# What is taken
+# Accepted URLs
 
 _RULES = WebhookRules(allow=["10.1.2.3", "hooks.internal", "127.0.0.1:9000"])
 
@@ -120,12 +120,12 @@ _RULES = WebhookRules(allow=["10.1.2.3", "hooks.internal", "127.0.0.1:9000"])
         "http://10.1.2.3/x",
         "http://127.0.0.1:9000/",
         "http://0x7f.1:9000/",
-        "http://localhost/",  # a name: what it leads to is looked at when it is connected to
+        "http://localhost/",  # a name's address is checked at the connection
         "https://93.184.216.34/",
         "https://[2606:2800:220:1:248:1893:25c8:1946]/",
     ],
 )
-def test_a_url_is_taken(url: str) -> None:
+def test_a_public_or_allowed_url_is_accepted(url: str) -> None:
     _RULES.check(url)
 
 
@@ -184,14 +184,14 @@ def test_a_url_with_an_address_that_is_not_public_is_refused(url: str) -> None:
         ("http://exa$mple.org/", "valid"),
     ],
 )
-def test_what_is_no_url_of_ours_is_refused(url: str, reason: str) -> None:
+def test_an_unsuitable_url_is_refused_without_showing_its_password(url: str, reason: str) -> None:
     with pytest.raises(RequestError, match=rf"webhook\.url: .*{reason}") as caught:
         _RULES.check(url)
     assert "geheim" not in caught.value.detail
 
 
 @pytest.mark.parametrize("missing", [("WEBHOOK_SECRET",), ("WEBHOOK_SECRET", "PUBLIC_URL")])
-def test_without_its_settings_no_webhook_is_taken(missing: tuple[str, ...]) -> None:
+def test_webhooks_are_refused_while_their_settings_are_missing(missing: tuple[str, ...]) -> None:
     with pytest.raises(RequestError) as caught:
         WebhookRules(missing).check("https://example.org")
     assert all(name in caught.value.detail for name in missing)
