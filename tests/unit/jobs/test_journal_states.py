@@ -1,4 +1,4 @@
-"""Both journals keep to the state machine of a job: random writes are checked against its rules and the other journal."""
+"""Both journals keep to a job's state machine: random writes are checked against its rules and the other journal."""
 
 from __future__ import annotations
 

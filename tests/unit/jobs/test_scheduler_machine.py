@@ -34,8 +34,8 @@ class World:
 
 
 class Fleet(RuleBasedStateMachine):
-    """`runs` counts the starts of each job on any server. While `slow`, submissions arrive later. `stayed` has jobs that
-    could not be taken back, and `unfound` jobs that are on servers since before a restart and are not found yet.
+    """`runs` counts the starts of each job on any server. While `slow`, submissions arrive later. `stayed` has jobs
+    that could not be taken back, and `unfound` jobs that are on servers since before a restart and are not found yet.
     `numbers` has ComfyUI's number of each job. `checked` counts the checks of all runs together.
     """
 
@@ -160,7 +160,7 @@ class Fleet(RuleBasedStateMachine):
     @precondition(lambda self: self.can_die())
     @rule(data=st.data(), seconds=st.floats(0.1, 50))
     def dies(self, data: st.DataObject, seconds: float) -> None:
-        """The server dies and is started again at once. The job that ran there may be the cause; the jobs that waited are not."""
+        """The server dies and is started again at once. Only the job that ran there may be the cause."""
         name = data.draw(st.sampled_from(self.can_die()))
         self.checked["deaths"] += 1
         world = self.worlds[name]
@@ -236,7 +236,7 @@ class Fleet(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def the_gateway_is_restarted(self, data: st.DataObject) -> None:
-        """The new gateway knows from the journal where each job was sent. It finds the jobs on the servers one by one."""
+        """The new gateway knows from the journal where each job was sent, and finds the jobs there one by one."""
         there = sorted(one for world in self.worlds.values() for one in (*world.queue, *world.sent))
         self.restart(data.draw(st.permutations(there)), data.draw(st.permutations(there)))
 

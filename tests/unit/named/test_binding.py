@@ -1,4 +1,4 @@
-"""Values of a call put into the workflow."""
+"""The values of a call are put into the workflow."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_values_go_into_their_inputs_and_nowhere_else() -> None:
     assert prompt == template
 
 
-def test_the_workflow_itself_is_not_changed() -> None:
+def test_a_call_does_not_change_its_named_workflow() -> None:
     before = repr(PORTRAIT.prompt)
     bound(PORTRAIT, prompt="a dog", steps=30)
     assert repr(PORTRAIT.prompt) == before
@@ -77,13 +77,13 @@ def test_the_workflow_itself_is_not_changed() -> None:
         ({"seed": "18446744073709551615"}, "seed", 2**64 - 1),
     ],
 )
-def test_what_fits_is_set_as_its_type(values: dict[str, Any], name: str, expected: Any) -> None:
+def test_a_value_that_fits_is_set_in_the_type_of_its_input(values: dict[str, Any], name: str, expected: Any) -> None:
     found = inputs(**values)[name]
     assert (found, type(found)) == (expected, type(expected))
 
 
 @pytest.mark.parametrize("spelled", ["sub/b.safetensors", "sub\\b.safetensors"])
-def test_a_choice_is_found_however_its_folders_are_written(spelled: str) -> None:
+def test_a_choice_is_found_with_either_folder_separator(spelled: str) -> None:
     assert inputs("1", model=spelled)["name"] == "sub\\b.safetensors"
 
 
@@ -113,24 +113,24 @@ def test_a_choice_is_found_however_its_folders_are_written(spelled: str) -> None
         ({"promt": "x"}, "there is no such parameter; there are model, prompt, seed"),
     ],
 )
-def test_what_does_not_fit_is_refused_by_name(values: dict[str, Any], message: str) -> None:
+def test_a_value_that_does_not_fit_is_refused_by_name(values: dict[str, Any], message: str) -> None:
     found = problems(**values)
     assert found.keys() == values.keys()
     assert message in found[next(iter(values))]["message"]
     assert found[next(iter(values))]["allowed"] is not None
 
 
-def test_all_that_is_wrong_is_told_at_once() -> None:
+def test_all_problems_of_a_call_are_reported_at_once() -> None:
     assert problems(steps=0, promt="x", method="huen").keys() == {"steps", "promt", "method"}
 
 
-def test_the_closest_name_and_choice_are_told() -> None:
+def test_a_problem_names_the_closest_parameter_or_choice() -> None:
     found = problems(promt="x", model="flux dev")
     assert (found["promt"]["closest"], found["model"]["closest"]) == ("prompt", "Flux Dev.safetensors")
     assert found["model"]["allowed"] == ["a.safetensors", "sub\\b.safetensors", "Flux Dev.safetensors"]
 
 
-def test_what_is_required_is_missed_by_name() -> None:
+def test_missing_required_parameters_are_named() -> None:
     named = loaded(workflow(picture="$image", text="$prompt"), "[parameters.prompt]\nrequired = true")
     with pytest.raises(ParametersError) as caught:
         bound(named, prompt=None)
@@ -140,21 +140,21 @@ def test_what_is_required_is_missed_by_name() -> None:
     }
 
 
-def test_a_seed_that_is_not_given_is_chosen_and_told() -> None:
+def test_a_missing_seed_is_chosen_and_recorded_in_the_call() -> None:
     for values in ({}, {"seed": "random"}, {"seed": None}):
         found = bound(PORTRAIT, **values)
         assert found.prompt["3"]["inputs"]["seed"] == found.call.used["seed"] != 7
         assert 0 <= found.call.used["seed"] < 2**53
 
 
-def test_the_default_of_a_sidecar_is_set_where_none_is_given() -> None:
+def test_the_default_of_a_sidecar_is_set_when_no_value_is_given() -> None:
     named = loaded(workflow(text="$prompt"), '[parameters.prompt]\ndefault = "a house"')
     found = bound(named)
     assert (found.prompt["2"]["inputs"]["text"], found.call.used) == ("a house", {"prompt": "a house"})
 
 
 def test_a_file_is_placed_under_a_name_of_its_parameter_and_its_content() -> None:
-    """Where a node takes a name that cannot be rewritten, callers would get each other's files else."""
+    """Some nodes use a name that the gateway cannot rewrite. Otherwise callers could get each other's files."""
     found, other = bound(PORTRAIT, image="iVBORw0KGgo="), bound(PORTRAIT, image="iVBORw0KGgp=")
     digest = hashlib.sha256(b"iVBORw0KGgo=").hexdigest()
     assert [(one.name, one.image) for one in found.images] == [(f"image-sha256-{digest}.png", "iVBORw0KGgo=")]
@@ -174,44 +174,44 @@ def test_a_file_is_placed_under_a_name_of_its_parameter_and_its_content() -> Non
         ("AAAA", ".png"),
     ],
 )
-def test_the_name_of_a_file_ends_as_its_source_says(image: str, ending: str) -> None:
+def test_the_extension_of_a_file_comes_from_its_source(image: str, ending: str) -> None:
     assert bound(PORTRAIT, image=image).images[0].name.partition(".")[1:] == (".", ending[1:])
 
 
-def test_records_have_urls_without_their_query() -> None:
+def test_a_recorded_url_has_neither_credentials_nor_a_query() -> None:
     found = bound(PORTRAIT, image="https://me:secret@example.org/a.png?token=secret#x")
     assert found.images[0].image.endswith("?token=secret#x")
     assert found.call.parameters == {"image": "https://example.org/a.png"}
     assert "secret" not in repr(found.call)
 
 
-def test_a_forms_file_is_referred_to() -> None:
+def test_a_file_of_a_form_is_used_by_its_name() -> None:
     found = bound(PORTRAIT, {"image": "photo.png"})
     assert (found.prompt["4"]["inputs"]["image"], found.images) == ("photo.png", ())
     assert found.call.parameters == {"image": "file:photo.png"}
 
 
-def test_a_forms_file_for_what_is_no_file_is_refused() -> None:
+def test_a_file_of_a_form_is_refused_for_a_parameter_that_is_no_file() -> None:
     with pytest.raises(ParametersError) as caught:
         bound(PORTRAIT, {"steps": "photo.png", "gone": "photo.png"})
     assert caught.value.parameters["steps"]["message"] == "must be a whole number from 1 to 100, not a file"
     assert "there is no such parameter" in caught.value.parameters["gone"]["message"]
 
 
-def test_null_counts_as_not_given_and_is_told() -> None:
+def test_null_counts_as_no_value_and_is_listed_as_ignored() -> None:
     found = bound(PORTRAIT, steps=None, prompt="x")
     assert (found.call.ignored, found.prompt["3"]["inputs"]["steps"]) == (("steps",), 20)
     assert found.call.parameters == {"prompt": "x"}
 
 
-def test_the_digest_is_of_what_was_given() -> None:
+def test_the_digest_depends_on_the_given_values() -> None:
     one, same = bound(PORTRAIT, prompt="x", steps=3), bound(PORTRAIT, steps=3, prompt="x")
     assert one.call.digest == same.call.digest
     assert bound(PORTRAIT, prompt="x", steps=4).call.digest != one.call.digest
     assert bound(PORTRAIT, prompt="x", steps=3, seed="random").call.digest != one.call.digest
 
 
-def test_the_schema_takes_the_example() -> None:
+def test_the_schema_accepts_the_example() -> None:
     validator = jsonschema_rs.Draft202012Validator(dict(PORTRAIT.schema))
     validator.validate(dict(PORTRAIT.example))
     assert PORTRAIT.schema["properties"]["method"]["enum"] == ["euler", "heun"]
@@ -219,5 +219,5 @@ def test_the_schema_takes_the_example() -> None:
     assert bound(PORTRAIT, **PORTRAIT.example).call.ignored == ()
 
 
-def test_outputs_go_with_the_call() -> None:
+def test_a_call_has_the_named_outputs_of_its_workflow() -> None:
     assert bound(PORTRAIT).call.outputs == {"5": "picture"}

@@ -1,4 +1,4 @@
-"""Texts and titles of other people's conventions, and what the editor shows at the top of a workflow."""
+"""Parameters from texts and titles of other tools' conventions, and from widgets that the editor shows at the top."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from comfyui.named.conventions import Conventions, resolved
 from comfyui.named.parameters import Found, Target
 from comfyui.workflows.convert import ShownWidget
-from tests.unit.named.test_made_for_it import NODES, node, of
+from tests.unit.named.test_made_for_it import NODES, conventions_of, node
 
 
 def titles_of(shown: Sequence[ShownWidget]) -> dict[str, str]:
@@ -35,8 +35,8 @@ PROMPT: dict[str, Any] = {
 }
 
 
-def test_texts_in_capitals_are_parameters_and_no_values() -> None:
-    found = of(
+def test_texts_like_param_prompt_are_parameters_and_leave_no_value() -> None:
+    found = conventions_of(
         {
             "1": node("CLIPTextEncode", text="PARAM_PROMPT"),
             "2": node("KSampler", seed="PARAM_INT_SEED", cfg="PARAM_FLOAT_CFG", steps="PARAM_INT_FRAMES"),
@@ -56,8 +56,8 @@ def test_texts_in_capitals_are_parameters_and_no_values() -> None:
     assert found.prompt["3"]["inputs"] == {"other": "the PARAM_PROMPT", "third": "PARAM_"}
 
 
-def test_titles_of_viewcomfy_give_all_values_of_the_node() -> None:
-    found = of(
+def test_a_title_of_viewcomfy_makes_parameters_of_all_values_of_its_node() -> None:
+    found = conventions_of(
         {
             "1": node("CLIPTextEncode", "VC_BASIC Prompt", text="a fox", clip=["9", 1]),
             "2": node("KSampler", "VC_ADV Sampling", seed=1, steps=20, model=["9", 0]),
@@ -87,7 +87,7 @@ def test_promoted_widgets_are_named_as_the_editor_shows_them() -> None:
     )
 
 
-def test_widgets_of_one_name_are_told_apart_by_what_shows_them() -> None:
+def test_widgets_of_the_same_name_get_the_title_or_id_of_their_owner() -> None:
     first, second = promoted("2", "text", ("2:6", "text"), title="Good"), promoted("4", "text", ("4:6", "text"))
     assert names(PROMPT, first, second) == ["good_text", "group_text"]
     twins = promoted("2", "text", ("2:6", "text")), promoted("4", "text", ("4:6", "text"))
@@ -98,19 +98,19 @@ def test_widgets_of_one_name_are_told_apart_by_what_shows_them() -> None:
     ]
 
 
-def test_a_name_in_another_script_gives_way_to_the_inputs() -> None:
+def test_a_label_in_another_script_is_replaced_by_the_inputs_name() -> None:
     shown = promoted("2", "steps", ("2:3", "steps"), label="步数")
     (found,) = resolved(PROMPT, NODES, [shown]).found
     assert (found.name, found.title) == ("steps", "步数")
 
 
-def test_a_primitive_at_the_top_is_a_parameter_and_one_inside_is_none() -> None:
+def test_only_a_primitive_at_the_top_level_is_a_parameter() -> None:
     assert names(
         PROMPT, primitive("7", "Int (Steps)", ("2:3", "steps")), primitive("2:8", "Seed", ("2:3", "seed"), top=False)
     ) == ["steps"]
 
 
-def test_a_titled_owner_is_the_parameter_of_its_title() -> None:
+def test_a_title_of_an_owner_names_the_parameter_of_its_widget() -> None:
     shown = [
         promoted("2", "text", ("2:6", "text"), title="$prompt", label="prompt"),
         promoted("2", "steps", ("2:3", "steps"), title="$prompt", label=""),
@@ -125,7 +125,7 @@ def test_a_titled_owner_is_the_parameter_of_its_title() -> None:
     ]
 
 
-def test_a_title_that_may_mean_several_widgets_is_told() -> None:
+def test_a_title_that_may_mean_several_widgets_gives_a_warning() -> None:
     shown = [promoted("2", name, ("2:3", name), title="$strength") for name in ("seed", "steps")]
     found = resolved(PROMPT, NODES, shown, titles_of(shown))
     assert found.found == ()
@@ -134,7 +134,7 @@ def test_a_title_that_may_mean_several_widgets_is_told() -> None:
     )
 
 
-def test_comfyuis_nodes_of_one_value_are_parameters_if_they_have_a_title() -> None:
+def test_comfyuis_primitive_nodes_are_parameters_if_they_have_a_title() -> None:
     assert names(
         {
             "1": node("PrimitiveInt", "Width", value=512),

@@ -1,4 +1,4 @@
-"""Which parameters and outputs a workflow has: by titles and by its sidecar."""
+"""The parameters and outputs of a workflow, found by titles and by its sidecar."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_a_title_may_name_its_input() -> None:
     assert targets(loaded(workflow(sampler="$strength.cfg"))) == {"strength": (Target("3", "cfg"),)}
 
 
-def test_an_input_that_the_file_leaves_out_is_one_where_the_node_has_it() -> None:
+def test_an_input_that_only_the_node_definition_has_may_be_a_parameter() -> None:
     assert targets(loaded(workflow(sampler="$level"))) == {"level": (Target("3", "level"),)}
 
 
@@ -47,7 +47,7 @@ def test_an_input_that_the_file_leaves_out_is_one_where_the_node_has_it() -> Non
         ({"save": "output:"}, "its title 'output:' names no output: a name is"),
     ],
 )
-def test_a_title_that_names_nothing_is_told_and_no_parameter(titles: dict[str, str], reason: str) -> None:
+def test_a_title_that_names_no_input_or_output_gives_a_warning(titles: dict[str, str], reason: str) -> None:
     named = loaded(workflow(**titles))
     assert named.parameters == ()
     assert named.outputs == ()
@@ -85,7 +85,7 @@ def test_the_sidecar_names_nodes_by_id_and_by_title() -> None:
     assert named.outputs == (NamedOutput("picture", "5"),)
 
 
-def test_a_table_without_a_node_adds_to_what_the_workflow_names() -> None:
+def test_a_sidecar_table_without_a_node_adds_to_the_parameter_of_a_title() -> None:
     named = loaded(workflow(text="$prompt"), '[parameters.prompt]\nrequired = true\nrole = "prompt"')
     assert targets(named) == {"prompt": (Target("2", "text"),)}
     assert named.by_name["prompt"].required
@@ -98,7 +98,7 @@ def test_one_value_may_go_into_several_inputs() -> None:
     assert targets(named) == {"seed": (Target("3", "seed"), Target("6", "seed"))}
 
 
-def test_the_sidecar_has_its_inputs_before_the_titles() -> None:
+def test_the_sidecar_takes_precedence_over_titles() -> None:
     named = loaded(workflow(sampler="$seed"), '[parameters.random]\nnode = 3\ninput = "seed"')
     assert targets(named) == {"random": (Target("3", "seed"),)}
     assert named.warnings == ("seed is no parameter: another one has its inputs",)
@@ -150,7 +150,7 @@ def test_the_sidecar_has_its_inputs_before_the_titles() -> None:
         ("[" + "'a'." * 40_000 + "a]", "portrait.toml has a name of 100 parts and more"),
     ],
 )
-def test_a_sidecar_that_does_not_fit_is_refused_by_name(sidecar: str, reason: str) -> None:
+def test_an_unusable_sidecar_is_refused_with_the_reason(sidecar: str, reason: str) -> None:
     assert reason in unusable(workflow(loader="same", text="same"), sidecar)
 
 
@@ -160,7 +160,7 @@ def test_texts_of_a_sidecar_may_be_long_and_have_dots() -> None:
         assert loaded(workflow(text="$prompt"), f'description = "{text}"').description == text
 
 
-def test_folders_of_the_input_folder_are_no_choices_that_callers_are_told() -> None:
+def test_folders_of_the_input_folder_are_not_shown_as_choices() -> None:
     prompt = workflow()
     prompt["6"] = node("LoadImageDataSetFromFolder", "$folder", folder="mine")
     definition = {"input": {"required": {"folder": ["COMBO", {"options": ["another_s", "mine"]}]}}, "output": []}
@@ -180,17 +180,17 @@ def test_two_outputs_of_one_name_are_refused_with_both_nodes() -> None:
     assert unusable(workflow(picture="output:x", save="output:x")) == "two outputs are named x: by node 4 and by node 5"
 
 
-def test_an_output_that_makes_no_files_is_told() -> None:
+def test_an_output_node_that_makes_no_files_gives_a_warning() -> None:
     named = loaded(workflow(sampler="output:x"))
     assert named.warnings == ("node 3: Sampler, which is the output x, makes no files of a result",)
 
 
-def test_without_definitions_types_are_those_of_the_file() -> None:
+def test_without_node_definitions_the_types_come_from_the_file() -> None:
     named = loaded(workflow(text="$prompt", sampler="$seed", picture="$image"), object_info=None)
     assert {one.name: one.kind for one in named.parameters} == {"prompt": "text", "seed": "integer", "image": "file"}
 
 
-def test_a_table_that_means_nothing_is_told_why_the_title_meant_nothing() -> None:
+def test_the_error_of_a_sidecar_table_says_why_the_title_gave_no_parameter() -> None:
     prompt = {"1": {"class_type": "Text", "inputs": {"text": "a"}, "_meta": {"title": "$p.txt"}}}
 
     reason = unusable(prompt, "[parameters.p]\nrequired = true")
@@ -207,5 +207,5 @@ def test_a_table_that_means_nothing_is_told_why_the_title_meant_nothing() -> Non
         ("[parameters.p]\nalso = [{nod = 3}]", "nod: there is no such field; there are node, input"),
     ],
 )
-def test_an_unknown_field_is_told_the_fields_of_its_table(sidecar: str, reason: str) -> None:
+def test_an_unknown_field_of_a_sidecar_is_refused_with_the_known_fields(sidecar: str, reason: str) -> None:
     assert reason in unusable(workflow(loader="same", text="same"), sidecar)

@@ -1,4 +1,4 @@
-"""The folder of named workflows: what is in it, and what changes."""
+"""The folder of named workflows: its files and their changes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.support.running import until
 
 @dataclass
 class Servers:
-    """What servers say of their nodes."""
+    """The node definitions of servers, which a test may change."""
 
     said: list[dict[str, Any]] = field(default_factory=lambda: [OBJECT_INFO])
     to_say: list[dict[str, Any]] | None = None
@@ -73,7 +73,7 @@ async def test_a_workflow_is_a_file_or_a_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("folder", [None, Path("/nonexistent")])
-async def test_no_folder_is_no_workflows(folder: Path | None) -> None:
+async def test_a_missing_folder_means_that_there_are_no_workflows(folder: Path | None) -> None:
     named = NamedWorkflows(folder, Servers(), FAST)
     async with named.following():
         assert list(named.all()) == []
@@ -81,7 +81,7 @@ async def test_no_folder_is_no_workflows(folder: Path | None) -> None:
             named.get("x")
 
 
-async def test_what_cannot_be_used_is_listed_with_its_reason(tmp_path: Path) -> None:
+async def test_an_unusable_workflow_is_listed_with_its_reason(tmp_path: Path) -> None:
     write(tmp_path, "good", workflow())
     (tmp_path / "text.json").write_text("no JSON")
     (tmp_path / "list.json").write_text("[]")
@@ -111,7 +111,7 @@ async def test_what_cannot_be_used_is_listed_with_its_reason(tmp_path: Path) -> 
     }
 
 
-async def test_the_same_limits_hold_as_for_bodies(tmp_path: Path) -> None:
+async def test_workflow_files_have_the_same_limits_as_request_bodies(tmp_path: Path) -> None:
     write(tmp_path, "a", workflow())
     found = problems(await library(tmp_path, limits=Limits(max_workflow_nodes=2)))
     assert found == {"a": "The workflow has more than 2 nodes (MAX_WORKFLOW_NODES)"}
@@ -152,7 +152,7 @@ async def test_a_name_is_never_a_path(tmp_path: Path, name: str) -> None:
     assert len(caught.value.detail) < 200
 
 
-async def test_the_closest_names_are_told(tmp_path: Path) -> None:
+async def test_an_unknown_name_is_refused_with_the_closest_names(tmp_path: Path) -> None:
     write(tmp_path, "portrait", workflow())
     named = await library(tmp_path)
     with pytest.raises(NamedWorkflowNotFoundError, match="there is no workflow 'potrait'; did you mean portrait"):
@@ -161,7 +161,7 @@ async def test_the_closest_names_are_told(tmp_path: Path) -> None:
         named.get("x")
 
 
-async def test_a_call_of_what_cannot_be_used_is_told_why(tmp_path: Path) -> None:
+async def test_a_call_of_an_unusable_workflow_gets_the_reason(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text("{}")
     with pytest.raises(NamedWorkflowUnusableError, match="workflow a cannot be used: The workflow is empty"):
         (await library(tmp_path)).get("a")
@@ -193,8 +193,8 @@ async def test_changes_of_the_folder_are_followed(tmp_path: Path) -> None:
         await until(names, lambda found: found == ["b"])
 
 
-async def test_a_file_is_taken_when_it_is_the_same_at_two_looks(tmp_path: Path) -> None:
-    """It may be half written at the first."""
+async def test_a_new_file_is_used_when_two_looks_find_it_unchanged(tmp_path: Path) -> None:
+    """At the first look the file may be half written."""
     named = await library(tmp_path)
     write(tmp_path, "a", workflow())
     await named.look()
@@ -203,7 +203,7 @@ async def test_a_file_is_taken_when_it_is_the_same_at_two_looks(tmp_path: Path) 
     assert usable(named) == ["a"]
 
 
-async def test_new_models_renew_the_schema(tmp_path: Path) -> None:
+async def test_new_models_change_the_schema(tmp_path: Path) -> None:
     write(tmp_path, "a", workflow(loader="$model"))
     loader = {"input": {"required": {"name": [["new.safetensors"]]}}, "output": ["MODEL"]}
     servers = Servers(to_say=[OBJECT_INFO, OBJECT_INFO | {"Loader": loader}])
@@ -216,7 +216,7 @@ async def test_new_models_renew_the_schema(tmp_path: Path) -> None:
     assert (await named.renew(), servers.asked) == (False, 1)
 
 
-async def test_servers_are_asked_when_they_come_up_and_not_all_the_time(tmp_path: Path) -> None:
+async def test_servers_are_asked_once_each_time_one_of_them_comes_up(tmp_path: Path) -> None:
     write(tmp_path, "a", workflow(loader="$model"))
     servers = Servers(said=[], to_say=[OBJECT_INFO])
 
@@ -249,7 +249,7 @@ async def test_without_workflows_no_server_is_asked(tmp_path: Path) -> None:
         await until(names, lambda found: found == ["a"])
 
 
-async def test_the_editors_format_waits_for_definitions(tmp_path: Path) -> None:
+async def test_a_file_in_the_editors_format_waits_for_node_definitions(tmp_path: Path) -> None:
     ui = {
         "nodes": [
             {"id": 4, "type": "LoadImage", "widgets_values": ["example.png", "image"], "title": "$image", "mode": 0}
@@ -266,7 +266,7 @@ async def test_the_editors_format_waits_for_definitions(tmp_path: Path) -> None:
     assert [(one.name, one.kind) for one in named.get("a").parameters] == [("image", "file")]
 
 
-async def test_what_clients_upload_renews_nothing(tmp_path: Path) -> None:
+async def test_an_uploaded_input_file_changes_no_workflow(tmp_path: Path) -> None:
     write(tmp_path, "a", workflow(picture="$image"))
     uploaded = {"input": {"required": {"image": [["new.png"], {"image_upload": True}]}}, "output": ["IMAGE", "MASK"]}
     servers = Servers(to_say=[OBJECT_INFO | {"LoadImage": uploaded}])
@@ -289,7 +289,7 @@ async def test_only_workflows_with_a_changed_node_are_loaded_again(tmp_path: Pat
     assert (named.get("a") is first, named.get("b") is second) == (False, True)
 
 
-async def test_a_folder_that_cannot_be_read_keeps_what_was_in_it(tmp_path: Path) -> None:
+async def test_a_folder_that_can_no_longer_be_read_keeps_its_workflows(tmp_path: Path) -> None:
     folder = tmp_path / "workflows"
     write(folder, "a", workflow())
     named = NamedWorkflows(folder, Servers(), FAST)
@@ -305,7 +305,7 @@ async def test_a_folder_that_cannot_be_read_keeps_what_was_in_it(tmp_path: Path)
     assert [line["reason"] for line in told] == ["Not a directory"]
 
 
-async def test_the_same_choices_are_kept_once(tmp_path: Path) -> None:
+async def test_equal_choices_of_two_workflows_are_kept_once(tmp_path: Path) -> None:
     for name in ("a", "b"):
         write(tmp_path, name, workflow(loader="$model"))
     named = await library(tmp_path)
@@ -316,7 +316,7 @@ async def test_the_same_choices_are_kept_once(tmp_path: Path) -> None:
 
 
 class Broken(dict[str, Any]):
-    """A definition that makes whoever reads it fail, as a mistake of ours would."""
+    """A definition that raises an error when it is read, as a bug of ours would."""
 
     def get(self, key: str, default: Any = None) -> Any:
         if key == "input_order":
@@ -324,7 +324,7 @@ class Broken(dict[str, Any]):
         return super().get(key, default)
 
 
-async def test_a_mistake_in_reading_one_file_leaves_the_others(tmp_path: Path) -> None:
+async def test_a_crash_in_reading_one_file_spares_the_others(tmp_path: Path) -> None:
     write(tmp_path, "a", workflow(loader="$model"))
     write(tmp_path, "b", {"1": workflow()["4"]})
     with capture_logs() as lines:
@@ -335,7 +335,7 @@ async def test_a_mistake_in_reading_one_file_leaves_the_others(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("definition", [None, "x", 5, [], {}, {"input": 5}, {"input": {"required": {"name": 5}}}])
-async def test_a_server_may_tell_anything_of_a_class(tmp_path: Path, definition: Any) -> None:
+async def test_a_malformed_definition_of_one_class_breaks_no_workflow(tmp_path: Path, definition: Any) -> None:
     write(tmp_path, "a", workflow(text="$prompt"))
     named = await library(tmp_path, Servers(said=[OBJECT_INFO | {"Loader": definition}]))
     assert [one.name for one in named.get("a").parameters] == ["prompt"]

@@ -43,7 +43,7 @@ def served() -> dict[str, Any]:
     }
 
 
-def test_a_file_of_comfyui_deploy_is_typed_by_what_its_nodes_feed() -> None:
+def test_parameters_of_comfyui_deploy_get_the_types_of_the_inputs_they_feed() -> None:
     named = loaded(served(), object_info=INFO)
     kinds = {one.name: (one.kind, one.minimum, one.maximum, one.own) for one in named.parameters}
     assert kinds == {
@@ -60,7 +60,7 @@ def test_a_file_of_comfyui_deploy_is_typed_by_what_its_nodes_feed() -> None:
     assert "ComfyUIDeploy" not in str(named.prompt)
 
 
-def test_a_call_sets_what_they_fed_and_leaves_out_the_picture_that_is_not_given() -> None:
+def test_a_call_sets_the_fed_inputs_and_leaves_out_a_missing_picture() -> None:
     call = bound(loaded(served(), object_info=INFO), prompt="a fox", steps="40")
     assert call.prompt["2"]["inputs"]["text"] == "a fox"
     assert call.prompt["3"]["inputs"]["steps"] == 40
@@ -77,7 +77,7 @@ def test_a_call_with_the_picture_loads_the_placed_file() -> None:
     assert [one.image for one in call.images] == ["https://example.org/cat.png"]
 
 
-def test_a_workflows_own_url_is_brought_by_the_gateway() -> None:
+def test_the_gateway_brings_the_picture_of_a_workflows_default_url() -> None:
     prompt = served()
     prompt["25"] = node(
         "ComfyUIDeployExternalImage", "", input_id="photo", default_value_url="https://example.org/a.png"
@@ -90,13 +90,13 @@ def test_a_workflows_own_url_is_brought_by_the_gateway() -> None:
     assert "example.org" not in str(call.prompt)
 
 
-def test_values_that_do_not_fit_are_told_by_name() -> None:
+def test_values_that_do_not_fit_are_refused_by_name() -> None:
     with pytest.raises(ParametersError) as error:
         bound(loaded(served(), object_info=INFO), steps=5, method="euler", seed=2000, wrong=1)
     assert sorted(error.value.parameters) == ["method", "seed", "steps", "wrong"]
 
 
-def test_a_sidecar_goes_before_and_may_rename_a_picture() -> None:
+def test_a_sidecar_takes_precedence_and_may_rename_a_picture() -> None:
     named = loaded(
         served(), '[parameters.portrait]\nnode = "25"\ninput = "image"\nrequired = false\n', object_info=INFO
     )
@@ -105,13 +105,13 @@ def test_a_sidecar_goes_before_and_may_rename_a_picture() -> None:
     assert bound(named, portrait="aGk=").prompt["27"]["inputs"]["images"] == ["25", 0]
 
 
-def test_two_nodes_with_one_input_id_are_told_with_both() -> None:
+def test_two_nodes_with_one_input_id_are_refused_with_both_nodes() -> None:
     prompt = served()
     prompt["23"]["inputs"]["input_id"] = "prompt"
     assert unusable(prompt, object_info=INFO) == "two parameters are named prompt: by node 2 and by node 3"
 
 
-def test_one_number_goes_into_inputs_of_each_type() -> None:
+def test_one_number_is_put_into_inputs_of_several_types() -> None:
     prompt = {
         **workflow(),
         "2": node("Text", "", text=["9", 2], model=["1", 0]),
@@ -127,7 +127,7 @@ def test_one_number_goes_into_inputs_of_each_type() -> None:
     assert inputs["2"]["inputs"]["text"] == "12.6"
 
 
-def test_texts_in_capitals_must_be_given_unless_the_node_or_a_seed_says_better() -> None:
+def test_texts_like_param_prompt_are_required_without_a_default_or_a_seed() -> None:
     prompt = workflow()
     prompt["2"]["inputs"]["text"] = "PARAM_PROMPT"
     prompt["3"]["inputs"] |= {"seed": "PARAM_INT_SEED", "steps": "PARAM_INT_STEPS", "cfg": "PARAM_FLOAT_SCALE"}
@@ -162,7 +162,7 @@ def ui_node(node_id: int, class_type: str, values: list[Any], *outputs: list[int
     }
 
 
-def test_the_editors_own_file_needs_no_pack_on_any_server() -> None:
+def test_a_file_of_the_editor_with_pack_nodes_needs_no_pack_on_any_server() -> None:
     named = loaded(
         ui_file(
             ui_node(1, "ComfyUIDeployExternalImage", ["photo", "Photo", "Yours.", ""], [1]),
@@ -176,7 +176,7 @@ def test_the_editors_own_file_needs_no_pack_on_any_server() -> None:
     assert named.prompt["1"]["class_type"] == "LoadImage"
 
 
-def test_titles_promoted_widgets_and_primitives_of_the_editors_own_file() -> None:
+def test_titles_promoted_widgets_and_primitives_of_the_editor_are_parameters() -> None:
     inner = {
         "id": "group",
         "name": "Group",
@@ -223,7 +223,7 @@ def test_titles_promoted_widgets_and_primitives_of_the_editors_own_file() -> Non
     assert call.prompt["2"]["inputs"]["width"] == 64
 
 
-def test_a_title_of_a_subgraph_means_its_widget() -> None:
+def test_the_title_of_a_subgraph_names_its_widget() -> None:
     inner = {
         "id": "group",
         "name": "Group",
@@ -253,7 +253,7 @@ def test_a_title_of_a_subgraph_means_its_widget() -> None:
 
 
 def group(*widgets: str) -> dict[str, Any]:
-    """A file with a subgraph instance of a picture that is saved, and a node that is muted."""
+    """A file of the editor with a subgraph, in which nodes of these classes save a picture, and a node beside it."""
     inner = {
         "id": "group",
         "name": "Group",
@@ -273,7 +273,7 @@ def group(*widgets: str) -> dict[str, Any]:
     return file
 
 
-def test_an_output_title_of_a_subgraph_means_the_node_in_it_that_makes_files() -> None:
+def test_an_output_title_of_a_subgraph_names_its_node_that_makes_files() -> None:
     file = group("SaveImage")
     file["nodes"][0]["title"] = "output: picture"
     named = loaded(file, object_info=INFO)
@@ -288,7 +288,7 @@ def test_an_output_title_of_a_subgraph_means_the_node_in_it_that_makes_files() -
         ("$size", "node 1: its title '$size' is no parameter: the node does not run, or shows no value"),
     ],
 )
-def test_a_title_of_a_subgraph_that_means_nothing_is_told(title: str, warning: str) -> None:
+def test_a_meaningless_title_of_a_subgraph_gives_a_warning(title: str, warning: str) -> None:
     file = group("SaveImage")
     file["nodes"][0]["title"] = title
     named = loaded(file, object_info=INFO)
@@ -305,7 +305,7 @@ def test_a_subgraph_with_two_nodes_that_make_files_names_no_output() -> None:
     assert "2 nodes in it make files" in "".join(named.warnings)
 
 
-def test_a_title_of_a_node_that_does_not_run_is_told() -> None:
+def test_a_title_of_a_node_that_does_not_run_gives_a_warning() -> None:
     file = group("SaveImage")
     file["nodes"][1] |= {"mode": 2, "title": "$photo"}
     named = loaded(file, object_info=INFO)
@@ -313,7 +313,7 @@ def test_a_title_of_a_node_that_does_not_run_is_told() -> None:
     assert named.warnings == ("node 2: its title '$photo' is no parameter: the node does not run, or shows no value",)
 
 
-def test_choices_that_stand_in_the_workflow_are_its_parameters_and_their_number_follows() -> None:
+def test_choices_in_the_workflow_are_used_and_the_index_follows_the_choice() -> None:
     """ComfyUI declares no choices for a CustomCombo, and runs any text with the number that it is given."""
     info = {
         **INFO,

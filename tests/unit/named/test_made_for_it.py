@@ -1,4 +1,4 @@
-"""The nodes of ComfyUI-Deploy, comfy-pack and the Serving-Toolkit: what they name, and what is left without them."""
+"""Nodes of ComfyUI-Deploy, comfy-pack and the Serving-Toolkit: their parameters, and the workflow without them."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def node(class_type: str, title: str = "", **inputs: Any) -> dict[str, Any]:
     return {"class_type": class_type, "inputs": inputs, **({"_meta": {"title": title}} if title else {})}
 
 
-def of(prompt: dict[str, Any]) -> Conventions:
-    """What is found, where nothing in the given workflow is changed and no link leads to nothing."""
+def conventions_of(prompt: dict[str, Any]) -> Conventions:
+    """The findings in a workflow; checks that the workflow is unchanged and that no link leads nowhere."""
     before = copy.deepcopy(prompt)
     found = resolved(prompt, NODES)
     assert prompt == before
@@ -35,7 +35,7 @@ def of(prompt: dict[str, Any]) -> Conventions:
 
 
 def only(prompt: dict[str, Any]) -> Found:
-    (found,) = of(prompt).found
+    (found,) = conventions_of(prompt).found
     return found
 
 
@@ -46,8 +46,8 @@ def external(class_type: str, input_id: str = "value", **inputs: Any) -> dict[st
 # ComfyUI-Deploy
 
 
-def test_the_text_of_a_caller_goes_to_all_that_the_node_fed() -> None:
-    found = of(
+def test_the_callers_text_goes_to_all_inputs_that_the_node_fed() -> None:
+    found = conventions_of(
         {
             "1": external("Text", "prompt", default_value="a fox", display_name="Prompt", description="What to draw."),
             "2": node("CLIPTextEncode", text=["1", 0], clip=["3", 1]),
@@ -99,10 +99,10 @@ def test_the_text_of_a_caller_goes_to_all_that_the_node_fed() -> None:
         ),
     ],
 )
-def test_each_kind_of_value_stands_where_the_node_was_linked(
+def test_each_kind_of_value_replaces_the_link_to_its_node(
     made: dict[str, Any], value: Any, expected: dict[str, Any]
 ) -> None:
-    found = of({"1": made, "2": node("Some", value=["1", 0])})
+    found = conventions_of({"1": made, "2": node("Some", value=["1", 0])})
     assert found.prompt == {"2": node("Some", value=value)}
     assert found.found == (Found("value", (Target("2", "value"),), "external", **expected),)
 
@@ -116,11 +116,11 @@ def test_a_seed_is_chosen_unless_its_own_value_is_within_the_limits(own: int, de
     found = only(prompt)
     assert (found.seed, found.kind, found.minimum, found.maximum) == (True, "integer", 5, 50)
     assert found.default == default
-    assert of(prompt).prompt["2"]["inputs"]["seed"] == literal
+    assert conventions_of(prompt).prompt["2"]["inputs"]["seed"] == literal
 
 
-def test_a_picture_becomes_a_node_that_loads_it_and_no_server_fetches_it() -> None:
-    found = of(
+def test_a_picture_node_becomes_a_loader_and_no_server_fetches_the_url() -> None:
+    found = conventions_of(
         {
             "1": external("Image", "photo", default_value_url="https://example.org/cat.png"),
             "2": node("SaveImage", images=["1", 0], filename_prefix="x"),
@@ -135,13 +135,13 @@ def test_a_picture_becomes_a_node_that_loads_it_and_no_server_fetches_it() -> No
     assert "example.org" not in str(found.prompt)
 
 
-def test_a_picture_that_is_not_given_is_the_linked_default() -> None:
+def test_the_linked_default_replaces_a_missing_picture() -> None:
     prompt = {
         "1": external("Image", "photo", default_value=["9", 0]),
         "2": node("SaveImage", images=["1", 0]),
         "9": node("EmptyImage", width=8),
     }
-    found = of(prompt)
+    found = conventions_of(prompt)
     assert [one.required for one in found.found] == [False]
     given = with_fallbacks(found.prompt, found.fallbacks, {"photo"})
     assert given["2"]["inputs"] == {"images": ["1", 0]}
@@ -150,20 +150,20 @@ def test_a_picture_that_is_not_given_is_the_linked_default() -> None:
     assert found.prompt["2"]["inputs"] == {"images": ["1", 0]}
 
 
-def test_one_default_may_be_another_picture_that_is_not_given_either() -> None:
+def test_the_default_of_a_missing_picture_may_be_another_missing_picture() -> None:
     prompt = {
         "1": external("Image", "first", default_value=["2", 0]),
         "2": external("Image", "second", default_value=["9", 0]),
         "3": node("SaveImage", images=["1", 0]),
         "9": node("EmptyImage", width=8),
     }
-    found = of(prompt)
+    found = conventions_of(prompt)
     assert with_fallbacks(found.prompt, found.fallbacks, set())["3"]["inputs"] == {"images": ["9", 0]}
     assert with_fallbacks(found.prompt, found.fallbacks, {"second"})["3"]["inputs"] == {"images": ["2", 0]}
 
 
 def test_a_picture_with_its_alpha_keeps_four_channels() -> None:
-    found = of({"1": external("ImageAlpha", "photo"), "2": node("SaveImage", images=["1", 0])})
+    found = conventions_of({"1": external("ImageAlpha", "photo"), "2": node("SaveImage", images=["1", 0])})
     loader = found.found[0].targets[0].node_id
     assert found.prompt[loader]["class_type"] == "LoadImage"
     assert found.prompt["1"]["class_type"] == "JoinImageWithAlpha"
@@ -171,13 +171,13 @@ def test_a_picture_with_its_alpha_keeps_four_channels() -> None:
 
 
 def test_a_sound_is_loaded_by_comfyuis_own_node() -> None:
-    found = of({"1": external("Audio", "song", audio_file=""), "2": node("SaveAudio", audio=["1", 0])})
+    found = conventions_of({"1": external("Audio", "song", audio_file=""), "2": node("SaveAudio", audio=["1", 0])})
     assert found.prompt["1"] == {"class_type": "LoadAudio", "inputs": {"audio": ""}}
     assert [one.required for one in found.found] == [None]
 
 
-def test_a_film_is_loaded_by_comfyuis_own_nodes_where_it_is_taken_whole() -> None:
-    found = of(
+def test_a_whole_film_is_loaded_by_comfyuis_own_nodes() -> None:
+    found = conventions_of(
         {
             "1": external("Video", "film", force_rate=0, force_size="Disabled", frame_load_cap=0, select_every_nth=1),
             "2": node("SaveImage", images=["1", 0]),
@@ -191,16 +191,16 @@ def test_a_film_is_loaded_by_comfyuis_own_nodes_where_it_is_taken_whole() -> Non
     assert found.prompt["3"]["inputs"] == {"audio": ["1", 1]}
 
 
-def test_a_film_of_which_some_frames_are_wanted_keeps_its_settings() -> None:
+def test_a_film_with_a_selection_of_frames_keeps_its_settings() -> None:
     settings = {"force_rate": 12, "custom_width": 512, "frame_load_cap": 16, "select_every_nth": 2}
-    found = of({"1": external("Video", "film", **settings), "2": node("SaveImage", images=["1", 0])})
+    found = conventions_of({"1": external("Video", "film", **settings), "2": node("SaveImage", images=["1", 0])})
     assert found.prompt["1"]["class_type"] == "VHS_LoadVideo"
     assert found.prompt["1"]["inputs"] == {**settings, "video": "", "custom_width": 0, "custom_height": 0}
     assert found.found[0].targets == (Target("1", "video"),)
 
 
-def test_a_value_that_is_linked_itself_stays_linked() -> None:
-    found = of(
+def test_a_value_that_is_a_link_stays_linked() -> None:
+    found = conventions_of(
         {
             "1": external("Text", "prompt", default_value=["9", 0]),
             "2": node("CLIPTextEncode", text=["1", 0]),
@@ -212,8 +212,10 @@ def test_a_value_that_is_linked_itself_stays_linked() -> None:
     assert "no value takes the place of a link" in found.warnings[0]
 
 
-def test_what_is_no_parameter_is_told() -> None:
-    found = of({"1": external("Text", "unused", default_value=""), "2": external("Text", "!!"), "3": external("New")})
+def test_a_node_that_makes_no_parameter_gives_a_warning() -> None:
+    found = conventions_of(
+        {"1": external("Text", "unused", default_value=""), "2": external("Text", "!!"), "3": external("New")}
+    )
     assert found.found == ()
     assert found.warnings == (
         "node 1 (ComfyUIDeployExternalText): it feeds nothing, so unused is no parameter",
@@ -223,7 +225,7 @@ def test_what_is_no_parameter_is_told() -> None:
 
 
 def test_outputs_are_named_by_their_ids_and_saved_by_comfyuis_own_node() -> None:
-    found = of(
+    found = conventions_of(
         {
             "1": node("EmptyImage"),
             "2": node("ComfyDeployOutputImage", images=["1", 0], filename_prefix="p", quality=80, output_id="final"),
@@ -239,8 +241,8 @@ def test_outputs_are_named_by_their_ids_and_saved_by_comfyuis_own_node() -> None
 # comfy-pack
 
 
-def test_comfy_packs_inputs_are_named_as_it_names_them() -> None:
-    found = of(
+def test_inputs_of_comfy_pack_get_the_names_that_comfy_pack_gives_them() -> None:
+    found = conventions_of(
         {
             "1": node("CPackInputString", "prompt", value="a fox"),
             "2": node("CPackInputInt", "Int Input", value=20, min=1, max=9223372036854775807),
@@ -276,8 +278,8 @@ def test_the_options_of_comfy_packs_any_are_its_limits_and_choices() -> None:
 # ComfyUI-Serving-Toolkit
 
 
-def test_a_served_workflow_needs_none_of_its_nodes_and_keeps_no_secret() -> None:
-    found = of(
+def test_a_served_workflow_needs_no_serving_nodes_and_keeps_no_secret() -> None:
+    found = conventions_of(
         {
             "1": node("DiscordServing", discord_token="secret"),
             "2": node("ServingInputText", serving_config=["1", 0], argument="prompt", default="a fox"),
@@ -299,8 +301,8 @@ def test_a_served_workflow_needs_none_of_its_nodes_and_keeps_no_secret() -> None
     assert "secret" not in str(found)
 
 
-def test_one_number_is_three_values() -> None:
-    found = of(
+def test_one_number_is_put_in_as_a_number_an_integer_and_a_text() -> None:
+    found = conventions_of(
         {
             "1": node("ServingInputNumber", argument="strength", default=0.7, min_value=0, max_value=1, step=0.1),
             "2": node("Some", number=["1", 0], whole=["1", 1], words=["1", 2]),
@@ -321,7 +323,7 @@ def test_all_pictures_of_a_served_workflow_are_one_parameter() -> None:
         "5": node("KSampler", latent_image=["4", 0]),
         "9": node("Loader"),
     }
-    found = of(prompt)
+    found = conventions_of(prompt)
     names = {one.name: one for one in found.found}
     assert sorted(names) == ["image", "prompt"]
     assert {found.prompt[one.node_id]["class_type"] for one in names["image"].targets} == {"LoadImage"}
@@ -331,13 +333,13 @@ def test_all_pictures_of_a_served_workflow_are_one_parameter() -> None:
     assert found.prompt["4"]["inputs"]["vae"] == ["9", 1]
 
 
-# Nodes of packs that feed each other, and values that are none
+# Nodes of packs that feed each other, and unusable values
 
 
-def test_a_value_that_one_made_node_gives_another_goes_through_both() -> None:
-    """Whichever has the lower id: the parameter is that of the node whose value is not linked."""
+def test_a_value_passes_through_two_linked_nodes_of_a_pack() -> None:
+    """The parameter belongs to the node whose value is not linked, whichever node has the lower id."""
     for first, second in (("1", "2"), ("2", "1")):
-        found = of(
+        found = conventions_of(
             {
                 first: external("Text", "outer", default_value="a fox"),
                 second: external("Text", "inner", default_value=[first, 0]),
@@ -349,8 +351,8 @@ def test_a_value_that_one_made_node_gives_another_goes_through_both() -> None:
         assert "inner is no parameter" in found.warnings[0]
 
 
-def test_a_default_picture_may_have_the_lower_id() -> None:
-    found = of(
+def test_a_default_picture_may_have_a_lower_id_than_its_user() -> None:
+    found = conventions_of(
         {
             "1": external("Image", "second", default_value=["9", 0]),
             "2": external("Image", "first", default_value=["1", 0]),
@@ -361,8 +363,8 @@ def test_a_default_picture_may_have_the_lower_id() -> None:
     assert with_fallbacks(found.prompt, found.fallbacks, set())["3"]["inputs"] == {"images": ["9", 0]}
 
 
-def test_what_only_a_node_that_goes_has_taken_is_no_parameter() -> None:
-    found = of(
+def test_a_value_that_only_a_removed_node_used_is_no_parameter() -> None:
+    found = conventions_of(
         {
             "1": external("Text", "token", default_value="x"),
             "2": node("DiscordServing", discord_token=["1", 0]),
@@ -374,8 +376,10 @@ def test_what_only_a_node_that_goes_has_taken_is_no_parameter() -> None:
     assert "token is no parameter" in found.warnings[0]
 
 
-def test_a_node_that_is_linked_to_itself_is_told() -> None:
-    found = of({"1": external("Text", "prompt", default_value=["1", 0]), "2": node("CLIPTextEncode", text=["1", 0])})
+def test_a_node_that_is_linked_to_itself_gives_a_warning() -> None:
+    found = conventions_of(
+        {"1": external("Text", "prompt", default_value=["1", 0]), "2": node("CLIPTextEncode", text=["1", 0])}
+    )
     assert found.prompt == {"2": node("CLIPTextEncode")}
     assert "linked to itself" in found.warnings[0]
 
@@ -384,7 +388,7 @@ def test_a_node_that_is_linked_to_itself_is_told() -> None:
 def test_a_value_that_is_no_number_does_not_break_the_file(value: Any) -> None:
     number = node("ServingInputNumber", argument="n", default=value, min_value=value, max_value=value)
     seed = external("Seed", "seed", default_value=value, min_value=value, max_value=value)
-    found = of({"1": number, "2": seed, "3": node("Some", n=["1", 1], text=["1", 2], seed=["2", 0])})
+    found = conventions_of({"1": number, "2": seed, "3": node("Some", n=["1", 1], text=["1", 2], seed=["2", 0])})
     assert sorted(one.name for one in found.found) == ["n", "seed"]
     (chosen,) = (one for one in found.found if one.name == "seed")
     assert (chosen.minimum, chosen.maximum) != (None, None)

@@ -1,4 +1,4 @@
-"""What holds for every value: JSON Schema and binding agree, and no value becomes a link."""
+"""For every value, JSON Schema and binding agree, and no value becomes a link."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ VALUES = st.recursive(
 
 
 def is_written_as_text(parameter: Parameter, value: Any) -> bool:
-    """What is taken beside what the schema takes: see `comfyui.named.values`."""
+    """Whether binding accepts the value although the schema does not: see `comfyui.named.values`."""
     if parameter.many:
         return isinstance(value, list) and any(isinstance(one, str) for one in value)
     return isinstance(value, str) and parameter.kind in ("integer", "number", "boolean", "choice")
@@ -103,7 +103,7 @@ def is_beyond_doubles(value: Any) -> bool:
 @example(name="steps", value=20.0)
 @example(name="several", value=["a", 3])
 @example(name="several", value=["a", "b", 3])
-def test_binding_takes_what_the_schema_takes_and_refuses_the_rest_by_name(name: str, value: Any) -> None:
+def test_binding_accepts_the_values_of_the_schema_and_refuses_others_by_name(name: str, value: Any) -> None:
     valid = VALIDATORS[name].is_valid({name: value})
     refused = refused_in(**{name: value})
     if is_beyond_doubles(value):
@@ -117,7 +117,7 @@ def test_binding_takes_what_the_schema_takes_and_refuses_the_rest_by_name(name: 
 
 
 def refused_in(**values: Any) -> Mapping[str, Any]:
-    """The problems of a call; empty where it is bound."""
+    """The problems of a call; empty if the call can be bound."""
     try:
         bound(PORTRAIT, **values)
     except ParametersError as error:
@@ -126,7 +126,7 @@ def refused_in(**values: Any) -> Mapping[str, Any]:
 
 
 def as_comfyui_reads(value: Any) -> Any:
-    """ComfyUI takes a value out of its box before it runs the node: only then does it look for links."""
+    """ComfyUI unwraps a boxed value before it runs the node, and looks for links only after that."""
     return value["__value__"] if isinstance(value, dict) and "__value__" in value else value
 
 

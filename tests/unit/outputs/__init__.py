@@ -1,1 +1,1 @@
-"""TODO"""
+"""Files on their way out."""

@@ -1,4 +1,4 @@
-"""What the tests of this folder share."""
+"""Fixtures of the tests in this folder."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from aiohttp.test_utils import TestServer
 
 @pytest.fixture
 async def accepting_store() -> AsyncIterator[tuple[str, list[str]]]:
-    """The address of a store that takes everything, and the paths that it was asked to write, as they came."""
+    """The address of a store that accepts every request, and the raw paths of its writes in their order."""
     written: list[str] = []
 
     async def take(request: web.Request) -> web.Response:

@@ -1,4 +1,4 @@
-"""One file of a result on its way into a store: tried again, given up at the deadline, never worth a crash."""
+"""One file of a result on its way into a store: retries, the deadline and bugs of a store."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ async def open_file(_result: PromptResult, _file: OutputFile) -> AsyncIterator[O
 
 
 class FailingStore(LocalStore):
-    """A folder that raises what it is given, one for each call, and then stores."""
+    """A store that raises the given errors, one at each call, and then stores in a folder."""
 
     def __init__(self, folder: Path, *errors: Exception) -> None:
         super().__init__(folder, "http://files.test")
@@ -46,7 +46,7 @@ class FailingStore(LocalStore):
 
 
 class SilentStore(LocalStore):
-    """A folder that takes a file only when it is told to."""
+    """A store that stores nothing until `open` is set."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder, "http://files.test")
@@ -65,7 +65,7 @@ async def put(files: OutputFiles, deadline: float | None = None) -> StoredObject
     return (await files.put(RESULT, FILE, lambda file: f"k/{file.filename}", Placement(), deadline=deadline)).object
 
 
-async def test_a_store_that_fails_for_a_moment_is_tried_again_as_often_as_it_may_be(tmp_path: Path) -> None:
+async def test_a_failing_store_is_tried_again_up_to_the_set_number_of_times(tmp_path: Path) -> None:
     away = StorageError("away")
     async with OutputFiles(open_file, FailingStore(tmp_path, away, away), patience=Patience(2, QUICK)) as files:
         assert (await put(files)).key == "k/a.bin"
@@ -84,7 +84,7 @@ async def test_a_refusal_is_not_tried_again(tmp_path: Path) -> None:
     assert len(store.errors) == 1
 
 
-async def test_comfyui_that_is_away_is_waited_for_before_the_next_try(tmp_path: Path) -> None:
+async def test_the_next_try_waits_until_comfyui_is_ready_again(tmp_path: Path) -> None:
     waited: list[int] = []
     tries = 0
 
@@ -106,7 +106,7 @@ async def test_comfyui_that_is_away_is_waited_for_before_the_next_try(tmp_path: 
     assert waited == [1]
 
 
-async def test_what_is_not_stored_by_the_deadline_is_given_up_and_leaves_room_for_the_next(tmp_path: Path) -> None:
+async def test_a_file_not_stored_by_the_deadline_is_given_up_and_makes_room(tmp_path: Path) -> None:
     store = SilentStore(tmp_path)
     async with OutputFiles(open_file, store) as files:
         now = asyncio.get_running_loop().time()
@@ -118,8 +118,8 @@ async def test_what_is_not_stored_by_the_deadline_is_given_up_and_leaves_room_fo
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["a.bin"]
 
 
-async def test_a_store_with_a_mistake_in_it_costs_one_file_and_no_job(tmp_path: Path) -> None:
-    """A worker's job ended with "the worker failed", and its render was for nothing."""
+async def test_a_bug_in_a_store_costs_one_file_and_not_the_job(tmp_path: Path) -> None:
+    """A worker's job once ended with "the worker failed" because of that, and its render was lost."""
     async with OutputFiles(open_file, FailingStore(tmp_path, KeyError("x")), patience=Patience(2, QUICK)) as files:
         with pytest.raises(StorageError, match="the log has the reason") as failed:
             await put(files)

@@ -1,4 +1,4 @@
-"""A program that works for us ends with its caller, whatever it still has to say."""
+"""A helper process is ended with its caller, even while it still writes output."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import sys
 
 from comfyui.outputs.processes import end_process
 
-_TALKS_ON = "import sys\nwhile True: sys.stdout.buffer.write(bytes(1_000_000))"
+_WRITES_FOREVER = "import sys\nwhile True: sys.stdout.buffer.write(bytes(1_000_000))"
 
 
-async def test_a_process_whose_output_was_not_read_to_its_end_is_ended() -> None:
+async def test_a_process_whose_output_was_not_read_completely_is_ended() -> None:
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", _TALKS_ON),
+        *(sys.executable, "-c", _WRITES_FOREVER),
         stdout=asyncio.subprocess.PIPE,
         limit=1,  # so that asyncio stops reading from the pipe
     )

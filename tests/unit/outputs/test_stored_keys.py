@@ -1,4 +1,4 @@
-"""Where files are stored, byte for byte: links and folders of before must stay good, whatever else changes."""
+"""The exact keys of stored files. Links and folders from earlier versions must stay valid."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ async def _png() -> AsyncIterator[bytes]:
 
 
 def a_file() -> OpenBody:
-    """A file of ComfyUI's."""
+    """The body of a picture from ComfyUI."""
     return IteratedBody(_png(), len(PNG))
 
 
@@ -132,7 +132,7 @@ async def test_a_postgres_worker_stores_by_task_run_node_and_name(
     assert written == [f"/storage/v1/object/outputs/renders/{key}" for key in keys]
 
 
-def test_a_littlehorse_worker_tells_where_comfyui_wrote() -> None:
+def test_a_littlehorse_worker_reports_the_paths_that_comfyui_wrote() -> None:
     assert [local_path("/data/output", file) for file in FILES[:4]] == [
         "/data/output/a_00001_.png",
         "/data/output/sub/dir/b.png",

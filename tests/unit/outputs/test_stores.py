@@ -1,4 +1,4 @@
-"""Names that every store takes, and what a repr or a wrong setting shows."""
+"""Keys that every store accepts, settings of stores, and secrets in a repr."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.support.local_store import LocalStore
         (("../../etc", "./c.png"), "etc/c.png"),
     ],
 )
-def test_a_plain_name_stays_as_it_is_and_leaves_no_folder(parts: tuple[str, ...], key: str) -> None:
+def test_a_plain_name_stays_as_it_is_and_never_leads_out_of_its_folder(parts: tuple[str, ...], key: str) -> None:
     assert safe_key(*parts) == key
 
 
@@ -58,14 +58,14 @@ def test_any_text_is_a_safe_key_or_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize("parts", [("", ".."), ("a/" * 600, "b.png")])
-def test_a_key_of_nothing_or_too_much_is_refused(parts: tuple[str, ...]) -> None:
+def test_an_empty_or_too_long_key_is_refused(parts: tuple[str, ...]) -> None:
     with pytest.raises(StorageRefusedError):
         safe_key(*parts)
 
 
 @pytest.mark.parametrize("size", [0, 1, 9, 10, 11, 19, 20, 21, 35])
 @pytest.mark.parametrize("step", [1, 7, 10, 40])
-async def test_parts_are_of_one_size_and_lose_no_byte(size: int, step: int) -> None:
+async def test_parts_have_equal_sizes_and_lose_no_byte(size: int, step: int) -> None:
     data = bytes(range(size))
 
     async def chunks() -> AsyncIterator[bytes]:
@@ -104,10 +104,10 @@ def test_credentials_are_in_no_repr() -> None:
     assert not [word for word in ("AKIAKEY", "hush", "t0k") if word in f"{settings!r} {settings} {S3Store(settings)!r}"]
 
 
-async def test_keys_that_are_set_to_nothing_are_taken_from_where_aws_s_tools_take_them(
+async def test_empty_s3_keys_mean_the_credentials_that_aws_tools_would_use(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """``S3_ACCESS_KEY_ID=`` in a file of settings."""
+    """A file of settings may have the line ``S3_ACCESS_KEY_ID=``."""
     pytest.importorskip("aiobotocore")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAOFTHEROLE")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hush")
@@ -118,9 +118,7 @@ async def test_keys_that_are_set_to_nothing_are_taken_from_where_aws_s_tools_tak
 
 
 @pytest.mark.parametrize("of", [Settings, RunPodSettings], ids=["gateway", "worker"])
-def test_a_store_is_all_that_the_settings_say(
-    of: type[Settings | RunPodSettings], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_store_gets_all_its_settings(of: type[Settings | RunPodSettings], monkeypatch: pytest.MonkeyPatch) -> None:
     expected = S3Settings(
         "renders",
         region="eu-1",
@@ -173,18 +171,18 @@ def test_settings_that_cannot_work_stop_the_start(wrong: dict[str, Any]) -> None
         Placement("renders/.."),
     ],
 )
-def test_a_request_gets_no_other_bucket_and_no_link_for_ever(placement: Placement) -> None:
+def test_a_request_gets_neither_a_foreign_bucket_nor_an_endless_link(placement: Placement) -> None:
     with pytest.raises(StorageRefusedError):
         S3Store(S3Settings("renders", allowed_buckets=["mine"])).check(placement)
 
 
-async def test_without_the_extra_the_error_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_error_for_a_missing_extra_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "aiobotocore.session", None)
     with pytest.raises(StorageError, match=r"comfyui-gateway\[s3\]"):
         await S3Store(S3Settings("renders")).__aenter__()
 
 
-async def test_a_store_is_checked_once_and_again_after_its_time_or_a_failure(tmp_path: Path) -> None:
+async def test_a_store_is_checked_again_only_after_the_interval_or_a_failure(tmp_path: Path) -> None:
     now, probes = 0.0, 0
 
     class Store(LocalStore):

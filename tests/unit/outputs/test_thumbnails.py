@@ -1,4 +1,4 @@
-"""Small pictures of outputs: what there are some of, what hostile files cost, and what is kept of them."""
+"""Thumbnails of outputs: which files have them, the limits for hostile files, and the cache."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Opening = Callable[[], AbstractAsyncContextManager[OpenBody | None]]
 
 
 def opening(data: bytes | None, *, opened: list[str] | None = None, gate: asyncio.Event | None = None) -> Opening:
-    """Opens `data`; None: it is gone. `opened` counts how often, and `gate` holds it up."""
+    """Opens `data`, or a missing file if it is None. `opened` records each opening, and `gate` delays it."""
 
     async def chunks() -> AsyncIterator[bytes]:
         for start in range(0, len(data or b""), 65_536):
@@ -64,11 +64,11 @@ def is_red(image: Image.Image) -> bool:
     return pixel[0] > 200 > 60 > max(pixel[1:])
 
 
-# What there are small pictures of
+# Files that have thumbnails
 
 
 @pytest.mark.parametrize("name", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
-async def test_a_picture_becomes_a_small_one(name: str) -> None:
+async def test_a_picture_becomes_a_small_picture(name: str) -> None:
     data = encoded(Image.new("RGB", (1024, 512), "red"), name)
     async with Thumbnails(ImageConverter()) as thumbnails:
         image = shown(await thumbnails.of("a", f"image/{name.lower()}", opening(data)))
@@ -77,16 +77,16 @@ async def test_a_picture_becomes_a_small_one(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "kind"), [("GIF", "image/gif"), ("WEBP", "image/webp"), ("PNG", "image/png")])
-async def test_an_animation_is_shown_by_its_first_frame(name: str, kind: str) -> None:
+async def test_the_thumbnail_of_an_animation_is_its_first_frame(name: str, kind: str) -> None:
     frames = [Image.new("RGB", (64, 64), color) for color in ("red", "green", "blue")]
     data = encoded(frames[0], name, save_all=True, append_images=frames[1:])
     async with Thumbnails(ImageConverter()) as thumbnails:
         image = shown(await thumbnails.of("a", kind, opening(data)))
     assert is_red(image)
-    assert image.size == (64, 64), "it is not made larger"
+    assert image.size == (64, 64), "a small picture is not enlarged"
 
 
-async def test_a_thumbnail_has_a_largest_size() -> None:
+async def test_the_size_of_a_thumbnail_is_limited() -> None:
     noise = encoded(Image.effect_noise((800, 800), 100).convert("RGB"))
     async with Thumbnails(ImageConverter(), options=ThumbnailOptions(max_bytes=9000)) as thumbnails:
         assert len(await thumbnails.of("a", "image/png", opening(noise))) <= 9000
@@ -100,14 +100,14 @@ async def test_a_thumbnail_has_a_largest_size() -> None:
         ("a.mkv", ("-c:v", "ffv1")),
     ],
 )
-async def test_a_video_is_shown_by_its_first_picture(tmp_path: Path, name: str, codec: tuple[str, ...]) -> None:
+async def test_the_thumbnail_of_a_video_is_its_first_picture(tmp_path: Path, name: str, codec: tuple[str, ...]) -> None:
     data = (await make_video(tmp_path / name, *codec, source="color=red:size=640x360")).read_bytes()
     folder = tmp_path / "thumbnails"
     async with Thumbnails(ImageConverter(), folder) as thumbnails:
         image = shown(await thumbnails.of("a", "video/mp4", opening(data)))
     assert image.size == (320, 180)
     assert is_red(image)
-    assert [path.suffix for path in folder.iterdir()] == [".webp"], "the copy is removed"
+    assert [path.suffix for path in folder.iterdir()] == [".webp"], "the copy of the video is removed"
 
 
 async def test_without_ffmpeg_videos_have_no_thumbnails() -> None:
@@ -118,7 +118,7 @@ async def test_without_ffmpeg_videos_have_no_thumbnails() -> None:
 
 
 @pytest.mark.parametrize("kind", ["image/svg+xml", "text/html", "model/gltf-binary", "audio/flac", "application/pdf"])
-async def test_what_is_no_picture_is_not_even_opened(kind: str) -> None:
+async def test_a_file_of_a_type_without_thumbnails_is_not_opened(kind: str) -> None:
     opened: list[str] = []
     async with Thumbnails(ImageConverter()) as thumbnails:
         assert not thumbnails.are_made_of(kind)
@@ -127,10 +127,10 @@ async def test_what_is_no_picture_is_not_even_opened(kind: str) -> None:
     assert opened == []
 
 
-# What files may cost
+# Limits for hostile files
 
 
-async def test_a_file_that_is_no_picture_is_tried_once() -> None:
+async def test_a_broken_picture_is_opened_only_once() -> None:
     opened: list[str] = []
     async with Thumbnails(ImageConverter()) as thumbnails:
         for _ in range(3):
@@ -139,7 +139,7 @@ async def test_a_file_that_is_no_picture_is_tried_once() -> None:
     assert opened == ["opened"]
 
 
-async def test_what_fails_on_its_server_is_tried_again() -> None:
+async def test_a_file_that_its_server_could_not_send_is_tried_again() -> None:
     async with Thumbnails(ImageConverter()) as thumbnails:
         with pytest.raises(ComfyUINotFoundError):
             await thumbnails.of("a", "image/png", opening(None))
@@ -171,7 +171,7 @@ async def test_a_video_that_is_too_large_is_refused(tmp_path: Path, known: bool)
     assert list(tmp_path.iterdir()) == []
 
 
-async def test_a_playlist_that_is_called_a_video_opens_no_other_file(tmp_path: Path) -> None:
+async def test_a_playlist_that_claims_to_be_a_video_opens_no_other_file(tmp_path: Path) -> None:
     secret = await make_video(tmp_path / "secret.mp4", *H264, source="color=red:size=640x360")
     lists = [
         f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nfile://{secret}\n#EXT-X-ENDLIST\n",
@@ -188,7 +188,7 @@ async def test_a_playlist_that_is_called_a_video_opens_no_other_file(tmp_path: P
                 await thumbnails.of("a", "video/mp4", opening(path.read_bytes()))
 
 
-async def test_a_video_asks_no_address(tmp_path: Path) -> None:
+async def test_a_playlist_that_claims_to_be_a_video_opens_no_connection(tmp_path: Path) -> None:
     ffmpeg()
     asked: list[bytes] = []
 
@@ -205,12 +205,12 @@ async def test_a_video_asks_no_address(tmp_path: Path) -> None:
     assert asked == []
 
 
-async def test_a_file_whose_name_looks_like_an_option_is_only_a_file(tmp_path: Path) -> None:
+async def test_a_file_name_that_looks_like_an_option_is_used_as_a_file(tmp_path: Path) -> None:
     made = await make_video(tmp_path / "-f lavfi.mp4", "-c:v", "mjpeg")
     assert (await Posters.of_host().first_picture(made)).startswith(b"\x89PNG")
 
 
-async def test_a_video_that_takes_too_long_is_ended_with_its_process(tmp_path: Path) -> None:
+async def test_ffmpeg_is_killed_when_a_video_takes_too_long(tmp_path: Path) -> None:
     slow = tmp_path / "slow"
     slow.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid\nexec sleep 600\n")
     slow.chmod(0o755)
@@ -230,7 +230,9 @@ async def test_a_video_that_takes_too_long_is_ended_with_its_process(tmp_path: P
         ("env", "ffmpeg finds"),
     ],
 )
-async def test_whatever_ffmpeg_does_is_an_error_of_ours(tmp_path: Path, does: str, reason: str) -> None:
+async def test_every_failure_of_ffmpeg_gives_an_error_and_ffmpeg_sees_no_secrets(
+    tmp_path: Path, does: str, reason: str
+) -> None:
     program = tmp_path / "program"
     program.write_text(f"#!/bin/sh\n{does} {'> ' + str(tmp_path / 'environment') if does == 'env' else ''}\n")
     program.chmod(0o755)
@@ -244,10 +246,10 @@ async def test_whatever_ffmpeg_does_is_an_error_of_ours(tmp_path: Path, does: st
         assert "A_SECRET_OF_OURS" not in (tmp_path / "environment").read_text()
 
 
-# How many at once
+# Work at the same time
 
 
-async def test_those_who_want_the_same_picture_share_the_work() -> None:
+async def test_callers_of_the_same_thumbnail_share_the_work() -> None:
     opened: list[str] = []
     gate = asyncio.Event()
     async with Thumbnails(ImageConverter()) as thumbnails:
@@ -262,7 +264,7 @@ async def test_those_who_want_the_same_picture_share_the_work() -> None:
     assert len(set(found)) == 1
 
 
-async def test_a_thumbnail_without_a_reader_is_not_made() -> None:
+async def test_a_thumbnail_whose_caller_left_is_not_made() -> None:
     opened: list[str] = []
     gate = asyncio.Event()
     async with Thumbnails(ImageConverter(), options=ThumbnailOptions(at_once=1)) as thumbnails:
@@ -272,7 +274,7 @@ async def test_a_thumbnail_without_a_reader_is_not_made() -> None:
         left = asyncio.ensure_future(thumbnails.of("left", "image/png", opening(RED, opened=opened)))
         last = asyncio.ensure_future(thumbnails.of("last", "image/png", opening(RED, opened=opened)))
         await asyncio.sleep(0)
-        assert opened == ["opened"], "one at a time"
+        assert opened == ["opened"], "only one thumbnail is made at a time"
         left.cancel()
         gate.set()
         await asyncio.gather(first, last)
@@ -280,17 +282,17 @@ async def test_a_thumbnail_without_a_reader_is_not_made() -> None:
         assert await thumbnails.of("left", "image/png", opening(RED, opened=opened))
 
 
-async def test_a_server_that_is_silent_keeps_a_place_for_so_long_only() -> None:
+async def test_a_silent_server_is_given_up_after_the_set_time() -> None:
     async with Thumbnails(ImageConverter(), options=ThumbnailOptions(within_s=0.05)) as thumbnails:
         with pytest.raises(ComfyUIUndeliverableError, match=r"more than 0\.05 s"):
             await thumbnails.of("a", "image/png", opening(RED, gate=asyncio.Event()))
 
 
-# What is kept
+# The cache
 
 
 @pytest.mark.parametrize("kind", ["folder", "memory"])
-async def test_a_picture_is_made_once_and_those_used_last_are_kept(tmp_path: Path, kind: str) -> None:
+async def test_a_thumbnail_is_made_once_and_the_last_used_are_kept(tmp_path: Path, kind: str) -> None:
     folder = tmp_path / "thumbnails" if kind == "folder" else None
     size = 0
     async with Thumbnails(ImageConverter(), None) as thumbnails:
@@ -309,7 +311,7 @@ async def test_a_picture_is_made_once_and_those_used_last_are_kept(tmp_path: Pat
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
-async def test_a_restart_finds_them_and_what_was_left_half_done_is_removed(tmp_path: Path) -> None:
+async def test_a_restart_finds_thumbnails_and_removes_half_written_files(tmp_path: Path) -> None:
     first = ThumbnailCache(tmp_path, 100)
     await first.open()
     for name in ("a", "b"):
@@ -331,7 +333,7 @@ async def test_a_restart_finds_them_and_what_was_left_half_done_is_removed(tmp_p
     assert smaller.size == 0
 
 
-async def test_a_folder_that_cannot_be_written_costs_the_work_and_no_answer(tmp_path: Path) -> None:
+async def test_a_thumbnail_is_answered_although_the_cache_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     async with Thumbnails(ImageConverter(), tmp_path / "file") as thumbnails:
         try:

@@ -1,1 +1,1 @@
-"""TODO"""
+"""The client library and its command line."""

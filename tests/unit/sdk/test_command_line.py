@@ -1,4 +1,4 @@
-"""client.py, the library and the command line, against a server that answers as it is told to."""
+"""The client library and its command line, against a server with prepared answers."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ TXT2IMG = str(ROOT / "examples/txt2img.json")
 # --- the library ----------------------------------------------------------------------------------------------------
 
 
-async def test_run_posts_what_was_given_and_types_what_came_back(fake: FakeGateway) -> None:
+async def test_run_posts_its_arguments_and_returns_a_typed_result(fake: FakeGateway) -> None:
     content = base64.b64encode(PICTURE).decode()
     fake.on("POST /prompt_sync", answer(result_body(entry(base64=content), entry("gone.png", error="gone"))))
     async with GatewayClient(f"{fake.url}/", "secret", timeout_s=7) as gateway:
@@ -88,7 +88,7 @@ async def test_run_posts_what_was_given_and_types_what_came_back(fake: FakeGatew
 
 
 @pytest.mark.parametrize(("more", "nodes"), [({}, None), ({"nodes": {"3": 0.8}, "a_later_stage": {}}, {"3": 0.8})])
-async def test_timings_of_gateways_of_any_version_are_read(
+async def test_timings_of_older_and_newer_gateways_are_read(
     fake: FakeGateway, sdk_client: GatewayClient, more: dict[str, Any], nodes: Any
 ) -> None:
     body = result_body()
@@ -97,9 +97,7 @@ async def test_timings_of_gateways_of_any_version_are_read(
     assert (timings.executing_s, timings.nodes) == (0.9, nodes)
 
 
-async def test_every_prompt_gets_an_id_so_that_it_can_be_attached_to(
-    fake: FakeGateway, sdk_client: GatewayClient
-) -> None:
+async def test_run_gives_every_prompt_its_own_id(fake: FakeGateway, sdk_client: GatewayClient) -> None:
     fake.on("POST /prompt_sync", answer(result_body()))
     await sdk_client.run(WORKFLOW)
     await sdk_client.run(WORKFLOW)
@@ -122,7 +120,7 @@ async def test_every_prompt_gets_an_id_so_that_it_can_be_attached_to(
         (504, "timeout", GatewayTimeoutError),
     ],
 )
-async def test_error_body_becomes_the_exception_of_its_kind(
+async def test_an_error_body_becomes_the_exception_of_its_type(
     fake: FakeGateway, sdk_client: GatewayClient, status: int, kind: str, expected: type[GatewayError]
 ) -> None:
     body = error_body(kind, node_errors={"3": ["bad sampler"]})
@@ -140,7 +138,7 @@ async def test_error_body_becomes_the_exception_of_its_kind(
             [event async for event in sdk_client.stream(WORKFLOW)]
 
 
-async def test_stream_yields_what_happens_and_skips_what_it_does_not_know(
+async def test_stream_yields_typed_events_and_skips_unknown_and_broken_ones(
     fake: FakeGateway, sdk_client: GatewayClient
 ) -> None:
     fake.on(
@@ -168,7 +166,7 @@ async def test_stream_yields_what_happens_and_skips_what_it_does_not_know(
     assert fake.asked[0].query["previews"] == "true"
 
 
-async def test_stream_reads_events_that_are_cut_anywhere_and_larger_than_any_buffer(
+async def test_stream_reads_events_that_are_cut_anywhere_and_larger_than_its_buffers(
     fake: FakeGateway, sdk_client: GatewayClient
 ) -> None:
     body = result_body(entry(base64=base64.b64encode(PICTURE * 4).decode()), entry("übergröße.png"))
@@ -180,7 +178,7 @@ async def test_stream_reads_events_that_are_cut_anywhere_and_larger_than_any_buf
     assert finished.result.body == body
 
 
-async def test_stream_takes_a_server_that_answers_plain_json(fake: FakeGateway, sdk_client: GatewayClient) -> None:
+async def test_stream_accepts_a_plain_json_answer(fake: FakeGateway, sdk_client: GatewayClient) -> None:
     fake.on("POST /prompt_sync", answer(result_body(entry())))
     [finished] = [event async for event in sdk_client.stream(WORKFLOW)]
     assert isinstance(finished, Finished)
@@ -197,7 +195,7 @@ async def test_stream_takes_a_server_that_answers_plain_json(fake: FakeGateway, 
     ],
     ids=["connection reset", "stream ends early", "proxy timeout", "proxy lost it", "gateway restarts"],
 )
-async def test_a_connection_lost_while_waiting_is_attached_to_again(
+async def test_stream_attaches_again_after_a_lost_connection(
     fake: FakeGateway, sdk_client: GatewayClient, broken: Answer
 ) -> None:
     fake.on("POST /prompt_sync", broken)
@@ -214,7 +212,7 @@ async def test_a_connection_lost_while_waiting_is_attached_to_again(
 
 
 @pytest.mark.parametrize(("status", "kind"), [(404, "not_found"), (409, "task_cancelled")])
-async def test_a_prompt_that_the_lost_connection_ended_is_posted_once_more_under_its_id(
+async def test_a_prompt_that_a_lost_connection_ended_is_posted_again_under_its_id(
     fake: FakeGateway, sdk_client: GatewayClient, status: int, kind: str
 ) -> None:
     fake.on("POST /prompt_sync", cut, answer(result_body()))
@@ -224,7 +222,7 @@ async def test_a_prompt_that_the_lost_connection_ended_is_posted_once_more_under
     assert first.body == second.body
 
 
-async def test_a_submission_that_is_lost_twice_is_given_up(fake: FakeGateway, sdk_client: GatewayClient) -> None:
+async def test_a_prompt_that_is_lost_twice_is_given_up(fake: FakeGateway, sdk_client: GatewayClient) -> None:
     fake.on("POST /prompt_sync", cut)
     fake.on("GET /prompt_sync", answer(error_body("not_found"), 404))
     with pytest.raises(GatewayRefusedError):
@@ -232,7 +230,9 @@ async def test_a_submission_that_is_lost_twice_is_given_up(fake: FakeGateway, sd
     assert len(fake.asked_for("POST")) == 2
 
 
-async def test_attaching_again_ends_after_a_few_attempts(fake: FakeGateway, sdk_client: GatewayClient) -> None:
+async def test_stream_stops_attaching_again_after_the_set_number_of_attempts(
+    fake: FakeGateway, sdk_client: GatewayClient
+) -> None:
     fake.on("POST /prompt_sync", cut)
     fake.on("GET /prompt_sync", cut)
     events = sdk_client.stream(WORKFLOW, prompt_id=PROMPT_ID)
@@ -252,7 +252,7 @@ async def test_a_gateway_that_cannot_be_reached_is_not_tried_again() -> None:
             await gateway.run(WORKFLOW)
 
 
-async def test_attach_and_cancel_go_to_the_prompt(fake: FakeGateway, sdk_client: GatewayClient) -> None:
+async def test_attach_and_cancel_name_the_prompt_in_their_path(fake: FakeGateway, sdk_client: GatewayClient) -> None:
     fake.on("GET /prompt_sync", answer(result_body()))
     fake.on("DELETE /prompt_sync", answer({"prompt_id": PROMPT_ID, "status": "cancelled"}))
     assert (await sdk_client.attach(PROMPT_ID)).prompt_id == PROMPT_ID
@@ -260,7 +260,7 @@ async def test_attach_and_cancel_go_to_the_prompt(fake: FakeGateway, sdk_client:
     assert [asked.path for asked in fake.asked] == [f"/prompt_sync/{PROMPT_ID}"] * 2
 
 
-async def test_health_of_a_gateway_without_comfyui_is_an_answer(fake: FakeGateway, sdk_client: GatewayClient) -> None:
+async def test_health_returns_the_answer_of_an_unhealthy_gateway(fake: FakeGateway, sdk_client: GatewayClient) -> None:
     fake.on("GET /health", answer({"status": "unhealthy", "error": "no ComfyUI", "timestamp": 1}, 503))
     health = await sdk_client.health()
     assert (health.healthy, health.error) == (False, "no ComfyUI")
@@ -279,7 +279,7 @@ async def test_health_of_a_gateway_without_comfyui_is_an_answer(fake: FakeGatewa
         (page(308, "", {"Location": "https://elsewhere/"}), GatewayProtocolError, "redirects to https://elsewhere/"),
     ],
 )
-async def test_an_answer_that_is_not_the_gateways_is_told_in_a_sentence(
+async def test_an_answer_that_is_not_the_gateways_raises_a_readable_error(
     fake: FakeGateway, sdk_client: GatewayClient, wrong: Answer, expected: type[GatewayError], message: str
 ) -> None:
     fake.on("POST /prompt_sync", wrong)
@@ -288,7 +288,9 @@ async def test_an_answer_that_is_not_the_gateways_is_told_in_a_sentence(
     assert type(caught.value) is expected
 
 
-async def test_plain_comfyui_at_the_address_is_told_by_name(fake: FakeGateway, sdk_client: GatewayClient) -> None:
+async def test_a_plain_comfyui_at_the_address_is_named_in_the_error(
+    fake: FakeGateway, sdk_client: GatewayClient
+) -> None:
     fake.on("GET /system_stats", answer({"system": {"comfyui_version": "0.38.0"}, "devices": []}))
     with pytest.raises(GatewayProtocolError, match="is ComfyUI itself"):
         await sdk_client.run(WORKFLOW)
@@ -297,7 +299,7 @@ async def test_plain_comfyui_at_the_address_is_told_by_name(fake: FakeGateway, s
 
 
 @pytest.mark.parametrize("server", ["ftp://x", "http://", "http://[::1", "http://h:99999"])
-def test_an_address_that_is_none_is_refused(server: str) -> None:
+def test_an_invalid_address_is_refused(server: str) -> None:
     with pytest.raises(ValueError, match=r"address|IPv6|[Pp]ort"):
         GatewayClient(server)
 
@@ -325,7 +327,7 @@ async def test_save_never_overwrites_a_file(fake: FakeGateway, sdk_client: Gatew
         ("deep", "deep"),
     ],
 )
-async def test_a_file_is_saved_in_the_same_place_with_one_server_and_with_many(
+async def test_a_file_is_saved_in_its_subfolder_without_the_id_of_its_server(
     fake: FakeGateway, sdk_client: GatewayClient, tmp_path: Path, subfolder: str, place: str
 ) -> None:
     fake.on("GET /view", file_answer(PICTURE))
@@ -379,7 +381,7 @@ async def test_a_url_to_another_host_is_not_followed(sdk_client: GatewayClient, 
         ("ü" * 300 + ".png", "ü" * 98 + ".png"),
     ],
 )
-def test_a_name_from_the_server_is_only_ever_a_plain_file_name(given: str, expected: str) -> None:
+def test_a_name_from_the_server_becomes_a_plain_file_name(given: str, expected: str) -> None:
     assert safe_name(given) == expected
 
 
@@ -394,7 +396,7 @@ def test_a_subfolder_from_the_server_cannot_leave_the_output_folder(given: str, 
 # --- the command line -----------------------------------------------------------------------------------------------
 
 
-async def test_run_saves_every_file_and_prints_what_and_where(
+async def test_run_saves_every_file_and_prints_its_path_and_size(
     fake: FakeGateway, workflow_file: str, tmp_path: Path
 ) -> None:
     fake.on(
@@ -435,7 +437,7 @@ async def test_run_with_json_prints_one_document_and_nothing_else(
     assert ran.code == Exit.OK
 
 
-async def test_run_with_a_partial_result_saves_the_rest_and_says_failed(
+async def test_run_saves_the_available_files_of_a_partial_result_and_exits_as_failed(
     fake: FakeGateway, workflow_file: str, tmp_path: Path
 ) -> None:
     entries = [entry("gone.png", error="not there any more"), entry("b.png"), entry("c.png")]
@@ -464,7 +466,7 @@ async def test_run_with_a_partial_result_saves_the_rest_and_says_failed(
         (page(404, "<h1>Nothing here</h1>"), Exit.UNEXPECTED),
     ],
 )
-async def test_every_kind_of_failure_has_its_exit_code_and_a_document(
+async def test_every_failure_of_run_has_its_exit_code_and_a_json_document(
     fake: FakeGateway,
     workflow_file: str,
     tmp_path: Path,
@@ -482,7 +484,7 @@ async def test_every_kind_of_failure_has_its_exit_code_and_a_document(
     assert all(message in ran.err for messages in document["node_errors"].values() for message in messages)
 
 
-async def test_a_workflow_file_may_begin_with_a_byte_order_mark_and_utf_16_is_named(
+async def test_a_workflow_file_may_begin_with_a_bom_and_utf_16_is_refused_by_name(
     fake: FakeGateway, tmp_path: Path
 ) -> None:
     """Windows editors write both."""
@@ -504,7 +506,7 @@ def test_the_top_level_client_has_the_names_of_the_sdk() -> None:
     assert client.main is main
 
 
-async def test_nothing_at_the_address_is_unreachable(workflow_file: str, tmp_path: Path) -> None:
+async def test_run_exits_as_unreachable_when_no_server_listens(workflow_file: str, tmp_path: Path) -> None:
     ran = await cli(
         "run", workflow_file, "--server", f"http://127.0.0.1:{free_port()}", "--output", str(tmp_path), "--json"
     )
@@ -530,7 +532,7 @@ async def test_nothing_at_the_address_is_unreachable(workflow_file: str, tmp_pat
         (["frobnicate"], "invalid choice"),
     ],
 )
-def test_a_wrong_command_line_names_what_was_meant(
+def test_a_wrong_command_line_is_refused_with_a_hint(
     arguments: Sequence[str], expected: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*arguments, "--json"]) == Exit.USAGE
@@ -539,7 +541,7 @@ def test_a_wrong_command_line_names_what_was_meant(
     assert expected in err
 
 
-async def test_a_workflow_of_the_editor_is_told_by_name(tmp_path: Path) -> None:
+async def test_a_workflow_in_the_editors_format_is_refused_with_the_way_to_export_it(tmp_path: Path) -> None:
     editor_format = tmp_path / "editor.json"
     editor_format.write_text('{"nodes": [], "links": []}')
     ran = await cli("run", str(editor_format))
@@ -573,7 +575,7 @@ async def test_ctrl_c_cancels_the_prompt(fake: FakeGateway, workflow_file: str, 
     assert "was cancelled" in document["detail"]
 
 
-async def test_status_leaves_out_what_is_not_known(fake: FakeGateway, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_status_leaves_out_unknown_values(fake: FakeGateway, capsys: pytest.CaptureFixture[str]) -> None:
     timeout = b"event: error\ndata: " + json.dumps(error_body("timeout")).encode() + b"\n\n"
     executing = sse("executing", node="3", title="KSampler", class_type="KSampler")
     fake.on("GET /prompt_sync", event_stream(sse("queued", position=None), executing, timeout))
@@ -581,7 +583,7 @@ async def test_status_leaves_out_what_is_not_known(fake: FakeGateway, capsys: py
     assert said.out.strip() == "executing  node 3  title KSampler"
 
 
-async def test_status_tells_how_far_a_prompt_is(
+async def test_status_reports_the_progress_of_a_prompt(
     fake: FakeGateway, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     timeout = b"event: error\ndata: " + json.dumps(error_body("timeout")).encode() + b"\n\n"
@@ -613,7 +615,7 @@ async def test_status_tells_how_far_a_prompt_is(
     assert (tmp_path / "a_00001_.png").read_bytes() == PICTURE
 
 
-async def test_health_and_status_without_id_tell_of_the_gateway(
+async def test_health_and_status_without_an_id_report_on_the_gateway(
     fake: FakeGateway, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     healthy = {"status": "healthy", "comfyui_server": "connected", "queue_running": 0, "queue_pending": 2}
@@ -630,7 +632,9 @@ async def test_health_and_status_without_id_tell_of_the_gateway(
 @pytest.mark.parametrize(
     "command", [[], *([name] for name in ("run", "submit", "list", "wait", "result", "status", "cancel", "health"))]
 )
-def test_help_names_every_exit_code(command: Sequence[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_help_of_each_command_names_every_exit_code(
+    command: Sequence[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as ended:
         main([*command, "--help"])
     assert ended.value.code == Exit.OK

@@ -1,4 +1,4 @@
-"""The jobs of the SDK and of the command line, against a server that answers as it is told to."""
+"""Jobs in the client library and on its command line, against a server with prepared answers."""
 
 from __future__ import annotations
 
@@ -69,9 +69,7 @@ def in_list(number: int, **more: Any) -> dict[str, Any]:
     return {**body, "labels": {}, "priority": 0, "server": "gpu-1", **times, "error": None, **more}
 
 
-async def test_submit_posts_what_was_given_and_types_what_came_back(
-    fake: FakeGateway, sdk_client: GatewayClient
-) -> None:
+async def test_submit_posts_its_arguments_and_returns_a_typed_job(fake: FakeGateway, sdk_client: GatewayClient) -> None:
     fake.on("POST /prompt_sync", pending(stored=False))
     job = await sdk_client.submit(
         WORKFLOW, labels={"order": "7"}, priority=-5, prompt_id=PROMPT_ID, wait_s=20, images=()
@@ -112,7 +110,7 @@ async def test_a_submission_whose_reply_is_lost_is_sent_again_under_its_id(
     assert (len(fake.asked), len(bodies)) == (3, 1)
 
 
-async def test_a_submission_that_is_refused_or_cannot_be_sent_is_not_tried_again(
+async def test_a_submission_that_is_refused_or_cannot_connect_is_not_tried_again(
     fake: FakeGateway, sdk_client: GatewayClient
 ) -> None:
     for body, status, expected in (
@@ -129,7 +127,7 @@ async def test_a_submission_that_is_refused_or_cannot_be_sent_is_not_tried_again
             await nowhere.submit(WORKFLOW)
 
 
-async def test_a_job_tells_how_far_it_is(fake: FakeGateway, sdk_client: GatewayClient) -> None:
+async def test_a_job_has_the_progress_that_the_gateway_reports(fake: FakeGateway, sdk_client: GatewayClient) -> None:
     progress = {"overall": 0.25, "node": "3", "title": "KSampler", "value": 5, "max": 20}
     fake.on("GET /prompt_sync", pending("running", position=None, started_at=CREATED, progress=progress))
     job = await sdk_client.job(PROMPT_ID)
@@ -150,7 +148,7 @@ async def test_a_job_tells_how_far_it_is(fake: FakeGateway, sdk_client: GatewayC
         ("prompt_lost", 502, "lost", GatewayTaskError),
     ],
 )
-async def test_an_error_that_a_job_ended_with_is_told_from_one_of_the_request(
+async def test_the_error_of_a_job_is_distinguished_from_an_error_of_the_request(
     fake: FakeGateway,
     sdk_client: GatewayClient,
     kind: str,
@@ -172,7 +170,7 @@ async def test_an_error_that_a_job_ended_with_is_told_from_one_of_the_request(
     assert (caught.value.job_status, caught.value.prompt_id) == (None, PROMPT_ID)
 
 
-async def test_the_result_of_a_job_that_has_not_ended_is_refused_with_how_it_is(
+async def test_the_result_of_an_unfinished_job_is_refused_with_its_status(
     fake: FakeGateway, sdk_client: GatewayClient
 ) -> None:
     fake.on("GET /prompt_sync", pending(), answer(result_body(entry())))
@@ -181,7 +179,7 @@ async def test_the_result_of_a_job_that_has_not_ended_is_refused_with_how_it_is(
     assert (await sdk_client.result(PROMPT_ID)).files[0].filename == "a_00001_.png"
 
 
-async def test_jobs_come_from_as_many_pages_as_are_needed(fake: FakeGateway, sdk_client: GatewayClient) -> None:
+async def test_jobs_are_read_from_as_many_pages_as_needed(fake: FakeGateway, sdk_client: GatewayClient) -> None:
     failure = {"type": "task_failed", "detail": "no memory"}
     first = answer({"jobs": [in_list(1), in_list(2)], "next_cursor": "c"})
     second = answer({"jobs": [in_list(3, status="failed", error=failure, labels={"a": "b"})]})
@@ -205,7 +203,7 @@ async def test_jobs_come_from_as_many_pages_as_are_needed(fake: FakeGateway, sdk
     "body",
     [{}, {"jobs": 1}, {"jobs": [{}]}, {"jobs": [in_list(1, status="done")]}, {"jobs": [], "next_cursor": 4}],
 )
-async def test_a_list_that_is_none_is_told_in_a_sentence(
+async def test_a_malformed_list_of_jobs_raises_a_readable_error(
     fake: FakeGateway, sdk_client: GatewayClient, body: object
 ) -> None:
     fake.on("GET /prompt_sync", answer(body))
@@ -213,8 +211,8 @@ async def test_a_list_that_is_none_is_told_in_a_sentence(
         await anext(sdk_client.jobs())
 
 
-async def test_wait_goes_on_through_everything_that_passes(fake: FakeGateway, sdk_client: GatewayClient) -> None:
-    """A look follows each stream that ended without the result."""
+async def test_wait_survives_every_temporary_failure(fake: FakeGateway, sdk_client: GatewayClient) -> None:
+    """After each stream that ended without a result, the client asks for the job's state."""
     timeout = b"event: error\ndata: " + json.dumps(error_body("timeout")).encode() + b"\n\n"
     fake.on(
         "GET /prompt_sync",
@@ -227,12 +225,12 @@ async def test_wait_goes_on_through_everything_that_passes(fake: FakeGateway, sd
     events: list[Event] = []
     result = await sdk_client.wait(PROMPT_ID, show=events.append)
     assert result.files[0].filename == "a_00001_.png"
-    # Where the gateway has waited for as long as it waits, nothing was lost.
+    # The last stream ended because the gateway's own time limit was reached: no connection was lost.
     assert len([event for event in events if isinstance(event, Reconnecting)]) == 3
     assert [asked.query.get("timeout") for asked in fake.asked] == [None, "0"] * 4 + [None]
 
 
-async def test_wait_believes_no_error_of_a_stream_before_it_has_looked(
+async def test_wait_checks_the_job_before_it_believes_an_error_of_a_stream(
     fake: FakeGateway, sdk_client: GatewayClient
 ) -> None:
     broken = b"event: error\ndata: " + json.dumps(error_body("shutting_down")).encode() + b"\n\n"
@@ -248,7 +246,7 @@ async def test_wait_ends_at_once_for_an_unknown_job(fake: FakeGateway, sdk_clien
     assert len(fake.asked) == 2
 
 
-async def test_wait_ends_with_its_time(fake: FakeGateway) -> None:
+async def test_wait_ends_when_its_timeout_is_over(fake: FakeGateway) -> None:
     async def waits(request: web.Request) -> web.StreamResponse:
         return await (pending("running") if "timeout" in request.query else hang)(request)
 
@@ -269,7 +267,7 @@ async def run(capsys: pytest.CaptureFixture[str], fake: FakeGateway, *arguments:
     return await cli_here(capsys, *arguments, "--server", fake.url)
 
 
-async def test_submit_prints_the_id_alone(fake: FakeGateway, workflow_file: str, tmp_path: Path) -> None:
+async def test_submit_prints_only_the_id(fake: FakeGateway, workflow_file: str, tmp_path: Path) -> None:
     fake.on("POST /prompt_sync", pending())
     photo = tmp_path / "photo.png"
     photo.write_bytes(b"\x00\xff")
@@ -300,7 +298,7 @@ async def test_submit_prints_the_id_alone(fake: FakeGateway, workflow_file: str,
         (answer(error_body("overloaded"), 429), Exit.OVERLOADED, "", "it is overloaded"),
     ],
 )
-async def test_submit_prints_an_id_only_where_there_is_a_job(
+async def test_submit_prints_an_id_only_if_the_job_exists(
     fake: FakeGateway,
     workflow_file: str,
     capsys: pytest.CaptureFixture[str],
@@ -331,7 +329,7 @@ async def test_submit_prints_an_id_only_where_there_is_a_job(
         (page(404, "<h1>Nothing here</h1>"), Exit.UNEXPECTED),
     ],
 )
-async def test_result_says_with_its_exit_code_how_the_job_is(
+async def test_the_exit_code_of_result_tells_the_status_of_the_job(
     fake: FakeGateway, tmp_path: Path, capsys: pytest.CaptureFixture[str], answered: Answer, expected: Exit
 ) -> None:
     fake.on("GET /prompt_sync", answered)
@@ -342,7 +340,7 @@ async def test_result_says_with_its_exit_code_how_the_job_is(
 
 
 @pytest.mark.parametrize("command", ["wait", "result"])
-async def test_files_are_saved_as_run_does(
+async def test_wait_and_result_save_the_files_of_a_job(
     fake: FakeGateway, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:
     streamed = event_stream(
@@ -356,7 +354,7 @@ async def test_files_are_saved_as_run_does(
     assert (tmp_path / "a_00001_.png").read_bytes() == PICTURE
 
 
-async def test_wait_says_that_its_time_is_up(
+async def test_wait_exits_as_timed_out_when_its_timeout_is_over(
     fake: FakeGateway, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fake.on("GET /prompt_sync", answer(error_body("timeout"), 504), pending("running"))
@@ -366,7 +364,7 @@ async def test_wait_says_that_its_time_is_up(
 
 
 @pytest.mark.parametrize("command", ["wait", "submit"])
-async def test_ctrl_c_takes_no_job_back(fake: FakeGateway, workflow_file: str, tmp_path: Path, command: str) -> None:
+async def test_ctrl_c_cancels_no_job(fake: FakeGateway, workflow_file: str, tmp_path: Path, command: str) -> None:
     fake.on("GET /prompt_sync", hang)
     fake.on("POST /prompt_sync", hang)
     options = (
@@ -384,7 +382,7 @@ async def test_ctrl_c_takes_no_job_back(fake: FakeGateway, workflow_file: str, t
     assert fake.asked_for("DELETE") == []
 
 
-async def test_list_is_a_table_or_a_document(fake: FakeGateway, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_list_prints_a_table_or_a_json_document(fake: FakeGateway, capsys: pytest.CaptureFixture[str]) -> None:
     failure = {"type": "task_failed", "detail": "no memory\n\x1b[2J " + "x" * 500}
     entries = [in_list(1, labels={"order": "7"}), in_list(2, status="failed", error=failure), in_list(3)]
     fake.on("GET /prompt_sync", answer({"jobs": entries}))
@@ -419,7 +417,7 @@ async def test_list_is_a_table_or_a_document(fake: FakeGateway, capsys: pytest.C
         (["result"], "PROMPT_ID"),
     ],
 )
-def test_a_wrong_command_line_names_what_was_meant(
+def test_a_wrong_command_line_for_jobs_is_refused_with_a_hint(
     arguments: Sequence[str], expected: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(arguments) == Exit.USAGE

@@ -1,1 +1,1 @@
-"""TODO"""
+"""The ComfyUI servers behind the gateway."""

@@ -1,4 +1,4 @@
-"""What the tests of this folder share."""
+"""Fixtures of the tests in this folder."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def worker(clock: Clock) -> PromptWorker:
 
 @pytest.fixture
 def times() -> NodeTimes:
-    """Of a prompt that has begun."""
+    """The node times of a prompt that has begun."""
     made = NodeTimes()
     made.started()
     return made

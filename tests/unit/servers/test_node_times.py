@@ -1,4 +1,4 @@
-"""Seconds by node, of frames as a real ComfyUI 0.3.64 sends them."""
+"""Seconds by node, from frames in the form that ComfyUI 0.3.64 sends."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def executing(node: str, shown: str | None = None) -> bytes:
 
 
 def states(**nodes: str) -> bytes:
-    """Of nodes by id, in the order in which they began."""
+    """A frame with the states of nodes by id, in the order in which the nodes began."""
     said: dict[str, Any] = {
         node.removeprefix("n"): {"value": 0.0, "max": 1.0, "state": state, "node_id": node.removeprefix("n")}
         for node, state in nodes.items()
@@ -27,7 +27,7 @@ def states(**nodes: str) -> bytes:
     return json.dumps({"type": "progress_state", "data": data}).encode()
 
 
-def test_nodes_one_after_the_other(times: NodeTimes) -> None:
+def test_nodes_that_run_one_after_the_other_have_their_own_times(times: NodeTimes) -> None:
     times.states(states(n1="running"), 0.0)
     times.executing(executing("1"), 0.0)
     times.states(states(n1="running"), 0.7)
@@ -39,7 +39,7 @@ def test_nodes_one_after_the_other(times: NodeTimes) -> None:
     assert times.seconds() == {"1": 1.0, "11": 3.0}
 
 
-def test_without_states_a_node_ends_where_the_next_begins(times: NodeTimes) -> None:
+def test_without_state_frames_a_node_ends_when_the_next_one_begins(times: NodeTimes) -> None:
     times.executing(executing("1"), 0.0)
     times.executing(executing("2"), 1.0)
     times.executing(executing("2.0.0.1", "2"), 1.5)
@@ -49,7 +49,7 @@ def test_without_states_a_node_ends_where_the_next_begins(times: NodeTimes) -> N
     assert times.seconds() == {"1": 1.0, "2": 3.0, "3": 0.5}
 
 
-def test_nodes_that_wait_for_services_at_the_same_time(times: NodeTimes) -> None:
+def test_nodes_that_run_at_the_same_time_have_overlapping_times(times: NodeTimes) -> None:
     times.states(states(n1="running"), 0.0)
     times.executing(executing("1"), 0.0)
     times.states(states(n1="running", n2="running"), 0.1)
@@ -60,7 +60,7 @@ def test_nodes_that_wait_for_services_at_the_same_time(times: NodeTimes) -> None
     assert times.seconds() == {"1": 5.0, "2": 2.0}
 
 
-def test_a_node_that_asks_for_its_inputs_late_does_not_have_their_time(times: NodeTimes) -> None:
+def test_a_node_that_waits_for_late_inputs_does_not_have_their_time(times: NodeTimes) -> None:
     times.states(states(n5="running"), 0.0)
     times.executing(executing("5"), 0.0)
     times.states(states(n5="running", n1="running"), 0.25)
@@ -73,7 +73,7 @@ def test_a_node_that_asks_for_its_inputs_late_does_not_have_their_time(times: No
     assert times.seconds() == {"5": 1.0, "1": 3.0}
 
 
-def test_a_node_has_the_time_of_those_that_replace_it(times: NodeTimes) -> None:
+def test_a_node_has_the_time_of_the_nodes_that_it_expands_to(times: NodeTimes) -> None:
     times.states(states(n2="running"), 0.0)
     times.executing(executing("2"), 0.0)
     for step in range(3):
@@ -84,7 +84,7 @@ def test_a_node_has_the_time_of_those_that_replace_it(times: NodeTimes) -> None:
     assert times.seconds() == {"2": 4.5}
 
 
-def test_ids_of_any_text(times: NodeTimes) -> None:
+def test_a_node_id_may_be_any_text(times: NodeTimes) -> None:
     ids = ['a "quoted" one', "é\\n", "\U0001f5bc", "", "12:3"]
     for second, node in enumerate(ids):
         times.executing(executing(node), float(second))
@@ -92,14 +92,14 @@ def test_ids_of_any_text(times: NodeTimes) -> None:
     assert times.seconds() == dict.fromkeys(ids, 1.0)
 
 
-def test_nothing_ran() -> None:
+def test_a_run_without_nodes_has_no_times() -> None:
     times = NodeTimes()
     times.started()
     times.ended(1.0)
     assert times.seconds() == {}
 
 
-def test_what_was_not_heard_whole_is_left_out() -> None:
+def test_a_run_that_was_not_observed_completely_has_no_times() -> None:
     late = NodeTimes()
     late.executing(executing("2"), 0.0)
     late.ended(1.0)
@@ -110,7 +110,7 @@ def test_what_was_not_heard_whole_is_left_out() -> None:
     assert cut_off.seconds() is None
 
 
-def test_a_second_run_begins_at_nothing(times: NodeTimes) -> None:
+def test_a_second_run_starts_without_times(times: NodeTimes) -> None:
     times.executing(executing("1"), 0.0)
     times.started()
     times.executing(executing("1"), 10.0)
@@ -126,13 +126,13 @@ def test_a_second_run_begins_at_nothing(times: NodeTimes) -> None:
         b'{"type": "executing", "data": {"node": "\\u12", "display_node": "\\u12"}}',
     ],
 )
-def test_a_frame_that_is_not_understood_leaves_them_out(times: NodeTimes, frame: bytes) -> None:
+def test_a_run_with_an_unreadable_frame_has_no_times(times: NodeTimes, frame: bytes) -> None:
     times.executing(frame, 0.0)
     times.ended(1.0)
     assert times.seconds() is None
 
 
-def test_however_many_nodes_there_are_the_table_is_bounded(times: NodeTimes) -> None:
+def test_the_number_of_nodes_with_times_is_bounded(times: NodeTimes) -> None:
     for number in range(10_000):
         times.executing(executing(str(number)), float(number))
     times.ended(10_000.0)
