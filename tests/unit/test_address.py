@@ -1,4 +1,4 @@
-"""Where a server is, out of what a setting says."""
+"""Addresses of servers, read from settings."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_an_address_has_a_base_url_and_a_name(address: str, url: str, name: str)
     assert (str(server.url).rstrip("/"), server.name) == (url, name)
 
 
-def test_the_password_of_an_address_is_in_its_header_and_in_no_text() -> None:
+def test_the_password_of_an_address_is_only_in_its_header() -> None:
     server = parse_server_address("http://user:s3cret@comfy:1")
     assert server.authorization == "Basic dXNlcjpzM2NyZXQ="
     assert "s3cret" not in f"{server}"
@@ -30,7 +30,7 @@ def test_the_password_of_an_address_is_in_its_header_and_in_no_text() -> None:
 
 
 @pytest.mark.parametrize("address", ["", "ftp://x", "http://", "://x", "a b", "a b:1", "gpu 1=h:1", "-a=h:1"])
-def test_what_is_no_address_is_refused(address: str) -> None:
+def test_an_invalid_address_is_refused(address: str) -> None:
     with pytest.raises(ValueError, match="neither host:port nor"):
         parse_server_address(address)
 
@@ -39,13 +39,13 @@ def test_what_is_no_address_is_refused(address: str) -> None:
     "address",
     ["ftp://user:s3cret@host", "user:s3cret@", "http://user:s3cret@", "http://user:s3@cret@host:99999", "u:s3cret@h:x"],
 )
-def test_a_refused_address_is_told_without_its_password(address: str) -> None:
+def test_the_error_for_an_invalid_address_hides_the_password(address: str) -> None:
     with pytest.raises(ValueError, match=r"\*\*\*@") as refusal:
         parse_server_address(address)
     assert "cret" not in str(refusal.value)
 
 
-def test_headers_for_an_address_that_is_not_there_do_not_tell_its_password() -> None:
+def test_the_error_for_headers_of_an_unknown_address_hides_the_password() -> None:
     with pytest.raises(ValueError, match=r"\*\*\*@host") as refusal:
         parse_headers('{"http://user:s3cret@host": {"X-Key": "1"}}', ["other:1"])
     assert "s3cret" not in str(refusal.value)

@@ -1,4 +1,4 @@
-"""Large JSON is read as small JSON is, in short steps, and within limits."""
+"""Large JSON is read in short steps and within limits, with the same result as small JSON."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ values = st.recursive(
 )
 
 
-# Every text is a large one, and each step takes a few bytes, so that every boundary comes to pass.
+# Every text counts as large, and each step takes only a few bytes, so that steps end at every kind of place.
 TINY = Steps(whole=0, scanned=7, parsed=0, short=5, decoded=6)
 
 
 @settings(max_examples=150, deadline=None)
 @given(value=values, escaped=st.booleans(), indent=st.sampled_from([None, 1]))
-def test_it_is_read_as_in_one_step(value: Any, escaped: bool, indent: int | None) -> None:
+def test_reading_in_steps_gives_the_value_of_one_step(value: Any, escaped: bool, indent: int | None) -> None:
     text = json.dumps(value, ensure_ascii=escaped, indent=indent).encode()
     assert big_json.load(text, MANY, TINY) == value
 
 
 @settings(max_examples=150, deadline=None)
 @given(value=values, at=st.integers(0, 200), wrong=st.sampled_from([b'"', b"\\", b"\n", b"\xff", b"]", b"", b"\\u"]))
-def test_damage_is_seen_as_in_one_step(value: Any, at: int, wrong: bytes) -> None:
+def test_reading_in_steps_refuses_the_same_damaged_texts(value: Any, at: int, wrong: bytes) -> None:
     text = json.dumps(value, ensure_ascii=False).encode()
     text = text[:at] + wrong + text[at + 1 :]
     try:
@@ -54,13 +54,13 @@ def test_damage_is_seen_as_in_one_step(value: Any, at: int, wrong: bytes) -> Non
         assert big_json.load(text, MANY, TINY) == expected
 
 
-def test_what_stands_in_strings_counts_neither_as_values_nor_as_depth() -> None:
+def test_characters_in_strings_count_neither_as_values_nor_as_depth() -> None:
     limits = Limits(max_json_values=3, max_json_depth=1)
     text = json.dumps(["[[[{{{,,,,,,,,", '\\",[[[,,,']).encode()
     assert big_json.load(text, limits, TINY) == json.loads(text)
 
 
-def test_too_many_values_are_refused_before_they_are_made() -> None:
+def test_too_many_values_are_refused() -> None:
     text = json.dumps({str(number): {} for number in range(100_000)}).encode()
     with pytest.raises(ComfyUILimitError, match=r"more than 50000 values \(MAX_JSON_VALUES\)"):
         big_json.load(text, Limits(max_json_values=50_000))
@@ -78,7 +78,7 @@ def test_depth_is_limited_whatever_the_size(size: int) -> None:
         big_json.load(nested(21), limits)
 
 
-def test_a_name_of_any_length_is_no_way_around() -> None:
+def test_a_name_of_a_field_is_limited_too() -> None:
     with pytest.raises(ComfyUILimitError, match="a name in the JSON"):
         big_json.load(b'{"%b":1}' % (b"a" * 5_000_000), Limits())
 
@@ -92,10 +92,10 @@ def test_a_name_of_any_length_is_no_way_around() -> None:
     ],
     ids=["one string", "many strings", "escapes"],
 )
-def test_other_threads_get_their_turn(text: str) -> None:
-    """By what another thread can do meanwhile, which a slow machine changes little: it takes turns with the reader.
+def test_other_threads_get_turns_while_large_json_is_read(text: str) -> None:
+    """Counts the turns of another thread during the reading, which depends little on the speed of the machine.
 
-    A parser that reads the whole text at once lets nobody else run: 0 turns then.
+    A parser that reads the whole text at once gives other threads no turn.
     """
     body = text.encode()
     turns = 0

@@ -1,4 +1,4 @@
-"""`ComfyUIClient`: retries, and each of aiohttp's errors as one of ours."""
+"""`ComfyUIClient`: retries, and the translation of aiohttp's errors into ours."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.mocked import MOCKED_URL
 
 
 @pytest.mark.parametrize("status", [502, 503, 504])
-async def test_a_read_is_retried_on_a_gateway_s_status(
+async def test_a_read_is_retried_after_a_status_502_503_or_504(
     client: ComfyUIClient, upstream: aioresponses, status: int
 ) -> None:
     upstream.get(f"{MOCKED_URL}/history/x", status=status)
@@ -28,7 +28,7 @@ async def test_a_read_is_retried_on_a_gateway_s_status(
     assert (await client.get_history("x")) is not None
 
 
-async def test_a_read_is_retried_on_a_broken_connection_and_gives_up_in_the_end(
+async def test_a_read_is_retried_after_a_broken_connection_and_then_fails(
     client: ComfyUIClient, upstream: aioresponses
 ) -> None:
     for _ in range(3):
@@ -47,7 +47,7 @@ async def test_other_statuses_are_not_retried(client: ComfyUIClient, upstream: a
 
 
 @pytest.mark.parametrize("body", ["<html>", '{"half":', "[1]"])
-async def test_what_is_not_a_json_object_is_a_server_error(
+async def test_an_answer_that_is_no_json_object_is_a_server_error(
     client: ComfyUIClient, upstream: aioresponses, body: str
 ) -> None:
     upstream.get(f"{MOCKED_URL}/history/x", body=body)
@@ -89,7 +89,7 @@ async def test_a_refusal_carries_the_node_errors(client: ComfyUIClient, upstream
     assert raised.value.upstream == body
 
 
-async def test_a_file_that_is_not_there_is_not_found(client: ComfyUIClient, upstream: aioresponses) -> None:
+async def test_a_missing_file_raises_not_found(client: ComfyUIClient, upstream: aioresponses) -> None:
     upstream.get(f"{MOCKED_URL}/view?filename=a.png&subfolder=&type=output", status=404)
     with pytest.raises(ComfyUINotFoundError, match=r"a\.png"):
         async with client.view("a.png"):
@@ -102,12 +102,12 @@ async def test_a_cancelled_call_stays_cancelled(client: ComfyUIClient, upstream:
         await client.get_history("x")
 
 
-def test_node_errors_of_an_unknown_shape_are_no_error() -> None:
+def test_node_errors_of_an_unknown_shape_are_ignored() -> None:
     assert flat_node_errors(None) == {}
     assert flat_node_errors({"3": "?", "4": {"errors": []}}) == {"4": ()}
 
 
-async def test_what_comfyui_says_with_an_unexpected_status_is_named_without_its_paths(
+async def test_the_text_of_an_unexpected_status_is_shown_without_folders(
     client: ComfyUIClient, upstream: aioresponses
 ) -> None:
     body = "no space left on /opt/comfyui/output\nTraceback (most recent call last):"

@@ -1,4 +1,4 @@
-"""Large values are written in pieces, and as if they were written at once."""
+"""Large values are written in pieces, with the same text as in one piece."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ _values = st.recursive(
 
 
 @given(_values, st.integers(9, 60))
-def test_the_pieces_are_the_text_that_is_written_at_once(value: Any, size: int) -> None:
+def test_the_pieces_together_are_the_text_of_one_write(value: Any, size: int) -> None:
     assert b"".join(pieces(value, size)) == jsonio.dumps(value)
 
 
-def test_what_only_python_writes_is_written_the_same_in_pieces() -> None:
+def test_values_that_only_python_can_write_are_the_same_in_pieces() -> None:
     value = {"9": ["\ud83d" * 30, jsonio.NonFinite(math.nan), 10**40, "\udc00", {"é": [10**30] * 20}] * 3, "": {}}
     assert b"".join(pieces(value, 20)) == jsonio.dumps(value)
 
 
-def test_no_piece_is_much_longer_than_it_is_to_be() -> None:
+def test_no_piece_is_much_longer_than_the_given_size() -> None:
     value = {"9": {"text": ["x" * 50_000, ["y" * 90] * 2000], "v": list(range(20_000))}, "10": {"\n" * 500: "z"}}
     assert max(map(len, pieces(value, 1000))) < 4000
 
 
-def test_a_value_that_is_nested_deeply_is_written() -> None:
+def test_a_deeply_nested_value_is_written_in_pieces() -> None:
     value: Any = "x" * 5000
     for _ in range(800):
         value = [value]
     assert b"".join(pieces(value, 1000)) == jsonio.dumps(value)
 
 
-def test_what_is_large_is_found_without_counting_to_the_end() -> None:
+def test_large_values_are_recognised_by_their_texts_and_items() -> None:
     assert not is_large({"9": {"images": [{"filename": "a.png", "subfolder": "", "type": "output"}] * 100}})
     assert is_large({"9": {"text": ["x" * 300_000]}})
     assert is_large({"9": {"v": [0] * 100_000}})

@@ -1,4 +1,4 @@
-"""The reader and the writers of JSON, against Python's own, which is ComfyUI's."""
+"""Our reader and writers of JSON, compared with Python's own, which ComfyUI uses."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from comfyui import jsonio
 from comfyui.exceptions import JSONError
 
-# What ComfyUI reads and writes and orjson refuses, or silently changes.
+# Texts that ComfyUI reads and writes, but orjson refuses or silently changes.
 AS_PYTHON = [
     '{"a": NaN, "b": [Infinity, -Infinity]}',
     '{"a": "\\ud800 alone", "\\udfff": 1}',
@@ -28,19 +28,19 @@ AS_PYTHON = [
 
 
 @pytest.mark.parametrize("text", AS_PYTHON, ids=lambda text: text[:40])
-def test_what_comfyui_writes_is_read_and_written_as_python_does(text: str) -> None:
+def test_texts_of_comfyui_are_read_and_written_as_python_does(text: str) -> None:
     value = jsonio.loads(text)
     assert repr(value) == repr(json.loads(text))
     assert repr(json.loads(jsonio.dumps_for_comfyui(value))) == repr(json.loads(text))
 
 
-def test_an_integer_beyond_64_bits_is_found_wherever_it_is_in_a_long_text() -> None:
+def test_an_integer_beyond_64_bits_is_kept_at_any_place_of_a_long_text() -> None:
     number = 98765432109876543210987
     for padding in range(64 * 1024 - 60, 64 * 1024 + 10):
         assert jsonio.loads(f'["{"x" * padding}", {number}]')[1] == number
 
 
-def test_a_number_that_is_too_large_for_a_float_is_an_infinity_for_comfyui_and_null_for_everyone() -> None:
+def test_a_number_too_large_for_a_float_is_infinity_for_comfyui_and_null_for_clients() -> None:
     value = jsonio.loads('{"a": 1e999}')
     assert value["a"] == math.inf
     assert jsonio.dumps_for_comfyui(value) == b'{"a":Infinity}'
@@ -52,28 +52,28 @@ def test_our_own_answers_are_strict_json() -> None:
     assert json.loads(jsonio.dumps(value)) == {"\ufffd": [None, None], "big": 123456789012345678901, "text": "a\ufffdb"}
 
 
-def test_a_plain_nan_of_our_own_is_null_too() -> None:
+def test_nan_and_infinity_of_our_own_are_written_as_null() -> None:
     assert jsonio.dumps([math.nan, math.inf, "\ud800"]) == '[null,null,"\ufffd"]'.encode()
 
 
 @pytest.mark.parametrize(("write", "depth"), [(jsonio.dumps, 1024), (jsonio.dumps_for_comfyui, 449)])
-def test_what_can_be_read_can_be_written_however_deep(write: Any, depth: int) -> None:
+def test_a_value_of_the_largest_depth_can_be_written(write: Any, depth: int) -> None:
     text = '{"a":' * depth + "1" + "}" * depth
     assert write(jsonio.loads(text)) == text.encode()
 
 
-def test_what_comfyui_could_not_copy_is_not_written_for_it() -> None:
+def test_a_value_too_deep_for_comfyui_is_not_written_for_it() -> None:
     with pytest.raises(JSONError, match="450 levels"):
         jsonio.dumps_for_comfyui(jsonio.loads("[" * 451 + "]" * 451))
 
 
-def test_deeper_than_python_reads_is_said() -> None:
+def test_a_text_too_deep_for_python_is_refused_as_beyond_limits() -> None:
     with pytest.raises(JSONError, match="nested too deeply") as raised:
         jsonio.loads("[" * 100_000)
     assert raised.value.beyond_limits
 
 
-def test_an_integer_of_too_many_digits_is_said() -> None:
+def test_an_integer_of_too_many_digits_is_refused_as_beyond_limits() -> None:
     with pytest.raises(JSONError, match="4300 digits") as raised:
         jsonio.loads(f'{{"number": {"9" * 4301}}}')
     assert raised.value.beyond_limits
@@ -92,7 +92,7 @@ def test_an_integer_of_too_many_digits_is_said() -> None:
         ("{}".encode("utf-32"), "UTF-32"),
     ],
 )
-def test_what_is_no_json_is_said(text: bytes, said: str) -> None:
+def test_a_text_that_is_no_json_is_refused_with_the_reason(text: bytes, said: str) -> None:
     with pytest.raises(JSONError, match=said) as raised:
         jsonio.loads(text)
     assert not raised.value.beyond_limits
@@ -103,20 +103,20 @@ def test_a_byte_order_mark_is_skipped() -> None:
     assert jsonio.loads("\ufeff{}") == {}
 
 
-def test_canonical_text_tells_values_apart_that_strict_json_does_not() -> None:
+def test_canonical_text_distinguishes_values_that_strict_json_does_not() -> None:
     texts = ("[NaN]", "[null]", "[Infinity]", '["\\ud800"]', '["\\ufffd"]', "[18446744073709551616]", "[1.0]", "[1]")
     assert len({jsonio.canonical(jsonio.loads(text)) for text in texts}) == len(texts)
     one, other = {"b": 2**70, "a": {"d": 1, "c": 2}}, {"a": {"c": 2, "d": 1}, "b": 2**70}
     assert jsonio.canonical(one) == jsonio.canonical(other)
 
 
-def test_what_only_orjson_has_a_form_for_is_written_beside_what_it_refuses() -> None:
+def test_a_uuid_is_written_together_with_a_number_that_orjson_refuses() -> None:
     some_id = UUID(int=1)
     assert json.loads(jsonio.dumps({"id": some_id, "big": 2**70})) == {"id": str(some_id), "big": 2**70}
 
 
 @pytest.mark.parametrize("write", [jsonio.dumps, jsonio.dumps_for_comfyui, jsonio.canonical])
-def test_what_json_has_no_form_for_is_a_type_error(write: Any) -> None:
+def test_a_value_without_a_json_form_raises_a_type_error(write: Any) -> None:
     with pytest.raises(TypeError):
         write({"a": {1, 2}})
     with pytest.raises(TypeError):

@@ -1,4 +1,4 @@
-"""What lands in a log."""
+"""The lines of the log."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import structlog
 from comfyui.logs import configure_logging
 
 
-def test_a_traceback_in_the_log_has_no_variables_of_its_frames(log_file: Path) -> None:
-    """They may be callers' keys and prompts."""
+def test_a_traceback_in_the_log_has_no_local_variables(log_file: Path) -> None:
+    """The variables may be callers' keys and prompts."""
     configure_logging("INFO", str(log_file))
 
     def fails(api_key: str) -> None:
@@ -28,7 +28,7 @@ def test_a_traceback_in_the_log_has_no_variables_of_its_frames(log_file: Path) -
     assert "very-secret" not in line
 
 
-def test_lines_of_ours_and_of_libraries_have_one_format(log_file: Path) -> None:
+def test_lines_of_ours_and_of_libraries_have_the_same_format(log_file: Path) -> None:
     configure_logging("INFO", str(log_file))
     with structlog.contextvars.bound_contextvars(request_id="r1"):
         structlog.get_logger("ours").warning("disk.full", free=3)
@@ -41,17 +41,17 @@ def test_lines_of_ours_and_of_libraries_have_one_format(log_file: Path) -> None:
 
 
 @pytest.mark.parametrize("library", ["sse_starlette.sse", "uvicorn.error", "theirs"])
-def test_what_goes_through_libraries_is_not_written_on_any_level(log_file: Path, library: str) -> None:
+def test_debug_lines_of_libraries_are_never_written(log_file: Path, library: str) -> None:
     configure_logging("DEBUG", str(log_file))
     logging.getLogger(library).debug("chunk: %s", "an answer with a link")
     logging.getLogger(library).info("started")
     structlog.get_logger("ours").debug("looked")
     events = [json.loads(line)["event"] for line in log_file.read_text().splitlines()]
     assert events == ["started", "looked"]
-    assert logging.getLogger("access").isEnabledFor(logging.DEBUG)  # lines of requests that only DEBUG has
+    assert logging.getLogger("access").isEnabledFor(logging.DEBUG)  # its lines of requests appear only at DEBUG
 
 
-def test_what_is_below_the_level_is_not_written(log_file: Path) -> None:
+def test_lines_below_the_level_are_not_written(log_file: Path) -> None:
     configure_logging("WARNING", str(log_file))
     log = structlog.get_logger("ours")
     log.debug("no")
@@ -62,7 +62,7 @@ def test_what_is_below_the_level_is_not_written(log_file: Path) -> None:
     assert [json.loads(line)["event"] for line in log_file.read_text().splitlines()] == ["yes"]
 
 
-def test_a_file_that_was_rotated_is_opened_again(log_file: Path) -> None:
+def test_a_rotated_log_file_is_opened_again(log_file: Path) -> None:
     configure_logging("INFO", str(log_file))
     log = structlog.get_logger("ours")
     log.info("before")
@@ -83,8 +83,8 @@ def test_on_a_console_a_traceback_is_plain_text(log_file: Path, capsys: pytest.C
     assert not log_file.exists()
 
 
-def test_a_line_is_ascii_and_one_line_whatever_is_in_it(log_file: Path) -> None:
-    """A terminal obeys some characters, and some readers end a line at others."""
+def test_a_line_of_the_log_is_ascii_without_line_breaks(log_file: Path) -> None:
+    """A terminal obeys some characters, and other characters end a line for some readers."""
     configure_logging("INFO", str(log_file))
     said = "é \u2028 \x9b2J \ud800 \n"
     structlog.get_logger("ours").info("said", text=said, path=Path("/x"), number=float("inf"))

@@ -1,4 +1,4 @@
-"""`comfyui.merged_files`: subfolders that say whose file it is."""
+"""`comfyui.merged_files`: subfolders that begin with the id of the file's prompt."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ json_values = st.recursive(
 
 
 @given(ids, names, subfolders)
-def test_what_was_merged_comes_back(prompt_id: str, filename: str, subfolder: str) -> None:
+def test_a_merged_subfolder_gives_back_the_id_and_the_subfolder(prompt_id: str, filename: str, subfolder: str) -> None:
     file = to_merged(prompt_id, {"filename": filename, "subfolder": subfolder, "type": "output"})
 
     assert file["filename"] == filename
@@ -38,7 +38,7 @@ def test_what_was_merged_comes_back(prompt_id: str, filename: str, subfolder: st
 
 
 @given(ids, json_values)
-def test_any_outputs_are_survived_and_left_as_they_were(prompt_id: str, outputs: Any) -> None:
+def test_any_outputs_are_merged_without_a_change_to_the_original(prompt_id: str, outputs: Any) -> None:
     before = copy.deepcopy(outputs)
 
     merged = merged_outputs(prompt_id, outputs)
@@ -48,7 +48,7 @@ def test_any_outputs_are_survived_and_left_as_they_were(prompt_id: str, outputs:
 
 
 def _without_subfolders(prompt_id: str, value: Any) -> Any:
-    """The value with every subfolder of a file as ComfyUI may have said it, none and an empty one alike."""
+    """The value with the prompt's id removed from each file's subfolder; a missing subfolder counts as an empty one."""
     if isinstance(value, dict):
         inner = {name: _without_subfolders(prompt_id, one) for name, one in value.items()}
         if isinstance(inner.get("filename"), str) and inner["filename"]:
@@ -88,7 +88,7 @@ def test_a_folder_that_only_looks_like_an_id_is_a_folder(subfolder: str) -> None
     assert from_merged(subfolder) is None
 
 
-def test_the_rest_behind_the_id_is_as_it_came() -> None:
+def test_the_subfolder_behind_the_id_is_not_changed() -> None:
     assert from_merged(ID) == (ID, "")
     assert from_merged(f"{ID}/a/b") == (ID, "a/b")
     assert from_merged(f"{ID}/../x") == (ID, "../x")
@@ -96,7 +96,7 @@ def test_the_rest_behind_the_id_is_as_it_came() -> None:
     assert from_merged(f"{ID}//x") == (ID, "/x")
 
 
-def test_an_id_is_one_of_ours() -> None:
+def test_only_a_uuid_in_our_form_is_a_prompt_id() -> None:
     assert is_prompt_id(ID)
     assert not is_prompt_id(f"{ID}\n")
     assert not is_prompt_id("my-prompt")
@@ -104,7 +104,7 @@ def test_an_id_is_one_of_ours() -> None:
     assert merged_subfolder(ID, "") == ID
 
 
-def test_every_file_of_every_node_is_merged_with_its_further_fields_in_their_order() -> None:
+def test_every_file_is_merged_and_keeps_its_other_fields_in_order() -> None:
     outputs = {
         "9": {"images": [{"filename": "a.png", "subfolder": "", "type": "output"}], "animated": [True]},
         "7": {"gifs": [{"format": "mp4", "filename": "v.mp4", "subfolder": "v", "type": "temp", "rate": 8}]},
@@ -138,11 +138,11 @@ def test_every_file_of_every_node_is_merged_with_its_further_fields_in_their_ord
         {"9": {"result": ["/root/m.glb", "C:\\m.glb", "m.txt"]}},
     ],
 )
-def test_what_is_no_file_stays_the_same_object(odd: Any) -> None:
+def test_outputs_without_files_stay_the_same_object(odd: Any) -> None:
     assert merged_outputs(ID, odd) is odd
 
 
-def test_outputs_that_are_nested_without_end_are_left_alone_below_some_depth() -> None:
+def test_outputs_that_are_nested_very_deeply_are_left_alone() -> None:
     nested: Any = [{"filename": "a.png"}]
     for _ in range(5_000):
         nested = [nested]

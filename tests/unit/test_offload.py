@@ -1,4 +1,4 @@
-"""Work in threads: what it makes has one owner, whenever its caller leaves."""
+"""Work in threads: its result always has one owner, whenever the caller leaves."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from comfyui.offload import made_in_thread
 from tests.support.running import until
 
 
-async def test_what_is_made_for_a_caller_that_was_cancelled_twice_is_given_up() -> None:
+async def test_a_result_for_a_caller_that_was_cancelled_twice_is_disposed_of() -> None:
     begun, goes_on = threading.Event(), threading.Event()
     given_up: list[str] = []
 
@@ -34,7 +34,7 @@ async def test_what_is_made_for_a_caller_that_was_cancelled_twice_is_given_up() 
 
 
 @pytest.mark.parametrize("turns", range(6))
-async def test_what_is_made_while_its_caller_is_cancelled_is_the_callers_or_given_up(turns: int) -> None:
+async def test_a_result_goes_to_its_caller_or_is_disposed_of_if_the_caller_is_cancelled(turns: int) -> None:
     is_made = threading.Event()
     given_up: list[str] = []
 
@@ -54,5 +54,5 @@ async def test_what_is_made_while_its_caller_is_cancelled_is_the_callers_or_give
 
 
 async def _now(value: list[str]) -> list[str]:
-    """For `until`."""
+    """The value as `until` needs it."""
     return value

@@ -1,4 +1,4 @@
-"""What a user is told of ComfyUI's refusals, in which other users' files may be named."""
+"""ComfyUI's refusals are shown to a user without the names of other users' files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _answer(*errors: dict[str, Any]) -> dict[str, Any]:
     return {"error": whole, "node_errors": nodes}
 
 
-def test_a_list_that_names_uploaded_files_is_told_by_its_length() -> None:
+def test_a_list_of_uploaded_files_is_replaced_by_its_length() -> None:
     told = answer_without_files(_answer(_error("a.png", ["bob.png", "x"]), _error("y", ["bob.latent"])), [_KNOWN])
     assert "bob" not in str(told)
     first, second = told["node_errors"]["1"]["errors"]
@@ -35,7 +35,7 @@ def test_a_list_that_names_uploaded_files_is_told_by_its_length() -> None:
     assert told["error"]["details"].count("list of length") == 2
 
 
-def test_a_list_of_anything_else_is_told_as_it_is() -> None:
+def test_other_lists_and_unknown_answers_are_not_changed() -> None:
     answer = _answer(_error("left", ["disabled", "center", "None"]))
     assert answer_without_files(answer, [_KNOWN]) == answer
     for odd in ({"error": "a text", "node_errors": []}, {"error": None}, {}):

@@ -1,4 +1,4 @@
-"""How long to wait before the next try, and when there is none."""
+"""The delay before the next try, and the end of the tries."""
 
 from __future__ import annotations
 
@@ -59,21 +59,21 @@ async def test_without_retries_there_is_one_call() -> None:
     assert work.calls == 1
 
 
-async def test_another_error_ends_it_at_once() -> None:
+async def test_an_error_of_another_type_ends_the_tries() -> None:
     work = Failing(KeyError("not named"))
     with pytest.raises(KeyError):
         await retry(work, OSError, AT_ONCE)
     assert work.calls == 1
 
 
-async def test_an_error_that_is_not_worth_it_ends_it_at_once() -> None:
+async def test_an_error_that_is_not_worth_a_try_ends_the_tries() -> None:
     work = Failing(OSError("passes"), OSError("stays"), OSError("never"))
     with pytest.raises(OSError, match="stays"):
         await retry(work, OSError, AT_ONCE, worth=lambda error: str(error) == "passes")
     assert work.calls == 2
 
 
-async def test_no_further_call_is_made_after_its_time() -> None:
+async def test_no_further_call_is_made_after_the_time_limit() -> None:
     times = iter([100.0, 104.0, 106.0])
     work = Failing(OSError("1"), OSError("2"), OSError("3"))
     with pytest.raises(OSError, match="2"):
@@ -81,7 +81,7 @@ async def test_no_further_call_is_made_after_its_time() -> None:
     assert work.calls == 2
 
 
-async def test_each_error_that_is_followed_by_a_try_is_told() -> None:
+async def test_each_error_that_is_followed_by_a_try_is_reported() -> None:
     told: list[tuple[str, int]] = []
     work = Failing(OSError("1"), OSError("2"), OSError("3"))
     with pytest.raises(OSError, match="3"):

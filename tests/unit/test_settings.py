@@ -24,12 +24,12 @@ from tests.support.settings import PROCESSES, all_variables
 
 ROOT = Path(__file__).parents[2]
 
-# docs/configuration.md says which process means what.
+# docs/configuration.md has both meanings.
 TWO_MEANINGS = {"POLL_INTERVAL", "COMFYUI_OUTPUT_DIR"}
 
 
 def declarations(processes: Iterable[type[FieldGroup]]) -> dict[str, list[str]]:
-    """The ``Class.field`` that declare each variable, without fields that only give a base's field another default."""
+    """The ``Class.field`` names that declare each variable, without those that only change a base's default."""
     found: dict[str, list[str]] = defaultdict(list)
     classes = {kind for process in processes for kind in process.__mro__ if issubclass(kind, FieldGroup)}
     for kind in sorted(classes, key=lambda kind: kind.__qualname__):
@@ -58,7 +58,7 @@ def test_a_name_with_two_meanings_is_two_fields() -> None:
         assert len(fields) == len(found[variable]) == 2
 
 
-def test_a_second_declaration_is_found() -> None:
+def test_a_second_declaration_of_a_variable_is_found() -> None:
     class Again(FieldGroup):
         log_output: str = Field(default="console", description="Of another class.")
 
@@ -71,7 +71,7 @@ def test_a_second_declaration_is_found() -> None:
     assert len(found["LOG_LEVEL"]) == 1
 
 
-def test_every_class_of_settings_belongs_to_a_process_that_the_tests_know() -> None:
+def test_every_class_of_settings_belongs_to_a_process_of_these_tests() -> None:
     known = {kind.__qualname__ for process in PROCESSES.values() for kind in process.__mro__}
     product = [ROOT / "server.py", ROOT / "config.py", *(ROOT / "comfyui").rglob("*.py")]
     classes = {
@@ -95,7 +95,7 @@ def test_a_misspelt_name_stops_each_process(process: str, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("process", PROCESSES)
-def test_names_of_the_image_and_of_other_processes_are_not_taken_for_misspelt_ones(
+def test_names_of_the_image_and_of_other_processes_are_not_refused_as_misspelt(
     process: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image = set(re.findall(r"\$\{([A-Z][A-Z0-9_]+)", (ROOT / "deploy" / "entrypoint.sh").read_text()))
@@ -143,7 +143,7 @@ def test_an_entry_that_allows_no_address_is_refused_at_the_start(
 @pytest.mark.parametrize(
     ("variable", "value"), [("S3_SECRET_ACCESS_KEY", "s3cret"), ("S3_ENDPOINT_URL", "https://u:s3cret@store")]
 )
-def test_bad_settings_of_a_store_are_refused_everywhere_and_secrets_not_shown(
+def test_bad_settings_of_a_store_are_refused_without_showing_secrets(
     process: str, variable: str, value: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(variable, value)
@@ -159,7 +159,7 @@ def test_a_worker_has_one_comfyui(process: str, monkeypatch: pytest.MonkeyPatch)
         load(PROCESSES[process])
 
 
-def test_the_environment_goes_before_the_file_which_need_not_exist(
+def test_the_environment_takes_precedence_over_an_optional_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / ".env"

@@ -1,4 +1,4 @@
-"""A setting that nobody reads does nothing, however well it is declared, checked and documented."""
+"""Every setting is read: otherwise it would do nothing, however well it is declared and documented."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.settings import PROCESSES
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "comfyui"
-# Where a process reads its settings; below that there are options.
+# The files in which a process reads its settings. The modules below them get options.
 READERS = {
     "gateway": (ROOT / "config.py", ROOT / "server.py"),
     **{
@@ -24,14 +24,14 @@ READERS = {
     },
 }
 SHARED = (PACKAGE / "settings.py", *(PACKAGE / "outputs" / "stores").glob("*.py"))
-# `Settings.limits` reads all of these by the names of the fields.
+# `Settings.limits` reads these settings by the names of the fields.
 BY_NAME = {field.name for field in dataclasses.fields(Limits)}
-# What is made of settings.
+# The endings of the names of classes that are made of settings.
 OPTIONS = ("Options", "Limits", "Settings")
 
 
 def is_check(node: ast.AST) -> bool:
-    """A validator reads a setting and does nothing with it."""
+    """Whether the function is a validator, which reads a setting without using it."""
     decorators = node.decorator_list if isinstance(node, ast.FunctionDef) else []
     return any("validator" in ast.unparse(decorator) for decorator in decorators)
 
@@ -69,7 +69,7 @@ def options_in(tree: ast.AST) -> dict[str, set[str]]:
     }
 
 
-def test_reading_and_options_are_found() -> None:
+def test_reads_and_options_are_found_in_source_code() -> None:
     tree = ast.parse(
         "@dataclass(frozen=True)\nclass JobOptions:\n    used: int\n    unused: int = 1\n"
         "class Fields:\n    checked: int\n    @field_validator('checked')\n    def f(self): return self.checked\n"
@@ -85,7 +85,7 @@ def test_each_setting_is_read(process: str) -> None:
     assert set(PROCESSES[process].model_fields) - read == set()
 
 
-def test_each_option_that_is_made_of_settings_is_read() -> None:
+def test_each_option_that_is_made_from_settings_is_read() -> None:
     files = [ROOT / "config.py", ROOT / "server.py", *PACKAGE.rglob("*.py")]
     trees = [ast.parse(file.read_text()) for file in files if not {"engine", "sdk"} & set(file.parts)]
     read = {name for tree in trees for name in read_in(tree)}

@@ -1,4 +1,4 @@
-"""Tasks beside their owner: none is forgotten, none fails unseen, and each ends with its owner."""
+"""Side tasks: none is forgotten, no failure stays unseen, and each task ends with its owner."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ async def test_ending_tasks_waits_until_each_has_cleaned_up() -> None:
     assert (cleaned, [task.cancelled() for task in tasks]) == (["one", "other"], [True, True])
 
 
-async def test_an_error_of_a_task_that_is_being_ended_is_logged_and_not_raised() -> None:
+async def test_an_error_of_a_task_during_its_end_is_logged_and_not_raised() -> None:
     task = _task(_fails_when_it_ends())
     await asyncio.sleep(0)
     with capture_logs() as lines:
@@ -57,7 +57,7 @@ async def test_an_error_of_a_task_that_is_being_ended_is_logged_and_not_raised()
     ]
 
 
-async def test_the_outcome_of_a_task_that_had_ended_is_left_to_its_owner() -> None:
+async def test_the_error_of_a_task_that_had_already_ended_is_left_to_its_owner() -> None:
     task = _task(_fails())
     await asyncio.wait([task])
     with capture_logs() as lines:
@@ -66,7 +66,7 @@ async def test_the_outcome_of_a_task_that_had_ended_is_left_to_its_owner() -> No
     assert str(task.exception()) == "a mistake"
 
 
-async def test_a_caller_that_is_cancelled_while_it_ends_a_task_is_cancelled_after_the_task() -> None:
+async def test_a_caller_cancelled_while_it_ends_a_task_stops_after_the_task() -> None:
     slow_end = asyncio.Event()
 
     async def work() -> None:
@@ -86,7 +86,7 @@ async def test_a_caller_that_is_cancelled_while_it_ends_a_task_is_cancelled_afte
     assert task.done()
 
 
-async def test_nothing_to_end_is_no_error() -> None:
+async def test_ending_no_tasks_is_no_error() -> None:
     await end_tasks()
 
 
@@ -109,7 +109,7 @@ async def test_a_side_task_that_fails_is_logged_once_with_its_name() -> None:
     ]
 
 
-async def test_an_owner_that_wants_to_know_is_told_in_place_of_the_log() -> None:
+async def test_a_failed_side_task_is_given_to_its_owners_callback_and_not_logged() -> None:
     told: list[str] = []
     with capture_logs() as lines:
         async with SideTasks(lambda task: told.append(f"{task.get_name()}: {task.exception()}")) as side:
@@ -126,7 +126,7 @@ async def test_a_side_task_can_close_the_others() -> None:
     assert other.cancelled()
 
 
-async def test_side_tasks_get_the_patience_that_their_owner_has() -> None:
+async def test_closing_gives_side_tasks_the_set_time_to_finish() -> None:
     side = SideTasks()
     quick, slow = side.start(asyncio.sleep(0.01), "quick"), side.start(_forever(), "slow")
     started = time.monotonic()
@@ -135,7 +135,7 @@ async def test_side_tasks_get_the_patience_that_their_owner_has() -> None:
     assert (quick.cancelled(), slow.cancelled()) == (False, True)
 
 
-async def test_an_event_is_waited_for_and_not_longer() -> None:
+async def test_a_wait_for_an_event_ends_with_the_event_or_the_time() -> None:
     event = asyncio.Event()
     assert not await happens_within(event, 0.01)
     asyncio.get_running_loop().call_later(0.01, event.set)
@@ -143,7 +143,7 @@ async def test_an_event_is_waited_for_and_not_longer() -> None:
     assert await happens_within(event, 0)
 
 
-async def test_waiting_for_an_event_can_be_cancelled_as_it_happens() -> None:
+async def test_a_wait_can_be_cancelled_at_the_moment_of_its_event() -> None:
     event = asyncio.Event()
     waiting = asyncio.create_task(happens_within(event, 60))
     await asyncio.sleep(0)

@@ -1,4 +1,4 @@
-"""When a look at ComfyUI's queue is due, and what it says of the prompt worker."""
+"""When a look at ComfyUI's queue is due, and the state of the prompt worker that follows from it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def queue(*, running: str = "", pending: str = "") -> dict[str, QueueItem]:
     return {prompt_id: QueueItem(0, prompt_id, runs, {}, {}) for prompt_id, runs in items}
 
 
-def test_the_age_counts_from_the_last_event_of_the_prompt_that_runs(worker: PromptWorker, clock: Clock) -> None:
+def test_the_silence_counts_from_the_last_event_of_the_running_prompt(worker: PromptWorker, clock: Clock) -> None:
     worker.heard("mine")
     clock.now += 59
     assert not worker.look_due()
@@ -29,7 +29,7 @@ def test_the_age_counts_from_the_last_event_of_the_prompt_that_runs(worker: Prom
     assert worker.dead
 
 
-def test_the_age_of_anothers_prompt_counts_from_when_it_was_seen(worker: PromptWorker, clock: Clock) -> None:
+def test_the_silence_of_another_clients_prompt_counts_from_its_first_sight(worker: PromptWorker, clock: Clock) -> None:
     worker.heard("mine")
     clock.now += 100
     worker.looked(queue(running="another's"))
@@ -38,7 +38,7 @@ def test_the_age_of_anothers_prompt_counts_from_when_it_was_seen(worker: PromptW
     assert worker.silence.seconds == 5
 
 
-def test_the_age_goes_on_while_requests_come_and_go(worker: PromptWorker, clock: Clock) -> None:
+def test_the_silence_goes_on_while_requests_come_and_go(worker: PromptWorker, clock: Clock) -> None:
     clock.now += 60
     worker.looked(queue(running="dead", pending="a"))
     for _ in range(20):
@@ -71,7 +71,7 @@ def test_the_silence_ends_with_any_sign_of_work(worker: PromptWorker, clock: Clo
     assert [worker.dead, worker.is_silent] == [False, False]
 
 
-def test_stalled_is_a_queue_of_which_nothing_runs(worker: PromptWorker, clock: Clock) -> None:
+def test_a_worker_is_stalled_when_its_queue_waits_and_nothing_runs(worker: PromptWorker, clock: Clock) -> None:
     clock.now += 60
     worker.looked(queue(pending="one"))
     assert worker.stalled
@@ -79,7 +79,7 @@ def test_stalled_is_a_queue_of_which_nothing_runs(worker: PromptWorker, clock: C
     assert not worker.stalled
 
 
-def test_zero_is_never_dead(clock: Clock) -> None:
+def test_a_worker_without_a_limit_is_never_dead(clock: Clock) -> None:
     worker = PromptWorker(clock=clock)
     clock.now += 60
     worker.looked(queue(running="one"))

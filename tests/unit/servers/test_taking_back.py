@@ -1,4 +1,4 @@
-"""Taking back: what is out of a queue moves only where its server surely did not run it."""
+"""A prompt that was removed from a queue moves only if its server certainly did not run it."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from comfyui.servers.taking_back import take_back
 from comfyui.servers.watcher import Watch
 
 
-class Nobody:
+class NoListener:
     followed = collects = False
 
     def publish(self, event: Event) -> None:
-        """Nobody listens."""
+        """Ignores the event."""
 
 
 class Emptied:
-    """A server whose queue and history are empty once a prompt was deleted; perhaps because it was restarted meanwhile.
+    """A server whose queue and history are empty after a prompt was deleted, perhaps because it was restarted meanwhile.
 
     Args:
-        has: how it has the prompt before that.
+        has: the state of the prompt there before the deletion; "" if the server does not know it.
     """
 
     def __init__(self, *, has: str = "pending", restarted: bool = False) -> None:
@@ -47,18 +47,18 @@ class Emptied:
 
 
 @pytest.mark.parametrize("restarted", [False, True])
-async def test_a_prompt_moves_unless_its_server_may_have_run_and_forgotten_it(restarted: bool) -> None:
-    watch = Watch("p", "ours", Nobody(), set())
+async def test_a_prompt_moves_unless_a_restarted_server_may_have_run_it(restarted: bool) -> None:
+    watch = Watch("p", "ours", NoListener(), set())
     out = await take_back(cast("Backend", Emptied(restarted=restarted)), watch)
     assert out == (set() if restarted else {watch})
-    # Its watch finds out whether it ran, and nobody else is said to have removed it.
+    # After a restart the watch finds out whether the prompt ran. It does not report a removal by someone else.
     assert watch.perhaps_recalled is restarted
     assert watch.open
 
 
 @pytest.mark.parametrize("has", ["running", ""])
-async def test_a_prompt_that_its_server_runs_or_does_not_know_is_left_alone(has: str) -> None:
-    """It may have run, and be forgotten, without an event that reached us."""
-    watch, server = Watch("p", "ours", Nobody(), set()), Emptied(has=has)
+async def test_a_prompt_that_is_running_or_unknown_is_left_alone(has: str) -> None:
+    """The prompt may have run and been forgotten without an event that reached the gateway."""
+    watch, server = Watch("p", "ours", NoListener(), set()), Emptied(has=has)
     assert await take_back(cast("Backend", server), watch) == set()
     assert (server.deleted, watch.perhaps_recalled, watch.open) == (False, False, True)

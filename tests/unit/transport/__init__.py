@@ -1,1 +1,1 @@
-"""TODO"""
+"""The bytes between the gateway and servers."""

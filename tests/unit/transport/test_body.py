@@ -1,4 +1,4 @@
-"""An open body: read chunk by chunk, or sent to a client, with splice and without, whole or with its rest asked for."""
+"""An open body is read chunk by chunk or sent to a client, with and without splice, and resumed after a break."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ with_and_without_splice = pytest.mark.parametrize(
 
 
 class Client:
-    """Receives a body through a socket, as one of the gateway's does."""
+    """Receives a body through a socket, as a client of the gateway does."""
 
     def __init__(self, *, splices: bool) -> None:
         self.splices = splices
         self.spliced = 0
         self.writes: list[tuple[int, bool]] = []
-        """Of each write its size, and whether it was the last."""
+        """The size of each write, and whether it was the last."""
         self._near, self._far = socket.socketpair()
         for end in (self._near, self._far):
             end.setblocking(False)
@@ -50,7 +50,7 @@ class Client:
         self.spliced += splice.moved
 
     async def received(self) -> bytes:
-        """All of it; the client is closed."""
+        """Closes the client, and returns all bytes that it received."""
         self._near.close()
         received = await self._reading
         self._far.close()
@@ -64,7 +64,7 @@ class Client:
 
 
 async def file_server(exchange: Exchange) -> None:
-    """Answers with `_FILE`, or its rest, and stops where the path says: ``/2000000`` after so many bytes."""
+    """Answers with `_FILE` or its rest, and stops at the byte in the path: ``/2000000`` stops after 2,000,000 bytes."""
     stop = int(exchange.line.split()[1].removeprefix("/"))
     start = int(exchange.headers.get("range", "bytes=0-").removeprefix("bytes=").removesuffix("-"))
     await exchange.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (len(_FILE) - start))
@@ -92,7 +92,7 @@ async def chunks(*given: bytes) -> AsyncIterator[bytes]:
 
 
 @with_and_without_splice
-async def test_a_client_gets_every_byte_once_and_is_told_the_end_once(splices: bool) -> None:
+async def test_a_client_gets_every_byte_once_and_one_last_write(splices: bool) -> None:
     client = Client(splices=splices)
     async with transport() as relay:
         with closing(await opened(relay, len(_FILE))) as body:
@@ -105,7 +105,7 @@ async def test_a_client_gets_every_byte_once_and_is_told_the_end_once(splices: b
 
 
 @with_and_without_splice
-async def test_what_was_waited_for_comes_first(splices: bool) -> None:
+async def test_a_begun_body_is_still_sent_from_its_first_byte(splices: bool) -> None:
     client = Client(splices=splices)
     async with transport() as relay:
         with closing(await opened(relay, len(_FILE))) as body:
@@ -116,7 +116,7 @@ async def test_what_was_waited_for_comes_first(splices: bool) -> None:
 
 
 @with_and_without_splice
-async def test_a_body_that_is_cut_off_is_an_error_after_what_has_come(splices: bool) -> None:
+async def test_a_body_that_is_cut_off_raises_an_error_after_its_bytes_were_sent(splices: bool) -> None:
     client = Client(splices=splices)
     async with transport() as relay:
         with closing(await opened(relay, 2_500_000)) as body, pytest.raises(ComfyUIServerError, match="cut"):
@@ -126,7 +126,7 @@ async def test_a_body_that_is_cut_off_is_an_error_after_what_has_come(splices: b
 
 
 @with_and_without_splice
-async def test_the_rest_is_asked_for_from_the_byte_where_it_broke(splices: bool) -> None:
+async def test_a_body_is_resumed_from_the_byte_where_it_broke(splices: bool) -> None:
     client = Client(splices=splices)
     starts = []
     async with transport() as relay:
@@ -142,7 +142,7 @@ async def test_the_rest_is_asked_for_from_the_byte_where_it_broke(splices: bool)
     assert starts == [0, 1_300_000, 2_900_000]
 
 
-async def test_one_try_more_than_there_may_be_is_the_error() -> None:
+async def test_a_body_that_breaks_after_the_last_try_raises_the_error() -> None:
     async with transport() as relay:
 
         async def broken(start: int) -> OpenBody:
@@ -163,7 +163,7 @@ async def test_an_empty_chunk_is_not_the_end() -> None:
     assert await client.received() == b"ab"
 
 
-async def test_an_empty_body_is_only_an_end() -> None:
+async def test_an_empty_body_is_one_empty_last_write() -> None:
     client = Client(splices=True)
     body = IteratedBody(chunks())
     await body.begin()
@@ -173,7 +173,7 @@ async def test_an_empty_body_is_only_an_end() -> None:
 
 
 class Breaking(OpenBody):
-    """`body`, whose breaking off is what `ComfyUIClient` says of it."""
+    """A body whose breaks raise the error that `ComfyUIClient` raises."""
 
     def __init__(self, body: OpenBody) -> None:
         super().__init__(body.length)

@@ -1,4 +1,4 @@
-"""Both transports of `ComfyUIClient` against servers that misbehave on a real socket: same answers, same errors."""
+"""Both transports of `ComfyUIClient` give the same answers and errors with misbehaving servers on real sockets."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from comfyui.exceptions import (
 from comfyui.transport.http1 import Http1Client
 
 Serve = Callable[[bytes], Awaitable[bytes | None]]
-"""From a request, as far as its headers and what came with them, to the raw answer; None ends the connection."""
+"""Makes the raw answer from the first bytes of a request, with its headers; None ends the connection."""
 
 ACCEPTED = b'{"prompt_id": "p", "number": 1, "node_errors": {}}'
 
@@ -35,7 +35,7 @@ def answer(body: bytes, status: str = "200 OK", headers: str = "", *, length: in
 
 
 class Upstream:
-    """A server that answers as the test says; `requests` are those that came, `connections` how many were made."""
+    """A server with a given answer; it records the received `requests` and counts `connections`."""
 
     def __init__(self, serve: Serve) -> None:
         self._serve = serve
@@ -81,7 +81,7 @@ both = pytest.mark.parametrize("lean", [True, False], ids=["http1", "aiohttp"])
 
 
 @both
-async def test_path_credentials_and_body_arrive_as_they_are(lean: bool) -> None:
+async def test_path_credentials_and_body_arrive_unchanged(lean: bool) -> None:
     async def serve(_request: bytes) -> bytes:
         return answer(ACCEPTED)
 
@@ -115,7 +115,7 @@ async def test_a_chunked_answer_is_read_whole(lean: bool) -> None:
 
 
 @both
-async def test_an_end_without_an_answer_may_have_been_a_submission(lean: bool) -> None:
+async def test_a_submission_whose_connection_ends_without_an_answer_may_have_arrived(lean: bool) -> None:
     async def serve(_request: bytes) -> None:
         return None
 
@@ -127,7 +127,7 @@ async def test_an_end_without_an_answer_may_have_been_a_submission(lean: bool) -
 
 
 @both
-async def test_silence_ends_a_request_and_may_have_been_a_submission(lean: bool) -> None:
+async def test_a_submission_without_an_answer_in_time_may_have_arrived(lean: bool) -> None:
     async def serve(_request: bytes) -> bytes | None:
         await asyncio.Event().wait()
         return None
@@ -140,7 +140,7 @@ async def test_silence_ends_a_request_and_may_have_been_a_submission(lean: bool)
 
 
 @both
-async def test_an_answer_that_stops_in_its_body_is_too_late(lean: bool) -> None:
+async def test_an_answer_that_stops_in_its_body_times_out(lean: bool) -> None:
     async def serve(_request: bytes) -> bytes:
         return answer(b'{"exec', length=100)
 
@@ -150,7 +150,7 @@ async def test_an_answer_that_stops_in_its_body_is_too_late(lean: bool) -> None:
 
 
 @both
-async def test_a_body_that_is_cut_off_is_no_whole_answer(lean: bool) -> None:
+async def test_an_answer_whose_body_is_cut_off_is_an_error(lean: bool) -> None:
     pending = [answer(b'{"exec', length=100)]
 
     async def serve(_request: bytes) -> bytes | None:
@@ -173,7 +173,7 @@ async def test_a_body_that_is_cut_off_is_no_whole_answer(lean: bool) -> None:
 
 @both
 @pytest.mark.parametrize("garbage", [b"SSH-2.0-OpenSSH_9.2\r\n\r\n", b"\0\1\2\3\r\n\r\n"])
-async def test_what_does_not_speak_http_is_a_connection_error(lean: bool, garbage: bytes) -> None:
+async def test_a_server_that_does_not_speak_http_is_a_connection_error(lean: bool, garbage: bytes) -> None:
     async def serve(_request: bytes) -> bytes:
         return garbage
 
@@ -203,7 +203,7 @@ async def test_a_refusal_is_read_whatever_its_status(lean: bool) -> None:
 
 async def test_a_cancelled_submission_whose_server_dies_leaves_no_unread_error() -> None:
     async def serve(_request: bytes) -> None:
-        await asyncio.sleep(0.1)  # it ends the connection a moment after the call was cancelled
+        await asyncio.sleep(0.1)  # the connection ends a moment after the call was cancelled
 
     told: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _loop, context: told.append(context))
@@ -220,7 +220,7 @@ async def test_a_cancelled_submission_whose_server_dies_leaves_no_unread_error()
 
 @both
 async def test_a_cancelled_submission_still_arrives(lean: bool) -> None:
-    """Else ComfyUI could take it after the cancel that follows."""
+    """Otherwise ComfyUI could accept it after the cancel that follows."""
     answered = asyncio.Event()
 
     async def serve(_request: bytes) -> bytes:
@@ -239,7 +239,7 @@ async def test_a_cancelled_submission_still_arrives(lean: bool) -> None:
 
 
 @both
-async def test_a_file_that_stops_is_asked_for_the_rest(lean: bool) -> None:
+async def test_a_file_that_stops_is_resumed_with_a_range_request(lean: bool) -> None:
     content = bytes(range(256)) * 40
 
     async def serve(request: bytes) -> bytes | None:
@@ -260,7 +260,7 @@ async def test_a_file_that_stops_is_asked_for_the_rest(lean: bool) -> None:
     assert server.requests[0].startswith(b"GET /view?filename=a+b.png&subfolder=sub%2Ffolder&type=output HTTP/1.1\r\n")
 
 
-async def test_an_answer_that_is_compressed_unasked_is_refused() -> None:
+async def test_a_compressed_answer_that_was_not_asked_for_is_refused() -> None:
     async def serve(_request: bytes) -> bytes:
         return answer(b"\x1f\x8b", headers="Content-Encoding: gzip\r\n")
 
@@ -279,7 +279,7 @@ async def test_an_id_cannot_break_out_of_its_path() -> None:
     assert server.requests[0].startswith(b"GET /base/history/x%2F..%2F..%2Fqueue%3Fa%0D%0AX-Evil%3A%201 HTTP/1.1\r\n")
 
 
-async def test_a_line_break_in_a_header_is_never_sent() -> None:
+async def test_a_header_with_a_line_break_is_never_sent() -> None:
     async def serve(_request: bytes) -> bytes:
         return answer(b"{}")
 
@@ -289,7 +289,7 @@ async def test_a_line_break_in_a_header_is_never_sent() -> None:
     assert not server.requests
 
 
-async def test_no_more_connections_than_allowed_are_in_use_and_each_request_gets_its_turn() -> None:
+async def test_connections_are_limited_and_each_waiting_request_gets_its_turn() -> None:
     both_came, go_on = asyncio.Event(), asyncio.Event()
     open_now: list[int] = [0, 0]
 
@@ -306,8 +306,8 @@ async def test_no_more_connections_than_allowed_are_in_use_and_each_request_gets
         client = Http1Client(URL(f"http://127.0.0.1:{server.port}"), limit=2)
         calls = [asyncio.create_task(client.fetch("GET", "/", [], timeout_s=30, max_bytes=1_000)) for _ in range(5)]
         await both_came.wait()
-        calls[0].cancel()  # its turn goes to one that waits
-        calls[4].cancel()  # it waits itself
+        calls[0].cancel()  # its turn goes to a waiting request
+        calls[4].cancel()  # this request still waits
         go_on.set()
         done = await asyncio.gather(*calls, return_exceptions=True)
         assert [isinstance(outcome, tuple) for outcome in done] == [False, True, True, True, False]
@@ -334,7 +334,7 @@ async def test_a_request_that_gets_no_turn_in_time_was_not_sent() -> None:
 
 
 @both
-async def test_an_answer_that_announces_too_much_is_not_waited_for(lean: bool) -> None:
+async def test_an_answer_that_announces_too_many_bytes_is_refused_at_once(lean: bool) -> None:
     async def serve(_request: bytes) -> bytes:
         return answer(b"{", length=99_999_999_999)
 

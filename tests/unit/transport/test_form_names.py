@@ -1,4 +1,4 @@
-"""File names in forms: what ComfyUI's aiohttp reads of ours, and what each HTTP client means by its own."""
+"""File names in forms: ComfyUI's aiohttp reads ours correctly, and we read those of each HTTP client."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ STAR = f"filename*=utf-8''{quote(PHOTO)}"
 
 
 def read(disposition: str, reference: str) -> str:
-    """The name of a file with this disposition, where the workflow refers to `reference`."""
+    """The name that a file with this disposition gets if the workflow refers to `reference`."""
     names = parse_disposition(f'form-data; name="images"; {disposition}'.encode("latin-1")).filenames
     return settle([names], {reference, "a text"})[0]
 
@@ -38,7 +38,7 @@ def test_an_ordinary_name_is_written_plainly(name: str) -> None:
     assert file_disposition("image", name) == f'form-data; name="image"; filename="{name}"'
 
 
-def test_a_line_break_in_a_name_begins_no_header() -> None:
+def test_a_line_break_in_a_file_name_starts_no_header() -> None:
     assert file_disposition("image", 'a\r\nX: "y.png') == (
         'form-data; name="image"; filename="a%0D%0AX: %22y.png"; filename*=UTF-8\'\'a%0D%0AX%3A%20%22y.png'
     )
@@ -79,7 +79,7 @@ def test_a_line_break_in_a_name_begins_no_header() -> None:
         ('filename="C:\\photo.png', "photo.png"),
     ],
 )
-def test_the_name_that_the_workflow_has_is_found(disposition: str, reference: str) -> None:
+def test_the_name_that_the_workflow_refers_to_is_found(disposition: str, reference: str) -> None:
     assert read(disposition, reference) == reference
     assert read(disposition, f"{reference} [input]") == reference
 
@@ -92,31 +92,31 @@ def test_a_reference_with_windows_folders_means_the_same_file() -> None:
     ("disposition", "name"),
     [(f'{STAR}; filename="foto.png"', PHOTO), ('filename="a%20b.png"', "a%20b.png"), ('filename=""', "")],
 )
-def test_without_a_reference_the_likeliest_name_is_taken(disposition: str, name: str) -> None:
+def test_without_a_reference_the_most_likely_name_is_used(disposition: str, name: str) -> None:
     assert read(disposition, "another") == name
 
 
-def test_a_file_does_not_take_the_name_of_another() -> None:
+def test_a_file_does_not_take_the_name_of_another_file() -> None:
     literal, encoded = ("a b.png",), ("a%20b.png", "a b.png")
     assert settle([encoded, literal], {"a b.png"}) == ["a%20b.png", "a b.png"]
 
 
 @pytest.mark.parametrize("header", [b"", b"form-data", b"form-data; filename=a", b";;=;", b'form-data; name; "x"="y"'])
-def test_a_part_without_a_name_has_none(header: bytes) -> None:
+def test_a_header_without_a_name_reads_as_unnamed(header: bytes) -> None:
     assert parse_disposition(header).name is None
 
 
-def test_a_text_has_no_file_name() -> None:
+def test_a_text_field_has_no_file_name() -> None:
     assert parse_disposition(b'form-data; name="prompt_id"') == parse_disposition(b"form-data; name=prompt_id")
     assert parse_disposition(b'form-data; name="prompt_id"').filenames == ()
 
 
 @pytest.mark.parametrize("piece", [b';a="', b";a=\\", b';"', b"; a", b'; a="\\" '])
 def test_a_hostile_header_is_read_in_a_moment(piece: bytes) -> None:
-    parse_disposition(piece * 40_000)  # hangs for minutes where each piece is read to the end
+    parse_disposition(piece * 40_000)  # would take minutes if each piece were read to the end of the header
 
 
 @given(st.binary(max_size=200))
-def test_no_header_makes_the_reader_fail(header: bytes) -> None:
+def test_any_header_can_be_read(header: bytes) -> None:
     said = parse_disposition(header)
     assert said.filenames == () or len(settle([said.filenames], {"a"})) == 1
