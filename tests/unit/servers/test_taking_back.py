@@ -22,7 +22,7 @@ class NoListener:
 
 
 class Emptied:
-    """A server whose queue and history are empty after a prompt was deleted, perhaps because it was restarted meanwhile.
+    """A server whose queue and history are empty after a prompt was deleted, perhaps because it was restarted.
 
     Args:
         has: the state of the prompt there before the deletion; "" if the server does not know it.

@@ -1,4 +1,4 @@
-"""Content codings: every way to write them, at every cut, and what is none."""
+"""Content codings in all their forms, cut at any place, and invalid data."""
 
 from __future__ import annotations
 
@@ -58,22 +58,22 @@ def test_gzip_may_have_several_members_and_padding() -> None:
         ("deflate", b"\xff\xff\xff"),
     ],
 )
-def test_what_is_not_in_its_coding_is_refused(coding: str, data: bytes) -> None:
+def test_data_that_does_not_have_its_coding_is_refused(coding: str, data: bytes) -> None:
     with pytest.raises(InflateError):
         unpacked(coding, data)
 
 
 @pytest.mark.parametrize("size", [65_535, 65_536, 65_537, 65_600, 131_072, 131_300])
-def test_what_zlib_keeps_back_at_the_end_of_a_piece_is_not_lost(size: int) -> None:
+def test_bytes_that_zlib_holds_back_at_the_end_of_a_piece_are_not_lost(size: int) -> None:
     assert len(unpacked("deflate", bare(bytes(size)))) == size
     assert len(unpacked("gzip", gzip.compress(bytes(size)))) == size
 
 
-def test_no_bytes_are_no_bytes() -> None:
+def test_an_empty_body_unpacks_to_an_empty_body() -> None:
     assert unpacked("gzip") == unpacked("gzip", b"") == b""
 
 
-def test_a_bomb_is_in_memory_in_small_pieces_only() -> None:
+def test_a_compression_bomb_is_unpacked_in_small_pieces() -> None:
     packed = gzip.compress(bytes(200 << 20), 9)
     tracemalloc.start()
     try:
@@ -96,11 +96,11 @@ def test_a_bomb_is_in_memory_in_small_pieces_only() -> None:
         ("deflate", "deflate"),
     ],
 )
-def test_the_coding_that_a_header_names(header: str | None, coding: str | None) -> None:
+def test_the_coding_is_read_from_its_header(header: str | None, coding: str | None) -> None:
     assert coding_of(header) == coding
 
 
 @pytest.mark.parametrize("header", ["br", "zstd", "gzip, gzip", "gzip;q=1"])
-def test_a_coding_that_cannot_be_undone_is_told(header: str) -> None:
+def test_an_unsupported_coding_is_refused_by_name(header: str) -> None:
     with pytest.raises(ValueError, match=header.replace("+", r"\+")):
         coding_of(header)

@@ -1,4 +1,4 @@
-"""A server that promises an answer for ever is given up, and one that does so a few times is not."""
+"""A server that sends endless interim responses is given up; a few interim responses are skipped."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _ANSWER = b"HTTP/1.1 204 No Content\r\n\r\n"
 
 @asynccontextmanager
 async def answering(first: bytes, again: bytes = b"") -> AsyncIterator[str]:
-    """The URL of a server that sends `first` for each request, and then `again` as long as it is taken."""
+    """The URL of a server that sends `first` for each request, and then repeats `again` as long as the client reads."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -36,7 +36,7 @@ async def answering(first: bytes, again: bytes = b"") -> AsyncIterator[str]:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
 
 
-async def test_few_interim_responses_are_read_over_on_each_request_of_a_connection() -> None:
+async def test_a_few_interim_responses_are_skipped_for_each_request_of_a_connection() -> None:
     async with (
         answering(_CONTINUE * 10 + _ANSWER) as url,
         aiohttp.ClientSession(response_class=BoundedResponse) as session,
@@ -46,7 +46,7 @@ async def test_few_interim_responses_are_read_over_on_each_request_of_a_connecti
                 assert response.status == 204
 
 
-async def test_a_receiver_that_promises_an_answer_for_ever_is_given_up_at_once() -> None:
+async def test_a_receiver_with_endless_interim_responses_is_given_up_at_once() -> None:
     async with answering(b"", _CONTINUE * 100) as url, WebhookSender(SenderOptions(allow=["127.0.0.1"])) as sender:
         async with asyncio.timeout(30):
             answer = await sender.post(url, {}, b"{}", guarded=True)
@@ -54,7 +54,7 @@ async def test_a_receiver_that_promises_an_answer_for_ever_is_given_up_at_once()
 
 
 @pytest.mark.parametrize("first", [_CONTINUE * 21 + _ANSWER])
-async def test_one_more_than_may_be_is_too_many(first: bytes) -> None:
+async def test_more_interim_responses_than_the_limit_are_an_error(first: bytes) -> None:
     async with answering(first) as url, aiohttp.ClientSession(response_class=BoundedResponse) as session:
         with pytest.raises(aiohttp.ClientResponseError, match="too many interim responses"):
             await session.get(url)

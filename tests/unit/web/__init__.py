@@ -1,1 +1,1 @@
-"""TODO"""
+"""The HTTP layer."""

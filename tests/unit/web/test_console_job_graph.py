@@ -1,4 +1,4 @@
-"""A graph on a page: the order of its nodes, its values, and what a form makes of them."""
+"""A graph on a page of the console: the order of its nodes, its values, and their changes by a form."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ def graph(**inputs: Any) -> dict[str, Any]:
 
 
 def sent(prompt: dict[str, Any], **fields: str) -> dict[str, Any]:
-    """What a form makes of a graph of one node, by the names of its inputs."""
+    """A graph of one node after a form has changed these inputs."""
     (shown,) = nodes_of(prompt)
     names = {value.name: value.field for value in shown.values}
     return changed(prompt, prompt, {names[name]: text for name, text in fields.items()})[0]
 
 
-def test_nodes_stand_behind_those_that_feed_them() -> None:
+def test_nodes_are_listed_after_the_nodes_that_feed_them() -> None:
     prompt = {
         "2": node("Save", images=["10", 0]),
         "10": node("Decode", samples=["3", 0], vae=["9", 0]),
@@ -33,7 +33,7 @@ def test_nodes_stand_behind_those_that_feed_them() -> None:
     assert in_order(prompt) == ["1", "9", "3", "10", "2"]
 
 
-def test_cycles_broken_links_and_what_is_no_node_are_shown_too() -> None:
+def test_cycles_broken_links_and_malformed_nodes_are_shown_too() -> None:
     prompt: dict[str, Any] = {
         "1": node("A", x=["2", 0]),
         "2": node("B", x=["1", 0]),
@@ -47,7 +47,7 @@ def test_cycles_broken_links_and_what_is_no_node_are_shown_too() -> None:
     assert [one.node_id for one in nodes_of(prompt)] == in_order(prompt)
 
 
-def test_a_long_chain_costs_no_recursion_and_is_cut() -> None:
+def test_a_long_chain_of_nodes_needs_no_recursion_and_is_cut() -> None:
     prompt = {"0": node("Load", v=1)} | {str(one): node("Next", x=[str(one - 1), 0]) for one in range(1, 20_000)}
     assert len(in_order(prompt)) == 20_000
     assert len(nodes_of(prompt)) == MOST_NODES
@@ -69,7 +69,7 @@ def test_a_long_chain_costs_no_recursion_and_is_cut() -> None:
         ({"a": 1}, '{"a": 2}', {"a": 2}),
     ],
 )
-def test_a_field_that_was_changed_has_a_value_of_its_kind(before: Any, text: str, after: Any) -> None:
+def test_a_changed_field_gets_a_value_of_its_kind(before: Any, text: str, after: Any) -> None:
     prompt = graph(value=before, other=["2", 0])
     made = sent(prompt, value=text)
     assert made["1"]["inputs"] == {"value": after, "other": ["2", 0]}
@@ -98,7 +98,7 @@ def test_a_value_of_another_kind_is_refused_by_name(before: Any, text: str, want
 
 
 @pytest.mark.parametrize("value", [1e-07, 0.1, 2**70, "a\r\nb\n", "\ud800", float("nan"), {"b": [1, {"a": None}]}, [1]])
-def test_what_a_form_shows_and_sends_back_stays_as_it_was(value: Any) -> None:
+def test_a_form_that_sends_back_its_values_changes_nothing(value: Any) -> None:
     prompt = graph(value=value)
     (shown,) = nodes_of(prompt)
     fields = {one.field: one.text.replace("\r\n", "\n").replace("\n", "\r\n") for one in shown.values}
@@ -114,19 +114,19 @@ def test_a_text_too_long_for_a_page_is_left_alone() -> None:
     assert changed(prompt, prompt, {shown.values[0].field: "short"}) == (prompt, 0)
 
 
-def test_a_page_shows_so_much_in_all_and_no_more() -> None:
+def test_the_text_on_a_page_is_limited_and_cut_values_cannot_be_changed() -> None:
     prompt = {str(one): {"class_type": "A", "inputs": {"b": "x" * 15_000, "c": one}} for one in range(400)}
     values = [value for node in nodes_of(prompt) for value in node.values]
     assert len(values) == 800
     assert sum(len(value.text) for value in values) < 400_000
     assert [value.is_cut for value in values[:2]] == [False, False]
     assert [(value.is_cut, len(value.text)) for value in values[-2:]] == [(True, 160), (False, 3)]
-    # What was cut cannot be lost by a form that has its beginning only.
+    # A form has only the beginning of a value that was cut, so it cannot change the value.
     made, count = changed(prompt, prompt, {values[-2].field: "y", values[-1].field: "7"})
     assert (made["399"]["inputs"], count) == ({"b": "x" * 15_000, "c": 7}, 1)
 
 
-def test_what_a_page_hides_of_a_value_comes_back_with_it() -> None:
+def test_the_hidden_part_of_a_value_survives_a_form() -> None:
     prompt = graph(url="https://user:secret@host/a?token=secret", steps=1)
     page = graph(url="https://host/a", steps=1)
     fields = {value.field: value.text for value in nodes_of(page)[0].values}
@@ -135,7 +135,7 @@ def test_what_a_page_hides_of_a_value_comes_back_with_it() -> None:
     assert made["1"]["inputs"] == {"url": prompt["1"]["inputs"]["url"], "steps": 2}
 
 
-def test_seeds_are_numbers_by_the_names_of_seeds_that_no_link_gives() -> None:
+def test_only_whole_numbers_with_the_name_of_a_seed_are_renewed() -> None:
     prompt = {
         "1": node("A", seed=1, noise_seed=2, steps=3),
         "2": node("B", seed=["1", 0], noise_seed="text"),

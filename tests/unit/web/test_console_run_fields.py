@@ -1,4 +1,4 @@
-"""The fields of a named workflow's form, and what a form's fields say."""
+"""The fields of a named workflow's form, and the values of a form that was sent."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LARGEST = 2**64 - 1
 
 
 def _with(sidecar: str, **changed: Any) -> NamedWorkflow:
-    """The small workflow with these parameters, of nodes that are declared so."""
+    """The small workflow with the parameters of this sidecar and with changed definitions of Sampler's inputs."""
     info = {**OBJECT_INFO, "Sampler": {**OBJECT_INFO["Sampler"]}}
     required = {**OBJECT_INFO["Sampler"]["input"]["required"], **changed}
     info["Sampler"]["input"] = {**OBJECT_INFO["Sampler"]["input"], "required": required}
@@ -42,12 +42,12 @@ _METHOD = '[parameters.method]\nnode = "3"\ninput = "method"\n'
         ({"min": 16, "max": 16384, "step": 8}, ("16", "16384", "8")),
         ({"min": 1}, None),
         ({"max": 100}, None),
-        ({"min": 0, "max": 2**24}, None),  # more steps than anybody can choose among
-        ({"min": 2**60, "max": 2**60 + 10}, None),  # a browser would change them
+        ({"min": 0, "max": 2**24}, None),  # a slider with too many steps to choose from
+        ({"min": 2**60, "max": 2**60 + 10}, None),  # a browser would round the values
         ({"min": 5, "max": 5}, None),
     ],
 )
-def test_a_whole_number_has_a_slider_where_that_is_of_use_and_exact(
+def test_a_whole_number_has_a_slider_if_it_is_usable_and_exact(
     options: dict[str, Any], slider: tuple[str, str, str] | None
 ) -> None:
     found = _field(_STEPS, steps=["INT", {"default": options.get("min", 20), **options}]).slider
@@ -63,7 +63,7 @@ def test_a_fraction_has_a_slider_with_the_step_of_its_node() -> None:
     assert found.step == "0.02"
 
 
-def test_a_seed_is_a_text_that_is_exact() -> None:
+def test_a_seed_is_shown_as_an_exact_text() -> None:
     field = _field(_SEED, {"seed": _LARGEST})
     assert (field.control, field.value, field.slider) == ("seed", "18446744073709551615", None)
     assert field.seeds == (0, 2**53 - 1)
@@ -73,14 +73,14 @@ def test_a_seed_is_a_text_that_is_exact() -> None:
     assert field.seeds == (3, 9)
 
 
-def test_many_choices_are_searched_and_few_are_a_list() -> None:
+def test_many_choices_get_a_search_field_and_few_a_list() -> None:
     few = _field(_METHOD)
     assert (few.control, [one.value for one in few.choices]) == ("choice", ["euler", "heun"])
     many = _field(_METHOD, method=["COMBO", {"options": [f"m{number}" for number in range(500)] + ["euler"]}])
     assert (many.control, len(many.choices), many.value) == ("search", 501, "euler")
 
 
-def test_a_value_that_is_no_choice_any_more_is_shown_and_chosen() -> None:
+def test_a_value_that_is_no_longer_a_choice_is_shown_and_selected() -> None:
     field = _field(_METHOD, {"method": "gone"})
     assert [(one.value, one.chosen) for one in field.choices] == [("euler", False), ("heun", False), ("gone", True)]
 
@@ -89,11 +89,11 @@ def test_a_value_that_is_no_choice_any_more_is_shown_and_chosen() -> None:
     ("value", "text"),
     [(8.0, "8"), (7.5, "7.5"), (0.1, "0.1"), (_LARGEST, "18446744073709551615"), (True, "true"), (None, ""), ("", "")],
 )
-def test_values_are_written_as_people_type_them(value: Any, text: str) -> None:
+def test_values_are_shown_as_people_type_them(value: Any, text: str) -> None:
     assert written(value) == text
 
 
-def test_what_is_not_ticked_is_false_and_what_is_empty_is_not_given() -> None:
+def test_an_unticked_box_means_false_and_an_empty_number_means_no_value() -> None:
     tiled = '[parameters.tiled]\nnode = "3"\ninput = "tiled"\n'
     named = loaded(workflow(text="$prompt"), f"{_STEPS}{_CFG}{tiled}{_SEED}")
     texts = {"prompt": "", "steps": "", "cfg": "2.5", "seed": "random", "nonsense": ""}
@@ -103,7 +103,7 @@ def test_what_is_not_ticked_is_false_and_what_is_empty_is_not_given() -> None:
     assert values_of_pairs(pairs, named, DEFAULT_LIMITS) == {"tiled": "true", "prompt": "a\nb"}
 
 
-def test_code_writes_what_would_be_another_thing_so_that_it_is_itself() -> None:
+def test_code_samples_escape_values_that_their_language_would_change() -> None:
     run = NamedRun("http://host/below", "a.b", {"__proto__": "x", "a-b": [_LARGEST, True, None, {"é": -1}]}, {}, False)
     assert '["__proto__"]: "x"' in as_javascript(run)
     assert '"a-b": [\'18446744073709551615\', true, null, { "é": -1 }]' in as_javascript(run)

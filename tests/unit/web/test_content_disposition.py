@@ -1,4 +1,4 @@
-"""The name of a file in `Content-Disposition`, whatever a node has called it."""
+"""The name of a file in `Content-Disposition`, for any name that a node gives."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from comfyui.web.api.streams import content_disposition
 
-# RFC 6266 with RFC 5987's value: what a strict reader takes.
+# RFC 6266 with values of RFC 5987, as a strict reader accepts them.
 _GRAMMAR = re.compile(
     r"""attachment; filename="(?P<plain>[ !#-\[\]-~]*)\""""
     r"""(?:; filename\*=UTF-8''(?P<utf8>(?:[A-Za-z0-9._~-]|%[0-9A-F]{2})+))?"""
@@ -19,7 +19,7 @@ _GRAMMAR = re.compile(
 
 
 def read(header: str) -> str:
-    """The name that a client takes: the one in UTF-8 where there is one."""
+    """The name that a client uses: the UTF-8 name if there is one."""
     match = _GRAMMAR.fullmatch(header)
     assert match, header
     return unquote(match["utf8"], errors="strict") if match["utf8"] else match["plain"]

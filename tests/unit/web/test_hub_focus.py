@@ -1,4 +1,4 @@
-"""`Focus`: whatever several servers tell, one websocket is told of one prompt after the other."""
+"""`Focus`: one websocket hears of one prompt after the other, even if several servers send events at once."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def names(frames: list[Frame]) -> list[str]:
 
 
 class World:
-    """Servers that run prompts, and the journal that knows their ends a while later.
+    """Servers that run prompts, and a journal that records their ends a while later.
 
     Attributes:
-        told: everything that the socket was told.
+        told: all frames that were sent to the socket.
     """
 
     def __init__(self, narration: Narration) -> None:
@@ -57,25 +57,25 @@ class World:
         if prompt_id in self.running:
             self.hear(frame(kind, prompt_id, node))
         else:
-            # It comes late, or its start was told before the socket was there.
+            # The frame comes late, or the prompt began before the socket was opened.
             self.tell(self.narration.heard(frame(kind, prompt_id, node)))
 
     def finish(self, prompt_id: str, kind: Kind) -> None:
-        """A server says that it has ended."""
+        """A server reports the end of the prompt."""
         if prompt_id in self.running:
             self.running.remove(prompt_id)
             self.closing.append(prompt_id)
             self.hear(frame(kind, prompt_id))
 
     def again(self, prompt_id: str) -> None:
-        """It ended so that it is tried once more, or its server died."""
+        """The prompt is tried again, after an end that allows it or after the death of its server."""
         if prompt_id in self.running + self.closing:
             self.running = [one for one in self.running if one != prompt_id]
             self.closing = [one for one in self.closing if one != prompt_id]
             self.start(prompt_id)
 
     def write(self, prompt_id: str) -> None:
-        """The journal has the end, of whatever ran or never did."""
+        """The journal records the end of a prompt, whether it ran or not."""
         if prompt_id in self.ended:
             return
         was_running = prompt_id in self.running + self.closing
@@ -88,7 +88,7 @@ class World:
 
 
 def entry_of(heard: list[Frame]) -> list[Frame]:
-    """As the history has it: each output once."""
+    """The prompt's frames as ComfyUI's history has them: each output once."""
     outputs = {one.node: one for one in heard if one.kind is Kind.EXECUTED}
     return [heard[0], *outputs.values(), frame(Kind.SUCCESS, heard[0].prompt_id or "")] if heard else []
 
@@ -109,13 +109,13 @@ _happenings: st.SearchStrategy[Happening] = st.one_of(
 )
 
 
-# Short lists have hardly two prompts that run at the same time.
+# In shorter lists, two prompts rarely run at the same time.
 _WORLDS = st.lists(_happenings, min_size=12, max_size=80)
 
 
 @given(_WORLDS)
-def test_one_socket_is_told_of_one_prompt_at_a_time(happenings: list[Happening]) -> None:
-    """As the web frontend understands it: a start makes a prompt the active one, and `executing` null ends that."""
+def test_a_socket_hears_of_one_prompt_at_a_time(happenings: list[Happening]) -> None:
+    """For ComfyUI's web frontend, a start makes a prompt the active one, and `executing` null ends it."""
     world = World(Focus())
     for happening in happenings:
         happening(world)
@@ -124,22 +124,24 @@ def test_one_socket_is_told_of_one_prompt_at_a_time(happenings: list[Happening])
     ended: list[str | None] = []
     for one in world.told:
         if one.kind is Kind.START:
-            # What was active is named again before anything else is told of it.
+            # A prompt that becomes active again is named by a start before any other frame.
             active = one.prompt_id
             assert active not in ended
         elif one.kind is Kind.DONE:
-            assert one.prompt_id == active or one.prompt_id not in seen, "only one that never ran ends without a start"
+            assert one.prompt_id == active or one.prompt_id not in seen, (
+                "only a prompt that never ran ends without a start"
+            )
             active = None
             ended.append(one.prompt_id)
         else:
             assert one.prompt_id == active
         seen.add(one.prompt_id)
-    # Each end is told once, when the journal has it and not before, in its order.
+    # Each end is sent once, not before the journal has it, and in the journal's order.
     assert ended == world.ended
 
 
 @given(_WORLDS)
-def test_nothing_of_what_stays_is_lost_and_its_order_is_kept(happenings: list[Happening]) -> None:
+def test_no_lasting_frame_is_lost_and_their_order_is_kept(happenings: list[Happening]) -> None:
     world = World(Focus())
     for happening in happenings:
         happening(world)
@@ -147,7 +149,7 @@ def test_nothing_of_what_stays_is_lost_and_its_order_is_kept(happenings: list[Ha
         heard = world.heard.get(prompt_id, [])
         stays = [one for one in heard if one.kind in _ALWAYS_TOLD]
         told = [one for one in world.told if one.prompt_id == prompt_id and one in stays]
-        assert told == stays, "each once, in the order in which the server told it"
+        assert told == stays, "each frame is sent once, in the server's order"
         ends = [one for one in heard if one.kind in ENDS]
         if ends and ends[-1].kind is Kind.SUCCESS:
             (before,) = [
@@ -159,7 +161,7 @@ def test_nothing_of_what_stays_is_lost_and_its_order_is_kept(happenings: list[Ha
 
 
 @given(_WORLDS)
-def test_a_picture_comes_behind_the_executing_of_its_node(happenings: list[Happening]) -> None:
+def test_a_picture_follows_the_executing_frame_of_its_node(happenings: list[Happening]) -> None:
     world = World(Focus())
     for happening in happenings:
         happening(world)
@@ -178,7 +180,7 @@ def test_a_picture_comes_behind_the_executing_of_its_node(happenings: list[Happe
 
 
 @given(_WORLDS)
-def test_everything_as_it_comes_has_each_frame_once(happenings: list[Happening]) -> None:
+def test_without_a_focus_each_frame_is_sent_once_as_it_comes(happenings: list[Happening]) -> None:
     world = World(AsItComes())
     for happening in happenings:
         happening(world)
@@ -195,8 +197,8 @@ def narrated(*happenings: Happening) -> list[str]:
     return names(world.told)
 
 
-def test_prompts_that_follow_each_other_look_as_they_do_at_one_comfyui() -> None:
-    """The history has the first one only when the second has run already."""
+def test_prompts_one_after_the_other_look_as_with_a_single_comfyui() -> None:
+    """The journal records the end of the first prompt only after the second one has run."""
     assert narrated(
         lambda world: world.start("a"),
         lambda world: world.step("a", Kind.EXECUTED, "1"),
@@ -213,7 +215,7 @@ def test_prompts_that_follow_each_other_look_as_they_do_at_one_comfyui() -> None
     ]
 
 
-def test_the_focus_keeps_its_progress_while_another_runs_and_ends() -> None:
+def test_a_prompt_in_focus_shows_its_progress_after_another_prompt_ended() -> None:
     assert narrated(
         lambda world: world.start("a"),
         lambda world: world.step("a", Kind.EXECUTING, "1"),
@@ -233,7 +235,7 @@ def test_the_focus_keeps_its_progress_while_another_runs_and_ends() -> None:
     ]
 
 
-def test_the_next_that_started_gets_the_focus_with_what_was_kept_of_it() -> None:
+def test_the_next_started_prompt_gets_the_focus_with_its_kept_frames() -> None:
     assert narrated(
         lambda world: world.start("a"),
         lambda world: world.start("b"),
@@ -246,7 +248,7 @@ def test_the_next_that_started_gets_the_focus_with_what_was_kept_of_it() -> None
     ) == ["START a", "SUCCESS a", "DONE a", "START b", "EXECUTED b 1", "EXECUTING b 2", "PROGRESS b 2"]
 
 
-def test_a_prompt_that_never_ran_ends_with_one_frame_and_the_focus_is_named_again() -> None:
+def test_a_prompt_that_never_ran_ends_with_one_frame_and_the_focus_returns() -> None:
     assert narrated(
         lambda world: world.start("a"),
         lambda world: world.write("b"),
@@ -254,7 +256,7 @@ def test_a_prompt_that_never_ran_ends_with_one_frame_and_the_focus_is_named_agai
     ) == ["START a", "DONE b", "START a", "PROGRESS a 1"]
 
 
-def test_a_try_that_failed_is_no_end() -> None:
+def test_a_failed_try_is_not_sent_as_an_end() -> None:
     assert narrated(
         lambda world: world.start("a"),
         lambda world: world.finish("a", Kind.FAILURE),
@@ -264,7 +266,7 @@ def test_a_try_that_failed_is_no_end() -> None:
     ) == ["START a", "START a", "SUCCESS a", "DONE a"]
 
 
-def test_who_comes_late_is_told_where_the_focus_is_and_the_rest_at_the_end() -> None:
+def test_a_late_client_gets_the_present_state_and_missed_outputs_at_the_end() -> None:
     focus = Focus()
     told = focus.joined([frame(Kind.START, "a"), frame(Kind.EXECUTING, "a", "2"), frame(Kind.STATE, "a")])
     told += focus.heard(frame(Kind.EXECUTED, "a", "2"))
@@ -279,8 +281,8 @@ def test_who_comes_late_is_told_where_the_focus_is_and_the_rest_at_the_end() -> 
 
 
 @pytest.mark.parametrize("kind", [Kind.SUCCESS, Kind.FAILURE])
-def test_what_the_journal_says_of_an_end_goes_before_what_the_server_said(kind: Kind) -> None:
-    """Its files could not be stored, say, or it was cancelled at this moment."""
+def test_the_journals_end_takes_precedence_over_the_servers_end(kind: Kind) -> None:
+    """For example, its files could not be stored, or it was cancelled at that moment."""
     focus = Focus()
     focus.heard(frame(Kind.START, "a"))
     focus.heard(frame(kind, "a"))
@@ -290,7 +292,7 @@ def test_what_the_journal_says_of_an_end_goes_before_what_the_server_said(kind: 
     assert names(told) == [f"{other.name} a", "DONE a"]
 
 
-def test_a_long_prompt_that_waits_for_the_focus_keeps_only_what_stays() -> None:
+def test_a_prompt_that_waits_for_the_focus_keeps_only_lasting_frames() -> None:
     world = World(Focus())
     world.start("a")
     world.finish("a", Kind.SUCCESS)

@@ -1,4 +1,4 @@
-"""`Session`: what a client gets that reads slowly, or not at all; and where it lies meanwhile."""
+"""`Session`: the frames for a client that reads slowly or not at all, and where they are kept meanwhile."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _PATIENCE_S = 30.0
 
 
 class Client:
-    """The other side: takes what is sent while `reads` is set.
+    """The other side of the websocket; it accepts frames while `reads` is set.
 
     Attributes:
-        got: what it took, in order: texts, bytes, or the close code.
+        got: the accepted texts and bytes and the close code, in order.
     """
 
     def __init__(self) -> None:
@@ -109,7 +109,7 @@ async def test_a_client_that_reads_gets_every_frame() -> None:
     assert [json.loads(one)["data"]["number"] for one in client.got[1:]] == list(range(500))
 
 
-async def test_a_client_that_is_behind_misses_progress_and_nothing_else() -> None:
+async def test_a_slow_client_misses_only_progress() -> None:
     client = Client()
     async with _served(client) as session:
         session.hear(_text(Kind.START))
@@ -130,7 +130,7 @@ async def test_a_client_that_is_behind_misses_progress_and_nothing_else() -> Non
     assert [one["type"] for one in told[-2:]] == ["SUCCESS", "executing"]
 
 
-async def test_what_waits_lies_in_a_file_beyond_the_limit_and_comes_whole_and_in_order() -> None:
+async def test_waiting_frames_beyond_the_limit_go_to_a_file_and_arrive_in_order() -> None:
     client, budget = Client(), Budget(512_000_000)
     limits = SessionLimits(memory_bytes=2_000_000)
     async with _served(client, limits=limits, budget=budget) as session:
@@ -148,7 +148,7 @@ async def test_what_waits_lies_in_a_file_beyond_the_limit_and_comes_whole_and_in
     assert numbers == list(range(200))
 
 
-async def test_what_is_kept_until_another_prompt_ends_lies_in_a_file_beyond_the_limit() -> None:
+async def test_frames_kept_until_another_prompt_ends_go_to_a_file_beyond_the_limit() -> None:
     client, limits = Client(), SessionLimits(memory_bytes=1_000_000)
     client.reads.set()
     async with _served(client, limits=limits) as session:
@@ -166,7 +166,7 @@ async def test_what_is_kept_until_another_prompt_ends_lies_in_a_file_beyond_the_
     assert [one for one in client.got if isinstance(one, bytes)] == expected
 
 
-async def test_all_clients_together_have_a_limit_beyond_which_all_lies_in_files() -> None:
+async def test_the_waiting_frames_of_all_clients_share_one_memory_limit() -> None:
     client, other, budget = Client(), Client(), Budget(3_000_000)
     async with _served(client, budget=budget) as one, _served(other, budget=budget) as two:
         sent: list[Frame] = []
@@ -182,7 +182,7 @@ async def test_all_clients_together_have_a_limit_beyond_which_all_lies_in_files(
     assert client.got == other.got
 
 
-async def test_a_client_that_takes_nothing_is_dropped() -> None:
+async def test_a_client_that_reads_nothing_is_dropped() -> None:
     client = Client()
     async with _served(client, limits=SessionLimits(idle_s=0.2)) as session:
         session.hear(_text(Kind.START))
@@ -190,19 +190,19 @@ async def test_a_client_that_takes_nothing_is_dropped() -> None:
     assert client.got == [1013]
 
 
-async def test_a_client_for_which_nothing_waits_stays() -> None:
+async def test_a_client_without_waiting_frames_stays_connected() -> None:
     client = Client()
     client.reads.set()
     async with _served(client, limits=SessionLimits(idle_s=0.05)) as session:
         session.hear(_text(Kind.START))
         await client.has(1)
-        await asyncio.sleep(0.3)  # what is tested is that time alone ends nothing
+        await asyncio.sleep(0.3)  # the test is that time alone does not end the session
         session.hear(_text(Kind.PROGRESS))
         await client.has(2)
     assert 1013 not in client.got
 
 
-async def test_a_client_whose_frames_can_be_put_nowhere_is_dropped(
+async def test_a_client_is_dropped_when_its_frames_cannot_be_written_to_a_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "gone"))
@@ -215,7 +215,7 @@ async def test_a_client_whose_frames_can_be_put_nowhere_is_dropped(
     assert client.got == [1013]
 
 
-async def test_a_client_for_which_more_waits_than_its_file_may_hold_is_dropped() -> None:
+async def test_a_client_is_dropped_when_its_file_is_full() -> None:
     client, limits = Client(), SessionLimits(memory_bytes=200_000, file_bytes=1_000_000)
     with capture_logs() as lines:
         async with _served(client, limits=limits) as session:
@@ -228,21 +228,19 @@ async def test_a_client_for_which_more_waits_than_its_file_may_hold_is_dropped()
     assert line["buffered_bytes"] >= 40 * 50_000
 
 
-async def test_small_frames_that_are_too_many_for_memory_drop_the_client_too() -> None:
+async def test_a_client_is_dropped_when_too_many_small_frames_wait_in_memory() -> None:
     client = Client()
     async with _served(client, limits=SessionLimits(memory_bytes=100_000)) as session:
         session.hear(_text(Kind.START))
         for number in range(3000):
             session.hear(_text(Kind.EXECUTED, number))
-        for number in range(10):  # what waits is weighed every 256 KB
+        for number in range(10):  # the waiting bytes are checked every 256 KB
             session.hear(_picture(number))
         await client.has(1)
     assert client.got == [1013]
 
 
-async def test_the_file_of_a_client_that_stays_behind_does_not_grow(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_the_file_of_a_slow_client_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     frames = [_picture(number) for number in range(200)]
     expected, longest = [frame.data for frame in frames], 0
@@ -258,18 +256,18 @@ async def test_the_file_of_a_client_that_stays_behind_does_not_grow(
 
 
 def _length_of_files(folder: Path) -> int:
-    """Of the files in the folder that this process has open; they have no names there."""
+    """The bytes of this process's open files in the folder; the files have no names there."""
     return sum(link.stat().st_size for link in Path("/proc/self/fd").iterdir() if _is_in(link, folder))
 
 
 def _is_in(link: Path, folder: Path) -> bool:
     try:
         return link.readlink().is_relative_to(folder)
-    except OSError:  # the one of the listing itself
+    except OSError:  # the descriptor of the listing itself
         return False
 
 
-async def test_features_are_told_to_who_declares_its_own_first() -> None:
+async def test_a_client_that_declares_its_features_first_gets_ours() -> None:
     client = Client()
     client.reads.set()
     flags = message(Kind.OTHER, "feature_flags", {"supports_preview_metadata": True})
@@ -279,11 +277,13 @@ async def test_features_are_told_to_who_declares_its_own_first() -> None:
         session.hear(Frame(Kind.PREVIEW, preview, "a", is_text=False))
         session.hear(_text(Kind.PROGRESS))
         await client.has(3)
-        assert client.got[2] == b"\0\0\0\1\0\0\0\2PNG", "as clients know it that declared nothing: behind the progress"
+        assert client.got[2] == b"\0\0\0\1\0\0\0\2PNG", (
+            "a client without declared features gets the older form, behind the progress"
+        )
         session.hear(Frame(Kind.PREVIEW, preview, "a", is_text=False))
         session.hear(_text(Kind.EXECUTING))
         await client.has(5)
-        assert client.got[3] == client.got[2], "before all else"
+        assert client.got[3] == client.got[2], "a preview goes before later frames"
         client.say("no JSON")
         client.say('{"type": "feature_flags", "data": {"supports_preview_metadata": true}}')
         await client.has(6)
@@ -297,7 +297,7 @@ async def test_features_are_told_to_who_declares_its_own_first() -> None:
         assert client.got[7] == preview, "only the first message counts"
 
 
-async def test_files_are_told_by_the_names_of_the_history_and_users_see_no_paths() -> None:
+async def test_files_have_their_merged_names_and_users_see_no_paths() -> None:
     client = Client()
     client.reads.set()
     prompt_id = "00000000-0000-4000-8000-000000000001"

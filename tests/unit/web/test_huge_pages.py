@@ -1,4 +1,4 @@
-"""What is in use is put into huge pages, where there are some."""
+"""Memory in use is put into huge pages if the kernel has them."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ _SMAPS = Path("/proc/self/smaps_rollup")
 
 
 def in_huge_pages() -> int:
-    """Bytes of this process."""
+    """The bytes of this process that are in huge pages."""
     line = next(line for line in _SMAPS.read_text().splitlines() if line.startswith("AnonHugePages:"))
     return int(line.split()[1]) * 1024
 
 
-@pytest.mark.skipif(not _SMAPS.exists(), reason="only Linux says how much lies in huge pages")
-def test_what_is_in_use_lies_in_huge_pages() -> None:
+@pytest.mark.skipif(not _SMAPS.exists(), reason="only Linux reports the bytes in huge pages")
+def test_memory_in_use_is_moved_to_huge_pages() -> None:
     content = bytes(range(256)) * (1 << 16)
     held = bytearray(content)
     before = in_huge_pages()
@@ -30,7 +30,7 @@ def test_what_is_in_use_lies_in_huge_pages() -> None:
 
 
 @pytest.mark.parametrize("said", ["", "no number", "536870912"])
-def test_nothing_happens_where_the_kernel_has_none_of_the_usual_size(tmp_path: Path, said: str) -> None:
+def test_without_huge_pages_of_the_usual_size_nothing_happens(tmp_path: Path, said: str) -> None:
     size_file = tmp_path / "size"
     assert use_huge_pages(size_file) == 0
     size_file.write_text(said)

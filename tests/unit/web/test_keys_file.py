@@ -1,4 +1,4 @@
-"""KEYS_FILE: what is read of it, what is refused and in which words, and names that are used again."""
+"""KEYS_FILE: its fields, the refusals with their texts, and names that are used again."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.keys import ALICE, BOB, KEY, KEYS, table, write_keys
 _HASH = "a" * 64
 
 
-def test_a_table_is_read_with_all_that_it_may_have() -> None:
+def test_a_table_is_read_with_all_its_fields() -> None:
     (key,) = parse_keys(
         table(
             "acme",
@@ -44,7 +44,7 @@ def test_a_table_is_read_with_all_that_it_may_have() -> None:
 
 
 @pytest.mark.parametrize(("role", "highest"), [("user", 0), ("read", 1_000_000), ("admin", 1_000_000)])
-def test_a_user_goes_before_others_only_if_its_table_says_so(role: str, highest: int) -> None:
+def test_a_user_may_raise_its_priority_only_if_its_table_allows_it(role: str, highest: int) -> None:
     assert parse_keys(table("a", ALICE, role))[0].rules.max_priority == highest
 
 
@@ -82,10 +82,10 @@ def test_a_user_goes_before_others_only_if_its_table_says_so(role: str, highest:
         (table("alice", ALICE) + table("bob", ALICE), "line 5: [keys.bob] has the same sha256 as [keys.alice]"),
     ],
 )
-def test_what_cannot_be_used_is_told_with_its_line_key_and_field(text: str, told: str) -> None:
+def test_an_error_names_its_line_key_and_field(text: str, told: str) -> None:
     with pytest.raises(ValueError, match=re.escape(told)) as refused:
         parse_keys(text)
-    # Hashes are for guessing weak keys with, so no message has one.
+    # A weak key can be guessed from its hash, so no message has a hash.
     assert _HASH[1:] not in str(refused.value)
 
 
@@ -107,14 +107,14 @@ def test_a_broken_file_stops_the_start(tmp_path: Path, content: bytes | None, to
     assert str(refused.value).startswith(f"KEYS_FILE ({path}): ")
 
 
-def test_a_key_stands_in_one_place_only(tmp_path: Path) -> None:
+def test_a_key_in_both_the_file_and_api_keys_is_refused(tmp_path: Path) -> None:
     path = write_keys(tmp_path / "keys.toml", table("alice", KEY))
     with pytest.raises(SettingsError, match="stands in API_KEYS; it can be in one place only"):
         Settings(keys_file=path, state_dir=None, api_keys=KEY).options()  # type: ignore[arg-type]
 
 
-def test_a_file_without_keys_lets_no_caller_in(tmp_path: Path) -> None:
-    """An empty file must not open the gateway to all."""
+def test_a_file_without_keys_admits_no_caller(tmp_path: Path) -> None:
+    """An empty file must not open the gateway to everyone."""
     ring = Settings(keys_file=write_keys(tmp_path / "keys.toml", ""), state_dir=None).options().app.keys
     assert ring
     assert ring.caller(b"") is None
@@ -124,7 +124,7 @@ def test_a_file_without_keys_lets_no_caller_in(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("in_memory", [False, True])
-def test_a_removed_name_comes_back_with_its_own_key_and_with_no_other(tmp_path: Path, in_memory: bool) -> None:
+def test_a_removed_name_may_come_back_only_with_its_own_key(tmp_path: Path, in_memory: bool) -> None:
     path, state_dir = tmp_path / "keys.toml", None if in_memory else tmp_path / "state"
     file = KeysFile(path, state_dir)
 
@@ -138,15 +138,15 @@ def test_a_removed_name_comes_back_with_its_own_key_and_with_no_other(tmp_path: 
     use(KEYS)
     use(table("bob", BOB))
     with pytest.raises(ValueError, match=r"\[keys.alice\]: this name was another key's before"):
-        use(table("bob", BOB) + table("alice", "of somebody else"))
+        use(table("bob", BOB) + table("alice", "the key of someone else"))
     use(table("bob", BOB) + table("alice", ALICE))
-    # A new key for a name that is there is the same customer's.
+    # A new key for an existing name belongs to the same customer.
     use(table("bob", "bob's new key") + table("alice", ALICE))
     use(table("alice", ALICE))
     use(table("alice", ALICE) + table("bob", "bob's new key"))
 
 
-def test_the_files_beside_the_jobs_are_for_this_user_only(tmp_path: Path) -> None:
+def test_only_the_gateways_user_may_read_its_files_in_the_state_folder(tmp_path: Path) -> None:
     file = KeysFile(write_keys(tmp_path / "keys.toml", KEYS), tmp_path / "state")
     file.remember(file.load())
     assert signing_secret(tmp_path / "state") == signing_secret(tmp_path / "state")
@@ -157,7 +157,7 @@ def test_the_files_beside_the_jobs_are_for_this_user_only(tmp_path: Path) -> Non
 # `keys add`
 
 
-def test_keys_add_keeps_comments_and_writes_what_the_gateway_reads(tmp_path: Path) -> None:
+def test_keys_add_keeps_comments_and_adds_a_key_that_the_gateway_reads(tmp_path: Path) -> None:
     path = tmp_path / "keys.toml"
     path.write_text(f"# Customers\n{table('alice', ALICE)}# the largest\n")
     path.chmod(0o640)
@@ -177,7 +177,7 @@ def test_keys_add_keeps_comments_and_writes_what_the_gateway_reads(tmp_path: Pat
     ("options", "workflows"),
     [((), None), (("--workflow", "portrait", "--workflow", "upscale"), frozenset({"portrait", "upscale"}))],
 )
-def test_keys_add_makes_a_key_for_some_named_workflows(
+def test_keys_add_can_limit_a_key_to_some_named_workflows(
     tmp_path: Path, options: tuple[str, ...], workflows: frozenset[str] | None
 ) -> None:
     path, parser = tmp_path / "keys.toml", argparse.ArgumentParser()
@@ -187,7 +187,7 @@ def test_keys_add_makes_a_key_for_some_named_workflows(
     assert key.rules.workflows == workflows
 
 
-def test_keys_add_makes_a_file_that_only_its_user_reads(tmp_path: Path) -> None:
+def test_keys_add_creates_a_file_that_only_its_user_may_read(tmp_path: Path) -> None:
     path = tmp_path / "new" / "keys.toml"
     keys = [add_key(path, None, name, {"role": "read"}) for name in ("a", "b")]
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -196,7 +196,7 @@ def test_keys_add_makes_a_file_that_only_its_user_reads(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["alice", "gone", "Not A Name", "key-0123abcd"])
-def test_keys_add_refuses_names_that_cannot_be_used_and_leaves_the_file(tmp_path: Path, name: str) -> None:
+def test_keys_add_refuses_unusable_names_and_leaves_the_file_alone(tmp_path: Path, name: str) -> None:
     path, state_dir = write_keys(tmp_path / "keys.toml", table("alice", ALICE)), tmp_path / "state"
     names = KnownNames(state_dir / "key-names.json")
     names.take_over(parse_keys(table("gone", BOB)))
@@ -209,7 +209,7 @@ def test_keys_add_refuses_names_that_cannot_be_used_and_leaves_the_file(tmp_path
 
 
 def test_a_reader_of_the_keys_file_cannot_make_a_session(tmp_path: Path) -> None:
-    """The file has hashes; what signs is a secret that it has not."""
+    """The file has hashes only. Sessions are signed with a secret that is not in the file."""
     named = parse_keys(KEYS)
     first, second = (KeyRing([], session_s=60, named=named, secret=secret) for secret in (b"a" * 32, b"b" * 32))
     token = first.open_session(ALICE.encode())
@@ -219,7 +219,7 @@ def test_a_reader_of_the_keys_file_cannot_make_a_session(tmp_path: Path) -> None
     assert KeyRing([], session_s=60, named=named, secret=b"a" * 32).session_caller(token)  # as after a restart
 
 
-def test_a_session_ends_with_its_key_and_not_with_a_change_of_others() -> None:
+def test_a_session_ends_with_its_key_and_survives_other_changes() -> None:
     ring = KeyRing([], session_s=60, named=parse_keys(KEYS))
     token = ring.open_session(ALICE.encode())
     assert token is not None
@@ -231,7 +231,7 @@ def test_a_session_ends_with_its_key_and_not_with_a_change_of_others() -> None:
     assert not ring.session_caller(token)
 
 
-def test_idempotency_keys_belong_to_the_name_and_outlive_a_new_key() -> None:
+def test_idempotency_keys_belong_to_the_name_and_survive_a_new_key() -> None:
     ring = KeyRing([], session_s=60, named=parse_keys(KEYS))
     alice, bob = (ring.caller(key.encode()) for key in (ALICE, BOB))
     assert alice is not None
@@ -243,7 +243,7 @@ def test_idempotency_keys_belong_to_the_name_and_outlive_a_new_key() -> None:
     assert again.namespace == alice.namespace
 
 
-def test_the_rules_of_a_person_are_those_of_its_key_as_they_are_now() -> None:
+def test_a_person_has_the_present_rules_of_its_key() -> None:
     ring = KeyRing(["own"], session_s=60, named=parse_keys(table("alice", ALICE, weight=2.0)))
     before, rules = ring.version, ring.rules_of("alice/person")
     assert rules is not None

@@ -1,11 +1,11 @@
-"""What several servers say of themselves, as one would say it."""
+"""The answers of several servers about themselves, merged into the answer of one."""
 
 from __future__ import annotations
 
 from comfyui.web.comfyui.merging import merged_features, merged_files, merged_folders, merged_names, merged_stats
 
 
-def test_a_feature_is_there_where_all_have_it_and_a_number_is_the_least() -> None:
+def test_only_features_of_all_servers_remain_and_a_number_is_the_smallest() -> None:
     first = {"preview": True, "max_upload_size": 200, "old": False, "name": "a", "extension": {"manager": True, "n": 2}}
     other = {"preview": True, "max_upload_size": 100, "old": True, "new": True, "name": "b", "extension": {"n": 1}}
     assert merged_features([first, other]) == {
@@ -31,7 +31,7 @@ def test_devices_of_all_servers_get_new_numbers() -> None:
     ]
 
 
-def test_lists_have_each_name_once() -> None:
+def test_merged_lists_have_each_name_once() -> None:
     assert merged_names([["b", "a"], ["a", "c"], None]) == ["b", "a", "c"]
     assert merged_folders(
         [[{"name": "loras", "folders": ["/a"]}], [{"name": "loras", "folders": ["/a", "/b"]}, {"name": "vae"}]]

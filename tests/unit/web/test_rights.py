@@ -1,4 +1,4 @@
-"""The table of rights: fail closed, for each route, method, role and spelling."""
+"""The table of rights fails closed for each route, method, role and spelling."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from config import Settings
 from server import create_app
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "CONNECT", "PROPFIND", WEBSOCKET)
-# Every route of ComfyUI 0.3.64 and of 0.38, of ComfyUI-Manager, and some that custom nodes have.
+# Every route of ComfyUI 0.3.64 and 0.38 and of ComfyUI-Manager, and some routes of custom nodes.
 COMFYUI_PATHS = [
     *("/", "/ws", "/embeddings", "/models", "/models/loras", "/extensions", "/extensions/pack/x.js", "/upload/image"),
     *("/upload/mask", "/view", "/view_metadata/loras", "/system_stats", "/features", "/prompt", "/object_info"),
@@ -42,7 +42,7 @@ def rules(role: Role, **fields: object) -> KeyRules:
 
 
 def spelt(path: str) -> st.SearchStrategy[str]:
-    """The path in ways that servers may read as the same one."""
+    """The path in spellings that a server may read as the same path."""
     ways = [
         path,
         f"/api{path}",
@@ -72,7 +72,7 @@ PATHS = st.one_of(st.sampled_from(COMFYUI_PATHS + OUR_PATHS), st.text(min_size=1
 
 @settings(max_examples=2000, deadline=None)
 @given(path=PATHS.flatmap(spelt), method=st.sampled_from(METHODS), role=st.sampled_from(["user", "read"]))
-def test_nothing_is_allowed_that_the_table_does_not_have(path: str, method: str, role: Role) -> None:
+def test_nothing_is_allowed_without_a_row_of_the_table(path: str, method: str, role: Role) -> None:
     found = verdict(rules(role), method, path)
     if found.refusal is None:
         row = found.row
@@ -80,7 +80,7 @@ def test_nothing_is_allowed_that_the_table_does_not_have(path: str, method: str,
         right = row.user if role == "user" else row.read
         assert found.right is right is not NO
         assert row.method == method or (row.method, method) == ("GET", "HEAD")
-        # What the row says is what a server makes of it, however often it decodes.
+        # The row fits the path that a server sees, however often the server decodes it.
         meant = normalised(path)
         assert meant is not None
         parts, pattern = meant.split("/"), row.path.removeprefix("/api").split("/")
@@ -92,19 +92,19 @@ def test_nothing_is_allowed_that_the_table_does_not_have(path: str, method: str,
 
 @settings(max_examples=500, deadline=None)
 @given(path=PATHS.flatmap(spelt), method=st.sampled_from(METHODS))
-def test_who_reads_asks_with_get_and_nothing_else(path: str, method: str) -> None:
+def test_a_key_with_the_role_read_may_only_use_get(path: str, method: str) -> None:
     if verdict(rules("read"), method, path).refusal is None:
         assert method in {"GET", "HEAD"}
 
 
 @settings(max_examples=300, deadline=None)
 @given(path=PATHS.flatmap(spelt), method=st.sampled_from(METHODS))
-def test_an_admin_and_a_gateway_without_keys_are_refused_nothing(path: str, method: str) -> None:
+def test_admins_and_callers_of_a_gateway_without_keys_may_do_everything(path: str, method: str) -> None:
     assert verdict(rules("admin"), method, path).right is ALL
     assert verdict(None, method, path).right is ALL
 
 
-def test_routes_that_stop_others_or_tell_of_them_are_not_a_user_s() -> None:
+def test_users_may_not_use_routes_that_affect_or_reveal_others() -> None:
     for method, path in product(
         ("GET", "POST", "DELETE", "PATCH"),
         (
@@ -118,7 +118,7 @@ def test_routes_that_stop_others_or_tell_of_them_are_not_a_user_s() -> None:
 
 @pytest.mark.parametrize("path", ["/prompt_sync", "/validate", "/convert", "/api/v2/jobs"])
 @pytest.mark.parametrize("role", ["user", "admin"])
-def test_a_key_with_workflows_may_send_no_graph_of_its_own(path: str, role: Role) -> None:
+def test_a_key_limited_to_named_workflows_may_not_send_its_own_graph(path: str, role: Role) -> None:
     found = verdict(rules(role, workflows=frozenset({"portrait"})), "POST", path)
     assert found.refusal is not None
     assert "named workflows only" in found.refusal
@@ -134,8 +134,8 @@ _HELD = (
 )
 
 
-def test_every_route_of_our_own_has_its_row() -> None:
-    """A route that is added without one is an admin's; whoever adds it says so here."""
+def test_each_of_our_own_routes_has_a_row() -> None:
+    """A route without a row is for admins only, and is listed in `_HELD`."""
     admins_only = {("POST", f"{of}/{what}") for of, what in _HELD}
     assert set(OUR_PATHS) > {"/prompt_sync/{prompt_id}", "/metrics"}
     for path, methods in OUR_ROUTES:
@@ -144,12 +144,12 @@ def test_every_route_of_our_own_has_its_row() -> None:
             assert (found is None) == ((method, path) in admins_only), (method, path)
 
 
-def test_each_own_row_of_comfyui_s_is_answered_by_the_face() -> None:
+def test_each_row_for_a_users_own_data_is_answered_by_the_face() -> None:
     """POST /prompt has an endpoint of ours, in `comfyui.web.comfyui.prompt`; a websocket has `Face.frames`."""
     own = {(row.method, row.path) for row in TABLE if row.whose == "comfyui" and row.user is OWN}
     answered = {(row.method, row.path.removeprefix("/api")) for row in FACE if row.whom is not For.NOBODY}
     assert own <= answered
-    # What is only for a `user` is its own; the rest is what all servers say or do, to whoever may ask.
+    # Rows for users only are about their own jobs. The other rows do the same for every caller.
     assert {(row.method, row.path) for row in FACE if row.whom is For.USERS} <= own
     ruled = {(row.method, row.path.removeprefix("/api")) for row in FACE if row.rule is not None}
     assert ruled == answered - {("POST", "/prompt"), (WEBSOCKET, "/ws")}
@@ -157,16 +157,16 @@ def test_each_own_row_of_comfyui_s_is_answered_by_the_face() -> None:
 
 @settings(max_examples=500, deadline=None)
 @given(path=PATHS.flatmap(spelt), method=st.sampled_from(METHODS))
-def test_what_a_user_may_see_of_its_own_has_the_same_row_in_both_tables(path: str, method: str) -> None:
+def test_a_users_own_routes_have_the_same_row_in_both_tables(path: str, method: str) -> None:
     row = row_of(method, path)
     if row is not None and row.whose == "comfyui" and row.user is OWN:
-        # ComfyUI has some below /api only; what the caller asks without it is answered by nobody.
+        # ComfyUI has some routes below /api only. No row answers them without /api.
         found = face_row_of(method, path) or face_row_of(method, f"/api{path}")
         assert found is not None
         assert (found.method, found.path.removeprefix("/api")) == (row.method, row.path) or found.whom is For.NOBODY
 
 
-def test_no_row_says_the_same_as_another() -> None:
+def test_no_two_rows_have_the_same_method_and_path() -> None:
     keys = [(row.whose, row.method, row.path) for row in TABLE]
     assert len(keys) == len(set(keys))
     assert {right for row in TABLE for right in (row.user, row.read)} == {ALL, OWN, NO}

@@ -1,4 +1,4 @@
-"""What callers choose is remembered while it is short."""
+"""Results for callers' texts are cached only if the text is short."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from comfyui.web.front import paths
 from comfyui.web.front.short_cache import short_cache
 
 
-def test_a_short_text_is_worked_out_once_and_a_long_one_each_time() -> None:
+def test_the_result_for_a_short_text_is_cached_and_for_a_long_text_is_not() -> None:
     asked: list[str] = []
 
     @short_cache(8)
@@ -18,7 +18,7 @@ def test_a_short_text_is_worked_out_once_and_a_long_one_each_time() -> None:
     assert asked == ["a", "b" * 1000, "b" * 1000]
 
 
-def test_long_paths_are_not_kept() -> None:
+def test_long_paths_are_not_cached() -> None:
     kept = paths.normalised.__closure__
     assert kept is not None
     cached = next(cell.cell_contents for cell in kept if hasattr(cell.cell_contents, "cache_info"))

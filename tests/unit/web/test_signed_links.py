@@ -1,4 +1,4 @@
-"""Signed links alone: what a link opens, and that nothing else does."""
+"""A signed link opens its own file and nothing else."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ def _scope(target: str, method: str = "GET", kind: str = "http") -> dict[str, An
 
 
 def _link(file: OutputFile = _FILE) -> str:
-    """As the gateway gets it: behind a proxy that strips the path."""
+    """The link as the gateway gets it behind a proxy that strips the path."""
     return _tickets().link(_OWNER, file.url).removeprefix(_PUBLIC)
 
 
-def test_a_link_opens_its_file_with_the_rights_of_the_jobs_owner() -> None:
+def test_a_link_opens_its_file_with_the_rights_of_the_owner() -> None:
     link = _tickets().link(_OWNER, _FILE.url)
     assert link.startswith(f"{_PUBLIC}{_FILE.url}&ticket=")
     for method in ("GET", "HEAD"):
@@ -55,7 +55,7 @@ def test_a_link_opens_its_file_with_the_rights_of_the_jobs_owner() -> None:
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "get", "QUERY"])
-def test_a_link_opens_with_get_and_head_alone(method: str) -> None:
+def test_a_link_opens_only_with_get_and_head(method: str) -> None:
     assert _tickets().redeem(_scope(_link(), method)) is None
 
 
@@ -63,11 +63,11 @@ def test_a_link_opens_no_websocket() -> None:
     assert _tickets().redeem(_scope(_link(), kind="websocket")) is None
 
 
-def test_a_link_lasts_as_long_as_it_says_and_as_its_key() -> None:
+def test_a_link_is_valid_until_its_expiry_and_only_with_its_key_and_gateway() -> None:
     link = _link()
     assert _tickets(now=_NOW + 599).redeem(_scope(link))
     assert _tickets(now=_NOW + 600).redeem(_scope(link)) is None
-    # After a restart, and in any other process with this key, wherever in the list.
+    # The link stays valid after a restart and in other processes that have the key anywhere in their list.
     assert _tickets(KeyRing([OTHER_KEY, KEY], session_s=1)).redeem(_scope(link))
     assert _tickets(KeyRing([OTHER_KEY], session_s=1)).redeem(_scope(link)) is None
     # Another gateway with the same keys has other files.
@@ -75,18 +75,18 @@ def test_a_link_lasts_as_long_as_it_says_and_as_its_key() -> None:
         assert _tickets(public_url=elsewhere).redeem(_scope(link)) is None
 
 
-def test_no_link_is_signed_without_keys_or_for_a_key_that_is_gone() -> None:
+def test_no_link_is_signed_without_keys_or_for_a_removed_key() -> None:
     for ring, owner in ((KeyRing([], session_s=1), None), (_RING, None), (_RING, "key-00000000")):
         assert _tickets(ring).link(owner, _FILE.url) == f"{_PUBLIC}{_FILE.url}"
 
 
-def test_a_new_link_differs_only_by_its_end() -> None:
+def test_a_link_changes_only_with_its_expiry() -> None:
     assert _tickets().link(_OWNER, _FILE.url) == _tickets().link(_OWNER, _FILE.url)
     assert _tickets().link(_OWNER, _FILE.url) != _tickets(now=_NOW + 1).link(_OWNER, _FILE.url)
 
 
 @pytest.mark.parametrize("position", range(len(_link()) - len(_FILE.url)))
-def test_no_other_character_of_the_ticket_opens_it(position: int) -> None:
+def test_a_link_with_a_changed_character_of_the_ticket_opens_nothing(position: int) -> None:
     link, at = _link(), len(_FILE.url) + position
     for other in "0aZ.-&%":
         if link[at] != other:
@@ -136,14 +136,14 @@ def test_no_other_character_of_the_ticket_opens_it(position: int) -> None:
         lambda link: link.replace(".link.", ".link.link."),
     ],
 )
-def test_no_other_spelling_opens_it(change: Any) -> None:
+def test_a_link_in_another_spelling_opens_nothing(change: Any) -> None:
     changed = change(_link())
     assert changed != _link()
     assert _tickets().redeem(_scope(changed)) is None
 
 
 @given(st.data())
-def test_nothing_beside_the_link_opens(data: st.DataObject) -> None:
+def test_a_randomly_changed_link_opens_nothing(data: st.DataObject) -> None:
     link = _link(OutputFile("9", "images", data.draw(_names), data.draw(_names), "output"))
     changed = link
     for _ in range(data.draw(st.integers(1, 4))):
@@ -156,8 +156,8 @@ def test_nothing_beside_the_link_opens(data: st.DataObject) -> None:
 
 
 @given(_names, _names)
-def test_clients_send_a_link_as_it_is(filename: str, subfolder: str) -> None:
-    """aiohttp decodes some characters of an address; a link has them decoded from the first."""
+def test_clients_send_a_link_unchanged(filename: str, subfolder: str) -> None:
+    """aiohttp decodes some characters of an address, so a link has them decoded from the start."""
     link = _link(OutputFile("9", "images", filename, subfolder, "output"))
     sent = str(URL(f"https://example.org{link}").relative())
     assert sent.replace("'", "%27") == link
