@@ -1,4 +1,4 @@
-"""Parts of contents, as RFC 9110 has them."""
+"""Byte ranges of contents by RFC 9110."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ from comfyui.web.v2.ranges import Part, is_one_part, part_of
         (f"bytes={'9' * 19}-", 10, None),
     ],
 )
-def test_a_range_is_a_part_or_nothing(header: str | None, size: int, part: Part | str | None) -> None:
+def test_a_range_is_one_part_or_unsatisfiable_or_ignored(
+    header: str | None, size: int, part: Part | str | None
+) -> None:
     assert part_of(header, size) == part
     if isinstance(part, Part):
         assert part.size == part.end - part.start + 1

@@ -1,1 +1,1 @@
-"""TODO"""
+"""Workflows, without any I/O."""

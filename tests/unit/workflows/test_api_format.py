@@ -1,4 +1,4 @@
-"""Graph helpers: what is refused before ComfyUI sees it, and how a cached workflow is made to run again."""
+"""Graph helpers: checks before ComfyUI sees a workflow, and changes that make a cached workflow run again."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_an_empty_workflow_is_refused() -> None:
         check_api_format({})
 
 
-def test_a_ui_export_is_refused_by_name_with_what_to_do_instead() -> None:
+def test_a_ui_export_is_refused_with_the_way_to_export_or_convert_it() -> None:
     export = {"nodes": [{"id": 1, "type": "SaveImage"}], "links": [], "version": 0.4}
     assert is_ui_format(export)
     with pytest.raises(ComfyUIValidationError) as caught:
@@ -44,7 +44,7 @@ def test_a_ui_export_is_refused_by_name_with_what_to_do_instead() -> None:
     assert "POST /convert" in caught.value.detail
 
 
-def test_a_node_whose_id_is_nodes_is_no_ui_export() -> None:
+def test_a_workflow_with_a_node_of_the_id_nodes_is_no_ui_export() -> None:
     assert not is_ui_format({"nodes": {"class_type": "SaveImage", "inputs": {}}})
 
 
@@ -65,7 +65,7 @@ def test_every_malformed_node_is_named(node: object, message: str) -> None:
     assert message in caught.value.node_errors["7"][0]
 
 
-def test_a_node_is_called_by_its_title_then_its_class_then_its_id() -> None:
+def test_a_node_is_named_by_its_title_or_its_class_or_its_id() -> None:
     assert [node_title(PROMPT, node_id) for node_id in ("1", "2", "99")] == ["My photo", "ImageInvert", "99"]
 
 
@@ -87,7 +87,7 @@ def test_defeating_the_cache_changes_only_the_chosen_nodes_and_not_the_original(
 
 
 @pytest.mark.parametrize("node_ids", [None, ["10", "2.0.0.1"]])
-def test_without_known_nodes_every_last_node_runs_again(node_ids: list[str] | None) -> None:
+def test_defeating_the_cache_without_known_nodes_changes_every_last_node(node_ids: list[str] | None) -> None:
     again = defeat_cache(PROMPT, "token", node_ids)
     assert {node_id for node_id in PROMPT if again[node_id] != PROMPT[node_id]} == last_nodes(PROMPT) == {"10"}
 
@@ -108,7 +108,7 @@ def definition(**required: object) -> dict[str, Any]:
         [["clip.mp4", "b.WEBM"]],
     ],
 )
-def test_upload_widgets_are_found_by_what_the_node_declares(declared: list[object]) -> None:
+def test_upload_widgets_are_found_by_their_declaration(declared: list[object]) -> None:
     assert media_widgets({"AnyClass": definition(video=declared)}) == {"AnyClass": ("video",)}
 
 
@@ -140,13 +140,13 @@ def test_an_upload_behind_the_chosen_option_of_a_dynamic_combo_is_listed() -> No
     assert upload_inputs(plain, info) == []
 
 
-def test_a_link_to_a_node_that_does_not_exist_is_refused_before_it_ends_comfyuis_worker() -> None:
+def test_a_link_to_a_missing_node_is_refused_since_it_would_end_comfyuis_worker() -> None:
     prompt = {"1": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "not_declared": ["99", 0]}}}
     with pytest.raises(ComfyUIValidationError) as raised:
         check_api_format(prompt)
     assert raised.value.node_errors == {"1": ["not_declared of SaveImage is linked to node 99, which does not exist"]}
 
 
-def test_ids_of_more_digits_than_python_makes_a_number_of_are_in_order() -> None:
+def test_node_ids_with_too_many_digits_for_python_are_ordered() -> None:
     longest = "9" * 5000
     assert node_order([longest, "10", "2", "²", "1:3", "1", "01"]) == ["1", "01", "1:3", "2", "10", longest, "²"]

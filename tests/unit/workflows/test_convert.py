@@ -1,4 +1,4 @@
-"""UI export to API format, on small hand-made files; the editor judges in tests/contract/test_convert_real.py."""
+"""Conversion of UI exports to the API format, on small hand-made files."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def inputs_of(ui: dict[str, Any], node_id: str, info: dict[str, Any] = INFO) -> 
     return found
 
 
-def test_a_whole_workflow_comes_out_with_its_virtual_nodes_resolved() -> None:
+def test_a_whole_workflow_is_converted_with_its_virtual_nodes_resolved() -> None:
     converted = to_api_format(file("ui_plain.json"), INFO, now=NOW)
     assert converted.prompt == {
         "1": {"inputs": {"image": "photo.png"}, "class_type": "LoadImage", "_meta": {"title": "Load Image"}},
@@ -86,14 +86,14 @@ def test_a_whole_workflow_comes_out_with_its_virtual_nodes_resolved() -> None:
     )
 
 
-def test_the_file_is_not_changed() -> None:
+def test_the_given_file_is_not_changed() -> None:
     ui = file("ui_plain.json")
     before = copy.deepcopy(ui)
     to_api_format(ui, INFO)
     assert ui == before
 
 
-def test_links_as_objects_say_the_same() -> None:
+def test_links_in_the_form_of_objects_give_the_same_result() -> None:
     ui = file("ui_plain.json")
     expected = to_api_format(ui, INFO, now=NOW).prompt
     keys = ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type")
@@ -117,13 +117,13 @@ def test_a_bypassed_subgraph_passes_its_input_on() -> None:
     assert inputs_of(ui, "4")["images"] == ["1", 0]
 
 
-def test_an_instance_without_stored_values_shows_the_inner_ones() -> None:
+def test_an_instance_without_stored_values_has_the_inner_values() -> None:
     ui = file("ui_subgraphs.json")
     del node_of(ui, 2)["widgets_values"]
     assert inputs_of(ui, "2:7:9")["width"] == 32
 
 
-def test_values_in_the_order_of_the_widgets_that_an_instance_shows_go_by_name() -> None:
+def test_values_in_the_order_of_an_instances_shown_widgets_are_matched_by_name() -> None:
     ui = file("ui_subgraphs.json")
     instance = node_of(ui, 2)
     instance["properties"]["proxyWidgets"] = [["7", "width"], ["-1", "size"]]
@@ -133,7 +133,7 @@ def test_values_in_the_order_of_the_widgets_that_an_instance_shows_go_by_name() 
     assert inputs_of(ui, "2:7:9")["width"] == 512
 
 
-def test_a_subgraph_that_the_file_does_not_define_is_no_missing_node_pack() -> None:
+def test_an_undefined_subgraph_is_not_reported_as_a_missing_node_pack() -> None:
     ui = file("ui_subgraphs.json")
     ui["definitions"]["subgraphs"] = []
     for node in ui["nodes"]:
@@ -144,7 +144,7 @@ def test_a_subgraph_that_the_file_does_not_define_is_no_missing_node_pack() -> N
     assert "node pack" not in raised.value.detail
 
 
-def test_two_different_subgraphs_with_one_id_are_told() -> None:
+def test_two_different_subgraphs_with_one_id_give_a_warning() -> None:
     ui = file("ui_subgraphs.json")
     definitions = ui["definitions"]["subgraphs"]
     expected = to_api_format(ui, INFO, now=NOW)
@@ -164,7 +164,7 @@ def test_a_subgraph_that_contains_itself_is_refused() -> None:
         to_api_format(ui, INFO)
 
 
-def test_a_bypassed_node_without_a_fitting_input_leaves_the_input_out() -> None:
+def test_a_bypassed_node_without_a_fitting_input_leaves_its_users_input_out() -> None:
     ui = file("ui_plain.json")
     node_of(ui, 1)["mode"] = 4
     assert "image" not in inputs_of(ui, "4")
@@ -181,7 +181,7 @@ def test_a_bypassed_node_without_a_fitting_input_leaves_the_input_out() -> None:
         ([1, "fixed", 0.1, None], {"seed": 1, "amount": 0.1, "text": ""}),
     ],
 )
-def test_stored_values_go_by_position_or_by_name_and_defaults_fill_the_rest(
+def test_stored_values_are_matched_by_position_or_name_and_defaults_fill_the_rest(
     values: Any, expected: dict[str, Any]
 ) -> None:
     ui = file("ui_plain.json")
@@ -200,14 +200,14 @@ def test_stored_values_go_by_position_or_by_name_and_defaults_fill_the_rest(
         ({"seed": 5, "sed": 6}, "it has no widget for the stored sed"),
     ],
 )
-def test_values_that_are_too_many_or_too_few_are_told(values: Any, warning: str) -> None:
+def test_too_many_or_too_few_values_give_a_warning(values: Any, warning: str) -> None:
     ui = file("ui_plain.json")
     node_of(ui, 4)["widgets_values"] = values
     assert f"node 4 (Noise): {warning}" in to_api_format(ui, INFO).warnings
 
 
 def _as_floats(value: Any) -> Any:
-    """What a program writes that has floats only."""
+    """The value as a program writes it that knows only floats."""
     if isinstance(value, dict):
         return {key: entry if key == "widgets_values" else _as_floats(entry) for key, entry in value.items()}
     if isinstance(value, list):
@@ -216,7 +216,7 @@ def _as_floats(value: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", ["ui_plain.json", "ui_subgraphs.json"])
-def test_whole_floats_are_the_same_numbers(name: str) -> None:
+def test_whole_floats_count_as_integers(name: str) -> None:
     ui = file(name)
     for graph in (ui, *ui.get("definitions", {}).get("subgraphs", [])):
         for number, node in enumerate(graph["nodes"]):
@@ -225,7 +225,7 @@ def test_whole_floats_are_the_same_numbers(name: str) -> None:
     assert to_api_format(_as_floats(ui), INFO, now=NOW) == expected
 
 
-def test_a_value_that_is_not_stored_by_name_is_told() -> None:
+def test_a_value_that_is_missing_by_name_gives_a_warning() -> None:
     ui = file("ui_plain.json")
     noise = next(node for node in ui["nodes"] if node["type"] == "Noise")
     noise["widgets_values"] = {"seed": 5}
@@ -233,7 +233,7 @@ def test_a_value_that_is_not_stored_by_name_is_told() -> None:
     assert any("the file stores no value for text, which kept the default" in warning for warning in warnings)
 
 
-def test_the_default_of_a_widget_whose_input_is_linked_is_not_told() -> None:
+def test_the_default_of_a_linked_widget_gives_no_warning() -> None:
     ui = file("ui_plain.json")
     noise = node_of(ui, 4)
     noise["widgets_values"] = [42, "fixed", 0.5]
@@ -249,7 +249,7 @@ def test_a_value_of_the_wrong_kind_is_passed_on_with_a_warning() -> None:
     assert any(warning.startswith("node 4 (Noise): seed got 'fixed', which is no INT") for warning in warnings)
 
 
-def test_the_value_of_an_input_that_is_a_socket_now_is_taken_out() -> None:
+def test_the_stored_value_of_an_input_that_became_a_socket_is_dropped() -> None:
     info = {**INFO, "Two": definition("IMAGE", one=["INT", {"forceInput": True}], two=["INT", {}])}
     ui = {"nodes": [{"id": 1, "type": "Two", "inputs": [], "outputs": [], "widgets_values": [7, 8]}], "links": []}
     assert inputs_of(ui, "1", info) == {"two": 8}
@@ -270,7 +270,7 @@ def test_the_value_of_an_input_that_is_a_socket_now_is_taken_out() -> None:
         (["STRING", {"forceInput": True}], [3], {"n": 3}),
     ],
 )
-def test_every_kind_of_widget_takes_its_places(
+def test_every_kind_of_widget_uses_its_number_of_stored_values(
     declared: list[Any], values: list[Any], expected: dict[str, Any]
 ) -> None:
     info = {"Node": definition("IMAGE", x=declared, n=["INT", {}])}
@@ -296,7 +296,7 @@ def refused(change: Callable[[dict[str, Any]], object], info: dict[str, Any] = I
     return caught.value
 
 
-def test_a_missing_class_is_refused_by_node() -> None:
+def test_a_missing_class_is_refused_with_its_node() -> None:
     error = refused(lambda ui: node_of(ui, 4).update(type="Nose"))
     (message,) = error.node_errors["4"]
     assert message.startswith("the node class Nose is not installed: install its node pack, or")
@@ -318,7 +318,7 @@ def test_a_missing_class_that_is_muted_does_not_matter() -> None:
         ({}, "the group node workflow/mine has no definition in the file"),
     ],
 )
-def test_a_group_node_that_cannot_be_unfolded_is_refused_with_what_to_do(
+def test_a_group_node_that_cannot_be_unfolded_is_refused_with_a_remedy(
     definitions: dict[str, Any], reason: str
 ) -> None:
     def change(ui: dict[str, Any]) -> None:
@@ -340,7 +340,7 @@ def test_a_widget_of_a_node_pack_makes_the_order_uncertain() -> None:
     assert "a script of its node pack adds the widget curve" in refused(lambda ui: None, info).node_errors["4"][0]
 
 
-def test_the_link_to_a_widget_that_is_gone_is_left_out_with_a_warning() -> None:
+def test_a_link_to_a_removed_widget_is_left_out_with_a_warning() -> None:
     ui = file("ui_plain.json")
     gone = {"name": "gone", "type": "INT", "link": 77, "widget": {"name": "gone"}}
     node_of(ui, 4)["inputs"].append(gone)
@@ -391,7 +391,7 @@ def test_dynamic_prompts_lose_comments_and_get_one_choice() -> None:
     assert not has_choices("a {plain} \\{x|y\\} fox")
 
 
-def test_a_choice_at_random_is_told() -> None:
+def test_a_random_choice_gives_a_warning() -> None:
     ui = file("ui_plain.json")
     node_of(ui, 4)["widgets_values"][3] = "{a|b}"
     converted = to_api_format(ui, INFO, rng=Random(1))  # noqa: S311
@@ -425,7 +425,7 @@ def damaged(value: Any, rng: Random) -> Any:
 
 
 @pytest.mark.parametrize("name", ["ui_plain.json", "ui_subgraphs.json"])
-def test_a_damaged_file_is_converted_or_refused_and_nothing_else(name: str) -> None:
+def test_a_damaged_file_is_converted_or_refused_without_a_crash(name: str) -> None:
     rng = Random(3)  # noqa: S311
     for _ in range(400):
         ui = {key: damaged(value, rng) for key, value in file(name).items()}
@@ -445,8 +445,8 @@ def test_subgraphs_that_multiply_are_refused_before_they_fill_the_memory() -> No
         to_api_format(ui, {**INFO, "s40": definition("IMAGE")})
 
 
-def test_a_bomb_of_subgraphs_is_counted_and_not_written_out() -> None:
-    """Each of the 60 definitions is looked at once, however many nodes they multiply to."""
+def test_a_bomb_of_subgraphs_is_counted_without_expanding_it() -> None:
+    """Each of the 60 definitions is read a few times at most, however many nodes they multiply to."""
 
     class Watched(dict[str, Any]):
         looked_at = 0
@@ -465,14 +465,14 @@ def test_a_bomb_of_subgraphs_is_counted_and_not_written_out() -> None:
     assert Watched.looked_at <= 3 * len(subgraphs)
 
 
-def test_the_limit_of_nodes_can_be_set() -> None:
+def test_the_largest_number_of_nodes_can_be_set() -> None:
     ui = file("ui_subgraphs.json")
     with pytest.raises(ComfyUILimitError, match=r"would have 9 nodes, more than 8 \(MAX_WORKFLOW_NODES\)"):
         to_api_format(ui, INFO, limits=Limits(max_workflow_nodes=8))
     assert len(to_api_format(ui, INFO, limits=Limits(max_workflow_nodes=9)).prompt) == 5
 
 
-def test_group_nodes_that_multiply_are_counted_and_not_unfolded() -> None:
+def test_group_nodes_that_multiply_are_counted_without_unfolding_them() -> None:
     inside = {"nodes": [{"type": "Noise"} for _ in range(200)], "links": []}
     ui = {
         "nodes": [{"id": n, "type": "workflow/many"} for n in range(100)],

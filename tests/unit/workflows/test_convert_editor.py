@@ -1,8 +1,8 @@
-"""Conversion against what the editor (1.58.1) exported for small files, measured in a browser.
+"""Conversions of small files compared with the exports of the editor (1.58.1), measured in a browser.
 
-``data/editor`` has the files, each with the export, and the node definitions that they need. Where our result differs
-on purpose, the right value stands here, and a warning names the node. The bulk is measured by
-``python -m tests.contract.conversion``.
+``data/editor`` has the files, each with its export, and the node definitions that they need. `OURS` has the right
+values that differ from the export on purpose; a warning names their nodes. ``python -m tests.contract.conversion``
+measures many more files.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def _read(name: str) -> Json:
 DEFINITIONS = _read("definitions.json")
 CASES = {**_read("given.json"), **_read("measured.json")}
 
-# Cases in which the right result is not the editor's, by the inputs that differ: node id and name to our value.
-# The editor exports null, which ComfyUI refuses; it lacks the node packs whose links these are; it loses links.
+# Our values of the inputs, by node id and name, for which the editor's export is wrong: it exports null, which
+# ComfyUI refuses, it lacks the node packs that make the links, or it loses links.
 OURS: dict[str, dict[tuple[str, str], Any]] = {
     "proxy_widgets_null": {("3:10", "height"): 40, ("3:10", "color"): 255},
     "px_two": {("5:10", "height"): 40},
@@ -49,7 +49,7 @@ OURS: dict[str, dict[tuple[str, str], Any]] = {
         ("4:21:10", "width"): 12,
     },
 }
-# Nodes that the editor exports without their pack's script, and that have no class in ComfyUI.
+# Nodes without a class in ComfyUI, which the editor exports only because it lacks their pack's script.
 NOT_NODES = {"r07_set_get": {"2", "3"}}
 REFUSED = {"r19_subgraph_pass_through": "links an input straight to an output"}
 
@@ -59,13 +59,13 @@ def convert(name: str) -> ConvertedWorkflow:
 
 
 def inputs_by_node(prompt: Json) -> dict[str, tuple[str, Json]]:
-    """Class and inputs by node, as JSON has them; the titles are ours."""
+    """The class and the inputs of each node as JSON values, without the titles, which are ours."""
     parsed = json.loads(json.dumps(prompt))
     return {node_id: (node["class_type"], node["inputs"]) for node_id, node in parsed.items()}
 
 
 @pytest.mark.parametrize("name", sorted(CASES.keys() - REFUSED.keys()))
-def test_the_result_is_what_the_editor_exports(name: str) -> None:
+def test_the_result_equals_the_editors_export(name: str) -> None:
     expected = inputs_by_node(CASES[name]["expected"])
     for node_id in NOT_NODES.get(name, ()):
         del expected[node_id]
@@ -75,13 +75,13 @@ def test_the_result_is_what_the_editor_exports(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(REFUSED))
-def test_what_the_editor_cannot_export_is_refused(name: str) -> None:
+def test_a_file_that_the_editor_cannot_export_is_refused(name: str) -> None:
     assert "ERROR" in CASES[name]["expected"]
     with pytest.raises(ComfyUIValidationError, match=REFUSED[name]):
         convert(name)
 
 
-def test_every_case_is_here() -> None:
+def test_all_measured_files_are_present() -> None:
     assert len(_read("given.json")) == 38
     assert OURS.keys() | REFUSED.keys() | NOT_NODES.keys() <= CASES.keys()
 
@@ -127,12 +127,12 @@ def test_a_warning_names_the_node(name: str, warning: str) -> None:
         *("r28_custom_combo", "r30_save_image_advanced", "r21_group_node", "r43_type_curve"),
     ],
 )
-def test_a_file_that_is_certain_has_no_warning(name: str) -> None:
+def test_an_unambiguous_file_gives_no_warning(name: str) -> None:
     assert convert(name).warnings == ()
 
 
 def test_links_that_the_editor_misplaces_are_kept_with_a_warning() -> None:
-    """The editor keeps two links of inputs that grow inside of an option, and puts further ones into other inputs."""
+    """The editor keeps only two links of growing inputs inside an option, and moves further links to other inputs."""
     workflow = copy.deepcopy(CASES["XFlux1_2"]["workflow"])
     flux = workflow["nodes"][-1]
     flux["inputs"][2]["link"] = 3
@@ -155,7 +155,7 @@ def _damaged(value: Any, rng: Random) -> Any:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_damaged_files_and_odd_definitions_are_converted_or_refused_and_nothing_else(seed: int) -> None:
+def test_damaged_files_and_definitions_are_converted_or_refused_without_a_crash(seed: int) -> None:
     rng = Random(seed)  # noqa: S311
     odd = {name: _damaged(found, rng) for name, found in DEFINITIONS.items()}
     odd = {name: found for name, found in odd.items() if isinstance(found, dict)}

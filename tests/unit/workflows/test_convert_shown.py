@@ -1,4 +1,4 @@
-"""Where the values of promoted widgets and of primitive nodes are in the API format."""
+"""The inputs in the API format that get the values of promoted widgets and of primitive nodes."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def subgraph_of(ui: dict[str, Any], subgraph_id: str) -> dict[str, Any]:
     return found
 
 
-def test_a_promoted_widget_is_followed_through_two_walls_for_each_instance() -> None:
+def test_a_promoted_widget_is_followed_through_two_subgraphs_for_each_instance() -> None:
     assert shown(file("ui_subgraphs.json")) == (
         ShownWidget("promoted", "2", "Outer", "size", "", True, (("2:7:9", "width"),)),
         ShownWidget("promoted", "3", "Outer", "size", "", True, (("3:7:9", "width"),)),
     )
 
 
-def test_the_label_that_the_editor_shows_is_told() -> None:
+def test_a_promoted_widget_has_the_label_that_the_editor_shows() -> None:
     ui = file("ui_subgraphs.json")
     subgraph_of(ui, "outer-id")["inputs"][1]["label"] = "picture size"
     node_of(ui, 3)["title"] = "Second"
@@ -38,7 +38,7 @@ def test_the_label_that_the_editor_shows_is_told() -> None:
     ]
 
 
-def test_an_older_file_has_the_label_at_the_instance() -> None:
+def test_the_label_is_read_from_the_instance_in_an_older_file() -> None:
     ui = file("ui_subgraphs.json")
     node_of(ui, 3)["inputs"][1]["label"] = "picture size"
     assert [one.label for one in shown(ui)] == ["", "picture size"]
@@ -62,7 +62,7 @@ def test_one_promoted_widget_may_feed_several_inputs() -> None:
     ]
 
 
-def test_a_promoted_widget_that_has_a_link_outside_is_not_shown() -> None:
+def test_a_promoted_widget_with_a_link_outside_is_not_shown() -> None:
     ui = file("ui_subgraphs.json")
     ui["nodes"].append(
         {
@@ -80,13 +80,13 @@ def test_a_promoted_widget_that_has_a_link_outside_is_not_shown() -> None:
     assert [one.owner for one in shown(ui)] == ["2"]
 
 
-def test_a_muted_instance_shows_nothing() -> None:
+def test_a_muted_instance_shows_no_widgets() -> None:
     ui = file("ui_subgraphs.json")
     node_of(ui, 2)["mode"] = 2
     assert [one.owner for one in shown(ui)] == ["3"]
 
 
-def test_a_primitive_is_told_by_its_own_title_or_by_what_it_feeds() -> None:
+def test_a_primitive_has_its_own_title_or_the_name_of_the_input_it_feeds() -> None:
     ui = file("ui_plain.json")
     assert shown(ui) == (ShownWidget("primitive", "7", "", "amount", "", True, (("4", "amount"),)),)
     node_of(ui, 7)["title"] = "How much"
@@ -99,7 +99,7 @@ def test_a_primitive_whose_targets_do_not_run_is_not_shown() -> None:
     assert "8" not in [one.owner for one in shown(file("ui_plain.json"))]
 
 
-def test_a_primitive_inside_of_a_subgraph_is_told_once_for_each_instance() -> None:
+def test_a_primitive_inside_a_subgraph_is_listed_once_for_each_instance() -> None:
     ui = file("ui_subgraphs.json")
     inner = subgraph_of(ui, "inner-id")
     inner["inputs"].pop()

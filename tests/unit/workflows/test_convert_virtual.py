@@ -1,4 +1,4 @@
-"""Nodes that live in the editor only: followed where their meaning is known, else left out or refused by name."""
+"""Nodes that exist only in the editor are followed if their meaning is known, and otherwise left out or refused."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def getter(node_id: int, name: str, *links: int) -> Json:
 
 
 @pytest.mark.parametrize("pack", [("SetNode", "GetNode"), ("easy setNode", "easy getNode")])
-def test_a_getter_gives_what_its_setter_was_given(pack: tuple[str, str]) -> None:
+def test_a_getter_is_replaced_by_the_link_of_its_setter(pack: tuple[str, str]) -> None:
     set_node, get_node = setter(2, "pic", 1), getter(3, "pic", 2)
     set_node["type"], get_node["type"] = pack
     ui = workflow(
@@ -80,7 +80,7 @@ def test_setters_in_a_chain_are_followed() -> None:
     assert source_of_saved(ui) == ["1", 0]
 
 
-def test_a_getter_inside_of_a_subgraph_finds_the_setter_around_it() -> None:
+def test_a_getter_inside_a_subgraph_finds_the_setter_outside() -> None:
     inside = {
         "id": "sub",
         "nodes": [getter(20, "pic", 1), node(21, "Invert", takes={"IMAGE": 1}, feeds={"IMAGE": [2]})],
@@ -136,7 +136,7 @@ def test_setters_that_set_each_other_are_refused() -> None:
         source_of_saved(workflow(setter(2, "a", 1), getter(3, "a", 1, 2), save(9, 2), links=links))
 
 
-def test_reroutes_of_rgthree_pass_on_what_they_get() -> None:
+def test_reroutes_of_rgthree_pass_their_link_on() -> None:
     reroutes = [node(n, "Reroute (rgthree)", takes={"*": n - 1}, feeds={"*": [n]}) for n in (2, 3)]
     ui = workflow(
         image(1, 1),
@@ -176,7 +176,7 @@ def test_nodes_that_act_in_the_editor_only_are_left_out_with_a_warning_each() ->
         ("Some Pack Node", "the node class Some Pack Node is not installed: install its node pack, or, if it is"),
     ],
 )
-def test_what_something_depends_on_is_refused_with_what_to_do(kind: str, reason: str) -> None:
+def test_an_unknown_node_with_dependents_is_refused_with_a_remedy(kind: str, reason: str) -> None:
     ui = workflow(node(4, kind, feeds={"IMAGE": [1]}), save(9, 1), links=[[1, 4, 0, 9, 0, "IMAGE"]])
     with pytest.raises(ComfyUIValidationError) as caught:
         to_api_format(ui, INFO)
@@ -185,7 +185,7 @@ def test_what_something_depends_on_is_refused_with_what_to_do(kind: str, reason:
     assert '"Workflow > Export (API)"' in message
 
 
-def test_an_unknown_node_that_takes_something_may_save_files_and_is_refused() -> None:
+def test_an_unknown_node_with_inputs_is_refused_since_it_may_save_files() -> None:
     ui = workflow(image(1, 1, 2), save(9, 1), node(4, "Video Out", takes={"IMAGE": 2}), links=[])
     ui["links"] = [[1, 1, 0, 9, 0, "IMAGE"], [2, 1, 0, 4, 0, "IMAGE"]]
     with pytest.raises(ComfyUIValidationError, match="the node class Video Out is not installed"):
@@ -234,14 +234,14 @@ def test_an_installed_node_of_use_everywhere_stays_in_the_prompt() -> None:
         ({"downstream_slot": 5}, "input 5 does not take IMAGE"),
     ],
 )
-def test_a_link_of_use_everywhere_that_is_not_certain_is_named(change: Json, why: str) -> None:
+def test_an_uncertain_link_of_use_everywhere_is_left_out_with_a_warning(change: Json, why: str) -> None:
     converted = to_api_format(everywhere({**LINK, **change}), INFO)
     assert converted.prompt["9"]["inputs"] == {}
     assert f"node 9: the link that node 2 makes in the editor is left out: {why}" in converted.warnings
 
 
-def test_a_slot_that_counts_differently_in_the_file_is_not_guessed() -> None:
-    """The file leaves slots out, so its second slot is not the editor's second."""
+def test_a_slot_with_an_uncertain_number_is_not_guessed() -> None:
+    """The file leaves slots out, so its second slot is not the editor's second slot."""
     blend = node(9, "Blend", takes={"other": None, "one": None})
     for slot in blend["inputs"]:
         slot["type"] = "IMAGE"
@@ -257,7 +257,7 @@ def test_links_of_a_muted_node_of_use_everywhere_are_not_made() -> None:
     assert converted.warnings == ()
 
 
-def test_a_node_of_use_everywhere_whose_links_are_not_in_the_file_is_named() -> None:
+def test_a_node_of_use_everywhere_without_links_in_the_file_gives_a_warning() -> None:
     converted = to_api_format(everywhere(None), INFO)
     assert (
         "node 2 (Anything Everywhere): the links that it makes in the editor are not in the file; what it should "
@@ -265,7 +265,7 @@ def test_a_node_of_use_everywhere_whose_links_are_not_in_the_file_is_named() -> 
     )
 
 
-def test_an_input_with_a_link_of_its_own_keeps_it() -> None:
+def test_an_input_keeps_its_own_link_beside_use_everywhere() -> None:
     ui = everywhere(LINK)
     ui["nodes"] += [image(5, 2)]
     ui["nodes"][2] = save(9, 2)

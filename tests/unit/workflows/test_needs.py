@@ -1,4 +1,4 @@
-"""What a workflow needs of a server, and whether it is there."""
+"""The files and classes that a workflow needs of a server, and whether the server has them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def offer(checkpoints: list[str], images: list[str]) -> Offer:
     )
 
 
-def test_texts_make_no_difference_and_files_and_classes_do() -> None:
+def test_needs_depend_on_files_and_not_on_texts() -> None:
     needs = needs_of(workflow("a cat"))
     assert needs_of(workflow("a dog")) == needs
     assert needs_of(workflow(checkpoint="other.ckpt")) != needs
@@ -37,7 +37,7 @@ def test_texts_make_no_difference_and_files_and_classes_do() -> None:
     assert needs.models == {"sd/v1.safetensors"}
 
 
-def test_equal_needs_are_one_object_as_long_as_one_has_them() -> None:
+def test_equal_needs_are_one_object_while_it_is_referenced() -> None:
     needs = needs_of(workflow("a cat"))
     assert needs_of(workflow("a dog")) is needs
     gone = weakref.ref(needs)
@@ -46,13 +46,13 @@ def test_equal_needs_are_one_object_as_long_as_one_has_them() -> None:
     assert gone() is None
 
 
-def test_a_file_that_comes_with_the_request_has_to_be_nowhere_before() -> None:
+def test_a_file_that_comes_with_the_request_is_no_need() -> None:
     needs = needs_of(workflow(), placed={"cat.png"})
     assert needs == needs_of(workflow(image="https://example.org/dog.png"))
     assert offer(["sd/v1.safetensors"], []).has(needs)
 
 
-def test_a_server_has_what_it_lists_however_it_writes_separators() -> None:
+def test_a_server_has_the_files_that_it_lists_with_either_separator() -> None:
     needs = needs_of(workflow())
     assert offer(["sd/v1.safetensors"], ["cat.png"]).has(needs)
     assert offer(["sd\\v1.safetensors"], ["cat.png"]).has(needs)
@@ -63,7 +63,7 @@ def test_a_server_has_what_it_lists_however_it_writes_separators() -> None:
     assert without.lacking(needs) == ["the node class CLIPTextEncode", "the node class CheckpointLoaderSimple"]
 
 
-def test_an_upload_that_comfyui_does_not_list_may_be_there() -> None:
+def test_an_upload_that_comfyui_would_not_list_counts_as_present() -> None:
     has_model = offer(["sd/v1.safetensors"], [])
     for image in ("sub/cat.png", "cat.png [output]", "cat.weird"):
         assert has_model.has(needs_of(workflow(image=image))), image
@@ -79,14 +79,14 @@ def test_each_server_gets_its_own_spelling() -> None:
 
 
 @pytest.mark.parametrize("own", ["sd/v1.safetensors", "sd\\v1.safetensors"])
-def test_a_spelling_that_a_server_has_is_left_as_it_is(own: str) -> None:
+def test_a_spelling_that_a_server_lists_is_kept(own: str) -> None:
     both = offer(["sd/v1.safetensors", "sd\\v1.safetensors"], ["cat.png"])
     sent = workflow()
     sent["1"]["inputs"]["ckpt_name"] = own
     assert both.spelled(sent) is sent
 
 
-def test_any_choice_in_a_folder_is_spelled_and_no_text_is() -> None:
+def test_choices_in_folders_are_respelled_and_texts_are_not() -> None:
     listed = Offer({"Loader": {"input": {"required": {"folder": [["a/b"]], "text": ["STRING", {}]}}}})
     sent = {"1": {"class_type": "Loader", "inputs": {"folder": "a\\b", "text": "a\\b"}}}
     assert names_folders(sent)
@@ -94,7 +94,7 @@ def test_any_choice_in_a_folder_is_spelled_and_no_text_is() -> None:
     assert not names_folders({"1": {"class_type": "Loader", "inputs": {"folder": "a", "n": 1, "link": ["2", 0]}}})
 
 
-def test_a_workflow_that_reads_a_folder_goes_where_that_folder_is() -> None:
+def test_a_workflow_that_reads_a_folder_needs_a_server_with_that_folder() -> None:
     prompt = {"1": {"class_type": "LoadImageSetFromFolderNode", "inputs": {"folder": "cats", "resize_method": "None"}}}
     needs = needs_of(prompt)
 

@@ -1,4 +1,4 @@
-"""What definitions say of inputs, and how much of it is kept."""
+"""The inputs of node definitions, and the bounds of their cache."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ def definition(name: str, choices: int = 2) -> dict[str, Any]:
     return {"input": {"required": {name: [[f"{name} {number}" for number in range(choices)]]}, "optional": {}}}
 
 
-def test_the_inputs_of_a_definition_are_made_once_and_those_of_another_are_not_its() -> None:
+def test_inputs_are_cached_for_each_definition_and_never_mixed_up() -> None:
     one, other = definition("a"), definition("a")
     assert input_specs(one) is input_specs(one)
     assert input_specs(other) is not input_specs(one)
     assert input_specs(other) == input_specs(one)
-    for number in range(2000):  # each may get the place in memory of one before
+    for number in range(2000):  # each may get the memory address of an earlier one
         assert [spec.name for spec in input_specs(definition(f"n{number}"))] == [f"n{number}"]
 
 
-def test_long_lists_and_what_is_out_of_date_do_not_stay_in_memory() -> None:
+def test_inputs_of_old_definitions_and_with_long_lists_leave_memory() -> None:
     tracemalloc.start()
     try:
         for number in range(300):

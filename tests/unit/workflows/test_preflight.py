@@ -1,4 +1,4 @@
-"""Preflight: what each mistake is called, what is suggested, and what is only a warning."""
+"""Preflight: the code, the suggestions and the severity of each mistake."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_a_negative_output_index_counts_from_the_end_as_in_comfyui() -> None:
     assert preflight(changed("2", model=["1", -2]), INFO) == []
 
 
-def test_a_missing_model_is_said_so_and_the_same_file_elsewhere_comes_first() -> None:
+def test_a_missing_model_is_named_and_the_same_file_in_a_folder_suggested_first() -> None:
     problem = only(changed("1", ckpt_name="V1-5-pruned.safetensors"))
     assert problem.code == "missing_model_file"
     assert problem.message == "Missing model file 'V1-5-pruned.safetensors' for ckpt_name"
@@ -118,13 +118,13 @@ def test_a_value_that_is_not_in_its_list_gets_the_closest_choices() -> None:
     assert (problem.code, problem.closest) == ("value_not_in_list", ("dpmpp_2m",))
 
 
-def test_a_missing_class_is_an_error_even_where_no_output_needs_it() -> None:
+def test_a_missing_class_is_an_error_even_if_no_output_needs_it() -> None:
     problem = only({**GOOD, "9": {"class_type": "Sampller", "inputs": {}}})
     assert (problem.node_id, problem.code, problem.severity) == ("9", "missing_node_type", "error")
     assert "Sampler" in problem.closest
 
 
-def test_a_missing_required_input_and_an_unknown_one_are_told_apart() -> None:
+def test_a_missing_required_input_is_an_error_and_an_unknown_input_a_warning() -> None:
     prompt = copy.deepcopy(GOOD)
     prompt["2"]["inputs"]["step"] = prompt["2"]["inputs"].pop("steps")
     missing, unknown = preflight(prompt, INFO)
@@ -149,13 +149,13 @@ def test_a_long_chain_is_checked_without_recursion() -> None:
     assert preflight(prompt, INFO) == []
 
 
-def test_a_workflow_without_an_output_node_is_refused_with_everything_else_that_is_wrong() -> None:
+def test_a_workflow_without_an_output_node_is_refused_with_its_other_mistakes() -> None:
     prompt = changed("2", steps=0)
     del prompt["4"]
     assert [problem.code for problem in preflight(prompt, INFO)] == ["prompt_no_outputs", "value_smaller_than_min"]
 
 
-def test_targets_that_are_no_output_nodes_leave_nothing_to_run() -> None:
+def test_targets_that_are_no_output_nodes_are_refused() -> None:
     assert only(GOOD, targets=["3"]).code == "prompt_no_outputs"
     assert preflight(GOOD, INFO, targets=["4"]) == []
 
@@ -180,7 +180,7 @@ def test_one_output_that_can_run_makes_the_rest_warnings() -> None:
         (7, "error"),
     ],
 )
-def test_a_file_is_missing_for_certain_only_where_it_would_have_to_be_listed(value: object, severity: str) -> None:
+def test_a_missing_file_is_an_error_only_if_comfyui_would_list_it(value: object, severity: str) -> None:
     prompt = {
         "1": {"class_type": "LoadImage", "inputs": {"image": value}},
         "2": {"class_type": "Save", "inputs": {"images": ["1", 0], "prefix": "x"}},
@@ -189,7 +189,7 @@ def test_a_file_is_missing_for_certain_only_where_it_would_have_to_be_listed(val
     assert preflight(prompt, INFO, staged=[("1", "image")]) == []
 
 
-def test_choices_of_new_nodes_count_only_where_comfyui_checks_them() -> None:
+def test_wrong_choices_of_new_nodes_are_errors_only_if_comfyui_checks_them() -> None:
     prompt = {
         "1": {"class_type": "NewCombo", "inputs": {"mode": "three"}},
         "2": {"class_type": "Save", "inputs": {"images": ["1", 0], "prefix": "x"}},
@@ -198,7 +198,7 @@ def test_choices_of_new_nodes_count_only_where_comfyui_checks_them() -> None:
     assert only(prompt, new_choices_checked=True).severity == "error"
 
 
-def test_values_and_types_of_custom_nodes_may_be_accepted_by_their_own_code() -> None:
+def test_wrong_values_and_types_of_custom_nodes_are_only_warnings() -> None:
     prompt = {**GOOD, "9": {"class_type": "Pack", "inputs": {"choice": "c", "latent": ["3", 0]}}}
     found = preflight(prompt, INFO, targets=["9"])
     assert [(problem.code, problem.severity) for problem in found] == [
@@ -207,7 +207,7 @@ def test_values_and_types_of_custom_nodes_may_be_accepted_by_their_own_code() ->
     ]
 
 
-def test_any_types_and_shapes_that_depend_on_the_workflow_are_not_judged() -> None:
+def test_any_types_and_dynamic_inputs_give_no_problems() -> None:
     prompt = {
         "1": {"class_type": "Any", "inputs": {"value": ["2", 0]}},
         "2": {"class_type": "Dynamic", "inputs": {"images.image0": ["3", 0]}},
@@ -271,7 +271,7 @@ PICTURE = {"class_type": "LoadImage", "inputs": {"image": "a.png"}}
 
 
 def shaped(class_type: str, **inputs: Any) -> list[tuple[str | None, str, str]]:
-    """Input, code and severity of all that is wrong with one node of a class; node 9 is a picture."""
+    """The input, code and severity of each problem of one node of this class; node 9 loads a picture."""
     named = {name.replace("__", "."): value for name, value in inputs.items()}
     prompt = {"1": {"class_type": class_type, "inputs": named}, "9": PICTURE}
     return [(problem.input_name, problem.code, problem.severity) for problem in preflight(prompt, SHAPES)]
@@ -317,30 +317,30 @@ def shaped(class_type: str, **inputs: Any) -> list[tuple[str | None, str, str]]:
         ("CustomCombo", {"choice": "a", "option": "a"}, [("option", "unknown_input", "warning")]),
     ],
 )
-def test_dynamic_inputs_are_checked_as_the_workflow_shapes_them(
+def test_dynamic_inputs_are_checked_in_the_shape_that_the_workflow_gives_them(
     class_type: str, inputs: dict[str, Any], expected: list[tuple[str | None, str, str]]
 ) -> None:
     assert shaped(class_type, **inputs) == expected
 
 
-def test_an_input_of_another_option_is_told_so() -> None:
+def test_the_warning_for_an_input_of_another_option_says_so() -> None:
     prompt = {"1": {"class_type": "Upscale", "inputs": {"mode": "plain", "mode.factor": 2, "mode.method": "area"}}}
     (problem,) = preflight(prompt, SHAPES)
     assert problem.message == "mode.method belongs to another option of mode than is chosen, so it is ignored"
 
 
-def test_what_a_dynamic_input_is_linked_to_is_checked_too() -> None:
+def test_a_node_that_feeds_a_dynamic_input_is_checked_too() -> None:
     missing = {"class_type": "LoadImage", "inputs": {}}
     prompt = {"1": {"class_type": "Upscale", "inputs": {"mode": "guided", "mode.by": ["2", 0]}}, "2": missing}
     assert [problem.code for problem in preflight(prompt, SHAPES)] == ["required_input_missing"]
 
 
-def test_hidden_inputs_and_what_the_editor_leaves_are_not_called_ignored() -> None:
+def test_hidden_inputs_and_leftovers_of_the_editor_give_no_warning() -> None:
     info = {**INFO, "Save": {**INFO["Save"], "input": {**INFO["Save"]["input"], "hidden": {"prompt": ["PROMPT"]}}}}
     assert preflight(changed("4", prompt={}, preview_text="x", audioUI="y"), info) == []
 
 
-def test_a_refusal_names_the_first_error_and_has_all_by_node() -> None:
+def test_a_refusal_names_the_first_error_and_lists_all_by_node() -> None:
     prompt = changed("2", steps=0, sampler_name="eler")
     prompt["1"]["inputs"]["ckpt_name"] = "none.safetensors"
     error = refusal(preflight(prompt, INFO))
@@ -352,7 +352,7 @@ def test_a_refusal_names_the_first_error_and_has_all_by_node() -> None:
     assert "Closest: euler" in error.node_errors["2"][1]
 
 
-def test_a_workflow_of_nothing_but_mistakes_is_answered_quickly() -> None:
+def test_the_number_of_reported_problems_and_suggestions_is_bounded() -> None:
     many = {f"Class{n}": definition("IMAGE") for n in range(3000)}
     prompt = {str(n): {"class_type": f"Clas{n}x", "inputs": {}} for n in range(3000)}
     problems = preflight(prompt, many)

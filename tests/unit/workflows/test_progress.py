@@ -1,4 +1,4 @@
-"""`overall`: the part of a prompt's steps that is done, for workflows and events of any shape."""
+"""`overall` is the finished part of a prompt's steps, for workflows and events of any shape."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def overalls(workflow: dict[str, Any] | None, events: Iterator[Event] | list[Eve
 
 
 def sampling(node: str, steps: int, *, states: bool) -> Iterator[Event]:
-    """What ComfyUI sends of a node with so many steps; one is a node that does not count."""
+    """The events that ComfyUI sends for a node with this number of steps; a node with one step reports no progress."""
     yield Executing("p", node)
     if steps == 1:
         if states:
@@ -56,7 +56,7 @@ WORKFLOWS = st.lists(st.sampled_from([1, 1, 1, 2, 4, 20, 50]), min_size=1, max_s
 
 
 @given(WORKFLOWS, st.data(), st.booleans())
-def test_overall_is_the_part_of_the_steps_that_is_done(counts: list[int], data: st.DataObject, states: bool) -> None:
+def test_overall_is_the_finished_part_of_the_steps(counts: list[int], data: st.DataObject, states: bool) -> None:
     steps = {str(index): count for index, count in enumerate(counts)}
     cached = data.draw(st.sets(st.sampled_from(sorted(steps)), max_size=len(steps) - 1))
     workflow = {
@@ -65,7 +65,7 @@ def test_overall_is_the_part_of_the_steps_that_is_done(counts: list[int], data: 
     shown = overalls(workflow, run(steps, cached, states=states))
     to_do = [count for node, count in steps.items() if node not in cached]
     total = sum(to_do)
-    # Each event tells of one step more; without states a node that does not count is seen once the next one counts.
+    # Each event is one more step. Without states, a node without progress is noticed when the next node counts.
     assert shown == sorted(shown)
     rises = [after - before for before, after in zip([0.0, *shown], shown, strict=False)]
     silent = 1 if states else 1 + to_do.count(1)
@@ -91,12 +91,12 @@ INPUTS = st.dictionaries(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)  # how fast it is depends on what else runs
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)  # its speed depends on the load
 @given(
     st.one_of(st.none(), st.dictionaries(NODES, st.fixed_dictionaries({"inputs": INPUTS}))),
     st.lists(EVENTS, max_size=30),
 )
-def test_overall_never_falls_and_stays_between_0_and_1_whatever_comes(
+def test_overall_never_falls_and_stays_between_0_and_1_for_any_events(
     workflow: dict[str, Any] | None, events: list[Event]
 ) -> None:
     shown = overalls(workflow, events)
@@ -104,7 +104,7 @@ def test_overall_never_falls_and_stays_between_0_and_1_whatever_comes(
     assert shown == sorted(shown)
 
 
-def test_a_picture_with_everything_but_the_sampler_cached_begins_at_the_beginning() -> None:
+def test_overall_begins_near_zero_when_all_nodes_before_the_sampler_are_cached() -> None:
     workflow = json.loads((EXAMPLES / "txt2img.json").read_text())
     sampler = next(node for node, found in workflow.items() if found["class_type"] == "KSampler")
     count = workflow[sampler]["inputs"]["steps"]
@@ -115,7 +115,7 @@ def test_a_picture_with_everything_but_the_sampler_cached_begins_at_the_beginnin
     assert all(after - before < 0.1 for before, after in itertools.pairwise(shown))
 
 
-def test_a_scheduler_s_steps_are_those_of_its_sampler() -> None:
+def test_the_steps_of_a_scheduler_count_for_its_samplers() -> None:
     workflow = {
         "1": {"class_type": "BasicScheduler", "inputs": {"steps": ["5", 0]}},
         "2": {"class_type": "SplitSigmas", "inputs": {"sigmas": ["1", 0], "step": 10}},

@@ -1,4 +1,4 @@
-"""The node definitions of several servers as those of one."""
+"""The union of the node definitions of several servers."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ def declared(**inputs: Any) -> dict[str, Any]:
     return {"input": {"required": inputs}, "output": ["IMAGE"], "output_node": False, "description": "home's"}
 
 
-def test_it_has_the_classes_of_all_in_the_order_of_the_first() -> None:
+def test_the_union_has_the_classes_of_all_servers_in_the_order_of_the_first() -> None:
     first, second = {"B": declared(), "A": declared()}, {"C": declared(), "A": declared()}
     assert list(union_of([first, second])) == ["B", "A", "C"]
 
 
-def test_choices_are_those_of_all_in_the_order_of_the_first() -> None:
+def test_the_union_has_the_choices_of_all_servers_in_the_order_of_the_first() -> None:
     first = {"Load": declared(name=[["z", "a"], {"default": "z"}])}
     second = {"Load": declared(name=[["a", "b"], {"default": "a"}])}
     third = {"Load": declared(name=[["c", "z"], {}])}
@@ -37,18 +37,18 @@ def test_choices_are_those_of_all_in_the_order_of_the_first() -> None:
         ([["a"], {}], ["COMBO", {"options": ["b"]}], [["a", "b"], {}]),
         (["COMBO", {"options": ["a"]}], [["b"]], ["COMBO", {"options": ["a", "b"]}]),
         ([["a"]], [["b"], {"tooltip": "other"}], [["a", "b"]]),
-        # What has no list, or none on one side, is the first one's.
+        # An input without a list on one side is taken from the first server.
         (["COMBO", {"remote": {"route": "/x"}}], ["COMBO", {"options": ["b"]}], ["COMBO", {"remote": {"route": "/x"}}]),
         (["INT", {"max": 1}], ["INT", {"max": 2}], ["INT", {"max": 1}]),
         (["INT", {}], [["a"], {}], ["INT", {}]),
     ],
 )
-def test_both_ways_to_declare_choices_are_united(first: Any, other: Any, united: Any) -> None:
+def test_choices_in_both_forms_of_declaration_are_united(first: Any, other: Any, united: Any) -> None:
     union = union_of([{"N": declared(x=first)}, {"N": declared(x=other)}])
     assert union["N"]["input"]["required"]["x"] == united
 
 
-def test_choices_within_inputs_that_depend_on_the_workflow_are_united() -> None:
+def test_choices_inside_dynamic_inputs_are_united() -> None:
     def node(names: list[str], keys: list[str]) -> dict[str, Any]:
         inner = {"required": {"name": ["COMBO", {"options": names}]}}
         return declared(
@@ -66,25 +66,25 @@ def test_choices_within_inputs_that_depend_on_the_workflow_are_united() -> None:
     assert union == {"N": both}
 
 
-def test_a_class_that_differs_is_the_first_ones() -> None:
+def test_a_class_that_differs_is_taken_from_the_first_server() -> None:
     first = {"N": declared(x=["INT", {"max": 1}], name=[["a"], {}])}
     other = {"N": {**declared(x=["FLOAT", {}], y=["INT", {}], name=[["b"], {}]), "description": "the other's"}}
     assert union_of([first, other]) == {"N": declared(x=["INT", {"max": 1}], name=[["a", "b"], {}])}
 
 
-def test_what_is_no_definition_is_no_error() -> None:
+def test_malformed_definitions_are_no_error() -> None:
     assert union_of([{"N": None, "M": {"input": []}}, {"N": {"input": {}}, "M": declared(x=[])}]) == {
         "N": None,
         "M": {"input": []},
     }
 
 
-def test_equal_values_of_other_types_are_other_choices() -> None:
+def test_equal_values_of_different_types_are_different_choices() -> None:
     listed: list[list[Any]] = [[1, "1"], [True, 1.0, 1], [{"a": 1}], [{"a": 1}, None]]
     assert choices_united(listed) == [1, "1", True, 1.0, {"a": 1}, None]
 
 
-def test_differences_are_of_inputs_and_outputs_and_not_of_files_or_words() -> None:
+def test_differences_concern_inputs_and_outputs_and_not_files_or_texts() -> None:
     home = {
         "Same": declared(x=["INT", {"max": 1, "tooltip": "here"}], name=[["a"], {"default": "a"}]),
         "Changed": declared(x=["INT", {"max": 1}]),

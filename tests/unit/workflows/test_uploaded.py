@@ -1,4 +1,4 @@
-"""Uploads in the lists of nodes: each where ComfyUI would list such a file, and nowhere else."""
+"""Uploads appear in the lists of nodes in which ComfyUI would list such a file, and nowhere else."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def listed(info: dict[str, Any], name: str, widget: str = "file") -> list[str]:
     return found
 
 
-def test_each_medium_stands_where_comfyui_lists_it() -> None:
+def test_each_medium_is_added_to_the_lists_in_which_comfyui_has_it() -> None:
     info = classes(
         Image=[["a.png"], {"image_upload": True}],
         Video=["COMBO", {"options": ["a.mp4"], "video_upload": True}],
@@ -39,7 +39,7 @@ def test_each_medium_stands_where_comfyui_lists_it() -> None:
         assert found[name] is info[name]
 
 
-def test_a_list_keeps_its_order_and_a_name_stands_once() -> None:
+def test_a_list_keeps_its_order_and_has_each_name_once() -> None:
     info = classes(Image=[["z.png", "b.png"], {"image_upload": True}])
     found = with_uploads(info, ["b.png", "c.png"])
     assert listed(found, "Image") == ["z.png", "b.png", "c.png"]
