@@ -1,4 +1,4 @@
-"""Conversion of UI exports to the API format, on small hand-made files."""
+"""Conversion of UI exports to the API format, on small files; tests/contract/test_convert_real.py asks the editor."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from comfyui.limits import Limits
 from comfyui.workflows.convert import to_api_format
 from comfyui.workflows.convert.graph import types_connect
 from comfyui.workflows.convert.text import choose_dynamic_prompt, has_choices
+from tests.support.damage import damaged
 
 DATA = Path(__file__).parent / "data"
 NOW = datetime(2026, 3, 4, 5, 6, 7)  # noqa: DTZ001
@@ -413,22 +414,11 @@ def test_types_connect_as_in_the_editor(one: str, other: str, expected: bool) ->
     assert types_connect(one, other) is expected
 
 
-def damaged(value: Any, rng: Random) -> Any:
-    """A copy of a JSON value in which a few parts are gone or something else."""
-    if rng.random() < 0.01:
-        return rng.choice([None, 0, -1, "x", [], {}, [1, 2], {"a": 1}, 1e308, 10**400, True])
-    if isinstance(value, dict):
-        return {key: damaged(entry, rng) for key, entry in value.items() if rng.random() > 0.005}
-    if isinstance(value, list):
-        return [damaged(entry, rng) for entry in value if rng.random() > 0.005]
-    return value
-
-
 @pytest.mark.parametrize("name", ["ui_plain.json", "ui_subgraphs.json"])
 def test_a_damaged_file_is_converted_or_refused_without_a_crash(name: str) -> None:
     rng = Random(3)  # noqa: S311
     for _ in range(400):
-        ui = {key: damaged(value, rng) for key, value in file(name).items()}
+        ui = {key: damaged(value, rng, replaced=0.01, lost=0.005) for key, value in file(name).items()}
         try:
             to_api_format(ui, INFO)
         except ComfyUIValidationError:

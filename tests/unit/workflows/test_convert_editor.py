@@ -17,6 +17,7 @@ import pytest
 
 from comfyui.exceptions import ComfyUIValidationError
 from comfyui.workflows.convert import ConvertedWorkflow, to_api_format
+from tests.support.damage import damaged
 
 Json = dict[str, Any]
 
@@ -143,25 +144,14 @@ def test_links_that_the_editor_misplaces_are_kept_with_a_warning() -> None:
     assert "node 1 (XFlux1): the editor loses the links to model.images.image_3" in converted.warnings[0]
 
 
-def _damaged(value: Any, rng: Random) -> Any:
-    """A copy of a JSON value in which some parts are gone or something else."""
-    if rng.random() < 0.03:
-        return rng.choice([None, 0, -1, "x", [], {}, [1, 2], {"a": 1}, 1e308, 10**400, True, "-10"])
-    if isinstance(value, dict):
-        return {key: _damaged(entry, rng) for key, entry in value.items() if rng.random() > 0.01}
-    if isinstance(value, list):
-        return [_damaged(entry, rng) for entry in value if rng.random() > 0.01]
-    return value
-
-
 @pytest.mark.parametrize("seed", range(4))
 def test_damaged_files_and_definitions_are_converted_or_refused_without_a_crash(seed: int) -> None:
     rng = Random(seed)  # noqa: S311
-    odd = {name: _damaged(found, rng) for name, found in DEFINITIONS.items()}
+    odd = {name: damaged(found, rng, replaced=0.03, lost=0.01) for name, found in DEFINITIONS.items()}
     odd = {name: found for name, found in odd.items() if isinstance(found, dict)}
     converted = 0
     for case in CASES.values():
-        workflow = {key: _damaged(value, rng) for key, value in case["workflow"].items()}
+        workflow = {key: damaged(value, rng, replaced=0.03, lost=0.01) for key, value in case["workflow"].items()}
         for definitions in (DEFINITIONS, odd):
             try:
                 converted += len(to_api_format(workflow, definitions).prompt) > 0
