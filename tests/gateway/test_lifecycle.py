@@ -1,4 +1,4 @@
-"""Cancel, join, attach again, refuse: who waits for a prompt and what becomes of it."""
+"""The callers that wait for a prompt: cancelling, joining, attaching again, and the limit on their number."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.support.running import (
 
 
 async def other_client_queues(engine: Engine, workflow: dict[str, Any]) -> str:
-    """Somebody who uses ComfyUI without us."""
+    """Queues a prompt as a client that uses ComfyUI without the gateway; returns its id."""
     async with aiohttp.ClientSession() as http, http.post(f"{engine.url}/prompt", json={"prompt": workflow}) as reply:
         prompt_id: str = (await reply.json())["prompt_id"]
         return prompt_id
@@ -68,7 +68,7 @@ async def test_a_timeout_cancels_only_its_own_prompt(either_gateway: RunningGate
     await until(lambda: queue_of(either_engine), lambda queue: queue == ([others], []))
 
 
-async def test_a_timeout_leaves_the_prompt_when_told_so(either_engine: Engine) -> None:
+async def test_a_timeout_leaves_the_prompt_running_without_cancel_on_timeout(either_engine: Engine) -> None:
     async with running_gateway(either_engine.url, cancel_on_timeout=False) as gateway:
         status, body = await gateway.prompt_sync(sleep_workflow(1), timeout=0.2)
         assert status == 504
@@ -77,7 +77,7 @@ async def test_a_timeout_leaves_the_prompt_when_told_so(either_engine: Engine) -
     assert executions(either_engine) == {body["prompt_id"]: 1}
 
 
-async def test_a_client_that_goes_away_takes_its_prompt_with_it(
+async def test_a_prompt_is_cancelled_when_its_client_disconnects(
     either_gateway: RunningGateway, either_engine: Engine
 ) -> None:
     waiting = asyncio.create_task(either_gateway.prompt_sync(sleep_workflow(30)))
@@ -86,10 +86,10 @@ async def test_a_client_that_goes_away_takes_its_prompt_with_it(
     await until(lambda: queue_of(either_engine), lambda queue: queue == ([], []))
 
 
-async def test_a_client_that_closes_its_sending_side_has_gone_away(
+async def test_a_client_that_closes_its_sending_side_counts_as_disconnected(
     either_gateway: RunningGateway, either_engine: Engine
 ) -> None:
-    """A close and a half close look the same until something is written, and a prompt must not run on for nobody."""
+    """A close and a half close look the same before something is written, and no prompt may run on without a caller."""
     body = json.dumps({"prompt": sleep_workflow(30)}).encode()
     head = b"POST /prompt_sync HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: %d\r\n\r\n" % len(body)
     async with raw_client(str(either_gateway.http._base_url)) as (reader, writer):
@@ -100,7 +100,9 @@ async def test_a_client_that_closes_its_sending_side_has_gone_away(
         await until(lambda: queue_of(either_engine), lambda queue: queue == ([], []))
 
 
-async def test_a_prompt_that_others_wait_for_goes_on(either_gateway: RunningGateway, either_engine: Engine) -> None:
+async def test_a_prompt_goes_on_while_another_request_waits_for_it(
+    either_gateway: RunningGateway, either_engine: Engine
+) -> None:
     prompt_id = str(uuid4())
     stays = asyncio.create_task(either_gateway.prompt_sync(sleep_workflow(600), prompt_id=prompt_id))
     await prompts_are_queued(either_engine, 1)
@@ -115,7 +117,9 @@ async def test_a_prompt_that_others_wait_for_goes_on(either_gateway: RunningGate
     assert executions(either_engine) == {prompt_id: 1}
 
 
-async def test_one_who_only_looks_on_cancels_nothing(either_gateway: RunningGateway, either_engine: Engine) -> None:
+async def test_attaching_to_another_clients_prompt_never_cancels_it(
+    either_gateway: RunningGateway, either_engine: Engine
+) -> None:
     others = await other_client_queues(either_engine, sleep_workflow(600))
     async with either_gateway.http.get(f"/prompt_sync/{others}?timeout=0.1") as response:
         assert response.status == 504
@@ -126,7 +130,7 @@ async def test_one_who_only_looks_on_cancels_nothing(either_gateway: RunningGate
 
 
 @pytest.mark.parametrize("how", ["deleted", "interrupted"])
-async def test_a_prompt_that_someone_else_cancels_is_reported_as_such(
+async def test_a_prompt_that_another_client_cancels_is_reported_as_cancelled(
     either_gateway: RunningGateway, either_engine: Engine, how: str
 ) -> None:
     blocker = await other_client_queues(either_engine, sleep_workflow(600 if how == "deleted" else 0, tag=9))
@@ -136,7 +140,7 @@ async def test_a_prompt_that_someone_else_cancels_is_reported_as_such(
         if how == "deleted":
             await until(lambda: queue_of(either_engine), lambda queue: prompt_id in queue[1])
             await http.post("/queue", json={"delete": [prompt_id]})
-            # Until then as many prompts are left as wait here.
+            # While the blocker runs, ComfyUI's count of its queue is as high as with our prompt in it.
             either_engine.wake(blocker)
         else:
             await until(lambda: queue_of(either_engine), lambda queue: queue[0] == [prompt_id])
@@ -149,7 +153,7 @@ async def test_a_prompt_that_someone_else_cancels_is_reported_as_such(
 # Idempotency
 
 
-async def test_the_same_prompt_id_joins_the_prompt_in_flight_and_then_its_result(
+async def test_requests_with_the_same_prompt_id_share_one_run_and_its_result(
     either_gateway: RunningGateway, either_engine: Engine
 ) -> None:
     prompt_id = str(uuid4())
@@ -163,7 +167,7 @@ async def test_the_same_prompt_id_joins_the_prompt_in_flight_and_then_its_result
     assert executions(either_engine) == {prompt_id: 1}
 
 
-async def test_a_key_gives_the_same_prompt_after_the_gateway_restarted(either_engine: Engine) -> None:
+async def test_an_idempotency_key_gives_the_same_prompt_after_a_restart(either_engine: Engine) -> None:
     answers = []
     for _ in range(2):
         async with running_gateway(either_engine.url) as gateway:
@@ -196,7 +200,7 @@ async def test_another_body_under_the_same_id_is_refused(either_engine: Engine, 
         assert (await first)[0] == 200
 
 
-async def test_a_failed_prompt_fails_again_without_running_again(
+async def test_a_failed_prompt_returns_its_error_again_without_running_again(
     either_gateway: RunningGateway, either_engine: Engine
 ) -> None:
     workflow = invert_workflow()
@@ -209,7 +213,7 @@ async def test_a_failed_prompt_fails_again_without_running_again(
     assert executions(either_engine) == {prompt_id: 1}
 
 
-async def test_a_cancelled_prompt_may_be_asked_for_again(either_gateway: RunningGateway, either_engine: Engine) -> None:
+async def test_a_cancelled_prompt_can_be_submitted_again(either_gateway: RunningGateway, either_engine: Engine) -> None:
     prompt_id = str(uuid4())
     status, _ = await either_gateway.prompt_sync(sleep_workflow(600), prompt_id=prompt_id, timeout=0.2)
     assert status == 504
@@ -219,7 +223,7 @@ async def test_a_cancelled_prompt_may_be_asked_for_again(either_gateway: Running
     assert status == 200
 
 
-async def test_a_key_and_a_prompt_id_together_are_refused(either_gateway: RunningGateway) -> None:
+async def test_an_idempotency_key_together_with_a_prompt_id_is_refused(either_gateway: RunningGateway) -> None:
     body = {"prompt": invert_workflow(), "prompt_id": str(uuid4())}
     async with either_gateway.http.post("/prompt_sync", json=body, headers={"Idempotency-Key": "k"}) as response:
         assert response.status == 422
@@ -228,7 +232,7 @@ async def test_a_key_and_a_prompt_id_together_are_refused(either_gateway: Runnin
 # Attaching again
 
 
-async def test_a_prompt_in_flight_is_attached_to_after_the_gateway_restarted(either_engine: Engine) -> None:
+async def test_get_attaches_to_a_prompt_in_flight_after_a_restart(either_engine: Engine) -> None:
     prompt_id = str(uuid4())
     async with running_gateway(either_engine.url) as before:
         waiting = asyncio.create_task(before.prompt_sync(sleep_workflow(600), prompt_id=prompt_id))
@@ -246,7 +250,7 @@ async def test_a_prompt_in_flight_is_attached_to_after_the_gateway_restarted(eit
     assert executions(either_engine) == {prompt_id: 1}
 
 
-async def test_a_caller_s_own_websocket_gets_the_messages(
+async def test_messages_go_to_the_websocket_of_the_given_client_id(
     either_gateway: RunningGateway, either_engine: Engine
 ) -> None:
     async with (
@@ -266,7 +270,7 @@ async def test_a_caller_s_own_websocket_gets_the_messages(
 # Limits
 
 
-async def test_over_the_limit_is_refused_at_once(either_engine: Engine) -> None:
+async def test_requests_over_the_concurrency_limit_are_refused_at_once(either_engine: Engine) -> None:
     async with running_gateway(either_engine.url, max_concurrent_requests=2) as gateway:
         waiting = [asyncio.create_task(gateway.prompt_sync(sleep_workflow(600, tag=tag))) for tag in range(2)]
         await until_waiting(gateway, 2)
@@ -294,7 +298,7 @@ async def until_waiting(gateway: RunningGateway, count: int) -> None:
             await asyncio.sleep(0.005)
 
 
-async def test_a_caller_s_id_is_looked_for_without_everybody_s_workflows_where_comfyui_can_tell(
+async def test_a_new_comfyui_is_not_asked_for_its_whole_queue_to_find_one_id(
     either_gateway: RunningGateway, either_engine: Engine
 ) -> None:
     """`GET /queue` carries every workflow that waits."""
@@ -310,7 +314,7 @@ async def test_a_caller_s_id_is_looked_for_without_everybody_s_workflows_where_c
 
 
 async def remaining(engine: Engine) -> int:
-    """By ComfyUI's cheap figure: whole queues are what is counted."""
+    """The length of ComfyUI's queue, without a `GET /queue`, which the test counts."""
     async with aiohttp.ClientSession() as http, http.get(f"{engine.url}/prompt") as reply:
         count: int = (await reply.json())["exec_info"]["queue_remaining"]
         return count

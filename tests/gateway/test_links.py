@@ -1,4 +1,4 @@
-"""Links to files outside of answers: absolute, and signed where a key is asked for."""
+"""Links to files: absolute with `PUBLIC_URL`, and signed in webhooks if the gateway needs keys."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from tests.support.sse import events_of
 from tests.support.stripping import KINDS, PREFIX, PUBLIC, behind
 
 _BEARER = {"Authorization": f"Bearer {KEY}"}
-# What a file may be called: each of these is spelt differently by some client.
+# A prefix of file names; some client escapes each of its special characters differently.
 _PREFIX_OF_NAMES = "sub dir/it's (1) é+&=%3F"
 
 
-async def _told(gateway: RunningGateway, prompt_id: str, **options: Any) -> Any:
-    """What a webhook says of the job."""
+async def _webhook_data(gateway: RunningGateway, prompt_id: str, **options: Any) -> Any:
+    """The data that a webhook sends about the job."""
     running, journal = gateway.app.running, gateway.handler.journal
     renderer = JobRenderer(running.deliverer, running.tickets, **options)
     record = await journal.get(prompt_id)
@@ -44,7 +44,7 @@ async def _told(gateway: RunningGateway, prompt_id: str, **options: Any) -> Any:
 
 
 async def _run(gateway: RunningGateway, workflow: dict[str, Any], key: str | None = KEY) -> Any:
-    """The result of a job, as GET gives it once it has ended."""
+    """The answer of GET for an async job that has ended."""
     headers = {**ASYNC, **({"X-API-Key": key} if key else {})}
     async with gateway.http.post("/prompt_sync", json={"prompt": workflow}, headers=headers) as response:
         assert response.status == 202, await response.text()
@@ -54,18 +54,18 @@ async def _run(gateway: RunningGateway, workflow: dict[str, Any], key: str | Non
 
 
 def _without_times(answer: Any) -> Any:
-    """Without what says how long it took to read the files."""
+    """The answer without the times that depend on how fast its files were read."""
     return {**answer, "execution_time": None, "timings": {**answer["timings"], "collecting": None}}
 
 
-async def test_a_signed_link_opens_its_file_without_a_key_and_nothing_else(engine: Engine) -> None:
+async def test_a_signed_link_opens_only_its_own_file_without_a_key(engine: Engine) -> None:
     async with running_gateway(engine.url, api_keys=f"{OTHER_KEY},{KEY}", public_url=PUBLIC) as gateway:
         result = await _run(gateway, invert_workflow(prefix=_PREFIX_OF_NAMES))
-        told = await _told(gateway, result["prompt_id"])
+        told = await _webhook_data(gateway, result["prompt_id"])
         link = told["images"][0]["url"]
         assert link.startswith(f"{PUBLIC}/view?filename=")
         below = link.removeprefix(PUBLIC)
-        for address in (URL(below, encoded=True), below):  # as it stands, and as aiohttp spells it
+        for address in (URL(below, encoded=True), below):  # as it is, and as aiohttp escapes it
             opened = await fetch(gateway, address)
             assert (opened.status, opened.body[:4]) == (200, b"\x89PNG")
             assert opened.headers["Referrer-Policy"] == "no-referrer"
@@ -73,7 +73,7 @@ async def test_a_signed_link_opens_its_file_without_a_key_and_nothing_else(engin
         assert (head.status, head.headers["Content-Length"], head.body) == (200, str(len(opened.body)), b"")
         part = await fetch(gateway, URL(below, encoded=True), headers={"Range": "bytes=0-3"})
         assert (part.status, part.body) == (206, b"\x89PNG")
-        # From a page of any site, too: it has what the receiver of the webhook gave it.
+        # A page of any site may open the link, too: the receiver of the webhook passed it on.
         shown = await fetch(gateway, URL(below, encoded=True), headers={"Sec-Fetch-Site": "cross-site"})
         assert shown.status == 200
         engine.stats.reset()
@@ -98,10 +98,10 @@ async def test_a_signed_link_opens_its_file_without_a_key_and_nothing_else(engin
         assert engine.stats.show()["requests"] == {}
 
 
-async def test_a_link_of_one_gateway_opens_nothing_at_another_with_the_same_keys(engine: Engine) -> None:
+async def test_a_signed_link_survives_restarts_but_not_another_address_or_other_keys(engine: Engine) -> None:
     async with running_gateway(engine.url, api_keys=KEY, public_url=PUBLIC) as gateway:
         result = await _run(gateway, invert_workflow())
-        below = (await _told(gateway, result["prompt_id"]))["images"][0]["url"].removeprefix(PUBLIC)
+        below = (await _webhook_data(gateway, result["prompt_id"]))["images"][0]["url"].removeprefix(PUBLIC)
     async with running_gateway(engine.url, api_keys=KEY, public_url=PUBLIC) as again:
         assert (await fetch(again, URL(below, encoded=True))).status == 200, "a restart changes nothing"
     async with running_gateway(engine.url, api_keys=KEY, public_url="https://staging.example.org/comfy") as other:
@@ -109,37 +109,37 @@ async def test_a_link_of_one_gateway_opens_nothing_at_another_with_the_same_keys
     async with running_gateway(engine.url, api_keys=OTHER_KEY, public_url=PUBLIC) as revoked:
         answer = await fetch(revoked, URL(below, encoded=True))
         assert (answer.status, answer.error_type) == (401, "unauthorized")
-        # What the removed key's job is told with has no new signature either.
+        # Webhooks about jobs of the removed key get no new signatures either.
         assert "ticket=" not in revoked.app.running.tickets.link("key-0a1b2c3d", "/view?filename=a.png")
 
 
-async def test_what_is_told_is_what_get_answers_but_for_the_links(engine: Engine) -> None:
+async def test_a_webhook_reports_the_same_result_and_error_as_get(engine: Engine) -> None:
     async with running_gateway(engine.url, public_url=PUBLIC) as gateway:
         result = await _run(gateway, invert_workflow(), key=None)
-        assert _without_times(await _told(gateway, result["prompt_id"])) == _without_times(result)
+        assert _without_times(await _webhook_data(gateway, result["prompt_id"])) == _without_times(result)
         assert result["images"][0]["url"].startswith(f"{PUBLIC}/view?"), "without keys nothing is signed"
         assert "ticket=" not in result["images"][0]["url"]
         await engine.set_faults({"node_error": {"class_type": "ImageInvert"}})
         failed = await _run(gateway, invert_workflow(7), key=None)
-        told = await _told(gateway, failed["prompt_id"])
+        told = await _webhook_data(gateway, failed["prompt_id"])
         assert told["type"] == "task_failed"
         assert {**told, "timestamp": 0, "request_id": 0} == {**failed, "timestamp": 0, "request_id": 0}
 
 
-async def test_a_long_result_is_told_without_its_outputs_and_says_so(engine: Engine) -> None:
+async def test_a_webhook_omits_the_outputs_of_a_long_result_and_says_so(engine: Engine) -> None:
     async with running_gateway(engine.url, public_url=PUBLIC) as gateway:
         result = await _run(gateway, invert_workflow(), key=None)
-        told = await _told(gateway, result["prompt_id"], max_outputs_bytes=10)
+        told = await _webhook_data(gateway, result["prompt_id"], max_outputs_bytes=10)
         assert told.pop("outputs_omitted") is True
         del result["outputs"]
         assert _without_times(told) == _without_times(result)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_a_signed_link_opens_below_a_path(kind: str, engine: Engine, tmp_path: Path) -> None:
+async def test_a_signed_link_opens_below_the_path_of_a_proxy(kind: str, engine: Engine, tmp_path: Path) -> None:
     async with running_gateway(engine.url, api_keys=KEY, public_url=f"https://example.org{PREFIX}") as gateway:
         result = await _run(gateway, invert_workflow())
-        link = (await _told(gateway, result["prompt_id"]))["images"][0]["url"]
+        link = (await _webhook_data(gateway, result["prompt_id"]))["images"][0]["url"]
         async with behind(kind, gateway.url, tmp_path) as address, aiohttp.ClientSession() as http:
             here = link.replace(f"https://example.org{PREFIX}", address)
             async with http.get(here) as response:
@@ -148,7 +148,7 @@ async def test_a_signed_link_opens_below_a_path(kind: str, engine: Engine, tmp_p
                 assert response.status == 401
 
 
-async def test_who_gets_a_webhook_opens_its_files_without_a_key(
+async def test_the_links_of_a_webhook_open_without_a_key(
     engine: Engine, receiving: Receiver, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings: dict[str, Any] = {
@@ -181,7 +181,7 @@ async def test_who_gets_a_webhook_opens_its_files_without_a_key(
     assert link.rpartition(".")[2] not in out.out + out.err
 
 
-async def test_every_answer_has_absolute_links_where_the_public_address_is_set(public_gateway: RunningGateway) -> None:
+async def test_every_answer_has_absolute_links_with_public_url_set(public_gateway: RunningGateway) -> None:
     async with public_gateway.http.post(
         "/prompt_sync", json={"prompt": sleep_workflow(0.3)}, headers={**ASYNC, "X-Forwarded-Prefix": "/elsewhere"}
     ) as response:
@@ -200,13 +200,13 @@ async def test_every_answer_has_absolute_links_where_the_public_address_is_set(p
         async with public_gateway.http.request(method, path, json=body, headers=headers) as response:
             if response.content_type == "text/event-stream":
                 answer = [event.data async for event in events_of(response)][-1]
-            else:  # what happened is over
+            else:  # the job has ended, so there are no events
                 answer = await response.json()
         urls.append(answer["images"][0]["url"])
     assert all(url.startswith(f"{PUBLIC}/view?filename=") for url in urls), urls
 
 
-async def test_without_the_public_address_location_stays_below_the_proxys_path(gateway: RunningGateway) -> None:
+async def test_location_has_the_proxys_path_without_public_url(gateway: RunningGateway) -> None:
     async with gateway.http.post(
         "/prompt_sync", json={"prompt": invert_workflow()}, headers={**ASYNC, "X-Forwarded-Prefix": PREFIX}
     ) as response:
@@ -214,13 +214,13 @@ async def test_without_the_public_address_location_stays_below_the_proxys_path(g
         assert response.headers["Location"] == f"{PREFIX}/prompt_sync/{prompt_id}"
 
 
-async def test_no_log_has_a_signature(
+async def test_signatures_of_links_are_never_logged(
     engine: Engine, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with caplog.at_level(logging.DEBUG):
         async with running_gateway(engine.url, api_keys=KEY, public_url=PUBLIC, log_level="DEBUG") as gateway:
             result = await _run(gateway, invert_workflow())
-            below = (await _told(gateway, result["prompt_id"]))["images"][0]["url"].removeprefix(PUBLIC)
+            below = (await _webhook_data(gateway, result["prompt_id"]))["images"][0]["url"].removeprefix(PUBLIC)
             assert (await fetch(gateway, URL(below, encoded=True))).status == 200
             assert (await fetch(gateway, URL(f"{below}x", encoded=True))).status == 401
     out = capsys.readouterr()
@@ -240,7 +240,7 @@ async def test_no_log_has_a_signature(
         "https://[::1", "//e.org", "javascript:alert(1)",
     ],
 )  # fmt: skip
-def test_a_public_address_that_is_none_is_refused_by_name(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_public_url_is_refused_by_name(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PUBLIC_URL", value)
     with pytest.raises(SettingsError, match="PUBLIC_URL: "):
         load(Settings)
@@ -257,12 +257,12 @@ def test_a_public_address_that_is_none_is_refused_by_name(value: str, monkeypatc
         ("http://gateway_1", "http://gateway_1"),
     ],
 )
-def test_a_public_address_may_have_a_path_and_a_slash(value: str, used: str) -> None:
+def test_public_url_may_have_a_path_and_a_trailing_slash(value: str, used: str) -> None:
     assert Settings(public_url=value).public_url == used
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "1.5", "a day", "40000000"])
-def test_a_life_of_links_that_is_none_is_refused_by_name(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_link_seconds_is_refused_by_name(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LINK_SECONDS", value)
     with pytest.raises(SettingsError, match="LINK_SECONDS: "):
         load(Settings)

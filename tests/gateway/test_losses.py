@@ -1,4 +1,4 @@
-"""What counts when ComfyUI dies under a job: attempts that had begun, over restarts too, and deaths that it caused."""
+"""ComfyUI dies during a job: which attempts count, across restarts of the gateway too, and what is quarantined."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ async def short_lived_engine(port: int, folder: Path, *options: str) -> AsyncIte
 
 @asynccontextmanager
 async def restarted_engine(folder: Path, *options: str) -> AsyncIterator[str]:
-    """An engine that is started again when it ends, as a supervisor does; its address."""
+    """The address of an engine that is started again whenever it ends, as a supervisor does."""
     port = free_port()
     command = [
         *(sys.executable, "-m", "comfyui.engine", "--port", str(port)),
@@ -68,7 +68,7 @@ async def remaining(gateway: RunningGateway) -> int:
     return gateway.handler.pool.backends[0].watcher.queue_remaining
 
 
-async def test_a_prompt_that_only_waits_outlives_every_death_of_comfyui(tmp_path: Path) -> None:
+async def test_a_waiting_prompt_survives_every_death_of_comfyui(tmp_path: Path) -> None:
     port = free_port()
     async with running_gateway(
         f"127.0.0.1:{port}",
@@ -80,7 +80,7 @@ async def test_a_prompt_that_only_waits_outlives_every_death_of_comfyui(tmp_path
     ) as gateway:
         prompt_id = await submit(gateway.http, invert_workflow(1))
         for _ in range(LIVES):
-            # Its thread is dead, so that what is queued waits: ours and, behind or before it, somebody else's.
+            # Its prompt thread is dead, so that all prompts in its queue wait: ours, and another client's.
             async with short_lived_engine(port, tmp_path, "--fault", "prompt_thread_dead") as engine:
                 await until(lambda: remaining(gateway), lambda queued: queued == 1, timeout_s=30)
                 async with (
@@ -96,7 +96,7 @@ async def test_a_prompt_that_only_waits_outlives_every_death_of_comfyui(tmp_path
     assert executions(tmp_path) == {prompt_id: 1}
 
 
-async def test_a_job_that_ends_comfyui_each_time_is_lost_after_its_retries_over_restarts_of_the_gateway(
+async def test_a_job_that_kills_comfyui_is_lost_after_its_retries_across_gateway_restarts(
     tmp_path: Path,
 ) -> None:
     settings = {"STATE_DIR": str(tmp_path / "state"), "QUARANTINE_AFTER": "0", "LOST_PROMPT_RETRIES": "1"}
@@ -115,7 +115,7 @@ async def test_a_job_that_ends_comfyui_each_time_is_lost_after_its_retries_over_
     assert executions(tmp_path)[prompt_id] == 2
 
 
-async def test_a_job_that_ends_comfyui_twice_is_quarantined_with_all_of_its_workflow(tmp_path: Path) -> None:
+async def test_a_workflow_that_kills_comfyui_twice_is_quarantined_for_later_jobs_too(tmp_path: Path) -> None:
     state_dir = tmp_path / "state"
     async with (
         restarted_engine(tmp_path) as engine,
@@ -132,7 +132,7 @@ async def test_a_job_that_ends_comfyui_twice_is_quarantined_with_all_of_its_work
     assert (ran[first], ran[second]) == (2, 0)
 
 
-async def test_a_workflow_that_ends_comfyui_is_quarantined_though_its_gateway_is_killed(
+async def test_a_workflow_that_kills_comfyui_is_quarantined_across_kills_of_the_gateway(
     tmp_path: Path,
 ) -> None:
     settings = {"STATE_DIR": str(tmp_path / "state"), "LOST_PROMPT_RETRIES": "0"}
@@ -152,7 +152,7 @@ async def test_a_workflow_that_ends_comfyui_is_quarantined_though_its_gateway_is
     assert len(executions(tmp_path)) == 3
 
 
-async def test_a_job_that_ends_comfyui_at_its_submission_each_time_is_quarantined(tmp_path: Path) -> None:
+async def test_a_job_whose_submission_kills_comfyui_is_quarantined(tmp_path: Path) -> None:
     crash = 'segfault={"route": "/prompt", "method": "POST"}'
     async with (
         restarted_engine(tmp_path, "--fault", crash) as engine,

@@ -18,7 +18,7 @@ from tests.support.target import inverted, node
 
 
 def reading(name: str) -> dict[str, Any]:
-    """Its picture has the colour that `color_of` says of the one that it reads."""
+    """A workflow that loads the picture `name` and saves it with the same colours."""
     return {
         "1": node("LoadImage", image=name),
         "2": node("SaveImage", images=["1", 0], filename_prefix="read"),
@@ -47,7 +47,7 @@ def made_by(servers: Iterable[Engine], filename: str) -> Engine:
     return found
 
 
-async def test_a_prompt_reads_what_another_made_wherever_it_runs() -> None:
+async def test_a_prompt_on_any_server_reads_files_that_another_prompt_made() -> None:
     async with engines(3) as servers:
         for number, one in enumerate(servers):
             # A file that no other server has decides where a prompt runs.
@@ -67,7 +67,7 @@ async def test_a_prompt_reads_what_another_made_wherever_it_runs() -> None:
             assert all(requests(one, "POST /upload/image") for one in servers)
 
 
-async def test_a_user_s_prompts_read_what_its_prompts_made(keys_path: Path) -> None:
+async def test_a_users_prompts_read_files_of_the_same_users_prompts(keys_path: Path) -> None:
     async with three(keys_path) as face:
         colors = [0x10_20_30 * (number + 1) for number in range(6)]
         made = await asyncio.gather(*(sync(face, color, ALICE) for color in colors))
@@ -75,7 +75,7 @@ async def test_a_user_s_prompts_read_what_its_prompts_made(keys_path: Path) -> N
         assert await asyncio.gather(*(color_read(face, name, ALICE) for name in names)) == colors
 
 
-async def test_the_server_that_has_the_file_is_given_its_own_name_of_it(engine: Engine) -> None:
+async def test_a_file_is_not_uploaded_to_the_server_that_made_it(engine: Engine) -> None:
     async with running_gateway(engine.url, queue="gateway") as gateway:
         face = Face(gateway, [engine], {})
         (image,) = (await sync(face, 0x102030))["images"]
@@ -83,7 +83,7 @@ async def test_the_server_that_has_the_file_is_given_its_own_name_of_it(engine: 
         assert requests(engine, "POST /upload/image") == 0
 
 
-async def test_a_preview_is_read_too() -> None:
+async def test_a_prompt_reads_a_preview_of_another_prompt() -> None:
     workflow = {"1": inverted("x", color=0x00FF00)["1"], "2": node("PreviewImage", images=["1", 0])}
     async with three() as face:
         _, answer = await run(face, workflow)
@@ -93,7 +93,7 @@ async def test_a_preview_is_read_too() -> None:
         assert found == [0xFF00FF] * 4
 
 
-async def test_a_plain_name_is_the_newest_of_it_that_the_caller_sees(keys_path: Path) -> None:
+async def test_a_plain_name_means_the_callers_newest_file_of_that_name(keys_path: Path) -> None:
     async with three(keys_path) as face:
         first = await asyncio.gather(*(sync(face, color, ALICE) for color in (1, 2, 3)))
         name = first[0]["images"][0]["filename"]
@@ -107,7 +107,7 @@ async def test_a_plain_name_is_the_newest_of_it_that_the_caller_sees(keys_path: 
         assert await color_read(face, f"{name} [output]", ALICE) == wanted
 
 
-async def test_a_plain_name_that_no_prompt_made_is_the_first_server_s() -> None:
+async def test_a_plain_name_that_no_prompt_made_is_read_from_the_first_server() -> None:
     async with three() as face:
         home = face.engines[0]
         Image.new("RGB", (8, 8), (0xFF, 0, 0)).save(home.folders.output / "from before.png")
@@ -117,7 +117,7 @@ async def test_a_plain_name_that_no_prompt_made_is_the_first_server_s() -> None:
         assert (status, answer["type"]) == (400, "validation_failed")
 
 
-async def test_a_user_reads_its_own_and_no_other_s(keys_path: Path) -> None:
+async def test_a_user_reads_its_own_files_and_no_others(keys_path: Path) -> None:
     async with three(keys_path) as face:
         mine, theirs = await sync(face, 1, ALICE), await sync(face, 2, BOB)
         (own,), (other,) = mine["images"], theirs["images"]
@@ -158,7 +158,7 @@ async def _validated(face: Face, text: str, key: str) -> tuple[int, Any]:
         return response.status, await response.json()
 
 
-async def test_a_user_s_file_that_is_gone_is_not_read_where_another_has_its_name(keys_path: Path) -> None:
+async def test_a_users_missing_file_is_not_replaced_by_another_of_the_same_name(keys_path: Path) -> None:
     async with three(keys_path) as face:
         (own,) = (await sync(face, 1, ALICE))["images"]
         for engine in face.engines:
@@ -172,7 +172,7 @@ async def test_a_user_s_file_that_is_gone_is_not_read_where_another_has_its_name
             assert [status for status, _ in answers] == [400] * 4, answers
 
 
-async def test_a_file_that_is_too_large_is_refused_by_its_field() -> None:
+async def test_a_made_file_that_is_too_large_is_refused_with_its_field() -> None:
     async with engines(2) as servers, running_gateway(*(one.url for one in servers), max_input_mb=0.0001) as gateway:
         face = Face(gateway, servers, {})
         (image,) = (await sync(face, 1))["images"]
@@ -185,7 +185,7 @@ async def test_a_file_that_is_too_large_is_refused_by_its_field() -> None:
         owner.faults.clear()
 
 
-async def test_the_next_workflow_of_comfyui_s_own_client_reads_it_too() -> None:
+async def test_post_prompt_reads_files_of_earlier_prompts_too() -> None:
     async with three() as face:
         made = await asyncio.gather(*(sync(face, color) for color in (5, 6, 7)))
 
@@ -194,7 +194,7 @@ async def test_the_next_workflow_of_comfyui_s_own_client_reads_it_too() -> None:
                 assert response.status == 200, await response.text()
                 prompt_id = (await response.json())["prompt_id"]
             entry = await face.ended(prompt_id)
-            # What was asked for is what is shown, whatever the file is called where it ran.
+            # The history shows the name that the client sent, not the name on the server that ran the prompt.
             assert entry["prompt"][2]["1"]["inputs"]["image"] == path_of(file)
             return color_of((await view(face, query_of(only_file(entry, "2"))))[1])
 
@@ -214,7 +214,7 @@ async def listed(face: Face, folder: str, key: str | None = None) -> Any:
         return await response.json() if response.status == 200 else response.status
 
 
-async def test_every_file_that_a_prompt_made_is_listed_once_and_read_by_its_name() -> None:
+async def test_every_made_file_is_listed_once_and_is_read_by_the_listed_name() -> None:
     async with three() as face:
         colors = [0x10_20_30 * (number + 1) for number in range(6)]
         made = await asyncio.gather(*(sync(face, color) for color in colors))
@@ -224,7 +224,7 @@ async def test_every_file_that_a_prompt_made_is_listed_once_and_read_by_its_name
         deep = await run(face, inverted("deep/er", color=7))
         assert deep[0] == 200
         names = await listed(face, "output")
-        # As with one ComfyUI, what is in a folder below is not.
+        # Files in subfolders are not listed, as with one ComfyUI.
         assert sorted(names) == sorted(of_file)
         _, history = await face.get("/history")
         ended = [prompt_id for prompt_id in history if any(name.startswith(prompt_id) for name in names)]
@@ -233,7 +233,7 @@ async def test_every_file_that_a_prompt_made_is_listed_once_and_read_by_its_name
         assert read == [of_file[name] for name in names]
 
 
-async def test_a_list_has_what_the_first_server_has_besides() -> None:
+async def test_a_list_ends_with_the_other_files_of_the_first_server() -> None:
     async with three() as face:
         home, other, _ = face.engines
         for engine, name in ((home, "from before.png"), (other, "elsewhere.png")):
@@ -250,7 +250,7 @@ async def test_a_list_has_what_the_first_server_has_besides() -> None:
         assert await color_read(face, "from before.png [output]") == 0xFFFFFF
 
 
-async def test_a_file_of_a_cache_is_listed_once() -> None:
+async def test_a_cached_file_of_two_prompts_is_listed_once() -> None:
     async with three() as face:
         await sync(face, 5)
         last = await sync(face, 5)
@@ -259,7 +259,7 @@ async def test_a_file_of_a_cache_is_listed_once() -> None:
             assert names == [f"{last['prompt_id']}/{last['images'][0]['filename']}"]
 
 
-async def test_a_user_s_lists_are_its_own(keys_path: Path) -> None:
+async def test_a_user_lists_only_its_own_files(keys_path: Path) -> None:
     workflow = {"1": inverted("x", color=9)["1"], "2": node("PreviewImage", images=["1", 0])}
     async with three(keys_path) as face:
         Image.new("RGB", (8, 8)).save(face.engines[0].folders.output / "home.png")

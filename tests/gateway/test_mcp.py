@@ -48,9 +48,7 @@ async def only_job(gateway: RunningGateway) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("mode", MODES)
-async def test_the_tools_have_names_and_schemas_that_every_client_takes(
-    mcp_gateway: RunningGateway, mode: Mode
-) -> None:
+async def test_tools_have_names_and_schemas_that_every_client_accepts(mcp_gateway: RunningGateway, mode: Mode) -> None:
     async with mcp_client(mcp_gateway, mode) as client:
         listed = await client.list_tools()
         assert client.instructions == INSTRUCTIONS
@@ -69,7 +67,7 @@ def test_instructions_are_short() -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-async def test_a_result_is_the_json_then_small_pictures_then_links(mcp_gateway: RunningGateway, mode: Mode) -> None:
+async def test_a_result_has_json_then_small_pictures_then_links(mcp_gateway: RunningGateway, mode: Mode) -> None:
     workflow = invert_workflow(65280, width=900, height=600)
     async with mcp_client(mcp_gateway, mode) as client:
         result = await client.call_tool("run_workflow", {"workflow": workflow})
@@ -94,7 +92,7 @@ async def test_a_result_is_the_json_then_small_pictures_then_links(mcp_gateway: 
 
 
 @pytest.mark.parametrize("mode", MODES)
-async def test_a_wait_that_is_over_leaves_the_job_running(
+async def test_a_job_goes_on_after_the_wait_of_its_call_has_ended(
     mcp_gateway: RunningGateway, engine: Engine, mode: Mode
 ) -> None:
     async with mcp_client(mcp_gateway, mode) as client:
@@ -117,8 +115,8 @@ async def test_a_wait_that_is_over_leaves_the_job_running(
     assert executions(engine) == {prompt_id: 1}
 
 
-async def test_a_job_that_waits_in_the_gateway_goes_on_too(engine: Engine, tmp_path: Path) -> None:
-    """Behind another one, with a journal on the disk, and with an input that the call brings."""
+async def test_a_job_queued_in_the_gateway_goes_on_after_the_wait_too(engine: Engine, tmp_path: Path) -> None:
+    """It waits behind another job; the journal is on the disk, and the call has an input file."""
     async with (
         running_gateway(engine.url, mcp=True, queue="gateway", state_dir=str(tmp_path)) as gateway,
         mcp_client(gateway) as client,
@@ -141,10 +139,10 @@ async def test_a_job_that_waits_in_the_gateway_goes_on_too(engine: Engine, tmp_p
 
 
 @pytest.mark.parametrize(("version", "meta"), [(NEW, None), (OLD, None), (OLD, {"progressToken": 1})])
-async def test_a_closed_connection_takes_the_job_with_it(
+async def test_a_closed_connection_cancels_the_job_of_its_call(
     mcp_gateway: RunningGateway, engine: Engine, version: str, meta: dict[str, Any] | None
 ) -> None:
-    """A stream, and the plain answer that the older protocol gets where nobody wants to be told of progress."""
+    """The answer is a stream, or for the older protocol without a progress token plain JSON."""
     async with aiohttp.ClientSession(mcp_gateway.url) as http:
         call = asyncio.create_task(called(http, version, {"workflow": sleeping()}, meta))
         await until(lambda: queue_of(engine), lambda queue: bool(queue[0]))
@@ -155,7 +153,7 @@ async def test_a_closed_connection_takes_the_job_with_it(
 
 
 @pytest.mark.parametrize("version", [NEW, OLD])
-async def test_a_closed_connection_leaves_a_job_that_others_want(
+async def test_a_closed_connection_leaves_a_job_that_another_request_waits_for(
     mcp_gateway: RunningGateway, engine: Engine, version: str
 ) -> None:
     prompt_id, workflow = str(uuid4()), sleeping(1.0)
@@ -171,7 +169,7 @@ async def test_a_closed_connection_leaves_a_job_that_others_want(
     assert executions(engine) == {prompt_id: 1}
 
 
-async def test_a_connection_that_closes_after_the_wait_changes_nothing(
+async def test_a_connection_that_closes_after_the_wait_does_not_cancel_the_job(
     mcp_gateway: RunningGateway, engine: Engine
 ) -> None:
     async with mcp_client(mcp_gateway) as client:
@@ -180,7 +178,7 @@ async def test_a_connection_that_closes_after_the_wait_changes_nothing(
     assert await status_of(mcp_gateway, told["prompt_id"]) == "succeeded"
 
 
-async def test_mcp_wait_bounds_what_a_call_asks_for(engine: Engine) -> None:
+async def test_mcp_wait_limits_the_wait_of_a_call(engine: Engine) -> None:
     async with running_gateway(engine.url, mcp=True, mcp_wait=0.05) as gateway, mcp_client(gateway) as client:
         for more in ({}, {"wait": 600}):
             told = json_of(await client.call_tool("run_workflow", {"workflow": sleeping(), **more}))
@@ -190,7 +188,7 @@ async def test_mcp_wait_bounds_what_a_call_asks_for(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-async def test_progress_rises_from_message_to_message(mcp_gateway: RunningGateway, mode: Mode) -> None:
+async def test_progress_rises_with_every_message(mcp_gateway: RunningGateway, mode: Mode) -> None:
     told: list[tuple[float, float | None, str | None]] = []
 
     async def tell(progress: float, total: float | None, message: str | None) -> None:
@@ -207,7 +205,9 @@ async def test_progress_rises_from_message_to_message(mcp_gateway: RunningGatewa
     assert "KSampler" in {words for _, _, words in told}
 
 
-async def test_the_same_id_does_not_run_again(mcp_gateway: RunningGateway, engine: Engine) -> None:
+async def test_a_second_call_with_the_same_prompt_id_does_not_run_again(
+    mcp_gateway: RunningGateway, engine: Engine
+) -> None:
     arguments = {"workflow": invert_workflow(3), "prompt_id": str(uuid4())}
     async with mcp_client(mcp_gateway) as client:
         first = json_of(await client.call_tool("run_workflow", arguments))
@@ -231,8 +231,8 @@ async def test_a_result_shows_eight_pictures_and_lists_all_files(mcp_gateway: Ru
     assert len(json_of(result)["images"]) == 11
 
 
-async def test_noise_is_shown_within_the_budget(mcp_gateway: RunningGateway) -> None:
-    """A picture that no compression makes small is shown smaller."""
+async def test_a_noisy_picture_is_shrunk_to_fit_the_size_limit(mcp_gateway: RunningGateway) -> None:
+    """No compression makes this picture small, so it is shown with fewer pixels."""
     workflow = txt2img(steps=1)
     workflow["5"]["inputs"] |= {"width": 1024, "height": 1024}
     async with mcp_client(mcp_gateway) as client:
@@ -241,7 +241,7 @@ async def test_noise_is_shown_within_the_budget(mcp_gateway: RunningGateway) -> 
     assert 1000 < len(picture.data) <= 100_000
 
 
-async def test_what_is_no_picture_is_a_link(mcp_gateway: RunningGateway) -> None:
+async def test_files_that_are_no_pictures_are_links_only(mcp_gateway: RunningGateway) -> None:
     async with mcp_client(mcp_gateway) as client:
         result = await client.call_tool("run_workflow", {"workflow": writing(2, extension="bin")})
         broken = await client.call_tool("run_workflow", {"workflow": writing(1, extension="png")})
@@ -249,7 +249,9 @@ async def test_what_is_no_picture_is_a_link(mcp_gateway: RunningGateway) -> None
     assert [part.type for part in broken.content] == ["text", "resource_link"]
 
 
-async def test_validate_says_what_is_wrong_and_runs_nothing(mcp_gateway: RunningGateway, engine: Engine) -> None:
+async def test_validate_workflow_names_the_problem_and_runs_nothing(
+    mcp_gateway: RunningGateway, engine: Engine
+) -> None:
     wrong = txt2img()
     wrong["3"]["inputs"]["sampler_name"] = "eular"
     async with mcp_client(mcp_gateway) as client:
@@ -293,14 +295,14 @@ async def test_a_wrong_argument_is_an_error_that_names_it(
     assert executions(engine) == {}
 
 
-async def test_a_workflow_may_be_written_as_text(mcp_gateway: RunningGateway) -> None:
+async def test_a_workflow_may_be_given_as_json_text(mcp_gateway: RunningGateway) -> None:
     async with mcp_client(mcp_gateway) as client:
         found = json_of(await client.call_tool("validate_workflow", {"workflow": json.dumps(invert_workflow())}))
     assert found == {"valid": True, "problems": []}
 
 
 @pytest.mark.parametrize("mode", MODES)
-async def test_an_error_of_comfyui_is_told_with_its_node(mcp_gateway: RunningGateway, mode: Mode) -> None:
+async def test_an_error_of_comfyui_names_its_node(mcp_gateway: RunningGateway, mode: Mode) -> None:
     async with mcp_client(mcp_gateway, mode) as client:
         result = await client.call_tool("run_workflow", {"workflow": {"1": {"class_type": "Nope", "inputs": {}}}})
     assert result.is_error
@@ -316,7 +318,7 @@ async def test_an_unknown_tool_is_an_error_of_the_protocol(mcp_gateway: RunningG
 
 
 @pytest.mark.parametrize("mode", MODES)
-async def test_the_text_of_a_crash_stays_in_the_log(
+async def test_the_text_of_a_crash_is_not_sent_to_the_client(
     mcp_gateway: RunningGateway, mode: Mode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def crash(*_: object) -> None:
@@ -335,7 +337,7 @@ async def test_the_text_of_a_crash_stays_in_the_log(
     assert "secret" not in str(result)
 
 
-async def test_a_gateway_that_is_full_says_so_and_when_to_ask_again(engine: Engine) -> None:
+async def test_a_full_gateway_refuses_a_call_and_says_when_to_retry(engine: Engine) -> None:
     few = handler_options(max_concurrent_requests=1)
     async with running_gateway(engine.url, mcp=True, changed=few) as gateway, mcp_client(gateway) as client:
         first = asyncio.create_task(client.call_tool("run_workflow", {"workflow": sleeping()}))
@@ -351,7 +353,7 @@ async def test_a_gateway_that_is_full_says_so_and_when_to_ask_again(engine: Engi
 
 
 @pytest.mark.parametrize("method", ["GET", "DELETE", "PUT"])
-async def test_other_methods_are_405(mcp_gateway: RunningGateway, method: str) -> None:
+async def test_methods_other_than_post_get_405(mcp_gateway: RunningGateway, method: str) -> None:
     async with aiohttp.ClientSession(mcp_gateway.url) as http, http.request(method, "/mcp") as response:
         assert (response.status, response.headers["Allow"]) == (405, "POST")
 
@@ -372,9 +374,7 @@ async def test_other_methods_are_405(mcp_gateway: RunningGateway, method: str) -
     ],
     ids=["broken", "batch", "null", "deep", "many", "long"],
 )
-async def test_a_body_that_cannot_be_used_is_refused(
-    mcp_gateway: RunningGateway, version: str, body: bytes, status: int
-) -> None:
+async def test_an_unusable_body_is_refused(mcp_gateway: RunningGateway, version: str, body: bytes, status: int) -> None:
     headers = {**headers_of(version, "tools/list"), "Content-Type": "application/json"}
     async with (
         aiohttp.ClientSession(mcp_gateway.url) as http,
@@ -393,7 +393,7 @@ async def test_a_body_that_cannot_be_used_is_refused(
 async def test_a_page_of_another_site_is_refused(
     mcp_gateway: RunningGateway, version: str, headers: dict[str, str]
 ) -> None:
-    """Also one that makes its own name lead here."""
+    """The first case is DNS rebinding: the other site's name has the gateway's address."""
     async with (
         aiohttp.ClientSession(mcp_gateway.url) as http,
         http.post(
@@ -405,7 +405,7 @@ async def test_a_page_of_another_site_is_refused(
         assert response.status == 403
 
 
-async def test_without_mcp_the_path_is_comfyui_s(gateway: RunningGateway, engine: Engine) -> None:
+async def test_without_mcp_the_path_is_relayed_to_comfyui(gateway: RunningGateway, engine: Engine) -> None:
     async with aiohttp.ClientSession(gateway.url) as http, http.post("/mcp", json={}) as response:
         assert response.status in {404, 405}
         assert response.headers.get("Server", "").startswith("Python")

@@ -1,4 +1,4 @@
-"""`/mcp` with keys: each sees and may do what it may by HTTP, and its links open without it."""
+"""`/mcp` with keys: a key has the same rights as over HTTP, and links in its results open without it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ _ALL = ["run_workflow", "validate_workflow", "job"]
 
 @pytest.mark.parametrize("version", [NEW, OLD])
 @pytest.mark.parametrize("headers", [{}, bearer("wrong")])
-async def test_without_a_key_nothing_is_told(mcp_keyed: RunningGateway, version: str, headers: dict[str, str]) -> None:
+async def test_requests_without_a_valid_key_get_401(
+    mcp_keyed: RunningGateway, version: str, headers: dict[str, str]
+) -> None:
     sent = {**headers_of(version, "tools/list"), **headers}
     async with (
         aiohttp.ClientSession(mcp_keyed.url) as http,
@@ -39,7 +41,7 @@ async def test_without_a_key_nothing_is_told(mcp_keyed: RunningGateway, version:
     ids=["user", "admin", "per_minute", "read", "workflows"],
 )
 @pytest.mark.parametrize("mode", MODES)
-async def test_a_key_has_the_tools_that_it_may_use(
+async def test_a_key_sees_only_the_tools_that_it_may_use(
     mcp_keyed: RunningGateway, engine: Engine, mode: Mode, key: str, names: list[str]
 ) -> None:
     async with mcp_client(mcp_keyed, mode, key) as client:
@@ -52,7 +54,7 @@ async def test_a_key_has_the_tools_that_it_may_use(
 
 
 @pytest.mark.parametrize("mode", MODES)
-async def test_another_s_job_looks_as_one_that_is_not_there(
+async def test_a_job_of_another_key_looks_like_an_unknown_job(
     mcp_keyed: RunningGateway, engine: Engine, mode: Mode
 ) -> None:
     async with mcp_client(mcp_keyed, mode, ALICE) as alice, mcp_client(mcp_keyed, mode, BOB) as bob:
@@ -75,7 +77,7 @@ async def test_another_s_job_looks_as_one_that_is_not_there(
         await alice.call_tool("job", {"action": "cancel", "prompt_id": job})
 
 
-async def test_who_reads_sees_jobs_and_ends_none(mcp_keyed: RunningGateway) -> None:
+async def test_a_key_of_role_read_sees_jobs_but_cannot_cancel_them(mcp_keyed: RunningGateway) -> None:
     async with mcp_client(mcp_keyed, key=ALICE) as alice, mcp_client(mcp_keyed, key=WATCHER) as watcher:
         job = json_of(await alice.call_tool("run_workflow", {"workflow": invert_workflow()}))["prompt_id"]
         result = await watcher.call_tool("job", {"action": "result", "prompt_id": job})
@@ -84,7 +86,7 @@ async def test_who_reads_sees_jobs_and_ends_none(mcp_keyed: RunningGateway) -> N
         assert json_of(refused)["type"] == "forbidden"
 
 
-async def test_what_is_run_counts_against_per_minute_and_nothing_else(mcp_keyed: RunningGateway) -> None:
+async def test_only_runs_count_against_per_minute(mcp_keyed: RunningGateway) -> None:
     async with mcp_client(mcp_keyed, key=DAVE) as client:
         for color in range(2):
             assert not (await client.call_tool("run_workflow", {"workflow": invert_workflow(color)})).is_error
@@ -99,7 +101,7 @@ async def test_what_is_run_counts_against_per_minute_and_nothing_else(mcp_keyed:
         assert response.status == 429
 
 
-async def test_a_link_opens_without_the_key_and_only_its_file(mcp_keyed: RunningGateway) -> None:
+async def test_a_link_opens_only_its_file_without_the_key(mcp_keyed: RunningGateway) -> None:
     async with mcp_client(mcp_keyed, key=ALICE) as client:
         result = await client.call_tool("run_workflow", {"workflow": invert_workflow(9)})
     (link,) = [part for part in result.content if isinstance(part, ResourceLink)]
@@ -119,8 +121,8 @@ async def test_links_begin_with_the_public_url(engine: Engine) -> None:
     assert json_of(result)["images"][0]["url"] == link.uri
 
 
-async def test_a_user_finds_nothing_at_mcp_where_it_is_off(engine: Engine, keys_path: Path) -> None:
-    """What a node pack serves there is no part of what the keys may."""
+async def test_a_user_gets_404_from_mcp_when_it_is_off(engine: Engine, keys_path: Path) -> None:
+    """A node pack may serve that path, but no key has a right to it."""
     async with running_gateway(engine.url, keys_file=keys_path) as gateway:
         engine.stats.reset()
         for key in (ALICE, WATCHER):
@@ -155,7 +157,7 @@ async def test_a_call_gets_its_result_while_the_gateway_shuts_down(version: str)
         assert not gateway.lines_of("error", "critical")
 
 
-async def test_an_idle_client_does_not_hold_up_the_end(engine: Engine) -> None:
+async def test_a_call_that_waits_at_shutdown_gets_shutting_down_and_its_prompt_id(engine: Engine) -> None:
     async with running_gateway(engine.url, mcp=True) as gateway, mcp_client(gateway, "legacy") as client:
         await client.list_tools()
         call = asyncio.create_task(client.call_tool("run_workflow", {"workflow": sleeping()}))

@@ -39,7 +39,7 @@ async def test_each_usable_workflow_is_a_tool_with_its_schema(mcp_named: Running
 
 
 @pytest.mark.parametrize("mode", MODES)
-async def test_a_tool_gives_what_the_workflow_gives_by_http(mcp_named: RunningGateway, mode: Mode) -> None:
+async def test_a_tool_gives_the_same_result_as_http(mcp_named: RunningGateway, mode: Mode) -> None:
     values = {"seed": 255, "width": 9}
     async with mcp_client(mcp_named, mode) as client:
         tool = await client.call_tool("flat", {**values, "prompt": None})
@@ -62,10 +62,10 @@ async def test_a_file_may_be_given_as_base64(mcp_named: RunningGateway) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("tool", ["flat", "run_named"])
-async def test_arguments_are_checked_and_all_that_are_wrong_are_named(
+async def test_an_error_names_every_wrong_argument(
     mcp_named: RunningGateway, engine: Engine, mode: Mode, tool: str
 ) -> None:
-    """The package itself checks nothing."""
+    """The `mcp` package itself checks no arguments."""
     values = {"width": 900, "seed": "seven", "colour": 1, "prompt": ["1", 0]}
     arguments: dict[str, Any] = values if tool == "flat" else {"name": "flat", "parameters": values}
     async with mcp_client(mcp_named, mode) as client:
@@ -77,7 +77,9 @@ async def test_arguments_are_checked_and_all_that_are_wrong_are_named(
     assert executions(engine) == {}
 
 
-async def test_run_named_lists_describes_and_runs_again_by_id(mcp_named: RunningGateway, engine: Engine) -> None:
+async def test_run_named_lists_describes_and_runs_workflows_once_per_prompt_id(
+    mcp_named: RunningGateway, engine: Engine
+) -> None:
     async with mcp_client(mcp_named) as client:
         listed = json_of(await client.call_tool("run_named", {}))
         described = json_of(await client.call_tool("run_named", {"name": "flat"}))
@@ -99,7 +101,7 @@ async def test_run_named_lists_describes_and_runs_again_by_id(mcp_named: Running
     assert (job["workflow"], job["labels"]) == ("flat", {"order": "7"})
 
 
-async def test_the_tools_follow_the_folder(mcp_named: RunningGateway, tmp_path: Path) -> None:
+async def test_a_workflow_added_to_the_folder_becomes_a_tool(mcp_named: RunningGateway, tmp_path: Path) -> None:
     async with mcp_client(mcp_named) as client:
 
         async def names() -> list[str]:
@@ -112,7 +114,7 @@ async def test_the_tools_follow_the_folder(mcp_named: RunningGateway, tmp_path: 
 
 
 @pytest.mark.parametrize("mode", MODES)
-async def test_a_limited_number_of_workflows_are_tools_and_run_named_runs_all(
+async def test_mcp_max_tools_limits_the_tools_while_run_named_runs_every_workflow(
     engine: Engine, tmp_path: Path, mode: Mode
 ) -> None:
     folder = tmp_path / "workflows"
@@ -130,7 +132,7 @@ async def test_a_limited_number_of_workflows_are_tools_and_run_named_runs_all(
         assert json_of(result)["workflow"]["name"] == "w5"
 
 
-async def test_many_tools_come_in_pages(engine: Engine, tmp_path: Path) -> None:
+async def test_many_tools_are_listed_in_pages(engine: Engine, tmp_path: Path) -> None:
     folder = tmp_path / "workflows"
     for number in range(200):
         write(folder, f"w{number:03}", FLAT, FLAT_PARAMETERS)
@@ -150,7 +152,9 @@ async def test_many_tools_come_in_pages(engine: Engine, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-async def test_a_key_with_workflows_has_these_and_no_graph(engine: Engine, tmp_path: Path, mode: Mode) -> None:
+async def test_a_key_limited_to_workflows_has_their_tools_and_no_graph_tools(
+    engine: Engine, tmp_path: Path, mode: Mode
+) -> None:
     keys = [table("alice", ALICE, workflows=["flat"]), table("bob", BOB, workflows=["nothing"])]
     path = write_keys(
         tmp_path / "keys.toml", "\n".join([*keys, table("watcher", WATCHER, "read"), table("r", ROOT, "admin")])
@@ -178,7 +182,7 @@ async def test_a_key_with_workflows_has_these_and_no_graph(engine: Engine, tmp_p
             assert json_of(refused)["type"] == "forbidden"
 
 
-async def test_many_calls_at_once_each_get_their_own(mcp_named: RunningGateway, engine: Engine) -> None:
+async def test_many_calls_at_once_each_get_their_own_result(mcp_named: RunningGateway, engine: Engine) -> None:
     async with mcp_client(mcp_named) as client:
         calls = (client.call_tool("flat", {"width": width}) for width in range(1, 17))
         results = [json_of(result) for result in await asyncio.gather(*calls)]
@@ -186,7 +190,7 @@ async def test_many_calls_at_once_each_get_their_own(mcp_named: RunningGateway, 
     assert set(executions(engine).values()) == {1}
 
 
-def test_names_of_tools_are_plain_and_told_apart() -> None:
+def test_tool_names_are_plain_and_distinct() -> None:
     names = tool_names(["portrait", "Up-Scale", "up.scale", "job", "a_b", "a-b", "x" * 64, "X" * 60 + ".y.z"], {"job"})
     assert names["portrait"] == "portrait"
     assert names["a_b"] == "a_b"
@@ -198,5 +202,5 @@ def test_names_of_tools_are_plain_and_told_apart() -> None:
     assert names["job"] != "job"
     assert names["Up-Scale"].startswith("up_scale_")
     assert names["a-b"].startswith("a_b_")
-    # Whatever else there is.
+    # A name does not depend on the other workflows.
     assert tool_names(["up.scale", "Up-Scale"], ())["up.scale"] == names["up.scale"]

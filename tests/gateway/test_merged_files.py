@@ -1,4 +1,4 @@
-"""`/view` of the merged face: three servers with folders of their own, and each name leads to its own prompt's file."""
+"""`/view` before three servers with folders of their own: each name opens the file of its own prompt."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def query_of(file: dict[str, str], **more: str) -> str:
 
 
 def color_of(picture: bytes) -> int:
-    """Of the first pixel, as it was asked of `inverted`."""
+    """The `color` that was given to `inverted`, read from the first pixel of its picture."""
     with Image.open(io.BytesIO(picture)) as image:
         red, green, blue = image.convert("RGB").getpixel((0, 0))  # type: ignore[misc]
     return 0xFFFFFF - (red << 16 | green << 8 | blue)
@@ -99,7 +99,7 @@ async def test_eight_concurrent_callers_each_get_their_own_picture_by_the_histor
         assert await asyncio.gather(*(picture(color) for color in COLORS)) == [(color,) * 4 for color in COLORS]
 
 
-async def test_our_own_answers_name_the_prompt_as_comfyui_s_do() -> None:
+async def test_prompt_sync_and_history_give_a_file_the_same_name() -> None:
     async with three() as face:
         answer = await sync(face, 0x112233)
         prompt_id = answer["prompt_id"]
@@ -112,7 +112,7 @@ async def test_our_own_answers_name_the_prompt_as_comfyui_s_do() -> None:
         assert only_file((await face.get(f"/history/{prompt_id}"))[1][prompt_id]) == only_file(answer)
 
 
-async def test_one_server_without_keys_has_comfyui_s_own_names(engine: Engine) -> None:
+async def test_one_server_without_keys_keeps_comfyuis_file_names(engine: Engine) -> None:
     async with running_gateway(engine.url) as gateway:
         _, answer = await gateway.prompt_sync(inverted("ComfyUI"))
         assert (answer["images"][0]["subfolder"], only_file(answer)["subfolder"]) == ("", "")
@@ -120,12 +120,12 @@ async def test_one_server_without_keys_has_comfyui_s_own_names(engine: Engine) -
             assert only_file((await response.json())[answer["prompt_id"]])["subfolder"] == ""
 
 
-async def test_what_is_asked_of_a_file_is_answered_as_one_comfyui_does() -> None:
+async def test_view_answers_for_a_file_as_a_single_comfyui_does() -> None:
     workflow = {
         **inverted("deep/er/ComfyUI", color=0x123456),
         "4": node("PreviewImage", images=["1", 0]),
     }
-    # A job keeps its workflow with sorted names, and pictures have it in them.
+    # A job keeps its workflow with sorted names, and its pictures contain the workflow.
     workflow = json.loads(json.dumps(workflow, sort_keys=True))
     async with three() as face, Engine() as alone, aiohttp.ClientSession(alone.url) as http:
         prompt_id = await face.submit(workflow)
@@ -163,11 +163,11 @@ async def _answered(http: aiohttp.ClientSession, method: str, query: str, header
     async with http.request(method, f"/view?{query}", headers=headers) as response:
         told = {name: response.headers.get(name) for name in ("Content-Type", "Content-Length", "Content-Range")}
         body = await response.read()
-        # The names of temporary files are made up at the start of a server.
+        # A server chooses a random prefix for its temporary files when it starts, so the names differ.
         return response.status, told, body, "Content-Disposition" in response.headers
 
 
-# As one ComfyUI is asked. For the merged face its subfolder `a` is `<id>/a`.
+# Queries for a single ComfyUI. With several servers, its subfolder `a` is `<prompt_id>/a`.
 _NOT_THERE: tuple[dict[str, str], ...] = (
     {},
     {"filename": ""},
@@ -187,7 +187,7 @@ _NOT_THERE: tuple[dict[str, str], ...] = (
 )
 
 
-async def test_what_is_not_there_or_elsewhere_is_answered_as_one_comfyui_does() -> None:
+async def test_view_refuses_missing_or_foreign_files_as_a_single_comfyui_does() -> None:
     async with three() as face, Engine() as alone, aiohttp.ClientSession(alone.url) as http:
         answer = await sync(face, 1)
         (image,) = answer["images"]
@@ -205,7 +205,7 @@ async def test_what_is_not_there_or_elsewhere_is_answered_as_one_comfyui_does() 
             assert (await view(face, query))[0] == 404
 
 
-async def test_a_subfolder_that_names_no_prompt_is_looked_for_at_home_and_then_at_the_others() -> None:
+async def test_a_file_without_a_prompt_is_read_from_the_first_server_else_from_another() -> None:
     async with three() as face:
         home, _, last = face.engines
         for folder in (UNKNOWN, "plain", ""):
@@ -218,7 +218,7 @@ async def test_a_subfolder_that_names_no_prompt_is_looked_for_at_home_and_then_a
                 assert await view(face, urlencode({"filename": name, "subfolder": folder})) == wanted
 
 
-async def test_a_file_of_a_prompt_is_asked_of_no_other_server(keys_path: Path) -> None:
+async def test_a_prompts_missing_file_is_not_read_from_another_server(keys_path: Path) -> None:
     async with three(keys_path) as face:
         answer = await sync(face, 0x445566, ALICE)
         (image,) = answer["images"]
@@ -232,7 +232,7 @@ async def test_a_file_of_a_prompt_is_asked_of_no_other_server(keys_path: Path) -
             assert await view(face, query_of(image), key) == (404, b"")
 
 
-async def test_a_name_that_another_prompt_got_after_the_file_was_gone_is_the_other_s(engine: Engine) -> None:
+async def test_a_link_to_a_deleted_file_never_opens_a_later_file_of_the_same_name(engine: Engine) -> None:
     async with running_gateway(engine.url, queue="gateway") as gateway:
         face = Face(gateway, [engine], {})
         (first,) = (await sync(face, 1))["images"]
@@ -243,10 +243,10 @@ async def test_a_name_that_another_prompt_got_after_the_file_was_gone_is_the_oth
         assert color_of((await view(face, query_of(second)))[1]) == 2
 
 
-# Whose it is
+# Owners
 
 
-async def test_a_user_opens_its_own_and_learns_of_no_other(keys_path: Path) -> None:
+async def test_a_user_opens_its_own_files_and_learns_nothing_of_others(keys_path: Path) -> None:
     async with three(keys_path) as face:
         mine, theirs = await sync(face, 1, ALICE), await sync(face, 2, BOB)
         (own,), (other,) = mine["images"], theirs["images"]
@@ -273,7 +273,7 @@ async def test_a_user_opens_its_own_and_learns_of_no_other(keys_path: Path) -> N
                 assert await _whole(face, query) == wanted, (subfolder, folder_type)
         for odd in ("nothing.png", f"{name} [output]", f"x/{name}", f"../output/{name}", "/etc/passwd"):
             assert await _whole(face, urlencode({"filename": odd, "subfolder": mine["prompt_id"]})) == wanted, odd
-        # Where a name stands twice, what is checked is what ComfyUI is asked for.
+        # If a parameter is given twice, the same value is checked and sent to ComfyUI.
         twice = f"{query_of(own)}&subfolder={theirs['prompt_id']}&filename=x"
         assert color_of((await view(face, twice, ALICE))[1]) == 1
         double = quote(quote(mine["prompt_id"]), safe="").replace("-", "%252D")
@@ -281,13 +281,13 @@ async def test_a_user_opens_its_own_and_learns_of_no_other(keys_path: Path) -> N
 
 
 async def _whole(face: Face, query: str) -> tuple[int, dict[str, str], bytes]:
-    """All that Alice is told."""
+    """Alice's answer, without the headers that always differ."""
     async with face.gateway.http.get(f"/view?{query}", headers=bearer(ALICE)) as response:
         kept = {name: value for name, value in response.headers.items() if name not in {"X-Request-ID", "Date"}}
         return response.status, kept, await response.read()
 
 
-async def test_a_preview_of_a_user_s_prompt_is_its_own_too(keys_path: Path) -> None:
+async def test_only_the_prompts_user_and_an_admin_open_its_preview(keys_path: Path) -> None:
     workflow = {"1": inverted("x", color=7)["1"], "2": node("PreviewImage", images=["1", 0])}
     async with three(keys_path) as face:
         prompt_id = await face.submit(workflow, ALICE)
@@ -296,8 +296,8 @@ async def test_a_preview_of_a_user_s_prompt_is_its_own_too(keys_path: Path) -> N
         assert [(await view(face, query_of(file), key))[0] for key in (ALICE, BOB, ROOT)] == [200, 404, 200]
 
 
-async def test_what_a_running_prompt_has_made_is_its_user_s_already(keys_path: Path) -> None:
-    """A web page asks for a picture when it is told of it, and that is before the prompt ends."""
+async def test_a_user_opens_files_of_its_prompt_while_the_prompt_still_runs(keys_path: Path) -> None:
+    """A web page loads a picture when its `executed` event arrives, which is before the prompt ends."""
     workflow = {
         **inverted("ComfyUI", color=0x123456),
         "8": node("SimulatedSleep", value=["2", 0], seconds=600, steps=1),
@@ -327,7 +327,7 @@ async def test_what_a_running_prompt_has_made_is_its_user_s_already(keys_path: P
 # Servers that are gone
 
 
-async def test_a_file_whose_server_is_not_configured_any_more_is_said_to_be_gone(tmp_path: Path) -> None:
+async def test_a_file_of_a_server_removed_from_the_settings_gets_404_with_the_reason(tmp_path: Path) -> None:
     state = tmp_path / "state"
     async with engines(2) as servers:
         async with running_gateway(*(one.url for one in servers), state_dir=state) as gateway:
@@ -342,7 +342,7 @@ async def test_a_file_whose_server_is_not_configured_any_more_is_said_to_be_gone
     assert owner.url.encode() not in body
 
 
-async def test_a_file_whose_server_is_down_is_not_looked_for_elsewhere() -> None:
+async def test_a_file_whose_server_is_down_is_not_read_from_another_server() -> None:
     async with three() as face:
         answer = await sync(face, 9)
         (image,) = answer["images"]

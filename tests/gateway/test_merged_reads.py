@@ -1,4 +1,4 @@
-"""Node definitions, models and facts about the servers, where several stand behind one gateway."""
+"""Node definitions, models and facts about the servers of a gateway with several servers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _FEATURES: tuple[dict[str, Any], ...] = ({"flag": True}, {"flag": False, "max_up
 
 @asynccontextmanager
 async def three(**settings: Any) -> AsyncIterator[tuple[list[Engine], RunningGateway]]:
-    """A gateway before gpu-1, gpu-2 and gpu-3, which have other models and features each."""
+    """A gateway with the servers gpu-1, gpu-2 and gpu-3, each with its own models and features."""
     async with (
         Engine(EngineOptions(models=_MODELS[0], features=_FEATURES[0])) as first,
         Engine(EngineOptions(models=_MODELS[1], features=_FEATURES[1])) as second,
@@ -49,7 +49,7 @@ async def checkpoints(gateway: RunningGateway, path: str = "/object_info") -> li
     return listed
 
 
-async def test_node_definitions_offer_the_models_of_all_in_the_order_of_the_first() -> None:
+async def test_node_definitions_have_the_models_of_all_servers_and_are_cached() -> None:
     async with three() as (engines, gateway):
         wanted = [f"{name}.safetensors" for name in "zabc"]
         assert await checkpoints(gateway) == wanted
@@ -61,7 +61,7 @@ async def test_node_definitions_offer_the_models_of_all_in_the_order_of_the_firs
     assert max(asked) < 10  # not one for each request
 
 
-async def test_a_server_that_goes_or_comes_changes_the_union() -> None:
+async def test_models_of_a_server_leave_and_join_the_lists_with_it() -> None:
     async with three() as (engines, gateway):
         assert "b.safetensors" in await checkpoints(gateway)
         await engines[1].set_faults({"ws_refuse": {}, "status": {"status": 503}, "ws_drop": {}})
@@ -72,7 +72,7 @@ async def test_a_server_that_goes_or_comes_changes_the_union() -> None:
         assert await until(lambda: get(gateway, "/models/loras"), lambda listed: listed == ["only.safetensors"])
 
 
-async def test_without_a_server_the_definitions_are_those_of_all_earlier_servers() -> None:
+async def test_the_last_node_definitions_remain_while_no_server_is_up() -> None:
     async with three() as (engines, gateway):
         before = await get(gateway, "/object_info")
         for engine in engines:
@@ -81,7 +81,7 @@ async def test_without_a_server_the_definitions_are_those_of_all_earlier_servers
         assert await get(gateway, "/object_info") == before
 
 
-async def test_lists_of_models_are_a_union() -> None:
+async def test_model_lists_are_the_union_of_all_servers() -> None:
     async with three() as (_, gateway):
         assert (await get(gateway, "/models"))[-1] == "more"
         assert await get(gateway, "/models/checkpoints") == [f"{name}.safetensors" for name in "zabc"]
@@ -103,7 +103,7 @@ async def test_the_metadata_of_a_file_comes_from_a_server_that_has_it() -> None:
             assert response.status == 404
 
 
-async def test_the_system_is_the_first_servers_with_the_devices_of_all() -> None:
+async def test_system_stats_are_the_first_servers_with_the_devices_of_all() -> None:
     async with three() as (_, gateway):
         stats = await get(gateway, "/system_stats")
         assert stats["system"]["simulation"] is True
@@ -114,7 +114,7 @@ async def test_the_system_is_the_first_servers_with_the_devices_of_all() -> None
         ]
 
 
-async def test_features_are_what_all_can_do() -> None:
+async def test_features_are_those_that_all_servers_support() -> None:
     async with three() as (_, gateway):
         assert await get(gateway, "/features") == {
             "supports_preview_metadata": True,
@@ -123,13 +123,13 @@ async def test_features_are_what_all_can_do() -> None:
         }
 
 
-async def test_a_server_that_does_not_answer_is_left_out_of_a_list() -> None:
+async def test_a_server_that_answers_with_an_error_is_left_out_of_a_list() -> None:
     async with three() as (engines, gateway):
         await engines[2].set_faults({"status": {"route": "/models/*", "status": 500}})
         assert await get(gateway, "/models/checkpoints") == [f"{name}.safetensors" for name in "zab"]
 
 
-async def test_a_user_sees_the_models_of_all_and_no_uploaded_file(tmp_path: Path) -> None:
+async def test_a_user_sees_the_models_of_all_servers_but_no_uploaded_files(tmp_path: Path) -> None:
     async with three(keys_file=write_keys(tmp_path / "keys.toml", KEYS)) as (engines, gateway):
         (engines[1].folders.input / "another's.png").write_bytes(b"")
         shown = await get(gateway, "/object_info", ALICE)

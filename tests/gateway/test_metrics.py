@@ -1,4 +1,4 @@
-"""`GET /metrics` counts what happens, and the dashboard asks for what there is."""
+"""`GET /metrics` counts requests, jobs and bytes; the dashboard queries only metrics that exist."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ async def _samples(gateway: RunningGateway, **headers: str) -> dict[str, float]:
     return found
 
 
-async def test_a_prompt_is_counted_with_the_time_of_its_stages(gateway: RunningGateway) -> None:
+async def test_prompts_are_counted_by_outcome_and_their_stages_are_timed(gateway: RunningGateway) -> None:
     await gateway.prompt_sync(invert_workflow(1))
     await gateway.prompt_sync({"1": {"class_type": "NoSuchNode", "inputs": {}}})
 
@@ -67,9 +67,7 @@ async def test_a_prompt_is_counted_with_the_time_of_its_stages(gateway: RunningG
     assert samples["comfyui_gateway_websocket_connected{}"] == 1
 
 
-async def test_jobs_are_counted_by_their_state_and_the_first_that_waits_by_its_age(
-    tmp_path: Path, engine: Engine
-) -> None:
+async def test_metrics_have_jobs_by_state_and_the_age_of_the_oldest_waiting_job(tmp_path: Path, engine: Engine) -> None:
     options = handler_options(queue=QueueOptions(ahead=1))
     async with running_gateway(engine.url, state_dir=tmp_path, changed=options) as gateway:
         done = await submit(gateway.http, invert_workflow(1))
@@ -81,7 +79,7 @@ async def test_jobs_are_counted_by_their_state_and_the_first_that_waits_by_its_a
         samples = await _samples(gateway)
         assert _by_state(samples) == {"queued": 2, "running": 1, "succeeded": 1}
         assert 0 <= samples["comfyui_gateway_oldest_waiting_job_seconds{}"] <= time.time() - before
-        # Two for each job, a place and a start for those that ran, and an end.
+        # Two writes for each job, a place and a start for each of the two that ran, and one end.
         kept = samples["comfyui_gateway_journal_writes_total{outcome=kept}"]
         assert kept >= 4 + 2 + 2 + 1
         assert 1 <= samples["comfyui_gateway_journal_commit_seconds_count{}"] <= kept
@@ -102,13 +100,13 @@ def _by_state(samples: dict[str, float]) -> dict[str, float]:
 
 
 class _Stuck(MemoryJournal):
-    """On a disk that does not answer."""
+    """A journal on a disk that does not answer."""
 
     async def counts(self) -> Any:
         await asyncio.Event().wait()
 
 
-async def test_a_journal_that_does_not_answer_holds_up_no_scrape() -> None:
+async def test_a_stuck_journal_does_not_hold_up_the_metrics() -> None:
     metrics = Metrics()
     await measure_jobs(MemoryJournal(), metrics)
     assert metrics.registry.get_sample_value("comfyui_gateway_jobs", {"state": "queued"}) == 0
@@ -118,7 +116,7 @@ async def test_a_journal_that_does_not_answer_holds_up_no_scrape() -> None:
 
 
 async def outcomes(gateway: RunningGateway, count: int) -> dict[str, float]:
-    """Prompts by outcome, once so many have ended."""
+    """Prompts by outcome, after at least `count` have ended."""
 
     async def counted() -> dict[str, float]:
         start = "comfyui_gateway_prompts_total{outcome="
@@ -128,7 +126,7 @@ async def outcomes(gateway: RunningGateway, count: int) -> dict[str, float]:
     return await until(counted, lambda found: sum(found.values()) >= count)
 
 
-async def test_a_timeout_is_counted_as_one_and_a_client_that_leaves_is_not(
+async def test_timeouts_and_disconnects_are_counted_as_different_outcomes(
     gateway: RunningGateway, engine: Engine
 ) -> None:
     assert (await gateway.prompt_sync(sleep_workflow(30), timeout=0.2))[0] == 504
@@ -147,7 +145,7 @@ async def test_a_timeout_is_counted_as_one_and_a_client_that_leaves_is_not(
     assert await outcomes(gateway, 3) == {"timeout": 2, "task_cancelled": 1}
 
 
-async def test_what_is_relayed_is_counted_by_route_and_in_bytes(gateway: RunningGateway) -> None:
+async def test_relayed_requests_are_counted_by_route_and_in_bytes(gateway: RunningGateway) -> None:
     body = b'{"a": 1}'
     await fetch(gateway, "/api/userdata/x%2Fy.json", "POST", data=body)
     stored = await fetch(gateway, "/userdata/x%2Fy.json")
@@ -166,8 +164,8 @@ async def test_what_is_relayed_is_counted_by_route_and_in_bytes(gateway: Running
     assert samples["comfyui_gateway_relayed_bytes_total{direction=to_client}"] >= len(stored.body) + len(greeting)
 
 
-async def test_no_caller_makes_labels_of_its_own(gateway: RunningGateway) -> None:
-    """Each new label value is memory for ever: an attacker would send paths and methods until there is none left."""
+async def test_callers_cannot_create_labels_of_metrics(gateway: RunningGateway) -> None:
+    """Each new label value takes memory for ever, so an attacker could use up the memory with paths and methods."""
     for number in range(50):
         await fetch(gateway, f"/attack/{number}", "GET")
         await fetch(gateway, f"/view/{number}/{number}", "GET")
@@ -189,7 +187,7 @@ async def test_refusals_are_counted_by_reason(engine: Engine) -> None:
             assert samples[f"comfyui_gateway_rejected_requests_total{{reason={reason}}}"] == 1, reason
 
 
-async def test_jobs_at_runpod_requests_to_it_and_bytes_from_it_are_counted(
+async def test_runpod_jobs_requests_and_result_bytes_are_counted(
     endpoint: FakeEndpoint, runpod_gateway: RunningGateway
 ) -> None:
     prefix = "comfyui_gateway_runpod_"
@@ -221,7 +219,7 @@ async def test_jobs_at_runpod_requests_to_it_and_bytes_from_it_are_counted(
     assert samples[f"{prefix}requests_total{{status=200,verb=run}}"] == 3
     assert samples[f"{prefix}requests_total{{status=400,verb=run}}"] == 1
     assert samples[f"{prefix}requests_total{{status=200,verb=cancel}}"] == 2
-    # One look may have been cut short by its cancel.
+    # For each of the two cancelled jobs, the cancel may have cut off one status request.
     assert samples[f"{prefix}requests_total{{status=200,verb=status}}"] >= sum(endpoint.asked.values()) - 2
     async with runpod_gateway.http.get("/metrics") as response:
         text = await response.text()
@@ -229,14 +227,14 @@ async def test_jobs_at_runpod_requests_to_it_and_bytes_from_it_are_counted(
     assert "job-" not in text
 
 
-async def test_a_comfyui_that_runs_no_prompts_is_in_no_rotation(endpoint: FakeEndpoint, tmp_path: Path) -> None:
+async def test_server_up_lists_only_servers_that_run_prompts(endpoint: FakeEndpoint, tmp_path: Path) -> None:
     async with running_gateway(NOWHERE, **endpoint.settings(tmp_path)) as gateway:
         text = (await fetch(gateway, "/metrics")).body.decode()
     found = [line for line in text.splitlines() if line.startswith("comfyui_gateway_server_up{")]
     assert found == ['comfyui_gateway_server_up{server="runpod:endpoint1"} 1.0']
 
 
-def test_the_dashboard_asks_for_every_metric_and_for_none_that_is_not_there() -> None:
+def test_the_dashboard_queries_every_metric_and_no_unknown_one() -> None:
     dashboard = json.loads((ROOT / "deploy/grafana/dashboard.json").read_text())
     expressions = " ".join(target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", ()))
     asked = {name.removesuffix("_bucket") for name in re.findall(r"\b(?:comfyui_gateway|process)_\w+", expressions)}

@@ -1,4 +1,4 @@
-"""Jobs that wait get another place in the order: a priority, or the first one of their owner's."""
+"""Waiting jobs are moved: to another priority, or before all other jobs of their owner."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ async def positions(gateway: RunningGateway, *prompt_ids: str) -> list[int]:
 
 
 async def moved_and_restarted(engine: Engine, state: Path) -> list[str]:
-    """Four jobs of a gateway that has ended, in the order in which the next one is to run them."""
+    """Moves four jobs in a gateway that then ends; returns their ids in the order in which they must run later."""
     async with running_gateway(engine.url, queue="gateway", state_dir=state) as gateway:
         await gateway.handler.queue.pause(True)
         one, two, three, four = [await submit(gateway.http, invert_workflow(tag)) for tag in range(4)]
@@ -50,19 +50,21 @@ async def moved_and_restarted(engine: Engine, state: Path) -> list[str]:
     return order
 
 
-async def test_moved_jobs_run_in_their_new_order_and_also_after_a_restart(tmp_path: Path, engine: Engine) -> None:
+async def test_moved_jobs_run_in_their_new_order_after_a_restart(tmp_path: Path, engine: Engine) -> None:
     order = await moved_and_restarted(engine, tmp_path)
     async with running_gateway(engine.url, queue="gateway", state_dir=tmp_path) as gateway:
         assert await positions(gateway, *order) == [0, 1, 2, 3]
         last = await submit(gateway.http, invert_workflow(9), front=True)
-        assert await positions(gateway, *order, last) == [0, 2, 3, 4, 1], "what comes later to the front is before them"
+        assert await positions(gateway, *order, last) == [0, 2, 3, 4, 1], (
+            "a job that comes to the front later is before them"
+        )
         await gateway.handler.queue.pause(False)
         for prompt_id in (*order, last):
             assert (await fetch(gateway.http, prompt_id))[0] == 200
     assert list(executions(engine)) == [order[0], last, *order[1:]]
 
 
-async def test_a_sync_call_that_waits_for_its_turn_is_moved(engine: Engine) -> None:
+async def test_a_waiting_sync_call_can_be_moved(engine: Engine) -> None:
     own = str(uuid4())
     async with running_gateway(engine.url, queue="gateway") as gateway:
         await gateway.handler.queue.pause(True)
@@ -77,7 +79,7 @@ async def test_a_sync_call_that_waits_for_its_turn_is_moved(engine: Engine) -> N
     assert list(executions(engine)) == [own, *before]
 
 
-async def test_a_job_is_moved_while_its_inputs_are_fetched(engine: Engine) -> None:
+async def test_a_job_can_be_moved_while_its_inputs_are_fetched(engine: Engine) -> None:
     arrived, give = asyncio.Event(), asyncio.Event()
 
     async def give_later(_request: web.Request) -> web.Response:
@@ -103,7 +105,7 @@ async def test_a_job_is_moved_while_its_inputs_are_fetched(engine: Engine) -> No
     assert list(executions(engine)) == [late, first]
 
 
-async def test_only_a_job_that_waits_is_moved(engine: Engine) -> None:
+async def test_only_waiting_jobs_can_be_moved(engine: Engine) -> None:
     async with running_gateway(engine.url, queue="gateway") as gateway:
         move = gateway.handler.moving.move
         ended = await submit(gateway.http, invert_workflow())
@@ -119,7 +121,7 @@ async def test_only_a_job_that_waits_is_moved(engine: Engine) -> None:
         await move(waits, ANYONE, priority=1)
 
 
-async def test_a_key_moves_its_own_jobs_within_its_highest_priority(engine: Engine) -> None:
+async def test_a_key_moves_only_its_own_jobs_and_only_up_to_its_max_priority(engine: Engine) -> None:
     async with running_gateway(engine.url, queue="gateway") as gateway:
         await gateway.handler.queue.pause(True)
         prompt_id = await submit(gateway.http, invert_workflow())
@@ -136,7 +138,7 @@ async def test_a_key_moves_its_own_jobs_within_its_highest_priority(engine: Engi
         assert [job["priority"] for job in (await listed(gateway.http))["jobs"]] == [3]
 
 
-async def test_a_job_whose_server_is_lost_waits_again_where_it_was_moved_to() -> None:
+async def test_a_moved_job_keeps_its_place_when_its_server_is_lost() -> None:
     port = free_port()
     async with AsyncExitStack() as stack:
         async with Engine(EngineOptions(port=port)) as engine:

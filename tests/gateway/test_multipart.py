@@ -55,7 +55,7 @@ async def post(gateway: RunningGateway, data: Any, **headers: str) -> tuple[int,
         return response.status, await response.json()
 
 
-async def test_a_file_of_the_form_is_the_input(gateway: RunningGateway, form_folder: Path) -> None:
+async def test_a_file_in_the_form_becomes_the_input(gateway: RunningGateway, form_folder: Path) -> None:
     status, body = await post(gateway, form(loading(), ("photo.png", picture()), return_image_base64="true"))
     assert status == 200, body
     with Image.open(io.BytesIO(base64.b64decode(body["images"][0]["base64"]))) as image:
@@ -64,7 +64,7 @@ async def test_a_file_of_the_form_is_the_input(gateway: RunningGateway, form_fol
 
 
 @pytest.mark.parametrize("field", ["workflow", "prompt"])
-async def test_the_workflow_may_be_bare_or_a_whole_body(gateway: RunningGateway, field: str) -> None:
+async def test_the_workflow_field_may_be_a_graph_or_a_whole_body(gateway: RunningGateway, field: str) -> None:
     prompt_id = str(uuid4())
     whole = {"prompt": loading(), "prompt_id": prompt_id, "return_image_base64": True}
     status, body = await post(gateway, form(whole, ("photo.png", picture()), field=field))
@@ -75,7 +75,7 @@ async def test_the_workflow_may_be_bare_or_a_whole_body(gateway: RunningGateway,
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="no curl")
-async def test_the_curl_line_of_the_docs(gateway: RunningGateway, tmp_path: Path) -> None:
+async def test_the_curl_command_of_the_docs_works(gateway: RunningGateway, tmp_path: Path) -> None:
     (tmp_path / "workflow.json").write_text(json.dumps(loading()))
     (tmp_path / "photo.png").write_bytes(picture())
     curl = await asyncio.create_subprocess_exec(
@@ -89,7 +89,7 @@ async def test_the_curl_line_of_the_docs(gateway: RunningGateway, tmp_path: Path
     assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
 
 
-async def test_several_files_of_some_megabytes(gateway: RunningGateway, engine: Engine, form_folder: Path) -> None:
+async def test_several_large_files_become_inputs(gateway: RunningGateway, engine: Engine, form_folder: Path) -> None:
     noise = Image.effect_noise((1500, 1500), 90).convert("RGB")
     buffer = io.BytesIO()
     noise.save(buffer, "PNG", compress_level=0)
@@ -113,7 +113,7 @@ async def test_several_files_of_some_megabytes(gateway: RunningGateway, engine: 
     await forms_are_gone(form_folder)
 
 
-async def test_the_same_id_with_another_file_is_a_conflict(gateway: RunningGateway, form_folder: Path) -> None:
+async def test_the_same_prompt_id_with_another_file_is_a_conflict(gateway: RunningGateway, form_folder: Path) -> None:
     prompt_id = str(uuid4())
     first = await post(gateway, form(loading(), ("photo.png", picture("red")), prompt_id=prompt_id))
     again = await post(gateway, form(loading(), ("photo.png", picture("red")), prompt_id=prompt_id))
@@ -122,8 +122,10 @@ async def test_the_same_id_with_another_file_is_a_conflict(gateway: RunningGatew
     await forms_are_gone(form_folder)
 
 
-async def test_files_outlive_a_client_whose_prompt_goes_on(engine: Engine, form_folder: Path) -> None:
-    """The prompt is lost after its client went away, and is submitted again with the same file."""
+async def test_files_of_a_form_are_kept_while_the_prompt_runs_without_its_client(
+    engine: Engine, form_folder: Path
+) -> None:
+    """The prompt may have to be submitted again with the same files. They are deleted when it ends."""
     async with running_gateway(engine.url, cancel_on_disconnect=False) as gateway:
         workflow = loading()
         workflow["4"] = {"class_type": "SimulatedSleep", "inputs": {"value": ["2", 0], "seconds": 600, "steps": 1}}
@@ -142,8 +144,8 @@ async def _waiting(gateway: RunningGateway) -> int:
     return gateway.handler.waiting
 
 
-async def test_the_forms_of_aiohttp_and_of_node(gateway: RunningGateway, tmp_path: Path) -> None:
-    """The first one percent-encodes the whole name, the other one its quotes, as browsers do."""
+async def test_forms_of_aiohttp_and_node_are_read(gateway: RunningGateway, tmp_path: Path) -> None:
+    """aiohttp percent-encodes the whole file name, and Node only its quotes, as browsers do."""
     name = 'фото "1".png'
     assert (await post(gateway, form(loading(name), (name, picture()))))[0] == 200
     if shutil.which("node") is None:
@@ -166,7 +168,7 @@ async def test_the_forms_of_aiohttp_and_of_node(gateway: RunningGateway, tmp_pat
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="no curl")
 @pytest.mark.parametrize("name", ['фото "1".png', "a;b;c.png", "100%.png"])
-async def test_the_forms_of_curl(gateway: RunningGateway, tmp_path: Path, name: str) -> None:
+async def test_forms_of_curl_are_read(gateway: RunningGateway, tmp_path: Path, name: str) -> None:
     (tmp_path / "photo").write_bytes(picture())
     (tmp_path / "workflow.json").write_text(json.dumps(loading(name)))
     escaped = name.replace('"', '\\"')
@@ -180,16 +182,14 @@ async def test_the_forms_of_curl(gateway: RunningGateway, tmp_path: Path, name: 
     assert json.loads(said)["status"] == "success", said
 
 
-async def test_two_names_of_one_file_in_the_workflow_and_none_is_left_behind(
-    gateway: RunningGateway, form_folder: Path
-) -> None:
+async def test_two_files_with_the_same_name_are_refused_and_deleted(gateway: RunningGateway, form_folder: Path) -> None:
     data = form(loading("a b.png"), ("a b.png", picture()), ("a b.png", picture("blue")))
     status, body = await post(gateway, data)
     assert (status, body["detail"]) == (422, "images: there are two files named 'a b.png'")
     await forms_are_gone(form_folder)
 
 
-async def test_a_file_field_in_which_nothing_was_chosen_is_no_file(gateway: RunningGateway, form_folder: Path) -> None:
+async def test_a_file_field_without_a_chosen_file_is_ignored(gateway: RunningGateway, form_folder: Path) -> None:
     file = 'Content-Disposition: form-data; name="images"; filename=""'
     kind = "Content-Type: application/octet-stream"
     data = raw("--b", PART, "", json.dumps(invert_workflow()), "--b", file, kind, "", "", "--b--", "")
@@ -197,7 +197,7 @@ async def test_a_file_field_in_which_nothing_was_chosen_is_no_file(gateway: Runn
     await forms_are_gone(form_folder)
 
 
-async def test_a_byte_order_mark_is_skipped_and_utf16_is_named(gateway: RunningGateway) -> None:
+async def test_a_byte_order_mark_is_skipped_and_utf16_is_refused_by_name(gateway: RunningGateway) -> None:
     workflow = json.dumps(invert_workflow())
     data = raw(
         "--b", PART, "", f"\ufeff{workflow}", "--b", PART.replace("workflow", "client_id"), "", "\ufeffme", "--b--"
@@ -244,7 +244,7 @@ PART = 'Content-Disposition: form-data; name="workflow"'
         ),
     ],
 )
-async def test_a_form_that_cannot_be_read_is_422_by_name(
+async def test_an_unreadable_form_gets_422_with_the_reason(
     gateway: RunningGateway, form_folder: Path, data: bytes, content_type: str, says: str
 ) -> None:
     status, body = await post(gateway, data, **{"Content-Type": content_type})
@@ -264,7 +264,7 @@ async def test_a_form_that_cannot_be_read_is_422_by_name(
         ((("a.bin", b"1"),), {"number": "soon"}, 422, "number: "),
     ],
 )
-async def test_a_part_that_cannot_be_used_is_named(
+async def test_an_unusable_part_is_refused_by_its_name(
     gateway: RunningGateway, form_folder: Path, files: Any, fields: dict[str, str], status: int, says: str
 ) -> None:
     data = aiohttp.FormData(quote_fields=False)
@@ -279,11 +279,11 @@ async def test_a_part_that_cannot_be_used_is_named(
     await forms_are_gone(form_folder)
 
 
-async def test_caps(engine: Engine, form_folder: Path) -> None:
+async def test_the_sizes_of_forms_files_and_fields_are_limited(engine: Engine, form_folder: Path) -> None:
     caps: dict[str, Any] = {"max_input_mb": 1, "max_multipart_mb": 3, "max_request_body_mb": 0.1}
     async with running_gateway(engine.url, **caps) as gateway:
         small = ("a.bin", bytes(900_000))
-        assert (await post(gateway, form(loading("a.bin"), small)))[0] != 413  # more than a JSON body may have
+        assert (await post(gateway, form(loading("a.bin"), small)))[0] != 413  # larger than a JSON body may be
         status, body = await post(gateway, form(invert_workflow(), ("a.bin", bytes(1_100_000))))
         assert (status, body["type"]) == (400, "input_failed")
         assert "larger than the 1 MB" in body["detail"]
@@ -293,7 +293,7 @@ async def test_caps(engine: Engine, form_folder: Path) -> None:
         status, body = await post(gateway, form(invert_workflow(), client_id="x" * 200_000))
         assert status == 422
         assert "MAX_REQUEST_BODY_MB" in body["detail"]
-        # What is not kept on disk keeps its own limit, whatever it says of itself.
+        # A body for another path is not kept on disk, so the smaller limit applies despite its content type.
         headers = {"Content-Type": MULTIPART}
         async with gateway.http.post("/prompt", data=bytes(200_000), headers=headers) as response:
             assert response.status == 413
@@ -301,7 +301,7 @@ async def test_caps(engine: Engine, form_folder: Path) -> None:
     await forms_are_gone(form_folder)
 
 
-async def test_a_bare_workflow_is_told_to_be_wrapped(gateway: RunningGateway) -> None:
+async def test_the_error_of_a_bare_workflow_says_how_to_wrap_it(gateway: RunningGateway) -> None:
     async with gateway.http.post("/prompt_sync", json=invert_workflow()) as response:
         assert response.status == 422
         assert 'wrap it in an object: {"prompt": ' in (await response.json())["detail"]

@@ -1,4 +1,4 @@
-"""Files made for other tools run by their names, on a server that has none of their packs."""
+"""Workflow files that were made for other tools run as named workflows, without the node packs of these tools."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ async def graphs_on(engine: Engine) -> list[dict[str, Any]]:
 
 
 async def sizes(gateway: RunningGateway, answer: dict[str, Any]) -> list[tuple[int, int]]:
-    """Of the pictures of an answer."""
+    """The sizes of the pictures of an answer."""
     found = []
     for image in answer["images"]:
         async with gateway.http.get(image["url"]) as response:
@@ -82,7 +82,7 @@ def url_picture() -> bytes:
     return content.getvalue()
 
 
-async def test_what_does_not_fit_a_tools_node_is_told_by_its_name(engine: Engine, tmp_path: Path) -> None:
+async def test_wrong_values_for_a_tools_inputs_are_refused_by_name(engine: Engine, tmp_path: Path) -> None:
     async with gateway_with(engine, tmp_path / "workflows", DEPLOY) as gateway:
         status, answer = await run(gateway.http, "tool", {"factor": 9, "method": "bicubic", "photo": 3, "size": 1})
         assert status == 422
@@ -93,10 +93,10 @@ async def test_what_does_not_fit_a_tools_node_is_told_by_its_name(engine: Engine
     assert [server["problems"] for server in told["servers"]] == [[]]
 
 
-async def test_a_workflows_own_url_is_fetched_by_the_gateway_with_its_guard(
+async def test_a_url_inside_a_workflow_is_fetched_by_the_gateway_only_if_allowed(
     engine: Engine, tmp_path: Path, url_server: Server
 ) -> None:
-    """A server fetches nothing by itself, and what the gateway may not fetch is not fetched for a file either."""
+    """The server fetches nothing itself, and the gateway applies the same rules as to URLs of callers."""
     prompt = {
         "1": node("ComfyUIDeployExternalImage", input_id="photo", default_value_url=url_server.url()),
         "2": node("SaveImage", images=["1", 0], filename_prefix="x"),
@@ -140,7 +140,7 @@ async def test_a_workflows_own_url_is_fetched_by_the_gateway_with_its_guard(
         ),
     ],
 )
-async def test_the_other_tools_files_run_too(
+async def test_files_of_other_tools_run_too(
     engine: Engine, tmp_path: Path, prompt: dict[str, Any], values: dict[str, Any], text: str
 ) -> None:
     async with gateway_with(engine, tmp_path / "workflows", prompt) as gateway:

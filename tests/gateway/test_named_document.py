@@ -35,7 +35,7 @@ def validator(document: Document, name: str) -> jsonschema_rs.Validator:
     return jsonschema_rs.Draft202012Validator({**schema, "components": document["components"]})
 
 
-async def test_a_path_takes_what_its_run_takes_and_has_every_answer(named: RunningGateway) -> None:
+async def test_the_path_of_a_workflow_describes_the_bodies_and_answers_of_its_run(named: RunningGateway) -> None:
     document = await document_of(named)
     run_any = document["paths"]["/workflows/{name}"]["post"]
     flat = document["paths"]["/workflows/flat"]["post"]
@@ -66,7 +66,7 @@ async def test_a_path_takes_what_its_run_takes_and_has_every_answer(named: Runni
     assert "/workflows/broken" not in document["paths"]
 
 
-async def test_the_document_is_made_once_and_again_when_a_file_changes(engine: Engine, tmp_path: Path) -> None:
+async def test_the_document_is_cached_until_a_workflow_file_changes(engine: Engine, tmp_path: Path) -> None:
     write(tmp_path, "flat", FLAT, FLAT_PARAMETERS)
     async with running_gateway(engine.url, workflows_dir=tmp_path) as gateway:
         running = gateway.app.running
@@ -83,11 +83,11 @@ async def test_the_document_is_made_once_and_again_when_a_file_changes(engine: E
         assert await until(widest, lambda found: found == (True, 32)) == (True, 32)
 
 
-async def test_without_workflows_it_is_the_document_of_before(gateway: RunningGateway) -> None:
+async def test_without_workflows_the_document_has_no_added_paths(gateway: RunningGateway) -> None:
     assert await document_of(gateway) == gateway.app.openapi()
 
 
-def test_names_that_differ_in_signs_only_have_schemas_of_their_own(document: Document) -> None:
+def test_similar_workflow_names_get_distinct_schemas_and_operation_ids(document: Document) -> None:
     flat = loaded(FLAT, FLAT_PARAMETERS, object_info=None)
     named = [replace(flat, name=name) for name in ("a-b", "a.b", "A_B", "4x", "options", "Options")]
     made = with_workflows(document, named)
@@ -100,7 +100,7 @@ def test_names_that_differ_in_signs_only_have_schemas_of_their_own(document: Doc
     assert made["components"]["schemas"]["RunOptions"] == document["components"]["schemas"]["RunOptions"]
 
 
-def test_choices_are_told_apart_where_a_generator_would_not(document: Document) -> None:
+def test_similar_choices_get_distinct_names_for_code_generators(document: Document) -> None:
     choices = ["sub/m.safetensors", "sub m.safetensors", "SUB_M.safetensors", "4x", "", "🦊"]
     info = {**OBJECT_INFO, "Loader": {"input": {"required": {"name": [choices]}}, "output": ["MODEL"]}}
     made = with_workflows(document, [loaded(workflow(loader="$model"), object_info=info)])
@@ -114,7 +114,7 @@ def test_choices_are_told_apart_where_a_generator_would_not(document: Document) 
     assert "enum" not in made["components"]["schemas"]["RunPortrait"]["properties"]["model"]
 
 
-async def test_the_page_says_what_it_needs_where_swagger_ui_cannot_be_loaded(gateway: RunningGateway) -> None:
+async def test_the_docs_page_says_what_it_needs_if_swagger_ui_cannot_be_loaded(gateway: RunningGateway) -> None:
     async with gateway.http.get("/docs") as response:
         page = await response.text()
     place = page.index('<div id="swagger-ui"><p>This page loads Swagger UI from cdn.jsdelivr.net.')

@@ -1,4 +1,4 @@
-"""Keys with `workflows` run these, and nothing else on any face; what they see of workflows is theirs."""
+"""A key with `workflows` runs and sees only these workflows, and cannot send a graph to any endpoint."""
 
 from __future__ import annotations
 
@@ -29,12 +29,14 @@ _GRAPH = {"prompt": FLAT}
         ("/servers/gpu-1/prompt", _GRAPH),
     ],
 )
-async def test_every_graph_is_refused_on_every_face(limited: RunningGateway, path: str, body: Any) -> None:
+async def test_a_key_limited_to_workflows_cannot_send_a_graph_to_any_endpoint(
+    limited: RunningGateway, path: str, body: Any
+) -> None:
     async with limited.http.post(path, json=body, headers=LIMITED) as response:
         assert response.status == 403, await response.text()
 
 
-async def test_a_key_runs_its_workflows_and_is_told_of_no_others(limited: RunningGateway) -> None:
+async def test_a_key_runs_and_sees_only_its_own_workflows(limited: RunningGateway) -> None:
     status, result = await run(limited.http, "flat", {"width": 4}, headers=LIMITED)
     assert (status, result["workflow"]["name"]) == (200, "flat")
     async with limited.http.get(result["images"][0]["url"], headers=LIMITED) as response:
@@ -50,7 +52,7 @@ async def test_a_key_runs_its_workflows_and_is_told_of_no_others(limited: Runnin
         assert [one["name"] for one in (await response.json())["workflows"]] == ["broken", "flat", "inverted"]
 
 
-async def test_the_document_has_the_paths_of_the_key(limited: RunningGateway) -> None:
+async def test_the_document_has_only_the_paths_that_the_key_may_use(limited: RunningGateway) -> None:
     found = {}
     for key in (ALICE, ROOT):
         async with limited.http.get("/openapi.json", headers=bearer(key)) as response:
@@ -67,5 +69,7 @@ async def test_usage_is_counted_by_workflow(limited: RunningGateway) -> None:
     async with limited.http.get(f"/prompt_sync/{prompt_id}?timeout=30", headers=LIMITED) as response:
         assert response.status == 200
     async with limited.http.get("/usage?by=key,workflow", headers=LIMITED) as response:
-        rows = {row["workflow"]: row for row in (await response.json())["usage"]}  # bytes are of no workflow
+        rows = {
+            row["workflow"]: row for row in (await response.json())["usage"]
+        }  # bytes are counted without a workflow
     assert (rows["flat"]["key"], rows["flat"]["prompts"]["succeeded"]) == ("alice", 1)

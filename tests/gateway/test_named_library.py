@@ -1,4 +1,4 @@
-"""The named workflows of a gateway that runs."""
+"""Named workflows in a running gateway: the examples, choices of several servers, and files of the editor."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import pytest
 from PIL import Image
 
 from comfyui import jsonio
@@ -51,21 +50,12 @@ async def test_every_example_runs() -> None:
             assert [file["node_id"] for file in body["images"]] == list(found.call.outputs)
 
 
-@pytest.mark.parametrize("headers", [{}, {"Prefer": "respond-async"}])
-async def test_a_file_that_cannot_be_read_is_told_by_its_parameter(
-    named: RunningGateway, headers: dict[str, str]
-) -> None:
-    async with named.http.post("/workflows/inverted", json={"image": "no base64!"}, headers=headers) as response:
-        body = await response.json()
-    assert (response.status, body["type"], body["detail"].partition(": ")[0]) == (400, "input_failed", "image")
-
-
-async def test_a_url_that_cannot_be_fetched_is_told_by_its_parameter(named: RunningGateway) -> None:
+async def test_the_error_of_a_url_that_cannot_be_fetched_names_its_parameter(named: RunningGateway) -> None:
     status, body = await run(named.http, "inverted", {"image": "http://127.0.0.1:9/a.png"})
     assert (status, body["type"], body["detail"].partition(": ")[0]) == (400, "input_failed", "image")
 
 
-async def test_choices_are_those_of_all_servers_and_run_where_they_are(tmp_path: Path) -> None:
+async def test_choices_are_those_of_all_servers_and_run_on_a_server_that_has_them(tmp_path: Path) -> None:
     example = jsonio.loads((EXAMPLES / "text-to-image.json").read_bytes())
     write(tmp_path, "picture", example)
     async with AsyncExitStack() as stack:
@@ -88,7 +78,7 @@ async def test_choices_are_those_of_all_servers_and_run_where_they_are(tmp_path:
         assert (status, body["parameters"]["checkpoint"]["closest"]) == (422, "two.safetensors")
 
 
-async def test_a_model_that_has_come_is_taken_though_it_was_not_known(tmp_path: Path) -> None:
+async def test_a_model_that_was_just_installed_is_accepted(tmp_path: Path) -> None:
     write(tmp_path, "picture", jsonio.loads((EXAMPLES / "text-to-image.json").read_bytes()))
     models = {"checkpoints": ["one.safetensors"]}
 
@@ -106,12 +96,12 @@ async def test_a_model_that_has_come_is_taken_though_it_was_not_known(tmp_path: 
         async def picture() -> tuple[int, Any]:
             return await run(gateway.http, "picture", {"checkpoint": "new.safetensors"})
 
-        # The definitions of one second ago are not asked for again.
+        # The gateway does not read the node definitions again within one second.
         status, body = await until(picture, lambda answer: answer[0] != 422)
         assert (status, body.get("detail")) == (200, None)
 
 
-async def test_a_file_of_the_editor_is_called_by_its_titles(engine: Engine, tmp_path: Path) -> None:
+async def test_a_file_of_the_editor_takes_its_parameters_from_node_titles(engine: Engine, tmp_path: Path) -> None:
     nodes = [
         {"id": 1, "type": "LoadImage", "title": "$image", "widgets_values": ["none.png", "image"]},
         {"id": 2, "type": "ImageInvert", "inputs": [{"name": "image", "type": "IMAGE", "link": 1}]},

@@ -1,4 +1,4 @@
-"""`/workflows`: named workflows are listed, described and run as `/prompt_sync` runs a graph."""
+"""`/workflows`: named workflows are listed and described, and run as `/prompt_sync` runs a graph."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.running import RunningGateway, engines, executions, running_g
 from tests.support.sse import events_of
 
 
-async def test_the_list_has_each_workflow_and_why_one_cannot_be_called(named: RunningGateway) -> None:
+async def test_the_list_has_each_workflow_and_the_problem_of_an_unusable_one(named: RunningGateway) -> None:
     async with named.http.get("/workflows") as response:
         found = {one["name"]: one for one in (await response.json())["workflows"]}
     assert list(found) == ["broken", "flat", "inverted"]
@@ -47,7 +47,7 @@ async def test_a_workflow_shows_its_schema_and_its_example_runs(named: RunningGa
     assert (status, body["workflow"]["version"]) == (200, shown["version"])
 
 
-async def test_what_is_missing_is_told_for_each_server(tmp_path: Path) -> None:
+async def test_missing_nodes_are_listed_for_each_server(tmp_path: Path) -> None:
     loader = {**FLAT, "4": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "nowhere.safetensors"}}}
     loader["5"] = {"class_type": "SaveImage", "inputs": {"images": ["6", 0], "filename_prefix": "x"}}
     loader["6"] = {"class_type": "NoSuchNode", "inputs": {}}
@@ -60,7 +60,7 @@ async def test_what_is_missing_is_told_for_each_server(tmp_path: Path) -> None:
             assert "NoSuchNode" in {problem["class_type"] for problem in server["problems"]}
 
 
-async def test_a_run_answers_what_was_set_and_the_named_outputs_only(named: RunningGateway) -> None:
+async def test_a_run_returns_its_parameters_and_only_the_named_outputs(named: RunningGateway) -> None:
     status, body = await run(named.http, "flat", {"width": "8", "seed": 255})
     assert status == 200
     assert body["workflow"]["parameters"] == {"width": 8, "seed": 255, "prompt": "flat"}
@@ -71,7 +71,7 @@ async def test_a_run_answers_what_was_set_and_the_named_outputs_only(named: Runn
     assert ["output" in file for file in whole["images"]] == [False]
 
 
-async def test_every_form_of_answer_has_the_named_output(named: RunningGateway) -> None:
+async def test_every_form_of_answer_has_only_the_named_output(named: RunningGateway) -> None:
     async with named.http.post("/workflows/flat", json={}, headers={"Accept": "image/png"}) as response:
         assert (response.status, (await response.read())[:4]) == (200, b"\x89PNG")
     async with named.http.post("/workflows/flat", json={}, headers={"Accept": "application/zip"}) as response:
@@ -89,13 +89,13 @@ async def test_every_form_of_answer_has_the_named_output(named: RunningGateway) 
     assert base64.b64decode(body["images"][0]["base64"])[:4] == b"\x89PNG"
 
 
-async def test_a_call_without_a_body_has_the_defaults(named: RunningGateway) -> None:
+async def test_a_call_without_a_body_uses_the_defaults(named: RunningGateway) -> None:
     async with named.http.post("/workflows/flat") as response:
         body = await response.json()
     assert (response.status, body["workflow"]["ignored"]) == (200, [])
 
 
-async def test_a_key_joins_though_the_seed_is_chosen_each_time(named: RunningGateway, engine: Engine) -> None:
+async def test_an_idempotency_key_joins_a_run_with_a_random_seed(named: RunningGateway, engine: Engine) -> None:
     key = {"Idempotency-Key": "order-1"}
     _, first = await run(named.http, "flat", {"width": 9}, headers=key)
     status, second = await run(named.http, "flat", {"width": 9}, headers=key)
@@ -108,8 +108,8 @@ async def test_a_key_joins_though_the_seed_is_chosen_each_time(named: RunningGat
     assert executions(engine)[first["prompt_id"]] == 1
 
 
-@pytest.mark.parametrize("stored", [True, False])
-async def test_an_async_run_is_looked_at_listed_and_fetched_after_a_restart(
+@pytest.mark.parametrize("stored", [True, False], ids=["journal on disk", "journal in memory"])
+async def test_an_async_run_keeps_its_workflow_in_lists_and_after_a_restart(
     engine: Engine, tmp_path: Path, stored: bool
 ) -> None:
     state: dict[str, Any] = {"workflows_dir": named_folder(tmp_path / "workflows")}
@@ -133,7 +133,7 @@ async def test_an_async_run_is_looked_at_listed_and_fetched_after_a_restart(
         assert [file["output"] for file in kept["images"]] == ["picture"]
 
 
-async def test_a_form_brings_files_and_texts(named: RunningGateway) -> None:
+async def test_a_form_with_a_file_gives_the_same_result_as_json(named: RunningGateway) -> None:
     form = aiohttp.FormData()
     form.add_field("image", png("black"), filename="Käse.PNG", content_type="image/png")
     form.add_field("$options", json.dumps({"return_image_base64": True}))
@@ -146,7 +146,7 @@ async def test_a_form_brings_files_and_texts(named: RunningGateway) -> None:
     assert same["images"][0]["base64"] == body["images"][0]["base64"]
 
 
-async def test_a_field_of_a_form_that_is_empty_is_not_given_and_a_text_may_come_as_a_file(
+async def test_an_empty_form_field_is_ignored_and_a_text_may_come_as_a_file(
     named: RunningGateway,
 ) -> None:
     form = aiohttp.FormData()
@@ -159,7 +159,7 @@ async def test_a_field_of_a_form_that_is_empty_is_not_given_and_a_text_may_come_
     assert body["workflow"]["parameters"] == {"seed": 7, "prompt": "from-a-file"}
 
 
-async def test_a_file_where_a_number_belongs_and_a_second_one_are_refused_by_name(named: RunningGateway) -> None:
+async def test_a_misplaced_file_and_a_second_file_are_refused_by_their_field(named: RunningGateway) -> None:
     for fields, named_field in ((["width"], "width"), (["nothing"], "nothing")):
         form = aiohttp.FormData()
         for field in fields:
@@ -175,7 +175,7 @@ async def test_a_file_where_a_number_belongs_and_a_second_one_are_refused_by_nam
     assert (response.status, body["detail"]) == (422, "image: two files are given, and one is wanted")
 
 
-async def test_each_wrong_parameter_is_named_with_what_is_allowed(named: RunningGateway) -> None:
+async def test_the_error_names_each_wrong_parameter_with_its_allowed_values(named: RunningGateway) -> None:
     status, body = await run(named.http, "flat", {"widht": 3, "width": 65, "seed": "x", "prompt": ["1", 0]})
     assert (status, body["type"], set(body["parameters"])) == (
         422,
@@ -199,13 +199,13 @@ async def test_each_wrong_parameter_is_named_with_what_is_allowed(named: Running
         ({"$options": {"webhook": {"url": "http://a.example"}}}, "webhook: this gateway sends none"),
     ],
 )
-async def test_what_is_wrong_with_a_body_is_told(named: RunningGateway, body: Any, detail: str) -> None:
+async def test_the_error_of_a_wrong_body_gives_the_reason(named: RunningGateway, body: Any, detail: str) -> None:
     status, said = await run(named.http, "flat", body)
     assert status == 422
     assert detail in said["detail"]
 
 
-async def test_an_unknown_workflow_or_query_is_told_with_what_there_is(named: RunningGateway) -> None:
+async def test_an_unknown_workflow_or_query_is_refused_with_the_closest_name(named: RunningGateway) -> None:
     status, said = await run(named.http, "flatt", {})
     assert (status, said["type"]) == (404, "not_found")
     assert "did you mean flat?" in said["detail"]
@@ -216,7 +216,9 @@ async def test_an_unknown_workflow_or_query_is_told_with_what_there_is(named: Ru
 
 
 @pytest.mark.parametrize("prefer", [{}, ASYNC])
-async def test_a_file_that_is_none_is_refused_by_its_parameter(named: RunningGateway, prefer: dict[str, str]) -> None:
+async def test_a_value_that_is_no_image_is_refused_by_its_parameter(
+    named: RunningGateway, prefer: dict[str, str]
+) -> None:
     status, body = await run(named.http, "inverted", {"image": "!no base64!"}, headers=prefer)
     assert (status, body["type"], body["detail"].partition(":")[0]) == (400, "input_failed", "image")
     form = aiohttp.FormData()
@@ -226,12 +228,12 @@ async def test_a_file_that_is_none_is_refused_by_its_parameter(named: RunningGat
     assert (response.status, body["type"], body["detail"].partition(":")[0]) == (400, "input_failed", "image")
 
 
-async def test_a_text_never_becomes_a_link(named: RunningGateway) -> None:
+async def test_a_text_that_looks_like_a_link_stays_a_text(named: RunningGateway) -> None:
     status, body = await run(named.http, "flat", {"prompt": '["1", 0]'})
     assert (status, body["workflow"]["parameters"]["prompt"]) == (200, '["1", 0]')
 
 
-async def test_a_raw_caller_cannot_say_that_it_is_a_named_workflow(named: RunningGateway) -> None:
+async def test_a_caller_of_prompt_sync_cannot_claim_to_run_a_named_workflow(named: RunningGateway) -> None:
     for name in ("workflow", "call", "_call", "workflow_name"):
         async with named.http.post("/prompt_sync", json={"prompt": FLAT, name: {"name": "flat"}}) as response:
             status, body = response.status, await response.json()

@@ -14,8 +14,8 @@ from tests.support.jobs import fetch, listed, submit
 from tests.support.running import invert_workflow, running_gateway
 
 
-async def test_a_job_and_its_file_are_found_by_the_name_at_another_address(tmp_path: Path) -> None:
-    """The result is kept; its file is asked for where the server of that name is now."""
+async def test_a_job_and_its_file_are_found_after_its_server_changes_its_address(tmp_path: Path) -> None:
+    """The journal keeps the result, and its file is read from the address that the server's name has now."""
     async with Engine() as engine:
         async with running_gateway(f"gpu-1={engine.url}", state_dir=tmp_path) as gateway:
             prompt_id = await submit(gateway.http, invert_workflow())
@@ -37,7 +37,7 @@ async def test_a_job_and_its_file_are_found_by_the_name_at_another_address(tmp_p
         ("https://comfy/?a=b", "comfy:443/", "https://comfy/"),
     ],
 )
-def test_a_name_stands_before_the_address(address: str, name: str, url: str) -> None:
+def test_a_server_may_have_a_name_before_its_address(address: str, name: str, url: str) -> None:
     server = parse_server_address(address)
     assert (server.name.rstrip("/"), str(server.url).rstrip("/").partition("?")[0]) == (
         name.rstrip("/"),
@@ -45,18 +45,18 @@ def test_a_name_stands_before_the_address(address: str, name: str, url: str) -> 
     )
 
 
-def test_two_servers_do_not_share_a_name() -> None:
+def test_two_servers_cannot_share_a_name() -> None:
     with pytest.raises(ValueError, match="'gpu-1' is given to more than one server"):
         Settings(comfyui_server_address=("gpu-1=a:1", "gpu-1=b:1"))
 
 
 @pytest.mark.parametrize("second", ["gpu-2=a:8188", "gpu-2=http://a:8188/", "gpu-2=a"])
-def test_an_address_is_one_server(second: str) -> None:
+def test_two_servers_cannot_share_an_address(second: str) -> None:
     with pytest.raises(ValueError, match="'http://a:8188' is listed more than once"):
         Settings(comfyui_server_address=("gpu-1=a:8188", second))
 
 
-def test_headers_are_given_by_name_or_by_address() -> None:
+def test_headers_of_a_server_are_given_by_its_name_or_address() -> None:
     addresses = ("gpu-1=a:1", "b:1")
     for written in ("gpu-1", "a:1", "gpu-1=a:1"):
         found = parse_headers(jsonio.dumps({written: {"X-Key": "1"}}).decode(), addresses)

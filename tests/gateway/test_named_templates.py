@@ -1,4 +1,4 @@
-"""ComfyUI's own templates as named workflows: they load where their nodes are known, and run where the engine can."""
+"""ComfyUI's own templates as named workflows: each loads if its nodes are known, and runs if the engine has them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def usable() -> dict[str, NamedWorkflow]:
     return {name: one for name, one in templates.all_loaded().items() if isinstance(one, NamedWorkflow)}
 
 
-def test_each_template_whose_nodes_are_known_loads() -> None:
+def test_every_template_with_known_nodes_loads() -> None:
     print("\n".join(templates.report()))
     assert len(templates.templates()) >= TEMPLATES
     assert {name: one.problem for name, one in templates.all_loaded().items() if one.problem} == {}
@@ -38,7 +38,7 @@ def test_promoted_widgets_and_titles_give_parameters() -> None:
                 assert not is_link(workflow.prompt[target.node_id]["inputs"].get(target.input)), workflow.name
 
 
-def test_a_template_with_a_subgraph_has_what_the_subgraph_shows() -> None:
+def test_a_template_has_the_parameters_that_its_subgraph_exposes() -> None:
     flux = usable()["flux_dev_checkpoint_example"]
     assert [one.name for one in flux.parameters] == [
         *("prompt", "width", "height", "unet_name", "clip_name1", "clip_name2", "vae_name", "seed")
@@ -50,7 +50,7 @@ def test_a_template_with_a_subgraph_has_what_the_subgraph_shows() -> None:
 
 
 async def run(gateway: RunningGateway, name: str) -> str:
-    """Why a template does not run by its name; "" where it does."""
+    """Runs a template by its name; returns why it failed, or ""."""
     async with gateway.http.get(f"/workflows/{name}") as response:
         if response.status != 200:
             return await response.text()
@@ -62,7 +62,7 @@ async def run(gateway: RunningGateway, name: str) -> str:
     return str(answer)
 
 
-async def test_each_template_whose_nodes_the_engine_has_runs_there(tmp_path: Path) -> None:
+async def test_every_template_with_nodes_of_the_engine_runs_on_it(tmp_path: Path) -> None:
     names = templates.known_by(NODES)
     needed = templates.needed({name: one for name, one in usable().items() if name in names})
     for name in needed.pictures:

@@ -1,4 +1,4 @@
-"""`/servers/{name}/…` is exactly one server; a server that is drained gets no more prompts."""
+"""`/servers/{name}/…` reaches exactly one server, and a drained server gets no new prompts."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ async def bare(engine: Engine, path: str) -> tuple[int, bytes, str | None]:
         return response.status, await response.read(), response.headers.get("Content-Type")
 
 
-async def test_what_is_below_its_name_is_the_servers_own(gpu_pair: Pair) -> None:
+async def test_paths_below_a_servers_name_are_answered_by_that_server(gpu_pair: Pair) -> None:
     _, second, gateway = gpu_pair
     (second.folders.output / "only here.txt").write_text("second")
     for path in (
@@ -55,7 +55,7 @@ async def test_what_is_below_its_name_is_the_servers_own(gpu_pair: Pair) -> None
         assert answer == await bare(second, path), path
 
 
-async def test_a_prompt_there_runs_there_and_its_client_hears_of_it(gpu_pair: Pair) -> None:
+async def test_a_prompt_below_a_servers_name_runs_there_and_sends_its_events(gpu_pair: Pair) -> None:
     first, second, gateway = gpu_pair
     async with gateway.http.ws_connect("/servers/gpu-2/ws?clientId=mine") as socket:
         assert (await socket.receive_json(timeout=30))["data"]["sid"] == "mine"
@@ -73,19 +73,19 @@ async def test_a_prompt_there_runs_there_and_its_client_hears_of_it(gpu_pair: Pa
     assert (executions(first), list(executions(second))) == ({}, [answer["prompt_id"]])
 
 
-async def test_a_name_that_there_is_not_is_404_with_those_that_there_are(gpu_pair: Pair) -> None:
+async def test_an_unknown_server_name_gets_404_with_the_known_names(gpu_pair: Pair) -> None:
     status, answer = await asked(gpu_pair[2], "GET", "/servers/gpu-3/queue")
     assert status == 404
     assert answer["detail"] == "there is no server 'gpu-3'; there are gpu-1, gpu-2"
     assert (await asked(gpu_pair[2], "POST", "/servers/gpu-3/drain"))[0] == 404
 
 
-async def test_the_page_of_a_server_is_below_a_slash(gpu_pair: Pair) -> None:
+async def test_the_address_of_a_server_redirects_to_a_trailing_slash(gpu_pair: Pair) -> None:
     async with gpu_pair[2].http.get("/servers/gpu-1", allow_redirects=False) as response:
         assert (response.status, response.headers["Location"]) == (307, "gpu-1/")
 
 
-async def test_the_rules_for_paths_judge_what_is_behind_the_name() -> None:
+async def test_path_rules_apply_to_the_path_after_the_server_name() -> None:
     async with Engine() as first, Engine() as second:
         async with running_gateway(*named(first, second), proxy_mode="api") as gateway:
             for path in ("/internal/logs", "/api/internal/logs", "//internal/logs", "/x/..%2finternal/logs"):
@@ -96,7 +96,7 @@ async def test_the_rules_for_paths_judge_what_is_behind_the_name() -> None:
             assert (await asked(gateway, "GET", "/servers/gpu-2/queue"))[0] == 403
 
 
-async def test_only_admins_get_there(tmp_path: Path) -> None:
+async def test_only_admins_reach_and_drain_single_servers(tmp_path: Path) -> None:
     async with Engine() as only:
         keys_file = write_keys(tmp_path / "keys.toml", KEYS)
         async with running_gateway(*named(only), keys_file=keys_file) as gateway:
@@ -110,14 +110,14 @@ async def test_only_admins_get_there(tmp_path: Path) -> None:
                 assert (await asked(gateway, "POST", "/servers/gpu-1/drain", headers=bearer(role)))[0] == wanted
 
 
-async def test_one_server_without_keys_has_no_such_paths() -> None:
+async def test_a_single_server_without_keys_has_no_server_paths() -> None:
     async with Engine() as only, running_gateway(*named(only)) as gateway:
         assert (await asked(gateway, "GET", "/servers/gpu-1/queue"))[0] == 404
         status, answer = await asked(gateway, "POST", "/servers/gpu-1/drain")
         assert (status, answer["type"]) == (409, "conflict")
 
 
-async def test_a_drained_server_gets_no_more_prompts_and_ends_what_it_has(gpu_pair: Pair) -> None:
+async def test_a_drained_server_gets_no_new_prompts_and_finishes_its_own(gpu_pair: Pair) -> None:
     first, second, gateway = gpu_pair
     running = [asyncio.create_task(gateway.prompt_sync(sleep_workflow(1.5, tag=tag))) for tag in range(2)]
     await until(lambda: queue_of(first), lambda queue: len(queue[0]) == 1)
@@ -137,7 +137,7 @@ async def test_a_drained_server_gets_no_more_prompts_and_ends_what_it_has(gpu_pa
     assert len(executions(second)) > 1
 
 
-async def test_what_waits_on_a_drained_server_goes_to_one_that_becomes_idle(gpu_pair: Pair) -> None:
+async def test_prompts_that_wait_on_a_drained_server_move_to_an_idle_one(gpu_pair: Pair) -> None:
     first, second, gateway = gpu_pair
     tasks = [
         asyncio.create_task(gateway.prompt_sync(sleep_workflow(seconds, tag=tag)))
@@ -153,7 +153,7 @@ async def test_what_waits_on_a_drained_server_goes_to_one_that_becomes_idle(gpu_
     assert [status for status, _ in await asyncio.gather(*tasks)] == [200] * 2
 
 
-async def test_a_server_stays_drained_over_a_restart_and_a_gateway_without_another_is_not_ready(tmp_path: Path) -> None:
+async def test_servers_stay_drained_after_a_restart_and_readiness_needs_one_in_use(tmp_path: Path) -> None:
     async with Engine() as first, Engine() as second:
         async with running_gateway(*named(first, second), state_dir=tmp_path) as gateway:
             for name in ("gpu-1", "gpu-2"):

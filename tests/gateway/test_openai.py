@@ -33,7 +33,7 @@ async def last_graph(engine: Engine) -> dict[str, Any]:
         return graph
 
 
-async def test_a_generation_gives_the_bytes_of_a_picture(openai_sdk: AsyncOpenAI) -> None:
+async def test_a_generation_returns_a_picture_as_base64(openai_sdk: AsyncOpenAI) -> None:
     answer = await openai_sdk.images.generate(model="gpt-image-1", prompt="a cat", size="72x40")
     assert (answer.output_format, answer.size) == ("png", "72x40")
     assert answer.created > 1_700_000_000
@@ -41,14 +41,16 @@ async def test_a_generation_gives_the_bytes_of_a_picture(openai_sdk: AsyncOpenAI
     assert opened(made(answer.data[0])).size == (72, 40)
 
 
-async def test_many_pictures_are_many_runs_with_seeds_of_their_own(openai_sdk: AsyncOpenAI, engine: Engine) -> None:
+async def test_each_of_several_pictures_is_a_run_with_its_own_seed(openai_sdk: AsyncOpenAI, engine: Engine) -> None:
     answer = await openai_sdk.images.generate(model="portrait", prompt="a cat", n=3)
     assert answer.data is not None
     assert len({made(data) for data in answer.data}) == 3
     assert len(executions(engine)) == 3
 
 
-async def test_a_workflow_with_a_batch_makes_them_in_one_run(openai_sdk: AsyncOpenAI, engine: Engine) -> None:
+async def test_a_workflow_with_a_batch_makes_several_pictures_in_one_run(
+    openai_sdk: AsyncOpenAI, engine: Engine
+) -> None:
     answer = await openai_sdk.images.generate(model="sheet", prompt="a cat", n=3)
     assert answer.data is not None
     assert len(answer.data) == 3
@@ -56,9 +58,7 @@ async def test_a_workflow_with_a_batch_makes_them_in_one_run(openai_sdk: AsyncOp
 
 
 @pytest.mark.parametrize(("output_format", "kind"), [("webp", "WEBP"), ("jpeg", "JPEG"), ("png", "PNG")])
-async def test_the_bytes_are_in_the_format_that_was_asked_for(
-    openai_sdk: AsyncOpenAI, output_format: Any, kind: str
-) -> None:
+async def test_a_picture_has_the_requested_format(openai_sdk: AsyncOpenAI, output_format: Any, kind: str) -> None:
     answer = await openai_sdk.images.generate(
         model="portrait", prompt="a", output_format=output_format, output_compression=80
     )
@@ -67,7 +67,7 @@ async def test_the_bytes_are_in_the_format_that_was_asked_for(
     assert (answer.output_format, answer.size) == (output_format, "64x48")
 
 
-async def test_the_models_of_dall_e_give_an_address_that_needs_no_header(
+async def test_dall_e_models_return_a_url_that_opens_without_a_key_header(
     openai_sdk: AsyncOpenAI, models: RunningGateway
 ) -> None:
     answer = await openai_sdk.images.generate(model="dall-e-3", prompt="a cat", quality="hd", style="vivid", n=1)
@@ -82,7 +82,7 @@ async def test_the_models_of_dall_e_give_an_address_that_needs_no_header(
         assert opened(await response.read()).size == (64, 48)
 
 
-async def test_a_ticket_opens_its_own_address_for_anyone_and_no_other_address(openai_keys: RunningGateway) -> None:
+async def test_a_url_with_a_ticket_opens_one_picture_without_a_key_and_no_other(openai_keys: RunningGateway) -> None:
     async with openai_client(openai_keys.url, ALICE) as client:
         answer = await client.images.generate(model="portrait", prompt="a", response_format="url", output_format="webp")
     assert answer.data is not None
@@ -127,7 +127,7 @@ async def test_previews_come_as_partial_images(openai_sdk: AsyncOpenAI) -> None:
     assert len(partial) <= 2
 
 
-async def test_parameters_of_the_workflow_are_fields_and_others_are_named(
+async def test_workflow_parameters_are_fields_and_ignored_fields_are_named(
     models: RunningGateway, engine: Engine
 ) -> None:
     body = {"model": "portrait", "prompt": "a", "steps": 7, "seed": 5, "background": "auto", "loras": [{"a": 1}]}
@@ -138,13 +138,13 @@ async def test_parameters_of_the_workflow_are_fields_and_others_are_named(
     assert (sampler["steps"], sampler["seed"]) == (7, 5)
 
 
-async def test_models_are_workflows_and_their_other_names(openai_sdk: AsyncOpenAI) -> None:
+async def test_models_are_workflows_and_their_aliases(openai_sdk: AsyncOpenAI) -> None:
     names = [model.id async for model in openai_sdk.models.list()]
     assert names == ["gpt-image-1", "dall-e-3", "broken", "portrait", "retouch", "sheet"]
     assert (await openai_sdk.models.retrieve("dall-e-3")).id == "dall-e-3"
 
 
-async def test_a_key_sees_and_runs_its_own_workflows_only(openai_keys: RunningGateway) -> None:
+async def test_a_key_sees_and_runs_only_its_own_workflows(openai_keys: RunningGateway) -> None:
     async with openai_client(openai_keys.url, BOB) as client:
         assert [model.id async for model in client.models.list()] == ["retouch"]
         with pytest.raises(openai.NotFoundError) as refused:
@@ -171,7 +171,7 @@ async def test_a_key_sees_and_runs_its_own_workflows_only(openai_keys: RunningGa
         ({"user": 5}, "user", "invalid_value"),
     ],
 )
-async def test_what_cannot_be_used_is_named(
+async def test_an_unusable_parameter_is_named(
     models: RunningGateway, engine: Engine, asked: dict[str, Any], param: str, code: str
 ) -> None:
     async with models.http.post("/v1/images/generations", json={"prompt": "a", **asked}) as response:
@@ -190,7 +190,7 @@ async def test_a_failed_render_is_not_repeated_by_the_client(models: RunningGate
     assert len(executions(engine)) == 1
 
 
-async def test_a_repeated_call_joins_the_job_that_it_made(models: RunningGateway, engine: Engine) -> None:
+async def test_a_retried_call_joins_the_job_of_the_first_call(models: RunningGateway, engine: Engine) -> None:
     body = {"model": "portrait", "prompt": "a house", "n": 2}
     pictures = []
     for count in ("0", "1", "2"):
@@ -204,9 +204,7 @@ async def test_a_repeated_call_joins_the_job_that_it_made(models: RunningGateway
         assert [data["b64_json"] for data in (await response.json())["data"]] != pictures[0]
 
 
-async def test_a_repeated_edit_with_its_pictures_in_other_places_is_another_call(
-    models: RunningGateway, engine: Engine
-) -> None:
+async def test_a_retried_edit_with_its_pictures_swapped_is_another_call(models: RunningGateway, engine: Engine) -> None:
     red, blue = png((200, 10, 10)), png((10, 10, 200))
 
     async def edited(first: bytes, second: bytes, count: str) -> list[str]:
@@ -226,7 +224,7 @@ async def test_a_repeated_edit_with_its_pictures_in_other_places_is_another_call
 
 
 @pytest.mark.parametrize(("wrong", "field"), [(0, "image"), (1, "image"), (2, "mask")])
-async def test_a_file_that_cannot_be_used_is_told_by_its_field(models: RunningGateway, wrong: int, field: str) -> None:
+async def test_an_unusable_file_is_named_by_its_field(models: RunningGateway, wrong: int, field: str) -> None:
     form = aiohttp.FormData([("model", "retouch"), ("prompt", "a")])
     for index, place in enumerate(("image[]", "image[]", "mask")):
         content = b"" if index == wrong else png((0, 0, index, 0))
@@ -237,9 +235,7 @@ async def test_a_file_that_cannot_be_used_is_told_by_its_field(models: RunningGa
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-async def test_a_text_that_is_no_file_is_told_by_the_field_that_it_came_in(
-    models: RunningGateway, streamed: bool
-) -> None:
+async def test_a_text_that_is_no_base64_is_named_by_its_field(models: RunningGateway, streamed: bool) -> None:
     good = base64.b64encode(png((0, 0, 0, 0))).decode()
     body = {"model": "retouch", "prompt": "a", "image": [good, "no base64!"], "mask": good, "stream": streamed}
     async with models.http.post("/v1/images/edits", json=body) as response:
@@ -247,7 +243,7 @@ async def test_a_text_that_is_no_file_is_told_by_the_field_that_it_came_in(
     assert (response.status, error["param"], error["message"].partition(": ")[0]) == (400, "image", "image")
 
 
-async def test_open_webui_and_librechat_get_what_they_read(models: RunningGateway) -> None:
+async def test_open_webui_and_librechat_get_the_answers_that_they_expect(models: RunningGateway) -> None:
     webui = {"model": "portrait", "prompt": "a", "n": 1, "size": "auto", "response_format": "b64_json"}
     async with models.http.post("/v1/images/generations", json=webui) as response:
         [data] = (await response.json())["data"]
@@ -283,7 +279,7 @@ async def test_a_form_may_come_in_pieces_with_its_headers_in_any_order(models: R
     assert colors == [(246, 246, 246), (7, 7, 7), (255, 255, 255)]
 
 
-async def test_persons_behind_one_key_are_told_apart(openai_keys: RunningGateway) -> None:
+async def test_persons_behind_one_key_own_their_own_jobs(openai_keys: RunningGateway) -> None:
     async with openai_client(openai_keys.url, ALICE) as client:
         await client.images.generate(model="portrait", prompt="a", user="kim")
         await client.images.generate(model="portrait", prompt="a", extra_headers={PERSON: "lee"})

@@ -1,6 +1,6 @@
-"""`/openapi.json` says what comes.
+"""`/openapi.json` describes every answer.
 
-Beside these tests, every answer that a test gets through `RunningGateway.http` is held against it.
+Every answer that any test gets through `RunningGateway.http` is checked against it, too.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ JOB = "0b1c0000-0000-4000-8000-00000000000a"
 
 
 def operations(document: Document) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Every operation under the name that requests have, ``GET /health``."""
+    """Every operation with its name, such as ``GET /health``."""
     for path, methods in document["paths"].items():
         for method, described in methods.items():
             yield f"{method.upper()} {path}", described
 
 
-def test_every_route_is_described_but_the_document_and_its_page(document: Document) -> None:
-    """And what has a document of its own: Comfy API v2 (`tests.support.v2_contract` holds it), OpenAI's API,
-    and pages for people."""
+def test_every_route_is_described_except_the_document_and_its_page(document: Document) -> None:
+    """The routes of Comfy API v2 (which `tests.support.v2_contract` checks), of OpenAI's API and of the console
+    are not in it, either."""
     routes = {
         f"{method} {route.path_format}"
         for route in iter_route_contexts(create_app(Settings()).routes)
@@ -47,7 +47,7 @@ def test_every_route_is_described_but_the_document_and_its_page(document: Docume
     }
 
 
-def test_every_error_has_the_one_body(document: Document) -> None:
+def test_every_error_has_the_same_body(document: Document) -> None:
     error = {"$ref": "#/components/schemas/ErrorBody"}
     for name, described in operations(document):
         for status, response in described["responses"].items():
@@ -57,7 +57,7 @@ def test_every_error_has_the_one_body(document: Document) -> None:
     assert not [schema for schema in document["components"]["schemas"] if "HTTPValidation" in schema]
 
 
-def test_a_status_that_cannot_come_is_not_described(document: Document) -> None:
+def test_a_status_that_never_occurs_is_not_described(document: Document) -> None:
     statuses = {name: set(described["responses"]) for name, described in operations(document)}
     assert {"200", "400", "403", "404", "406", "409", "413", "415", "422", "429", "502", "503", "504"} <= statuses[
         "POST /prompt_sync"
@@ -67,7 +67,7 @@ def test_a_status_that_cannot_come_is_not_described(document: Document) -> None:
     assert not any("401" in found for found in statuses.values()), "no key is asked for"
 
 
-def test_the_document_says_how_to_show_a_key_if_keys_are_set() -> None:
+def test_the_document_has_security_schemes_if_keys_are_set() -> None:
     document = create_app(Settings.model_validate({"api_keys": "first,second"})).openapi()
     assert set(document["components"]["securitySchemes"]) == {"bearer", "header", "basic", "session"}
     for name, described in operations(document):
@@ -79,7 +79,7 @@ def test_the_document_says_how_to_show_a_key_if_keys_are_set() -> None:
     assert "securitySchemes" not in create_app(Settings()).openapi()["components"]
 
 
-def test_a_new_error_shows_up_by_itself() -> None:
+def test_a_new_error_class_appears_in_the_document() -> None:
     class TeapotError(ComfyUIError):
         code: ClassVar[str] = "teapot"
         status: ClassVar[int] = 418
@@ -101,7 +101,7 @@ def test_the_examples_of_jobs_fit_their_schemas(document: Document) -> None:
             validator.validate(example)
 
 
-def test_the_query_says_how_labels_are_written(document: Document) -> None:
+def test_the_query_describes_how_labels_are_written(document: Document) -> None:
     [labels] = [
         parameter
         for parameter in document["paths"]["/prompt_sync"]["get"]["parameters"]
@@ -115,7 +115,7 @@ def test_the_query_says_how_labels_are_written(document: Document) -> None:
     assert all(validator.is_valid(example) for example in labels["schema"]["examples"])
 
 
-async def test_what_is_not_described_fails_a_test(gateway: RunningGateway, document: Document) -> None:
+async def test_an_answer_that_is_not_described_fails_a_test(gateway: RunningGateway, document: Document) -> None:
     description = Description(document)
     with pytest.raises(AssertionError, match="418 is not among 200"):
         description.response("GET", "/health", 418)
@@ -128,8 +128,8 @@ async def test_what_is_not_described_fails_a_test(gateway: RunningGateway, docum
     assert description.response("GET", "/view", 418) is None
 
 
-async def test_answers_of_every_kind_are_as_described(engine: Engine) -> None:
-    """The session of the gateway's tests checks status, media type and JSON; this one asks for what is rare."""
+async def test_answers_of_every_kind_match_the_document(engine: Engine) -> None:
+    """`gateway.http` checks status, media type and JSON of each answer; this test causes the rare ones."""
     bad_node = {"1": {"class_type": "NoSuchNode", "inputs": {}}}
     asked: list[tuple[int, str, str, dict[str, Any]]] = [
         (200, "POST", "/prompt_sync", {"json": {"prompt": invert_workflow(), "return_image_base64": True}}),
@@ -191,7 +191,7 @@ async def test_answers_of_every_kind_are_as_described(engine: Engine) -> None:
                 assert response.status == expected, (method, path, await response.text())
 
 
-async def test_answers_without_a_comfyui_are_as_described() -> None:
+async def test_answers_without_a_comfyui_match_the_document() -> None:
     async with running_gateway("127.0.0.1:9", ready=False) as gateway:
         for method, path, options in (
             ("POST", "/prompt_sync", {"json": {"prompt": invert_workflow()}}),
@@ -205,7 +205,7 @@ async def test_answers_without_a_comfyui_are_as_described() -> None:
                 assert response.status == 503, path
 
 
-async def test_answers_where_keys_are_asked_for_are_as_described(engine: Engine) -> None:
+async def test_answers_of_a_gateway_with_keys_match_the_document(engine: Engine) -> None:
     async with running_gateway(engine.url, api_keys=("a key",)) as gateway:
         key = {"Authorization": "Bearer a key"}
         browser = {"Accept": "text/html"}

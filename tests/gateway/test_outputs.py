@@ -37,7 +37,7 @@ def simulated(
 
 
 def content_of(size: int) -> bytes:
-    """What the engine's SimulatedOutput writes."""
+    """The bytes that the engine's SimulatedOutput writes."""
     return (bytes(range(256)) * (size // 256 + 1))[:size]
 
 
@@ -53,7 +53,7 @@ async def post(
 
 
 @pytest.mark.parametrize("accept", ["image/*", "image/png", "application/octet-stream", MEDIA, "image/png;q=0.5"])
-async def test_raw_is_the_file(gateway: RunningGateway, engine: Engine, accept: str) -> None:
+async def test_a_raw_answer_is_the_file(gateway: RunningGateway, engine: Engine, accept: str) -> None:
     prompt_id = str(uuid4())
     response, body = await post(gateway, invert_workflow(7), accept, prompt_id=prompt_id)
     assert response.status == 200
@@ -64,19 +64,19 @@ async def test_raw_is_the_file(gateway: RunningGateway, engine: Engine, accept: 
     assert body == (Path(engine.folders.output) / "test_00001_.png").read_bytes()
 
 
-async def test_one_raw_answer_costs_one_view(gateway: RunningGateway, engine: Engine) -> None:
+async def test_a_raw_answer_costs_one_request_to_view(gateway: RunningGateway, engine: Engine) -> None:
     engine.stats.reset()
     await post(gateway, invert_workflow(8), "image/*")
     assert engine.stats.show()["requests"] == {"POST /prompt": 1, "GET /history/{prompt_id}": 1, "GET /view": 1}
 
 
-async def test_a_video_is_raw_too_and_more_than_one_chunk(gateway: RunningGateway) -> None:
+async def test_a_large_video_is_sent_as_raw_bytes(gateway: RunningGateway) -> None:
     size = 3_000_001
     response, body = await post(gateway, {"1": simulated(size)}, "video/*")
     assert (response.content_type, body) == ("video/mp4", content_of(size))
 
 
-async def test_an_attached_client_gets_raw_as_well(gateway: RunningGateway) -> None:
+async def test_an_attached_client_can_get_raw_bytes_too(gateway: RunningGateway) -> None:
     prompt_id = str(uuid4())
     await gateway.prompt_sync(invert_workflow(), prompt_id=prompt_id)
     async with gateway.http.get(f"/prompt_sync/{prompt_id}", headers={"Accept": "image/*"}) as response:
@@ -87,13 +87,13 @@ async def test_an_attached_client_gets_raw_as_well(gateway: RunningGateway) -> N
 TWO = {"1": simulated(prefix="first"), "2": simulated(prefix="second", extension="wav", key="audio")}
 
 
-async def test_the_node_chooses_among_several(gateway: RunningGateway) -> None:
+async def test_node_id_chooses_among_several_files(gateway: RunningGateway) -> None:
     response, body = await post(gateway, TWO, MEDIA, "?node_id=2")
     assert (response.status, response.content_type) == (200, "audio/wav")
     assert body == content_of(1000)
 
 
-async def test_the_type_chooses_where_only_one_file_has_it(gateway: RunningGateway) -> None:
+async def test_accept_chooses_the_only_file_of_its_type(gateway: RunningGateway) -> None:
     response, _ = await post(gateway, TWO, "audio/*")
     assert (response.status, response.content_type) == (200, "audio/wav")
 
@@ -109,7 +109,7 @@ async def test_the_type_chooses_where_only_one_file_has_it(gateway: RunningGatew
         ({"1": simulated(count=0)}, "application/zip", "", ["no output file", "application/json"]),
     ],
 )
-async def test_what_is_not_one_file_is_406_that_helps(
+async def test_a_raw_answer_without_exactly_one_file_is_a_helpful_406(
     gateway: RunningGateway, workflow: Workflow, accept: str, query: str, says: list[str]
 ) -> None:
     prompt_id = str(uuid4())
@@ -120,12 +120,12 @@ async def test_what_is_not_one_file_is_406_that_helps(
         assert words in error["detail"]
 
 
-async def test_a_second_choice_is_taken_when_the_first_does_not_fit(gateway: RunningGateway) -> None:
+async def test_the_second_choice_of_accept_is_used_when_the_first_does_not_fit(gateway: RunningGateway) -> None:
     response, _ = await post(gateway, TWO, "image/webp, */*;q=0.1")
     assert (response.status, response.content_type) == (200, "application/json")
 
 
-async def test_nothing_acceptable_is_said_before_the_gpu_is_used(gateway: RunningGateway, engine: Engine) -> None:
+async def test_an_unsupported_accept_is_refused_before_the_prompt_runs(gateway: RunningGateway, engine: Engine) -> None:
     engine.stats.reset()
     response, body = await post(gateway, invert_workflow(), "text/html, application/xml")
     assert response.status == 406
@@ -133,13 +133,13 @@ async def test_nothing_acceptable_is_said_before_the_gpu_is_used(gateway: Runnin
     assert "POST /prompt" not in engine.stats.show()["requests"]
 
 
-async def test_a_file_that_is_gone_is_404(gateway: RunningGateway, engine: Engine) -> None:
+async def test_a_deleted_file_is_404(gateway: RunningGateway, engine: Engine) -> None:
     await engine.set_faults({"output_deleted": {}})
     response, body = await post(gateway, invert_workflow(), "image/*")
     assert (response.status, json.loads(body)["type"]) == (404, "not_found")
 
 
-async def test_a_client_that_goes_away_cancels(gateway: RunningGateway, engine: Engine) -> None:
+async def test_a_disconnect_cancels_a_request_for_raw_bytes(gateway: RunningGateway, engine: Engine) -> None:
     waiting = asyncio.create_task(post(gateway, sleep_workflow(600), "image/*"))
     await until(lambda: queue_of(engine), lambda queue: bool(queue[0]))
     waiting.cancel()
@@ -165,7 +165,7 @@ def test_accept_is_read_by_weight(header: str, forms: list[str]) -> None:
     assert Accepted.parse(header).forms() == forms
 
 
-def test_accept_without_anything_of_ours() -> None:
+def test_accept_without_a_supported_type_is_refused() -> None:
     with pytest.raises(NotAcceptableError, match="text/csv"):
         Accepted.parse("text/csv").forms()
 
@@ -187,7 +187,7 @@ async def test_zip_has_every_file_with_its_folder(gateway: RunningGateway, engin
 
 
 @pytest.mark.skipif(shutil.which("unzip") is None, reason="no unzip")
-async def test_unzip_takes_the_archive(gateway: RunningGateway, tmp_path: Path) -> None:
+async def test_unzip_accepts_the_archive(gateway: RunningGateway, tmp_path: Path) -> None:
     _, body = await post(gateway, TWO, "application/zip")
     path = tmp_path / "all.zip"
     path.write_bytes(body)
@@ -196,7 +196,7 @@ async def test_unzip_takes_the_archive(gateway: RunningGateway, tmp_path: Path) 
     assert b"No errors detected" in said
 
 
-async def test_zip_leaves_out_what_is_gone_and_says_so(gateway: RunningGateway, engine: Engine) -> None:
+async def test_zip_leaves_out_a_deleted_file_and_says_so(gateway: RunningGateway, engine: Engine) -> None:
     await engine.set_faults({"output_deleted": {"match": "first*"}})
     response, body = await post(gateway, TWO, "application/zip")
     assert response.status == 200
@@ -205,7 +205,7 @@ async def test_zip_leaves_out_what_is_gone_and_says_so(gateway: RunningGateway, 
         assert "first_00001_.mp4" in json.loads(archive.read("errors.json"))
 
 
-async def test_zip_of_nothing_but_missing_files_is_404(gateway: RunningGateway, engine: Engine) -> None:
+async def test_zip_of_only_deleted_files_is_404(gateway: RunningGateway, engine: Engine) -> None:
     await engine.set_faults({"output_deleted": {}})
     response, _ = await post(gateway, TWO, "application/zip")
     assert response.status == 404
@@ -247,16 +247,16 @@ async def zipped(*names: tuple[str, str], files: _Files | None = None) -> zipfil
         ("", "\ud800.png", "_.png"),
     ],
 )
-async def test_no_name_leads_out_of_the_folder(subfolder: str, filename: str, name: str) -> None:
+async def test_names_in_an_archive_never_lead_out_of_its_folder(subfolder: str, filename: str, name: str) -> None:
     assert (await zipped((subfolder, filename))).namelist() == [name]
 
 
-async def test_names_are_unique_also_where_case_does_not_count() -> None:
+async def test_names_in_an_archive_differ_in_more_than_case() -> None:
     archive = await zipped(("", "a.png"), ("", "A.png"), ("", "a.png"), ("", "a (2).png"), ("", "errors.json"))
     assert archive.namelist() == ["a.png", "A (2).png", "a (3).png", "a (2) (2).png", "errors (2).json"]
 
 
-async def test_a_file_of_unknown_length_is_zip64() -> None:
+async def test_a_file_of_unknown_length_is_stored_as_zip64() -> None:
     archive = await zipped(("", "a.bin"), files=_Files(b"data", None))
     assert archive.read("a.bin") == b"data"
     assert archive.infolist()[0].extract_version == zipfile.ZIP64_VERSION
@@ -265,7 +265,7 @@ async def test_a_file_of_unknown_length_is_zip64() -> None:
 # Bodies that break off
 
 
-async def test_a_broken_file_is_resumed(gateway: RunningGateway, engine: Engine) -> None:
+async def test_a_file_that_breaks_off_is_resumed(gateway: RunningGateway, engine: Engine) -> None:
     size = 4_000_000
     await engine.set_faults({"view_cut": {"times": 1, "after_bytes": 1_500_000}})
     engine.stats.reset()
@@ -285,7 +285,7 @@ async def test_a_file_that_cannot_be_resumed_cuts_the_connection(
     assert (await gateway.prompt_sync(invert_workflow()))[0] == 200
 
 
-async def test_a_file_that_changed_is_not_spliced(engine: Engine) -> None:
+async def test_a_file_that_changed_is_not_resumed(engine: Engine) -> None:
     path = Path(engine.folders.output) / "changing.bin"
     path.write_bytes(content_of(2_000_000))
     await engine.set_faults({"view_cut": {"times": 1, "after_bytes": 1_000_000}})
@@ -296,7 +296,7 @@ async def test_a_file_that_changed_is_not_spliced(engine: Engine) -> None:
             [chunk async for chunk in view]
 
 
-async def test_tries_to_resume_are_bounded(engine: Engine) -> None:
+async def test_attempts_to_resume_are_limited(engine: Engine) -> None:
     (Path(engine.folders.output) / "a.bin").write_bytes(content_of(2_000_000))
     await engine.set_faults({"view_cut": {"after_bytes": 1000}})
     async with ComfyUIClient(engine.url, retries=0) as client, client.view("a.bin") as view:

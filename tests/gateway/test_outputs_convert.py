@@ -1,4 +1,4 @@
-"""`convert`: still images in another format, everything else as it is and said so."""
+"""`convert`: still images come in another format; all other files come unchanged, with the reason."""
 
 from __future__ import annotations
 
@@ -40,7 +40,9 @@ def opened(entry: dict[str, Any]) -> Image.Image:
     ("name", "extension", "content_type"),
     [("webp", "webp", "image/webp"), ("jpeg", "jpg", "image/jpeg"), ("avif", "avif", "image/avif")],
 )
-async def test_base64_is_in_the_format(gateway: RunningGateway, name: str, extension: str, content_type: str) -> None:
+async def test_base64_is_in_the_requested_format(
+    gateway: RunningGateway, name: str, extension: str, content_type: str
+) -> None:
     entry = await converted(gateway, invert_workflow(255), {"format": name, "quality": 80})
     assert entry["filename"] == f"test_00001_.{extension}"
     assert entry["content_type"] == content_type
@@ -53,7 +55,7 @@ async def test_base64_is_in_the_format(gateway: RunningGateway, name: str, exten
         assert blue < 15
 
 
-async def test_raw_and_zip_are_converted(gateway: RunningGateway) -> None:
+async def test_raw_and_zip_answers_are_converted(gateway: RunningGateway) -> None:
     body = {"prompt": invert_workflow(), "convert": {"format": "webp"}}
     async with gateway.http.post("/prompt_sync", json=body, headers={"Accept": "image/webp"}) as response:
         assert (response.status, response.content_type) == (200, "image/webp")
@@ -72,21 +74,21 @@ async def test_an_attached_client_may_convert(gateway: RunningGateway) -> None:
         assert (await response.json())["images"][0]["content_type"] == "image/jpeg"
 
 
-async def test_other_media_pass_and_say_so(gateway: RunningGateway) -> None:
+async def test_other_media_pass_unchanged_with_the_reason(gateway: RunningGateway) -> None:
     entry = await converted(gateway, {"1": simulated(100)}, {"format": "webp"})
     assert (entry["converted"], entry["reason"]) == (False, "not an image")
     assert entry["filename"] == "big_00001_.mp4"
     assert len(base64.b64decode(entry["base64"])) == 100
 
 
-async def test_what_is_called_an_image_and_is_none_passes(gateway: RunningGateway) -> None:
+async def test_a_file_that_is_no_image_despite_its_name_passes_unchanged(gateway: RunningGateway) -> None:
     entry = await converted(gateway, {"1": simulated(100, extension="png")}, {"format": "webp"})
     assert entry["converted"] is False
     assert "cannot" in entry["reason"] or "not an image" in entry["reason"]
     assert entry["content_type"] == "image/png"
 
 
-async def test_with_nothing_to_convert_the_entry_says_so(gateway: RunningGateway) -> None:
+async def test_an_entry_without_bytes_says_why_nothing_was_converted(gateway: RunningGateway) -> None:
     _, body = await gateway.prompt_sync(invert_workflow(), convert={"format": "webp"})
     assert body["images"][0]["converted"] is False
     assert "return_image_base64" in body["images"][0]["reason"]
@@ -107,7 +109,7 @@ async def test_a_wrong_conversion_is_422(gateway: RunningGateway, convert: Any, 
     assert says in body["detail"]
 
 
-async def test_the_workflow_stays_in_the_file_as_comfyui_would_put_it(gateway: RunningGateway, engine: Engine) -> None:
+async def test_the_workflow_stays_in_the_metadata_as_comfyui_writes_it(gateway: RunningGateway, engine: Engine) -> None:
     workflow = invert_workflow()
     entry = await converted(gateway, workflow, {"format": "webp"})
     with opened(entry) as image:
@@ -147,7 +149,7 @@ RED = (255, 0, 0)
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I", "F"])
 @pytest.mark.parametrize("target", ["webp", "jpeg", "png", "avif"])
-async def test_every_mode_can_be_every_format(mode: str, target: str) -> None:
+async def test_every_image_mode_converts_to_every_format(mode: str, target: str) -> None:
     image = (
         Image.new("L", (4, 4), 200).convert(mode) if mode not in {"I;16", "I", "F"} else Image.new(mode, (4, 4), 200)
     )
@@ -188,13 +190,13 @@ async def test_an_animation_is_never_cut_to_its_first_frame() -> None:
         (ConversionLimits(max_bytes=50), "larger than 5e-05 MB"),
     ],
 )
-async def test_what_is_too_large_passes_unchanged(limits: ConversionLimits, reason: str) -> None:
+async def test_an_image_that_is_too_large_passes_unchanged(limits: ConversionLimits, reason: str) -> None:
     data = encoded(Image.effect_noise((10, 10), 50), "PNG")
     assert await convert(data, format="webp", limits=limits) == (data, {"converted": False, "reason": reason})
 
 
 async def test_a_decompression_bomb_is_not_opened() -> None:
-    """Some kilobytes that would be 400 megapixels."""
+    """A file of some kilobytes with 400 megapixels."""
     data = encoded(Image.new("1", (20_000, 20_000)), "PNG")
     assert len(data) < 100_000
     body, notes = await convert(data, format="webp")
@@ -209,12 +211,12 @@ async def test_a_broken_image_passes_unchanged() -> None:
     assert notes["converted"] is False
 
 
-async def test_what_is_so_already_passes_unchanged() -> None:
+async def test_an_image_that_already_has_the_format_passes_unchanged() -> None:
     data = encoded(Image.new("RGB", (4, 4)), "PNG")
     assert await convert(data, format="png") == (data, {"converted": False, "reason": "png already"})
 
 
-async def test_metadata_goes_to_webp_and_back() -> None:
+async def test_metadata_survives_conversion_to_webp_and_back() -> None:
     texts = PngInfo()
     texts.add_text("prompt", '{"1": "ä"}')
     texts.add_text("workflow", '{"nodes": []}')
@@ -236,7 +238,7 @@ async def test_a_workflow_too_long_for_jpeg_is_left_out() -> None:
         assert dict(result.getexif()) == {0x010F: 'workflow:{"nodes": []}'}
 
 
-async def test_stripped_of_its_exif_an_image_still_stands_upright() -> None:
+async def test_an_image_stays_upright_when_its_exif_is_stripped() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by 90 degrees
     data = encoded(Image.new("RGB", (8, 4)), "JPEG", exif=exif, comment=b"secret")

@@ -45,7 +45,7 @@ def encoded(image: Image.Image, name: str = "PNG") -> bytes:
 
 
 def noise(mode: str, width: int, height: int) -> Image.Image:
-    """Noise is what takes an encoder most memory."""
+    """A picture of noise, which takes an encoder the most memory."""
     image = Image.effect_noise((width, height), 80)
     return image if mode == "L" else image.convert(mode)
 
@@ -55,7 +55,7 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("size", [1, 3_000_000], ids=["in a thread", "in a process"])
-async def test_no_other_program_is_started_for_an_image(ghostscript: Path, size: int) -> None:
+async def test_no_external_program_is_started_for_an_image(ghostscript: Path, size: int) -> None:
     notes, data = await given(ImageConverter(), EPS + b"%" * size)
     assert notes == {"converted": False, "reason": "not an image format that can be read here"}
     assert data.startswith(EPS)
@@ -63,19 +63,19 @@ async def test_no_other_program_is_started_for_an_image(ghostscript: Path, size:
 
 
 @pytest.mark.parametrize("name", ["ICO", "PPM", "TGA", "PCX", "SGI", "EPS", "PDF", "JPEG2000"])
-async def test_formats_are_allowed_by_name(name: str) -> None:
+async def test_formats_that_are_not_listed_are_not_read(name: str) -> None:
     notes, _ = await given(ImageConverter(), encoded(Image.new("RGB", (16, 16)), name))
     assert notes == {"converted": False, "reason": "not an image format that can be read here"}
 
 
 @pytest.mark.parametrize("name", ["JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PNG"])
-async def test_the_formats_that_comfyui_s_nodes_write_are_read(name: str) -> None:
+async def test_the_formats_that_comfyuis_nodes_write_are_read(name: str) -> None:
     notes, _ = await given(ImageConverter(), encoded(Image.new("RGB", (16, 16)), name), metadata="strip")
     assert notes == {"converted": True}
 
 
 @pytest.mark.parametrize("name", ["PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF"])
-async def test_damaged_files_never_raise(name: str) -> None:
+async def test_damaged_files_raise_no_errors_of_pillow(name: str) -> None:
     whole = encoded(noise("RGB", 32, 32), name)
     read = 0
     for at in range(0, len(whole), max(1, len(whole) // 60)):
@@ -87,7 +87,7 @@ async def test_damaged_files_never_raise(name: str) -> None:
 
 
 @pytest.mark.parametrize("error", [struct.error("x"), MemoryError(), IndexError(), OverflowError(), KeyError("x")])
-def test_whatever_pillow_raises_is_ours(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+def test_every_error_of_pillow_becomes_ours(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     def raises(*_arguments: Any, **_options: Any) -> bytes:
         raise error
 
@@ -97,7 +97,7 @@ def test_whatever_pillow_raises_is_ours(monkeypatch: pytest.MonkeyPatch, error: 
         pictures.convert(picture, ImageConversion(format="webp"), 80_000_000)
 
 
-# The largest resident size, which /proc counts from the start of the program: what its parent held is not in it.
+# Prints the largest resident size. /proc counts it from the start of the program, without its parent's memory.
 _MEASURED = """
 import runpy, sys
 program, *sys.argv[1:] = sys.argv[1:]
@@ -110,7 +110,7 @@ print(next(line.split()[1] for line in open("/proc/self/status") if line.startsw
 
 
 def peak_bytes(data: bytes, wanted: ImageConversion) -> int:
-    """The most that the process of this conversion holds."""
+    """The largest memory that the process of this conversion has."""
     quality = "" if wanted.quality is None else str(wanted.quality)
     arguments = [images._PROGRAM, wanted.format, quality, wanted.metadata, "80000000"]
     command = [sys.executable, "-I", "-c", _MEASURED, *arguments]
@@ -119,17 +119,17 @@ def peak_bytes(data: bytes, wanted: ImageConversion) -> int:
 
 @pytest.mark.parametrize("target", ["jpeg", "png", "webp", "avif"])
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "LA", "I;16"])
-async def test_a_conversion_takes_no_more_memory_than_is_expected(mode: str, target: str) -> None:
+async def test_a_conversion_takes_no_more_memory_than_expected(mode: str, target: str) -> None:
     image = noise("I", 2000, 1500).point(lambda value: value * 200).convert("I;16") if mode == "I;16" else None
     data = encoded(image or noise(mode, 2000, 1500))
-    # What an AVIF takes is its frames; a low quality makes it quick. The two modes that it has get the usual one.
+    # AVIF's memory depends on the frames, so a low quality saves time. Its own two modes use the default quality.
     quality = 10 if target == "avif" and mode not in {"RGB", "RGBA"} else None
     wanted = ImageConversion(format=target, quality=quality, metadata="strip")  # type: ignore[arg-type]
     expected = pictures.look(data, wanted, 80_000_000).memory
     assert await asyncio.to_thread(peak_bytes, data, wanted) <= expected
 
 
-async def test_what_needs_more_than_the_budget_is_refused_by_the_setting() -> None:
+async def test_an_image_over_the_memory_budget_is_refused_with_the_setting() -> None:
     converter = ImageConverter(ConversionLimits(max_memory=60_000_000))
     notes, data = await given(converter, encoded(Image.new("RGB", (2000, 2000))), format="avif")
     assert notes["converted"] is False
@@ -137,7 +137,7 @@ async def test_what_needs_more_than_the_budget_is_refused_by_the_setting() -> No
     assert data.startswith(b"\x89PNG")
 
 
-async def test_conversions_wait_for_each_other_s_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_conversions_wait_for_free_memory_of_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     data = encoded(Image.new("RGB", (64, 64)))
     one = pictures.look(data, ImageConversion(format="webp"), 80_000_000).memory
     converter = ImageConverter(ConversionLimits(at_once=8, max_memory=2 * one + 1))
@@ -161,7 +161,7 @@ async def test_conversions_wait_for_each_other_s_memory(monkeypatch: pytest.Monk
     assert most == 2
 
 
-async def test_who_gives_up_waiting_leaves_the_memory_to_others() -> None:
+async def test_a_cancelled_wait_for_memory_does_not_block_later_ones() -> None:
     budget = images._Budget(10)
     async with budget.taken(10):
         waiting = asyncio.create_task(_take(budget, 10))
@@ -206,7 +206,7 @@ async def test_a_large_image_is_converted_in_a_process_that_ends_with_its_reques
     assert started[1].returncode is not None
 
 
-async def test_a_process_that_is_killed_leaves_the_image_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_image_passes_unchanged_when_its_process_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     start = asyncio.create_subprocess_exec
 
     async def killed(*arguments: Any, **options: Any) -> asyncio.subprocess.Process:

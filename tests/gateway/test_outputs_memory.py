@@ -1,6 +1,6 @@
-"""What a large output costs the gateway: memory that does not grow with the file, in whatever form it is given.
+"""The gateway's memory for a large output does not grow with the file, in any form of answer.
 
-``OUTPUT_MB=1000 pytest tests/gateway/test_outputs_memory.py -s`` measures the 1 GB of the promise.
+``OUTPUT_MB=1000 pytest tests/gateway/test_outputs_memory.py -s`` measures it for a file of 1 GB.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def peak_kb(gateway: GatewayProcess) -> int:
 
 
 async def base64_of(chunks: AsyncIterator[bytes]) -> str:
-    """The digest of the file in a JSON answer, which is never whole in the test's memory either."""
+    """The digest of the file in a JSON answer; the test never has the whole file in its memory, either."""
     digest, pending, inside = hashlib.sha256(), b"", False
     async for chunk in chunks:
         pending += chunk
@@ -65,7 +65,7 @@ async def raw_of(chunks: AsyncIterator[bytes]) -> str:
 
 
 async def zip_of(chunks: AsyncIterator[bytes]) -> str:
-    """The digest of the one stored member: what stands between its header and the next."""
+    """The digest of the archive's first file, which is stored without compression."""
     digest, head, left = hashlib.sha256(), b"", SIZE
     async for chunk in chunks:
         if not head:

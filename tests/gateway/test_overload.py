@@ -1,4 +1,4 @@
-"""Slow clients, slow bodies, huge bodies and many callers cannot hold the service."""
+"""Slow clients, slow bodies, huge bodies and many callers cannot block the gateway."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ async def raw_connection(gateway: RunningGateway) -> tuple[asyncio.StreamReader,
     return await asyncio.open_connection(host, int(port))
 
 
-async def test_a_body_that_stops_coming_is_given_up(engine: Engine) -> None:
+async def test_a_body_that_stops_coming_gets_408(engine: Engine) -> None:
     async with running_gateway(engine.url, client_idle_seconds=0.2) as gateway:
         reader, writer = await raw_connection(gateway)
         writer.write(b"POST /prompt_sync HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{")
@@ -41,8 +41,8 @@ async def test_a_body_that_stops_coming_is_given_up(engine: Engine) -> None:
 @pytest.mark.parametrize(
     ("path", "kind"), [("/prompt_sync", "text/plain"), ("/upload/image", "multipart/form-data; boundary=b")]
 )
-async def test_a_body_that_trickles_is_given_up(engine: Engine, path: str, kind: str) -> None:
-    """Each byte ends a silence."""
+async def test_a_body_that_trickles_gets_408(engine: Engine, path: str, kind: str) -> None:
+    """Each byte restarts CLIENT_IDLE_SECONDS, so that only the minimum rate ends the request."""
     async with running_gateway(engine.url, client_idle_seconds=0.3, min_body_kb_per_second=1) as gateway:
         reader, writer = await raw_connection(gateway)
         writer.write(b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n" % path.encode())
@@ -57,7 +57,7 @@ async def test_a_body_that_trickles_is_given_up(engine: Engine, path: str, kind:
     assert b"MIN_BODY_KB_PER_SECOND" in await answer
 
 
-async def test_a_slow_body_that_keeps_to_its_rate_is_read(engine: Engine) -> None:
+async def test_a_slow_body_above_the_minimum_rate_is_read(engine: Engine) -> None:
     async with running_gateway(engine.url, client_idle_seconds=0.2, min_body_kb_per_second=1) as gateway:
         reader, writer = await raw_connection(gateway)
         body = json.dumps({"prompt": invert_workflow()}).encode() + b" " * 2000
@@ -98,7 +98,7 @@ async def test_a_client_that_does_not_read_is_cut_off(engine: Engine) -> None:
         writer.close()
 
 
-async def test_waiting_for_the_answer_is_not_idling(engine: Engine) -> None:
+async def test_a_client_that_waits_for_its_answer_is_not_idle(engine: Engine) -> None:
     async with running_gateway(engine.url, client_idle_seconds=0.2) as gateway:
         status, _ = await gateway.prompt_sync(sleep_workflow(0.8))
     assert status == 200
@@ -122,7 +122,7 @@ async def test_all_bodies_together_have_a_limit(engine: Engine) -> None:
         assert (await gateway.prompt_sync(invert_workflow()))[0] == 200
 
 
-async def test_what_forms_keep_in_memory_counts_among_all_bodies(engine: Engine) -> None:
+async def test_texts_of_forms_count_towards_the_limit_of_all_bodies(engine: Engine) -> None:
     def form(seconds: float, tag: int) -> aiohttp.FormData:
         workflow = sleep_workflow(seconds, tag=tag)
         workflow["1"]["_meta"] = {"title": "x" * 30_000}
@@ -149,9 +149,7 @@ async def test_what_forms_keep_in_memory_counts_among_all_bodies(engine: Engine)
 
 
 @pytest.mark.parametrize("path", ["/prompt_sync", "/prompt_sync?previews=true", "/validate", "/convert", "/prompt"])
-async def test_a_body_of_no_stated_length_is_refused_as_any_other_when_it_is_too_large(
-    engine: Engine, path: str
-) -> None:
+async def test_a_chunked_body_that_is_too_large_is_refused(engine: Engine, path: str) -> None:
     async def endless() -> AsyncIterator[bytes]:
         for _ in range(64):
             yield b" " * 1024
@@ -164,7 +162,7 @@ async def test_a_body_of_no_stated_length_is_refused_as_any_other_when_it_is_too
 
 
 @pytest.mark.usefixtures("no_log")
-async def test_a_thousand_waiting_callers_cost_bounded_memory_and_no_requests(engine: Engine) -> None:
+async def test_a_thousand_waiting_callers_cost_little_memory_and_no_extra_requests(engine: Engine) -> None:
     count = 1000
     connector = aiohttp.TCPConnector(limit=0)
     async with (
@@ -186,14 +184,14 @@ async def test_a_thousand_waiting_callers_cost_bounded_memory_and_no_requests(en
         async with asyncio.timeout(40):
             while gateway.handler.waiting < count or engine.stats.show()["requests"]["POST /prompt"] < count + 1:
                 await asyncio.sleep(0.02)
-        # Gateway, engine and callers share this process: the bound is for all three sides of a waiting call together.
+        # Gateway, engine and callers share this process, so the limit is for all three together.
         assert (resident_bytes() - before) / count < 200_000
         engine.stats.reset()
         blocker.cancel()
         async with asyncio.timeout(30):
             assert set(await asyncio.gather(*waiting)) == {200}
     asked = engine.stats.show()["requests"]
-    # One for each. The shared looks at who is in front, and at the queue, grow with the time, and not with the callers.
+    # One for each caller. The other reads of history and queue depend on the time, and not on the number of callers.
     assert count - 1 <= asked["GET /history/{prompt_id}"] <= count * 1.1
     assert asked.get("GET /queue", 0) <= count * 0.05
 
