@@ -14,13 +14,13 @@ from tests.support.run_forms import every_folder
 
 @pytest.fixture
 def keys_path(tmp_path: Path) -> Path:
-    """A file with the keys of two users, one of role read and an admin's: see `tests.support.keys`."""
+    """A file with the keys of two users, of a reader and of an admin: see `tests.support.keys`."""
     return write_keys(tmp_path / "keys.toml", KEYS)
 
 
 @pytest.fixture
 async def console() -> AsyncIterator[Console]:
-    """Three servers and a gateway without keys, in a window of a desk."""
+    """A gateway without keys and with three servers, in a desktop window."""
     async with open_console() as opened:
         yield opened
 

@@ -1,4 +1,4 @@
-"""The console's page of one job in a browser: its new jobs, its workflow in ComfyUI's own page, live changes."""
+"""The console's page of one job in a browser: running it again, opening it in ComfyUI, and live changes."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ async def end_of(gateway: RunningGateway, prompt_id: str) -> None:
     await until(lambda: gateway.handler.journal.get(prompt_id), lambda job: job is not None and job.state.is_end)
 
 
-async def test_a_graph_and_an_editor_s_workflow_open_in_comfyui() -> None:
-    """Frontend 1.27.10; COMFYUI_TEST_FRONTEND names another one."""
+async def test_a_graph_and_a_workflow_of_the_editor_open_in_comfyui() -> None:
+    """The frontend is 1.27.10; COMFYUI_TEST_FRONTEND names the folder of another version."""
     async with open_console(front_end_root=frontend_root()) as console:
         assert (await console.gateway.http.post("/settings/Comfy.TutorialCompleted", json=True)).status == 200
         prompt_id = await ended(console.gateway, invert_workflow(prefix="red-fox"))
@@ -46,7 +46,7 @@ async def test_a_graph_and_an_editor_s_workflow_open_in_comfyui() -> None:
         await comfyui.wait_for_function(f"{_PREFIXES}.includes('red-fox')", timeout=PATIENCE_MS)
         drawn = await comfyui.evaluate("window.app.graph.serialize()")
         drawn["nodes"][0]["title"] = "Drawn by hand"
-        # What it begins with is loaded before: ours stays.
+        # The frontend loads its default workflow first, which must not replace ours.
         await comfyui.wait_for_load_state("networkidle")
         assert await comfyui.evaluate(f"{_PREFIXES}.includes('red-fox')")
         await comfyui.close()
@@ -67,7 +67,7 @@ async def opened(console: Console) -> Any:
     return page
 
 
-async def test_a_job_is_followed_from_the_queue_to_its_end() -> None:
+async def test_the_page_of_a_job_follows_it_from_the_queue_to_its_end() -> None:
     async with open_console(servers=1, queue="gateway") as console:
         page, engine = console.page, console.engines[0]
         first, second = [await submitted(console.gateway, sleeping(seconds, 4)) for seconds in (61.0, 62.0)]
@@ -76,7 +76,7 @@ async def test_a_job_is_followed_from_the_queue_to_its_end() -> None:
         engine.wake(first)
         await page.wait_for_selector("#job[data-state=running] progress")
         await page.wait_for_function("document.querySelector('[data-node]')?.textContent === 'SimulatedSleep'")
-        # What somebody types meanwhile stays.
+        # A value that is typed before the end stays.
         await page.get_by_label("steps").fill("7")
         engine.wake(second)
         await page.wait_for_selector("#job[data-state=succeeded]")
@@ -85,7 +85,7 @@ async def test_a_job_is_followed_from_the_queue_to_its_end() -> None:
         assert await page.get_by_label("steps").input_value() == "7"
 
 
-async def test_a_job_that_waits_is_put_first_and_cancelled_on_its_page() -> None:
+async def test_a_waiting_job_is_put_first_and_cancelled_on_its_page() -> None:
     async with open_console(servers=1, queue="gateway") as console:
         page = console.page
         page.on("dialog", lambda dialog: dialog.accept())
@@ -104,7 +104,7 @@ async def test_a_job_that_waits_is_put_first_and_cancelled_on_its_page() -> None
 
 
 @pytest.mark.long
-async def test_a_feed_that_breaks_misses_no_end() -> None:
+async def test_an_end_that_came_while_the_browser_was_offline_is_shown() -> None:
     async with open_console(servers=1) as console:
         page, engine = console.page, console.engines[0]
         console.allowed += ["ERR_INTERNET_DISCONNECTED"]
@@ -120,7 +120,7 @@ async def test_a_feed_that_breaks_misses_no_end() -> None:
         await page.wait_for_selector("#job[data-state=succeeded]")
 
 
-async def test_a_job_runs_again_and_with_changes_by_keyboard() -> None:
+async def test_the_keyboard_alone_runs_a_job_again_with_and_without_changes() -> None:
     async with open_console(servers=2) as console:
         page = console.page
         prompt_id = await ended(console.gateway, invert_workflow(prefix="keys"))
@@ -144,7 +144,7 @@ async def test_a_job_runs_again_and_with_changes_by_keyboard() -> None:
         )
 
 
-async def test_a_wrong_value_is_told_at_once_and_nothing_is_lost() -> None:
+async def test_a_wrong_value_shows_its_error_and_keeps_the_input() -> None:
     async with open_console(servers=1) as console:
         console.allowed.append("status of 422")
         prompt_id = await ended(console.gateway, invert_workflow())
@@ -162,7 +162,7 @@ async def test_every_part_of_the_page_is_accessible_and_fits_a_phone(scheme: Any
         prompt = txt2img(text="a long text " * 50)
         prompt["10"] = node("SimulatedError", exception_type="ValueError", message="x" * 300, value=["8", 0])
         prompt["11"] = node("PreviewAny", source=["10", 0])
-        labels = {"order-of-somebody-with-a-long-key": "v" * 200}
+        labels = {"order-of-a-person-with-a-long-key": "v" * 200}
         failed = await ended(console.gateway, prompt, labels=labels)
         for prompt_id in (failed, await ended(console.gateway, txt2img())):
             await console.open(f"/console/jobs/{prompt_id}")
@@ -181,8 +181,8 @@ async def test_without_javascript_the_forms_work() -> None:
         assert not await console.page.get_by_role("button", name="Open in ComfyUI").is_visible()
 
 
-async def test_an_end_between_the_page_and_its_feed_is_shown() -> None:
-    """The page said "Queued" for ever: it was made before the job ended, and its feed began after that."""
+async def test_an_end_before_the_feed_of_the_page_opens_is_shown() -> None:
+    """Once the page said "Queued" for ever, because the job ended after the page was made and before its feed began."""
     async with open_console(servers=1) as console:
         has_ended = asyncio.Event()
 

@@ -1,4 +1,4 @@
-"""The Now page in Chromium before three engines: what runs shows itself, and a feed that breaks comes back."""
+"""The Now page in Chromium with three engines: running jobs, the servers, and the feed of changes."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ async def test_progress_and_preview_appear_while_a_job_runs() -> None:
         await running.wait_for(state="detached")
 
 
-async def test_a_server_is_drained_and_gets_prompts_again() -> None:
+async def test_a_server_is_drained_and_resumed_on_its_card() -> None:
     async with open_console() as console:
         await console.open()
         await feed_is(console.page, "open")
@@ -65,7 +65,7 @@ async def test_a_server_is_drained_and_gets_prompts_again() -> None:
         await console.page.get_by_text(f"{name} frees").wait_for()
 
 
-async def test_a_job_that_runs_is_cancelled_on_its_card() -> None:
+async def test_a_running_job_is_cancelled_on_its_card() -> None:
     async with open_console(servers=1) as console:
         prompt_id = await submitted(console, sleep_workflow(60))
         await console.open()
@@ -75,7 +75,7 @@ async def test_a_job_that_runs_is_cancelled_on_its_card() -> None:
         await running.wait_for(state="detached")
 
 
-async def test_a_feed_that_breaks_comes_back_with_what_is_then() -> None:
+async def test_a_lost_feed_reconnects_and_shows_the_current_jobs() -> None:
     async with open_console() as console:
         await console.open()
         await feed_is(console.page, "open")
@@ -94,7 +94,7 @@ async def test_a_feed_that_breaks_comes_back_with_what_is_then() -> None:
 
 
 @pytest.mark.long
-async def test_what_waits_is_listed_in_its_order() -> None:
+async def test_waiting_jobs_are_listed_in_their_order() -> None:
     async with open_console(servers=1) as console:
         jobs = [await submitted(console, sleep_workflow(60, tag=tag)) for tag in range(5)]
         await console.open()
@@ -105,7 +105,7 @@ async def test_what_waits_is_listed_in_its_order() -> None:
 
 
 @pytest.mark.long
-async def test_without_javascript_the_page_is_whole() -> None:
+async def test_without_javascript_the_page_shows_running_jobs() -> None:
     async with open_console(servers=1, javascript=False) as console:
         prompt_id = await submitted(console, sleep_workflow(60))
 
@@ -120,7 +120,7 @@ async def test_without_javascript_the_page_is_whole() -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-async def test_a_phone_shows_all_of_it(scheme: Any) -> None:
+async def test_the_page_fits_a_phone_and_is_accessible(scheme: Any) -> None:
     async with open_console(size=PHONE, scheme=scheme) as console:
         for tag in range(8):
             await submitted(console, sleep_workflow(60, tag=tag))
@@ -130,7 +130,7 @@ async def test_a_phone_shows_all_of_it(scheme: Any) -> None:
         await accessible(console.page)
 
 
-async def test_a_page_that_is_not_seen_has_no_feed() -> None:
+async def test_a_hidden_page_has_no_feed() -> None:
     async with open_console(servers=1) as console:
         await console.open()
         await feed_is(console.page, "open")
@@ -151,7 +151,7 @@ async def test_a_page_that_is_not_seen_has_no_feed() -> None:
 
 
 @pytest.mark.long
-async def test_a_server_that_stops_is_shown_so() -> None:
+async def test_a_server_that_stops_is_shown_as_unreachable() -> None:
     async with open_console(servers=2) as console:
         await console.open()
         await feed_is(console.page, "open")
@@ -160,7 +160,7 @@ async def test_a_server_that_stops_is_shown_so() -> None:
 
 
 @pytest.mark.long
-async def test_a_page_of_before_an_update_is_loaded_anew_once() -> None:
+async def test_a_page_from_before_an_update_reloads_once() -> None:
     async with open_console(servers=1) as console:
         loads = 0
 

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.timeout(120)
 
 @asynccontextmanager
 async def paused(count: int, **options: Any) -> AsyncIterator[tuple[Console, list[str]]]:
-    """A console of a queue that is paused, and so many jobs that wait."""
+    """A console with a paused queue, and `count` jobs that wait in it."""
     async with open_console(**options) as console:
         await console.gateway.handler.queue.pause(True)
         yield console, [await submit(console.gateway.http, invert_workflow(tag)) for tag in range(count)]
@@ -119,7 +119,7 @@ async def test_every_change_works_without_javascript() -> None:
 
 
 @pytest.mark.long
-async def test_ten_thousand_jobs(tmp_path: Path) -> None:
+async def test_ten_thousand_jobs_are_shown_in_pages(tmp_path: Path) -> None:
     """The first page and the last, of all owners and of one, and on a phone, too."""
     async with SqliteJournal(tmp_path) as journal:
         jobs = [new_job(number, owner=f"owner-{number % 4}") for number in range(1, 10_001)]
@@ -146,7 +146,7 @@ async def test_ten_thousand_jobs(tmp_path: Path) -> None:
         await accessible(phone)
 
 
-async def test_what_is_typed_or_selected_stays_while_the_page_changes() -> None:
+async def test_input_and_selection_stay_while_the_page_changes() -> None:
     async with paused(3) as (console, (one, two, three)):
         page = console.page
         await console.open("/console/queue")
@@ -157,7 +157,7 @@ async def test_what_is_typed_or_selected_stays_while_the_page_changes() -> None:
         assert await page.get_by_label(f"Select Unnamed workflow {two[:8]}").is_checked()
 
 
-async def test_a_user_sees_its_own_and_a_reader_changes_nothing(keys_path: Path) -> None:
+async def test_a_user_sees_its_own_jobs_and_a_reader_can_change_nothing(keys_path: Path) -> None:
     async with open_console(keys_file=keys_path) as console:
         await console.gateway.handler.queue.pause(True)
         body = {"prompt": invert_workflow(1)}
@@ -178,7 +178,7 @@ async def test_a_user_sees_its_own_and_a_reader_changes_nothing(keys_path: Path)
 
 
 @pytest.mark.long
-async def test_the_page_is_accessible_and_says_when_a_job_begins() -> None:
+async def test_the_page_shows_when_a_job_begins_and_is_accessible() -> None:
     async with open_console(servers=2) as console:
         http = console.gateway.http
         console.gateway.handler.etas.times.ended("before", needs_of(sleep_workflow(600)), 300.0)
@@ -196,7 +196,7 @@ async def test_the_page_is_accessible_and_says_when_a_job_begins() -> None:
                 pass
 
 
-async def test_what_others_do_is_shown_without_a_click() -> None:
+async def test_changes_by_others_appear_without_a_click() -> None:
     async with paused(1) as (console, (one,)):
         await console.open("/console/queue")
         await shows(console.page, one)

@@ -1,4 +1,4 @@
-"""The console's results in a browser: each medium, that nothing of it runs, filters, and endless scrolling."""
+"""The console's results in a browser: media, files that must not run as code, filters, and endless scrolling."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ _SHOWN = "image => image.complete && image.naturalWidth > 0"
 
 
 async def results(console: Console, query: str = "") -> Any:
-    """The page, once it is there."""
+    """Opens the results and returns the page."""
     await console.open(f"/console/results{query}")
     return console.page
 
 
 async def holds(page: Any, script: str, arg: Any = None) -> None:
-    """Until the script says so. What playwright waits with needs the `eval` that the page's policy forbids."""
+    """Waits until the script is true. Playwright's own wait needs `eval`, which the page's policy forbids."""
     await until(lambda: page.evaluate(script, arg), bool, timeout_s=30)
 
 
 async def shown_images(page: Any, count: int) -> None:
-    """Until so many pictures are shown, of those that are on the page."""
+    """Waits until `count` pictures of the page are loaded and shown."""
     await holds(
         page, f"count => [...document.querySelectorAll('.gallery img')].filter({_SHOWN}).length === count", count
     )
@@ -76,8 +76,8 @@ async def test_pictures_videos_sounds_models_and_texts_are_shown(tmp_path: Path)
         await accessible(page)
 
 
-async def test_nothing_that_a_job_has_made_runs(console: Console) -> None:
-    """An SVG and a page with scripts: on the results, when they are opened, framed, and loaded as what they are not."""
+async def test_no_file_that_a_job_made_runs_as_code(console: Console) -> None:
+    """Files with scripts are shown on the results, opened, put into a frame, and loaded as another type."""
     gateway = console.gateway
     console.allowed += ["Refused to", "status of 404", "MIME type", "Content Security Policy", "ERR_ABORTED", "nosniff"]
     ids = []
@@ -98,11 +98,11 @@ async def test_nothing_that_a_job_has_made_runs(console: Console) -> None:
     assert await page.get_by_role("link", name="Save written").count() == 4
     for prompt_id in ids:
         address = f"{gateway.url}/console/files/{prompt_id}/0"
-        # Opened, the browser saves it.
+        # The browser saves the file instead of opening it.
         async with page.expect_download() as saving:
             await page.evaluate("url => { window.location.href = url }", address)
         await (await saving.value).delete()
-        # A page of ours that somebody could write to would still not run it, as a script or in a frame.
+        # Even elements that are added to our page do not run it, neither as a script nor in a frame.
         await page.evaluate(
             """url => Promise.all(['script', 'iframe', 'embed', 'object'].map(tag => new Promise(done => {
                 const element = document.createElement(tag)
@@ -118,7 +118,7 @@ async def test_nothing_that_a_job_has_made_runs(console: Console) -> None:
     assert page.url.startswith(f"{gateway.url}/console/results")
 
 
-async def test_a_text_that_is_opened_is_only_a_text(console: Console) -> None:
+async def test_an_opened_text_is_shown_as_plain_text(console: Console) -> None:
     _, answer = await console.gateway.prompt_sync({"1": node("PreviewAny", source=SCRIPTED_PAGE.decode())})
     page = await results(console)
     await page.locator("a.said").click()
@@ -129,7 +129,7 @@ async def test_a_text_that_is_opened_is_only_a_text(console: Console) -> None:
 
 
 @pytest.mark.long
-async def test_a_picture_without_a_small_one_is_shown_by_its_name(console: Console) -> None:
+async def test_a_picture_without_a_thumbnail_is_shown_by_its_name(console: Console) -> None:
     console.allowed += ["status of 404"]
     await console.gateway.prompt_sync(writing(extension="png"))
     page = await results(console)
@@ -137,7 +137,7 @@ async def test_a_picture_without_a_small_one_is_shown_by_its_name(console: Conso
     assert await page.locator(".gallery img").count() == 0
 
 
-async def test_yesterdays_error_is_found_by_keyboard_only(console: Console) -> None:
+async def test_the_keyboard_alone_finds_an_error(console: Console) -> None:
     gateway = console.gateway
     await gateway.prompt_sync(txt2img(steps=1), labels={"order": "11"})
     await gateway.prompt_sync(
@@ -166,7 +166,7 @@ async def test_yesterdays_error_is_found_by_keyboard_only(console: Console) -> N
 
 
 @pytest.mark.long
-async def test_a_label_that_cannot_be_is_told(console: Console) -> None:
+async def test_an_invalid_label_filter_shows_an_error(console: Console) -> None:
     console.allowed += ["status of 400"]
     page = await results(console)
     await page.get_by_label("Label").fill("order")
@@ -176,7 +176,7 @@ async def test_a_label_that_cannot_be_is_told(console: Console) -> None:
     await accessible(page)
 
 
-async def test_pictures_are_looked_at_one_after_the_other_by_keyboard(console: Console) -> None:
+async def test_the_keyboard_alone_browses_large_pictures(console: Console) -> None:
     console.allowed += ["ERR_ABORTED"]
     for color in range(3):
         await console.gateway.prompt_sync(invert_workflow(color, width=64, height=48, prefix=f"look{color}"))
@@ -204,7 +204,7 @@ async def test_pictures_are_looked_at_one_after_the_other_by_keyboard(console: C
     assert "look1_" in await page.evaluate("document.activeElement.querySelector('img').alt")
 
 
-async def test_jobs_that_end_meanwhile_are_told(console: Console) -> None:
+async def test_jobs_that_end_while_the_page_is_open_are_announced(console: Console) -> None:
     page = await results(console)
     await page.get_by_text("Nothing has ended yet").wait_for()
     await holds(page, "document.body.dataset.feed === 'open'")
@@ -215,7 +215,7 @@ async def test_jobs_that_end_meanwhile_are_told(console: Console) -> None:
     await page.locator(".result").nth(1).wait_for()
 
 
-async def test_each_user_sees_its_own(keys_path: Path) -> None:
+async def test_each_user_sees_only_its_own_results(keys_path: Path) -> None:
     async with open_console(servers=1, keys_file=keys_path) as console:
         await made_file(console.gateway, console.engines[0], "png", png("red"), key=ALICE)
         await console.sign_in(ALICE, "/console/results")
@@ -226,7 +226,7 @@ async def test_each_user_sees_its_own(keys_path: Path) -> None:
 
 
 @pytest.mark.long
-async def test_a_phone_shows_it_in_one_column() -> None:
+async def test_a_phone_shows_results_in_one_column() -> None:
     async with open_console(servers=1, size=PHONE, scheme="dark") as console:
         for _ in range(3):
             await made_file(console.gateway, console.engines[0], "png", png())
@@ -242,7 +242,7 @@ async def test_a_phone_shows_it_in_one_column() -> None:
 
 
 @pytest.mark.long
-async def test_without_javascript_the_pages_are_links(tmp_path: Path) -> None:
+async def test_without_javascript_links_lead_to_older_results(tmp_path: Path) -> None:
     async with open_console(servers=1, javascript=False, state_dir=str(tmp_path)) as console:
         await console.gateway.prompt_sync(writing())
     many_jobs(tmp_path / FILE_NAME, 120)
@@ -257,7 +257,7 @@ async def test_without_javascript_the_pages_are_links(tmp_path: Path) -> None:
         assert await page.locator(".result").count() == 48
 
 
-async def test_scrolling_goes_on_and_the_page_stays_small(tmp_path: Path) -> None:
+async def test_scrolling_loads_older_results_and_unloads_distant_ones(tmp_path: Path) -> None:
     async with open_console(servers=1, state_dir=str(tmp_path)) as console:
         await console.gateway.prompt_sync(writing(extension="bin"))
     many_jobs(tmp_path / FILE_NAME, 100_000)
@@ -271,9 +271,9 @@ async def test_scrolling_goes_on_and_the_page_stays_small(tmp_path: Path) -> Non
             await holds(page, "count => document.querySelectorAll('.page').length > count", count)
             assert await page.locator(".result").count() <= 48 * 9
         assert len(set(await page.evaluate(ids))) == await page.locator(".result").count()
-        # The address leads back to what is seen, also after a look at another page.
+        # The address leads back to the visible results, also after a visit to another page.
         await holds(page, "location.search.includes('cursor=')")
-        # Back up: what was emptied comes again, at its place.
+        # After scrolling back, results that were unloaded come again at the same place.
         second = "document.querySelectorAll('.page')[1]"
         assert await page.evaluate(f"{second}.children.length") == 0
         height = await page.evaluate(f"{second}.offsetHeight")
@@ -286,7 +286,7 @@ async def test_scrolling_goes_on_and_the_page_stays_small(tmp_path: Path) -> Non
 
 
 @pytest.mark.long
-async def test_a_search_that_finds_nothing_asks_before_it_goes_on(tmp_path: Path) -> None:
+async def test_a_search_without_results_asks_before_it_searches_further(tmp_path: Path) -> None:
     async with open_console(servers=1, state_dir=str(tmp_path)) as console:
         await console.gateway.prompt_sync(writing())
     many_jobs(tmp_path / FILE_NAME, 25_000)
@@ -305,7 +305,7 @@ async def test_a_search_that_finds_nothing_asks_before_it_goes_on(tmp_path: Path
         await until(settled, lambda count: count == 5, timeout_s=30)
         before = await link.get_attribute("href")
         await holds(page, "new Promise(done => setTimeout(() => done(true), 300))")
-        assert len(searched()) == 5, "after five that found nothing the visitor is asked"
+        assert len(searched()) == 5, "after five searches without a result the visitor is asked"
         await link.click()
         await holds(page, "before => document.querySelector('[data-more] a')?.getAttribute('href') !== before", before)
         await (
@@ -314,7 +314,7 @@ async def test_a_search_that_finds_nothing_asks_before_it_goes_on(tmp_path: Path
 
 
 @pytest.mark.long
-async def test_pages_that_cannot_be_loaded_are_told_and_tried_again(tmp_path: Path) -> None:
+async def test_results_that_cannot_be_loaded_show_an_error_and_can_be_retried(tmp_path: Path) -> None:
     async with open_console(servers=1, state_dir=str(tmp_path)) as console:
         await console.gateway.prompt_sync(writing())
     many_jobs(tmp_path / FILE_NAME, 150)

@@ -1,4 +1,4 @@
-"""`/console/run` in a browser: a form of every kind of field, files by drop and paste, and the run beside it."""
+"""`/console/run` in a browser: forms with every kind of field, files by drop and paste, and the run beside a form."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ _BRING = """({ zone, kind, data, name }) => {
 
 
 async def _bring(page: Any, kind: str, zone: str, name: str) -> None:
-    """Drops or pastes a picture, as the browser tells a page of it."""
+    """Sends the events to the page that a browser sends for a dropped or pasted picture."""
     data = base64.b64encode(png("red")).decode()
     await page.evaluate(_BRING, {"zone": zone, "kind": kind, "data": data, "name": name})
 
 
 async def _used(console: Console) -> dict[str, Any]:
-    """The values with which the run beside the form was run."""
+    """The parameters of the run that is shown beside the form."""
     prompt_id = await console.page.get_attribute("#panel [data-job]", "data-job")
     async with console.gateway.http.get(f"/prompt_sync/{prompt_id}") as response:
         used: dict[str, Any] = (await response.json())["workflow"]["parameters"]
     return used
 
 
-async def test_a_workflow_is_run_by_keyboard_alone_and_its_result_stands_beside(run_console: Console) -> None:
+async def test_the_keyboard_alone_runs_a_workflow_whose_result_appears_beside_the_form(run_console: Console) -> None:
     page = run_console.page
     await run_console.open()
     await tab_to(page, "Run", tag="a")
@@ -63,13 +63,13 @@ async def test_a_workflow_is_run_by_keyboard_alone_and_its_result_stands_beside(
     await page.wait_for_function("() => document.querySelector('#panel img').naturalWidth === 64")
     used = await _used(run_console)
     assert (used["prompt"], used["steps"], used["lossless"]) == ("a fox", 4, False)
-    # It is among the recent runs, and the page is the same when it is loaded again.
+    # The run is among the recent runs, and is shown again after a reload.
     await page.wait_for_selector("[data-recent] td a")
     await page.reload()
     await page.wait_for_selector("#panel [data-state=succeeded] img")
 
 
-async def test_seeds_are_thrown_and_typed_and_stay_exact(run_console: Console) -> None:
+async def test_seeds_are_random_or_typed_and_stay_exact(run_console: Console) -> None:
     page = run_console.page
     await run_console.open("/console/run/every")
     each, seed = page.get_by_label("Random each run"), page.locator("#field-seed")
@@ -91,7 +91,7 @@ async def test_seeds_are_thrown_and_typed_and_stay_exact(run_console: Console) -
     assert (await _used(run_console))["seed"] == LARGEST_SEED
 
 
-async def test_a_picture_is_dropped_and_one_is_pasted_in_its_place(run_console: Console) -> None:
+async def test_a_pasted_picture_replaces_a_dropped_one(run_console: Console) -> None:
     page = run_console.page
     await run_console.open("/console/run/inverted")
     await _bring(page, "drop", "[data-drop]", "dropped.png")
@@ -108,7 +108,7 @@ async def test_a_picture_is_dropped_and_one_is_pasted_in_its_place(run_console: 
     assert await focused(page) != ""
 
 
-async def test_what_is_wrong_stands_at_its_field_which_has_the_focus(run_console: Console) -> None:
+async def test_an_error_appears_at_its_field_which_gets_the_focus(run_console: Console) -> None:
     run_console.allowed.append("status of 422")
     page = run_console.page
     await run_console.open("/console/run/every")
@@ -131,7 +131,7 @@ async def test_what_is_wrong_stands_at_its_field_which_has_the_focus(run_console
     assert await page.is_hidden("#problem")
 
 
-async def test_a_run_shows_its_progress_while_it_goes_on(tmp_path: Path) -> None:
+async def test_a_run_shows_its_progress_even_after_a_reload(tmp_path: Path) -> None:
     folder = every_folder(tmp_path / "workflows")
     async with open_console(servers=1, step_seconds=0.2, workflows_dir=folder) as console:
         page = console.page
@@ -160,7 +160,7 @@ async def test_a_run_is_cancelled_beside_its_form(tmp_path: Path) -> None:
         assert await page.get_by_role("button", name="Cancel this run").count() == 0
 
 
-async def test_the_code_follows_the_values(run_console: Console) -> None:
+async def test_the_code_examples_follow_the_values(run_console: Console) -> None:
     page = run_console.page
     await run_console.open("/console/run/inverted")
     await page.locator("#code summary").click()
@@ -174,7 +174,7 @@ async def test_the_code_follows_the_values(run_console: Console) -> None:
 
 
 @pytest.mark.long
-async def test_without_scripts_a_form_leads_to_its_job(tmp_path: Path) -> None:
+async def test_without_javascript_a_form_leads_to_its_job(tmp_path: Path) -> None:
     folder = every_folder(tmp_path / "workflows")
     async with open_console(servers=1, javascript=False, workflows_dir=folder) as console:
         page = console.page

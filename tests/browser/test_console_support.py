@@ -1,4 +1,4 @@
-"""What holds the console's pages in the browser does see a fault: each check here is given one."""
+"""The checks of the console's pages find faults: each test here shows one fault to a check."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.timeout(120)
 _FINE = "<!doctype html><html lang=en><title>t</title><main><h1>t</h1><a href=#a>One</a> <button>Two</button></main>"
 
 
-async def test_a_fault_of_accessibility_is_seen(console: Console) -> None:
+async def test_an_accessibility_fault_is_found(console: Console) -> None:
     await console.page.set_content(_FINE)
     await accessible(console.page)
     await console.page.set_content(_FINE.replace("<button>Two", "<button>").replace("t</h1>", "t</h1><input>"))
@@ -22,7 +22,7 @@ async def test_a_fault_of_accessibility_is_seen(console: Console) -> None:
         await accessible(console.page)
 
 
-async def test_a_page_too_wide_for_a_phone_is_seen() -> None:
+async def test_a_page_too_wide_for_a_phone_is_found() -> None:
     async with open_console(servers=1, size=PHONE) as console:
         await console.page.set_content(_FINE)
         await fits(console.page)
@@ -31,7 +31,7 @@ async def test_a_page_too_wide_for_a_phone_is_seen() -> None:
             await fits(console.page)
 
 
-async def test_a_focus_that_nothing_shows_is_seen(console: Console) -> None:
+async def test_an_invisible_focus_is_found(console: Console) -> None:
     await console.page.set_content(_FINE)
     await tab_to(console.page, "Two", tag="button")
     assert await focused(console.page) == "button Two"
@@ -40,7 +40,7 @@ async def test_a_focus_that_nothing_shows_is_seen(console: Console) -> None:
         await tab_to(console.page, "Two")
 
 
-async def test_what_a_page_s_policy_blocks_and_what_it_asks_elsewhere_is_seen(keys_path: Path) -> None:
+async def test_blocked_scripts_and_requests_to_other_hosts_are_found(keys_path: Path) -> None:
     async with open_console(servers=1, keys_file=keys_path) as console:
         await console.open("/login")
         await console.page.evaluate(

@@ -1,4 +1,4 @@
-"""The pages of usage and keys, and the login page, as a person meets them."""
+"""The pages of usage and keys, and the login page, as a person uses them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ async def _use(console: Console) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-async def test_a_person_signs_in_reads_who_used_what_and_signs_out(
+async def test_a_person_signs_in_reads_the_usage_and_signs_out(
     keys_path: Path, scheme: Literal["light", "dark"]
 ) -> None:
     async with open_console(scheme=scheme, keys_file=keys_path) as console:
@@ -89,7 +89,7 @@ async def test_usage_and_keys_fit_a_phone(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-async def test_the_days_are_chosen_with_the_keyboard_alone(keys_path: Path) -> None:
+async def test_the_keyboard_alone_signs_in_and_chooses_days(keys_path: Path) -> None:
     async with open_console(keys_file=keys_path) as console:
         await _use(console)
         page = console.page
@@ -107,7 +107,7 @@ async def test_the_days_are_chosen_with_the_keyboard_alone(keys_path: Path) -> N
         await tab_to(page, "7 days", tag="a")
         await page.keyboard.press("Enter")
         await page.locator("a[aria-current=true]", has_text="7 days").wait_for()
-        # What is wider than its place is scrolled by the arrow keys.
+        # A table that is too wide gets the focus, so that the arrow keys scroll it.
         await tab_to(page, "What was used")
 
 

@@ -1,4 +1,4 @@
-"""The console as a whole: every page on a phone, and one way through all of them with the keyboard alone."""
+"""The console as a whole: every page on a phone, and one way through all pages with the keyboard alone."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ async def _ended(console: Console, prompt_id: str) -> None:
 
 
 async def _jobs(console: Console) -> tuple[str, str, list[str]]:
-    """A job that made a picture, one that failed, and four of which one waits: they end when they are woken."""
+    """A job that made a picture, one that failed, and four long ones, of which three run and one waits."""
     made = await _submit(console, invert_workflow(1), ALICE)
     await _ended(console, made)
     assert (await run(console.gateway.http, "flat", {"seed": 1}, headers=bearer(ALICE)))[0] == 200
@@ -53,7 +53,7 @@ async def _jobs(console: Console) -> tuple[str, str, list[str]]:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-async def test_every_page_fits_a_phone_and_can_be_used_by_all(
+async def test_every_page_fits_a_phone_and_is_accessible(
     keys_path: Path, tmp_path: Path, scheme: Literal["light", "dark"]
 ) -> None:
     workflows = named_folder(tmp_path / "workflows")
@@ -85,18 +85,18 @@ async def test_every_page_fits_a_phone_and_can_be_used_by_all(
 
 
 async def _go(page: Any, name: str, heading: str | None = None) -> None:
-    """To another page, by the links at the head of this one."""
+    """Goes to another page by a link of the navigation."""
     await tab_to(page, name, tag="a", exact=True)
     await page.keyboard.press("Enter")
     await page.get_by_role("heading", level=1, name=heading or name).wait_for()
 
 
-async def test_all_of_the_console_is_used_with_the_keyboard_alone(keys_path: Path, tmp_path: Path) -> None:
+async def test_the_whole_console_can_be_used_with_the_keyboard_alone(keys_path: Path, tmp_path: Path) -> None:
     workflows = named_folder(tmp_path / "workflows")
     async with open_console(keys_file=keys_path, workflows_dir=workflows) as console:
         _, _, standing_ids = await _jobs(console)
         page, press = console.page, console.page.keyboard.press
-        # A question of the browser itself has the focus on its first button.
+        # A dialog of the browser itself has the focus on its first button.
         page.on("dialog", lambda question: question.accept())
         await console.open("/console")
         await page.wait_for_function("document.activeElement.id === 'key'")

@@ -1,4 +1,4 @@
-"""A user's workflow reads its own files: what comes with it, and nothing that others have in ComfyUI's folders."""
+"""A user's workflow reads files of its request and of its key, but no other files in ComfyUI's folders."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _load(name: Any, class_type: str = "LoadImage", widget: str = "image") -> di
 
 
 def _put(engine: Engine, path: str) -> None:
-    """A file of somebody else, in ComfyUI's own folder."""
+    """Puts a file into ComfyUI's input folder, past the gateway."""
     file = engine.folders.input / path
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(_PNG)
@@ -56,7 +56,7 @@ def _put(engine: Engine, path: str) -> None:
         ),
     ],
 )
-async def test_another_s_file_is_refused_as_one_that_is_not_there(calls: Calls, engine: Engine, name: Any) -> None:
+async def test_a_file_of_another_key_is_refused_like_a_missing_file(calls: Calls, engine: Engine, name: Any) -> None:
     _put(engine, "secret.png")
     _put(engine, "keys/bob/x.png")
     status, told = await calls.submit(ALICE, _load(name))
@@ -72,8 +72,10 @@ async def test_another_s_file_is_refused_as_one_that_is_not_there(calls: Calls, 
 
 
 @pytest.mark.parametrize("brought", ["secret.pngX", "keys/bob/x.pngX"])
-async def test_a_suffix_cuts_no_name_that_is_brought_to_another_s(calls: Calls, engine: Engine, brought: str) -> None:
-    """ComfyUI cuts `[input]` with the character before it: what it then reads did not come with the workflow."""
+async def test_a_suffix_cannot_turn_an_uploaded_name_into_another_keys_file(
+    calls: Calls, engine: Engine, brought: str
+) -> None:
+    """ComfyUI removes `[input]` and the character before it, and would read a file that is not of the request."""
     _put(engine, "secret.png")
     _put(engine, "keys/bob/x.png")
     subfolder, _, name = brought.rpartition("/")
@@ -83,7 +85,7 @@ async def test_a_suffix_cuts_no_name_that_is_brought_to_another_s(calls: Calls, 
     assert executions(engine) == {}
 
 
-async def test_what_comes_with_the_workflow_and_what_is_the_key_s_own_is_read(calls: Calls, engine: Engine) -> None:
+async def test_files_of_the_request_and_files_of_the_key_are_read(calls: Calls, engine: Engine) -> None:
     _put(engine, "keys/alice/x.png")
     picture = base64.b64encode(_PNG).decode()
     for fields in (
@@ -97,12 +99,12 @@ async def test_what_comes_with_the_workflow_and_what_is_the_key_s_own_is_read(ca
         assert status == 200, told
         status, told = await calls.call(ALICE, "POST", "/validate", {"prompt": workflow, **fields})
         assert told["valid"], told
-    # An admin's workflow reads all, as before there were names.
+    # An admin's workflow may read every file.
     assert (await calls.submit(ROOT, _load("keys/alice/x.png")))[0] == 200
 
 
-async def test_a_file_with_a_plain_name_lands_in_the_key_s_own_folder(calls: Calls, engine: Engine) -> None:
-    """Where a node finds its file by itself the name is kept; it must not replace another's file."""
+async def test_a_file_with_a_plain_name_is_stored_in_the_keys_own_folder(calls: Calls, engine: Engine) -> None:
+    """Some nodes look for a file by its plain name, so the name is kept. It must not replace another key's file."""
     _put(engine, "plain.png")
     before = (engine.folders.input / "plain.png").read_bytes()
     picture = {"name": "plain.png", "image": base64.b64encode(_PNG + b"other").decode()}
@@ -114,7 +116,7 @@ async def test_a_file_with_a_plain_name_lands_in_the_key_s_own_folder(calls: Cal
     assert (status, told["outputs"]["1"]["text"]) == (200, ["keys/alice/plain.png"])
 
 
-async def test_a_job_that_waited_over_a_restart_is_held_to_it_too(
+async def test_a_job_that_waited_during_a_restart_cannot_read_foreign_files(
     engine: Engine, keys_path: Path, tmp_path: Path
 ) -> None:
     held = handler_options(queue=QueueOptions(ahead=0))
@@ -133,7 +135,9 @@ async def test_a_job_that_waited_over_a_restart_is_held_to_it_too(
 
 
 @pytest.mark.parametrize("fields", [{"front": True}, {"number": -5}])
-async def test_a_user_goes_only_before_its_own_jobs(calls: Calls, engine: Engine, fields: dict[str, Any]) -> None:
+async def test_number_and_front_of_prompt_sync_pass_only_the_users_own_jobs(
+    calls: Calls, engine: Engine, fields: dict[str, Any]
+) -> None:
     assert (await calls.call(ROOT, "POST", "/queue/pause"))[0] == 200
     bobs = (await calls.submit(BOB, sleep_workflow(0, tag=1), _ASYNC))[1]["prompt_id"]
     second = (await calls.submit(ALICE, sleep_workflow(0, tag=2), _ASYNC))[1]["prompt_id"]
@@ -147,8 +151,8 @@ async def _now(value: list[str]) -> list[str]:
     return value
 
 
-async def test_a_user_s_events_go_to_no_socket_of_others(calls: Calls) -> None:
-    """With another's client id, a prompt's events would show in the other's browser."""
+async def test_a_users_events_never_go_to_another_users_websocket(calls: Calls) -> None:
+    """With the client id of another user, a prompt's events would appear in that user's browser."""
     async with calls.gateway.http.ws_connect("/ws?clientId=roots", headers=bearer(ROOT)) as websocket:
         for extra in ({"client_id": "roots"}, {"extra_data": {"client_id": "roots"}}):
             assert (await calls.submit(BOB, sleep_workflow(0, tag=len(extra)), **extra))[0] == 200

@@ -1,4 +1,4 @@
-"""Which requests are for the gateway itself follows from its routes; all others are ComfyUI's."""
+"""The gateway's routes decide which requests it answers itself; it relays all others to ComfyUI."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ from tests.support.relaying import answer_ok, fetch, relayed
         ("GET", "/queue", False),
     ],
 )
-def test_a_path_is_our_own_where_a_route_has_it(method: str, path: str, own: bool) -> None:
+def test_a_path_is_the_gateways_own_if_a_route_has_it(method: str, path: str, own: bool) -> None:
     assert server.create_app(Settings()).own_paths().has(method, path) is own
 
 
-def test_each_route_of_the_application_is_our_own() -> None:
+def test_every_route_of_the_application_is_the_gateways_own() -> None:
     app = server.create_app(Settings())
     routes = list(iter_route_contexts(app.router.routes))
     assert len(routes) > 30
@@ -63,16 +63,16 @@ def test_each_route_of_the_application_is_our_own() -> None:
 
 @pytest.mark.parametrize("path", sorted(PROBES))
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "BREW"])
-def test_what_needs_no_key_is_never_relayed(path: str, method: str) -> None:
+def test_paths_without_a_key_are_never_relayed(path: str, method: str) -> None:
     assert server.create_app(Settings()).own_paths().has(method, path)
 
 
-def test_a_route_that_would_take_all_paths_is_refused() -> None:
+def test_a_route_that_would_match_all_paths_is_refused() -> None:
     with pytest.raises(ValueError, match=r"/\{page\}"):
         OwnPaths([("/{page}", "GET")])
 
 
-async def test_a_route_that_is_added_is_our_own(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_added_route_is_the_gateways_own(monkeypatch: pytest.MonkeyPatch) -> None:
     create_app = server.create_app
 
     async def answer(request: Request) -> PlainTextResponse:
@@ -105,7 +105,7 @@ async def test_a_route_that_is_added_is_our_own(monkeypatch: pytest.MonkeyPatch)
         assert [exchange.line for exchange in comfyui.seen] == ["GET /adde HTTP/1.1"]
 
 
-async def test_the_document_answers_head_as_get() -> None:
+async def test_the_document_answers_head_requests() -> None:
     async with relayed(answer_ok) as (comfyui, gateway):
         head = await fetch(gateway, "/openapi.json", method="HEAD")
         assert (head.status, head.body) == (200, b"")

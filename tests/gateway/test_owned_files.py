@@ -1,4 +1,4 @@
-"""Files of a user's key: `/view`, uploads and the names in node definitions are its own, and no others."""
+"""Files of a user's key: `/view` and the node definitions show the key's own files only."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ async def test_a_key_opens_the_files_of_its_own_jobs(calls: Calls, prefer: dict[
     assert [(await _view(calls, key, query)).status for key in (BOB, ROOT, WATCHER)] == [404, 200, 200]
 
 
-async def test_two_keys_with_the_same_picture_of_comfyui_s_cache_both_open_it(calls: Calls) -> None:
+async def test_two_keys_with_the_same_cached_picture_both_open_it(calls: Calls) -> None:
     for key in (ALICE, BOB):
         _, job = await calls.submit(key, invert_workflow(1))
         assert (await _view(calls, key, job["images"][0]["url"].partition("?")[2])).status == 200
 
 
-async def test_a_file_is_opened_on_the_server_that_has_made_it_and_on_no_other(keys_path: Path) -> None:
+async def test_a_file_is_read_only_from_the_server_that_made_it(keys_path: Path) -> None:
     async with engines(2) as servers, running_gateway(*(one.url for one in servers), keys_file=keys_path) as gateway:
         calls = Calls(gateway)
         await calls.submit(ROOT, sleep_workflow(600), ASYNC)
@@ -52,19 +52,17 @@ async def test_a_file_is_opened_on_the_server_that_has_made_it_and_on_no_other(k
         (busy[0].folders.output / name).write_bytes(b"another's")
         assert (await _view(calls, ALICE, query)).body == (free.folders.output / name).read_bytes()
         assert (await _view(calls, BOB, query)).status == 404
-        # On no other one either when it is gone there.
+        # When the file is deleted there, it is not read from the other server, either.
         (free.folders.output / name).unlink()
         assert (await _view(calls, ALICE, query)).status == 404
 
 
 async def _runs_something(*servers: Engine) -> list[Engine]:
-    """It may be either: the first one whose node definitions are known."""
+    """The servers that run a prompt: the first prompt goes to the server whose node definitions came first."""
     return [server for server in servers if (await queue_of(server))[0]]
 
 
-async def test_a_name_that_another_s_job_got_after_the_file_was_gone_is_the_other_s(
-    calls: Calls, engine: Engine
-) -> None:
+async def test_a_reused_file_name_belongs_to_the_key_whose_job_made_the_file_last(calls: Calls, engine: Engine) -> None:
     _, first = await calls.submit(ALICE, invert_workflow(1, prefix="same"))
     (engine.folders.output / first["images"][0]["filename"]).unlink()
     _, second = await calls.submit(BOB, invert_workflow(2, prefix="same"))
@@ -73,7 +71,7 @@ async def test_a_name_that_another_s_job_got_after_the_file_was_gone_is_the_othe
     assert [(await _view(calls, key, query)).status for key in (ALICE, BOB)] == [404, 200]
 
 
-async def test_no_spelling_opens_another_s_file(calls: Calls, engine: Engine) -> None:
+async def test_no_spelling_of_a_name_opens_another_keys_file(calls: Calls, engine: Engine) -> None:
     _, theirs = await calls.submit(BOB, invert_workflow(1))
     _, mine = await calls.submit(ALICE, invert_workflow(2))
     name, own = theirs["images"][0]["filename"], mine["images"][0]["filename"]
@@ -99,7 +97,7 @@ async def test_no_spelling_opens_another_s_file(calls: Calls, engine: Engine) ->
         {},
     ):
         assert (await _view(calls, ALICE, urlencode(query))).status == 404, query
-    # Where a name stands twice, what is checked is what ComfyUI is asked for.
+    # If a parameter is given twice, the same value is checked and sent to ComfyUI.
     assert (await _view(calls, ALICE, f"filename={name}&filename={own}")).status == 404
     twice = await _view(calls, ALICE, f"filename={own}&filename={name}")
     assert twice.body == (await _view(calls, ALICE, f"filename={own}")).body
@@ -107,14 +105,14 @@ async def test_no_spelling_opens_another_s_file(calls: Calls, engine: Engine) ->
     assert opened.body == b"keys/alice"
 
 
-async def test_folders_in_a_name_lead_to_no_file_of_another(calls: Calls, engine: Engine) -> None:
+async def test_folders_in_a_name_never_lead_to_another_keys_file(calls: Calls, engine: Engine) -> None:
     """ComfyUI reads the last part of the name: `theirs` + `x/same.png` is `theirs/same.png`, and not `theirs/x/…`."""
     _, theirs = await calls.submit(BOB, invert_workflow(1, prefix="theirs/same"))
     _, mine = await calls.submit(ALICE, invert_workflow(2, prefix="theirs/x/same"))
     name = theirs["images"][0]["filename"]
     assert mine["images"][0]["filename"] == name
     (engine.folders.input / "keys").mkdir(exist_ok=True)
-    (engine.folders.input / "keys" / "photo.png").write_bytes(b"nobody's")
+    (engine.folders.input / "keys" / "photo.png").write_bytes(b"of no key")
     for query in (
         {"filename": f"x/{name}", "subfolder": "theirs"},
         {"filename": f"x/{name}", "subfolder": f"{mine['prompt_id']}/theirs"},
@@ -123,11 +121,11 @@ async def test_folders_in_a_name_lead_to_no_file_of_another(calls: Calls, engine
         assert (await _view(calls, ALICE, urlencode(query))).status == 404, query
     own = (engine.folders.output / "theirs" / "x" / name).read_bytes()
     for folder in ("theirs/x", f"{mine['prompt_id']}/theirs/x"):
-        # Where the last part is the key's own, it is opened, as ComfyUI does.
+        # If the last part names a file of the key, it is opened, as in ComfyUI.
         for given in (name, f"any/{name}"):
             query = {"filename": given, "subfolder": folder}
             found = await _view(calls, ALICE, urlencode(query))
-            # With one server the id stands for a folder that ComfyUI has not.
+            # With one server, the id is taken as a folder, which ComfyUI does not have.
             assert (found.status, found.body) == (200, own), query
 
 
@@ -135,9 +133,7 @@ async def test_folders_in_a_name_lead_to_no_file_of_another(calls: Calls, engine
 
 
 @pytest.mark.parametrize("prefix", ["", "/api"])
-async def test_definitions_have_no_name_of_a_file_that_others_have_there(
-    calls: Calls, engine: Engine, prefix: str
-) -> None:
+async def test_node_definitions_hide_files_that_are_not_the_keys_own(calls: Calls, engine: Engine, prefix: str) -> None:
     (engine.folders.input / "secret-plan.png").write_bytes(b"x")
     for path in (f"{prefix}/object_info", f"{prefix}/object_info/LoadImage"):
         status, seen = await calls.call(ROOT, "GET", path)

@@ -1,4 +1,4 @@
-"""A user's websocket: the frames of its own prompts and the length of its own queue, whatever ComfyUI tells to all."""
+"""A user's websocket gets only the frames of its own prompts and the length of its own queue."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ async def _prompt(calls: Calls, key: str, workflow: Any, client_id: str | None) 
 
 
 @pytest.mark.parametrize("path", ["/ws", "/api/ws"])
-async def test_two_keys_with_one_client_id_see_their_own_prompts_only(calls: Calls, path: str) -> None:
+async def test_two_keys_with_the_same_client_id_see_only_their_own_prompts(calls: Calls, path: str) -> None:
     ws = calls.gateway.http.ws_connect
     async with (
         ws(f"{path}?clientId=tab", headers=bearer(ALICE)) as a,
@@ -40,12 +40,12 @@ async def test_two_keys_with_one_client_id_see_their_own_prompts_only(calls: Cal
         kinds = [told["type"] for told in alice.texts if told["data"].get("prompt_id") == mine]
         assert {"execution_start", "executing", "executed", "execution_success"} <= set(kinds)
         assert (alice.prompts, bob.prompts) == ({mine}, {theirs})
-        # What is told at the end can be read.
+        # After the last frame, the history has the prompt.
         assert mine in (await calls.call(ALICE, "GET", f"/history/{mine}"))[1]
 
 
-async def test_what_comfyui_tells_to_all_is_not_told_to_users(calls: Calls, engine: Engine) -> None:
-    """Interrupts, the length of the queue, and all of a prompt without a client id go to every socket."""
+async def test_frames_that_comfyui_sends_to_all_do_not_reach_other_users(calls: Calls, engine: Engine) -> None:
+    """ComfyUI sends interrupts, the length of its queue, and all frames of a prompt without client id to everyone."""
     async with calls.gateway.http.ws_connect("/ws", headers=bearer(ALICE)) as websocket:
         alice = Tab(websocket)
         first = await alice.read_until("status")
@@ -66,7 +66,7 @@ async def test_what_comfyui_tells_to_all_is_not_told_to_users(calls: Calls, engi
         assert set(lengths) <= {0, 1}
         first_own = next(place for place, told in enumerate(alice.texts) if told["data"].get("prompt_id") == mine)
         before = [told["data"]["status"]["exec_info"]["queue_remaining"] for told in alice.texts[1:first_own]]
-        assert 0 not in before, "nothing is told while only others have prompts"
+        assert 0 not in before, "no frame comes while only others have prompts"
         assert {told["type"] for told in alice.texts} <= {
             *("status", "execution_start", "execution_cached", "executing", "progress", "progress_state", "executed"),
             "execution_success",
@@ -78,7 +78,7 @@ async def fetch_status(calls: Calls, key: str, path: str) -> int:
         return response.status
 
 
-async def test_previews_are_shown_of_the_own_prompt_only(calls: Calls, engine: Engine) -> None:
+async def test_a_user_gets_previews_of_its_own_prompts_only(calls: Calls, engine: Engine) -> None:
     workflow: Any = {
         "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "sd15.safetensors"}},
         "2": {"class_type": "CLIPTextEncode", "inputs": {"text": "a", "clip": ["1", 1]}},
@@ -121,8 +121,8 @@ async def test_previews_are_shown_of_the_own_prompt_only(calls: Calls, engine: E
 
 
 @pytest.mark.parametrize("path", ["/ws", "/ws?clientId=t", "/api/ws"])
-async def test_who_only_reads_has_no_websocket(calls: Calls, path: str) -> None:
-    """With another's client id it would take the other's events away."""
+async def test_a_key_of_role_read_cannot_open_a_websocket(calls: Calls, path: str) -> None:
+    """With the client id of another user it would take that user's events away."""
     with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
         await calls.gateway.http.ws_connect(path, headers=bearer(WATCHER))
     assert refused.value.status == 403

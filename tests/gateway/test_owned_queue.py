@@ -1,4 +1,4 @@
-"""ComfyUI's queue, history and interrupt for users: each sees and stops its own work and nobody else's."""
+"""ComfyUI's queue, history and interrupt for users: a user sees and stops only its own prompts."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ async def _ended(calls: Calls, key: str, prompt_id: str) -> Any:
 
 
 @pytest.mark.parametrize("prefix", ["", "/api"])
-async def test_a_prompt_of_comfyui_s_own_way_is_a_job_of_its_key(calls: Calls, prefix: str) -> None:
+async def test_a_prompt_sent_to_post_prompt_is_a_job_of_its_key(calls: Calls, prefix: str) -> None:
     workflow = invert_workflow(1)
     status, told = await calls.call(
         ALICE, "POST", f"{prefix}/prompt", {"prompt": workflow, "client_id": "tab", "extra_data": {"a": 1}}
@@ -67,19 +67,19 @@ async def test_a_prompt_of_comfyui_s_own_way_is_a_job_of_its_key(calls: Calls, p
     (image,) = entry["outputs"]["3"]["images"]
     query = f"filename={image['filename']}&subfolder={image['subfolder']}&type={image['type']}"
     assert (await fetch(calls.gateway, f"/view?{query}", headers=bearer(ALICE))).status == 200
-    # The same job by our own endpoint.
+    # Our own endpoint shows the same job.
     assert (await calls.call(ALICE, "GET", f"/prompt_sync/{prompt_id}"))[0] == 200
     assert (await calls.call(ALICE, "GET", "/usage"))[1]["usage"][0]["prompts"]["succeeded"] == 1
 
 
-async def test_neither_queue_nor_history_tells_of_others(calls: Calls, engine: Engine) -> None:
+async def test_queue_and_history_show_a_user_only_its_own_prompts(calls: Calls, engine: Engine) -> None:
     theirs = await _prompt(calls, BOB, sleep_workflow(600))
     await until(lambda: queue_of(engine), lambda queue: theirs in queue[0])
     mine = [await _prompt(calls, ALICE, invert_workflow(number)) for number in range(2)]
     assert await _queue(calls, ALICE) == ([], mine)
     assert (await calls.call(ALICE, "GET", "/prompt"))[1] == {"exec_info": {"queue_remaining": 2}}
     assert await until(lambda: _queue(calls, BOB), lambda queue: queue[0] == [theirs]) == ([theirs], [])
-    # An admin sees ComfyUI's own, with all of it; so does who reads.
+    # An admin and a key of role read see ComfyUI's whole queue.
     for key in (ROOT, WATCHER):
         assert theirs in (await _queue(calls, key))[0]
     await _post(calls, BOB, "/interrupt")
@@ -95,8 +95,8 @@ async def test_neither_queue_nor_history_tells_of_others(calls: Calls, engine: E
     assert entry["status"]["messages"][-1][0] == "execution_interrupted"
 
 
-async def test_no_user_stops_another_s_work(calls: Calls, engine: Engine) -> None:
-    # With the client id of a tab its events go there, and not to us.
+async def test_no_user_stops_prompts_of_another(calls: Calls, engine: Engine) -> None:
+    # With a client id, the events of the prompt go to that browser tab and not to the gateway.
     running = await _prompt(calls, BOB, sleep_workflow(600), client_id="tab")
     await until(lambda: queue_of(engine), lambda queue: running in queue[0])
     assert await _queue(calls, BOB) == ([running], [])
@@ -121,7 +121,7 @@ async def test_no_user_stops_another_s_work(calls: Calls, engine: Engine) -> Non
     await until(lambda: queue_of(engine), lambda queue: queue == ([], []))
 
 
-async def test_clear_takes_what_waits_with_the_gateway_too(engine: Engine, keys_path: Any) -> None:
+async def test_clear_removes_prompts_that_wait_in_the_gateway_too(engine: Engine, keys_path: Any) -> None:
     async with running_gateway(
         engine.url, keys_file=keys_path, changed=handler_options(queue=QueueOptions(ahead=0))
     ) as gateway:
@@ -145,7 +145,7 @@ async def test_clear_takes_what_waits_with_the_gateway_too(engine: Engine, keys_
         ({"prompt": {"1": {"class_type": "LoadImage", "inputs": {"image": "secret.png"}}}}, "file"),
     ],
 )
-async def test_what_is_refused_is_refused_in_comfyui_s_words(calls: Calls, body: Any, told: str) -> None:
+async def test_refused_prompts_get_errors_in_comfyuis_form(calls: Calls, body: Any, told: str) -> None:
     status, answer = await calls.call(ALICE, "POST", "/prompt", body)
     assert status == 400
     assert answer.keys() == {"error", "node_errors"}
@@ -153,7 +153,7 @@ async def test_what_is_refused_is_refused_in_comfyui_s_words(calls: Calls, body:
     assert told in str(answer)
 
 
-async def test_a_user_s_sync_call_is_in_its_queue_and_history_with_its_workflow(calls: Calls) -> None:
+async def test_a_users_sync_call_is_in_its_queue_and_history_with_the_workflow(calls: Calls) -> None:
     workflow = invert_workflow(3)
     await calls.gateway.handler.queue.pause(True)
     waiting = asyncio.create_task(calls.submit(ALICE, workflow))
@@ -170,7 +170,7 @@ async def test_a_user_s_sync_call_is_in_its_queue_and_history_with_its_workflow(
     assert (await _ended(calls, ALICE, result["prompt_id"]))["prompt"][2] == workflow
 
 
-async def test_a_user_s_number_and_front_put_it_before_its_own_only(calls: Calls, engine: Engine) -> None:
+async def test_number_and_front_of_post_prompt_pass_only_the_users_own_jobs(calls: Calls, engine: Engine) -> None:
     await calls.gateway.handler.queue.pause(True)
     theirs = await _prompt(calls, BOB, invert_workflow(0))
     first = await _prompt(calls, ALICE, invert_workflow(1))
@@ -189,10 +189,10 @@ async def _ran(engine: Engine) -> list[str]:
     return list(executions(engine))
 
 
-async def test_bodies_that_are_none_are_named(calls: Calls) -> None:
+async def test_invalid_json_for_queue_and_interrupt_is_handled_as_in_comfyui(calls: Calls) -> None:
     for path in ("/queue", "/interrupt"):
         answer = await fetch(calls.gateway, path, "POST", data=b"{", headers=bearer(ALICE))
-        # As ComfyUI has it: to that an interrupt without a body is one of all that runs.
+        # As in ComfyUI, which takes an interrupt without valid JSON as an interrupt of all running prompts.
         assert (answer.status, answer.body) == (
             (500, b"500 Internal Server Error\n\nthe body is not JSON") if path == "/queue" else (200, b"")
         )

@@ -24,7 +24,7 @@ async def _ask(calls: Calls, key: str, method: str, path: str, body: Any = None)
 
 
 async def _raw(calls: Calls, key: str, method: str, path: str, body: bytes = b"") -> tuple[int, bytes]:
-    """With the path as it stands here."""
+    """Sends the path without any change."""
     head = f"{method} {path} HTTP/1.1\r\nHost: g\r\nAuthorization: Bearer {key}\r\nConnection: close\r\n"
     answer = await raw_request(calls.gateway.url, f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
     head_bytes, _, content = answer.partition(b"\r\n\r\n")
@@ -65,7 +65,7 @@ async def test_each_key_has_its_own_files(calls: Calls, engine: Engine) -> None:
     assert (await _ask(calls, BOB, "GET", "/userdata?dir=workflows"))[0] == 404
     assert await _ask(calls, ALICE, "GET", "/users") == (200, {"storage": "server", "migrated": True})
     assert (engine.folders.user / "default/keys/alice/workflows/a.json").is_file()
-    # An admin's is where it always was.
+    # An admin's file stays in ComfyUI's usual folder.
     assert (await _ask(calls, ROOT, "POST", "/userdata/workflows%2Fa.json", {"root": 1}))[0] == 200
     assert (engine.folders.user / "default/workflows/a.json").is_file()
 
@@ -80,7 +80,7 @@ async def test_each_key_has_its_own_files(calls: Calls, engine: Engine) -> None:
     ],
 )
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
-async def test_no_name_leads_to_another_s_files(calls: Calls, engine: Engine, path: str, method: str) -> None:
+async def test_no_file_name_leads_to_another_keys_files(calls: Calls, engine: Engine, path: str, method: str) -> None:
     for key in (BOB, ROOT):
         await _ask(calls, key, "POST", "/userdata/a.json", {"of": key})
     home = engine.folders.user / "default"
@@ -98,8 +98,8 @@ async def test_no_name_leads_to_another_s_files(calls: Calls, engine: Engine, pa
     "name",
     ["../bob", "%2e%2e/bob", "%252e%252e/bob", "%25252e%25252e/bob", "..%2Fbob", "%2e%2e%2fbob", "x/%2e%2e/../bob"],
 )
-async def test_no_folder_of_a_list_leads_to_another_s_files(calls: Calls, name: str) -> None:
-    """ComfyUI decodes these names once more than the query is encoded."""
+async def test_no_folder_name_lists_another_keys_files(calls: Calls, name: str) -> None:
+    """ComfyUI decodes these names one more time than the query was encoded."""
     assert (await _ask(calls, BOB, "POST", "/userdata/secret.json", {}))[0] == 200
     assert (await _ask(calls, ALICE, "POST", "/userdata/mine.json", {}))[0] == 200
     for asked in (f"/userdata?recurse=true&dir={name}", f"/v2/userdata?path={name}"):
@@ -111,7 +111,7 @@ async def test_no_folder_of_a_list_leads_to_another_s_files(calls: Calls, name: 
             query = query.replace("%", "%25")
 
 
-async def test_each_key_lists_its_own_folders(calls: Calls) -> None:
+async def test_each_key_lists_only_its_own_folders(calls: Calls) -> None:
     assert await _ask(calls, ALICE, "GET", "/api/v2/userdata") == (200, [])
     for name in ("b.json", "workflows%2Fa%20b.json", "workflows%2F50%25%2Fc.json"):
         assert (await _ask(calls, ALICE, "POST", f"/userdata/{name}", {}))[0] == 200

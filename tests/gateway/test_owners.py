@@ -1,4 +1,4 @@
-"""Whose a job is: a key sees its own and nothing of others, and its limits hold."""
+"""Owners of jobs: a key sees only its own jobs, and its limits apply."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ _ASYNC = {"Prefer": "respond-async"}
 
 
 @pytest.mark.parametrize("prefer", [{}, _ASYNC], ids=["sync", "async"])
-async def test_a_user_lists_its_own_and_who_reads_and_admins_all(calls: Calls, prefer: dict[str, str]) -> None:
+async def test_a_user_lists_its_own_jobs_while_read_keys_and_admins_list_all(
+    calls: Calls, prefer: dict[str, str]
+) -> None:
     ids = {
         key: (await calls.submit(key, invert_workflow(n), prefer))[1]["prompt_id"] for n, key in enumerate((ALICE, BOB))
     }
@@ -38,7 +40,7 @@ async def test_a_user_lists_its_own_and_who_reads_and_admins_all(calls: Calls, p
 
 
 @pytest.mark.parametrize("state", ["waits", "runs", "ended"])
-async def test_another_s_job_looks_unknown_whatever_it_does(engine: Engine, keys_path: Path, state: str) -> None:
+async def test_a_job_of_another_user_looks_unknown_in_every_state(engine: Engine, keys_path: Path, state: str) -> None:
     ahead = handler_options(queue=QueueOptions(ahead=0 if state == "waits" else 4))
     async with running_gateway(engine.url, keys_file=keys_path, changed=ahead) as gateway:
         calls = Calls(gateway)
@@ -69,7 +71,7 @@ async def test_another_s_job_looks_unknown_whatever_it_does(engine: Engine, keys
 @pytest.mark.parametrize("prefer", [{}, _ASYNC], ids=["sync", "async"])
 @pytest.mark.parametrize("theirs", [{}, _ASYNC], ids=["another's sync call", "another's async job"])
 @pytest.mark.parametrize("running", [False, True], ids=["ended", "running"])
-async def test_another_s_prompt_id_is_taken_and_no_word_says_whose(
+async def test_a_prompt_id_of_another_key_is_refused_without_naming_its_owner(
     calls: Calls, engine: Engine, prefer: dict[str, str], theirs: dict[str, str], running: bool
 ) -> None:
     prompt_id = str(uuid4())
@@ -90,7 +92,7 @@ async def test_another_s_prompt_id_is_taken_and_no_word_says_whose(
     assert executions(engine) == {prompt_id: 1}
 
 
-async def test_only_an_admin_sees_a_prompt_that_only_comfyui_knows(calls: Calls, engine: Engine) -> None:
+async def test_users_neither_see_nor_join_a_prompt_of_an_admin(calls: Calls, engine: Engine) -> None:
     prompt_id, workflow = str(uuid4()), invert_workflow()
     status, _ = await calls.call(ROOT, "POST", "/prompt", {"prompt": workflow, "prompt_id": prompt_id})
     assert status == 200
@@ -101,9 +103,7 @@ async def test_only_an_admin_sees_a_prompt_that_only_comfyui_knows(calls: Calls,
     assert executions(engine) == {prompt_id: 1}
 
 
-async def test_admins_join_and_attach_to_each_other_s_as_before_there_were_names(
-    engine: Engine, keys_path: Path
-) -> None:
+async def test_admins_join_and_attach_to_jobs_of_all_keys(engine: Engine, keys_path: Path) -> None:
     async with running_gateway(engine.url, keys_file=keys_path, api_keys=KEY) as gateway:
         calls, prompt_id = Calls(gateway), str(uuid4())
         first = await calls.submit(ALICE, invert_workflow(), prompt_id=prompt_id)
@@ -113,7 +113,7 @@ async def test_admins_join_and_attach_to_each_other_s_as_before_there_were_names
         assert executions(engine) == {prompt_id: 1}
 
 
-async def test_an_idempotency_key_is_its_key_s_own(calls: Calls, engine: Engine) -> None:
+async def test_idempotency_keys_of_two_api_keys_are_independent(calls: Calls, engine: Engine) -> None:
     order = {"Idempotency-Key": "order-1"}
     ids = [(await calls.submit(key, invert_workflow(), order))[1]["prompt_id"] for key in (ALICE, BOB, ALICE, ROOT)]
     assert ids[0] == ids[2]
@@ -121,7 +121,7 @@ async def test_an_idempotency_key_is_its_key_s_own(calls: Calls, engine: Engine)
     assert sum(executions(engine).values()) == 3
 
 
-async def test_owners_are_the_same_after_a_restart(engine: Engine, keys_path: Path, tmp_path: Path) -> None:
+async def test_owners_of_jobs_survive_a_restart(engine: Engine, keys_path: Path, tmp_path: Path) -> None:
     order, state_dir = {"Idempotency-Key": "order-1"}, tmp_path / "state"
     async with running_gateway(engine.url, keys_file=keys_path, state_dir=state_dir) as gateway:
         job = (await Calls(gateway).submit(ALICE, invert_workflow(), order))[1]["prompt_id"]
@@ -134,7 +134,7 @@ async def test_owners_are_the_same_after_a_restart(engine: Engine, keys_path: Pa
     assert executions(engine) == {job: 1}
 
 
-async def test_a_removed_key_s_jobs_stay_and_come_back_with_it(engine: Engine, keys_path: Path) -> None:
+async def test_jobs_of_a_removed_key_return_when_the_key_returns(engine: Engine, keys_path: Path) -> None:
     async with running_gateway(engine.url, keys_file=keys_path) as gateway:
         calls = Calls(gateway)
         job = (await calls.submit(ALICE, invert_workflow()))[1]["prompt_id"]
@@ -146,7 +146,9 @@ async def test_a_removed_key_s_jobs_stay_and_come_back_with_it(engine: Engine, k
         assert await calls.listed(ALICE) == [job]
 
 
-async def test_jobs_of_a_time_without_keys_are_the_admins(engine: Engine, keys_path: Path, tmp_path: Path) -> None:
+async def test_jobs_from_before_there_were_keys_belong_to_admins(
+    engine: Engine, keys_path: Path, tmp_path: Path
+) -> None:
     async with running_gateway(engine.url, state_dir=tmp_path / "state") as gateway:
         status, body = await gateway.prompt_sync(invert_workflow())
         assert status == 200
@@ -160,9 +162,7 @@ async def test_jobs_of_a_time_without_keys_are_the_admins(engine: Engine, keys_p
 # Persons behind a shared key
 
 
-async def test_a_person_behind_a_shared_key_sees_its_own_in_lists_and_the_key_all(
-    engine: Engine, tmp_path: Path
-) -> None:
+async def test_a_person_behind_a_shared_key_lists_only_its_own_jobs(engine: Engine, tmp_path: Path) -> None:
     path = write_keys(tmp_path / "keys.toml", table("app", ALICE, user_header="X-User") + table("app-2", BOB))
     async with running_gateway(engine.url, keys_file=path) as gateway:
         calls = Calls(gateway)
@@ -173,7 +173,7 @@ async def test_a_person_behind_a_shared_key_sees_its_own_in_lists_and_the_key_al
         assert await calls.listed(ALICE, eve) == [jobs[0]]
         assert await calls.listed(ALICE, dan) == [jobs[1]]
         assert await calls.listed(ALICE) == [jobs[2], jobs[1], jobs[0]]
-        # Rights are the key's: the suffix narrows lists and no rights.
+        # The rights are those of the key; the name of the person only narrows lists.
         assert (await calls.call(ALICE, "GET", f"/prompt_sync/{jobs[1]}", headers=eve))[0] == 200
         assert (await calls.call(BOB, "GET", f"/prompt_sync/{jobs[1]}", headers=eve))[0] == 404
         status, told = await calls.call(ALICE, "GET", "/prompt_sync", headers={"X-User": "x" * 200})
@@ -184,7 +184,7 @@ async def test_a_person_behind_a_shared_key_sees_its_own_in_lists_and_the_key_al
 # Limits
 
 
-async def test_submissions_of_a_minute_are_counted_by_key(engine: Engine, tmp_path: Path) -> None:
+async def test_per_minute_limits_the_submissions_of_one_key(engine: Engine, tmp_path: Path) -> None:
     path = write_keys(tmp_path / "keys.toml", table("alice", ALICE, per_minute=2) + table("bob", BOB))
     async with running_gateway(engine.url, keys_file=path) as gateway:
         calls = Calls(gateway)
@@ -194,13 +194,15 @@ async def test_submissions_of_a_minute_are_counted_by_key(engine: Engine, tmp_pa
             assert (response.status, told["type"]) == (429, "overloaded")
             assert 1 <= int(response.headers["Retry-After"]) <= 60
             assert "2 times a minute (per_minute)" in told["detail"]
-        # To ask costs nothing, and others go on.
+        # Reading jobs does not count, and other keys are not limited.
         assert len(await calls.listed(ALICE)) == 2
         assert (await calls.submit(BOB, invert_workflow()))[0] == 200
 
 
 @pytest.mark.parametrize("prefer", [{}, _ASYNC], ids=["sync", "async"])
-async def test_no_more_jobs_of_a_key_wait_than_may(engine: Engine, tmp_path: Path, prefer: dict[str, str]) -> None:
+async def test_max_queued_limits_the_waiting_jobs_of_one_key(
+    engine: Engine, tmp_path: Path, prefer: dict[str, str]
+) -> None:
     path = write_keys(tmp_path / "keys.toml", table("alice", ALICE, max_queued=3) + table("bob", BOB))
     async with running_gateway(engine.url, keys_file=path) as gateway:
         calls = Calls(gateway)
@@ -216,13 +218,13 @@ async def test_no_more_jobs_of_a_key_wait_than_may(engine: Engine, tmp_path: Pat
         assert len(await calls.listed(ALICE)) == 3
         await calls.call(BOB, "DELETE", f"/prompt_sync/{(await calls.listed(BOB))[0]}")
         await asyncio.gather(blocker, *waiting)
-        # When they have run, there is room again.
+        # After these jobs have run, the key may submit again.
         jobs = await calls.listed(ALICE)
         await asyncio.gather(*(calls.call(ALICE, "GET", f"/prompt_sync/{job}") for job in jobs))
         assert (await calls.submit(ALICE, invert_workflow(9)))[0] == 200
 
 
-async def test_a_priority_above_the_key_s_highest_is_refused_by_name(engine: Engine, tmp_path: Path) -> None:
+async def test_a_priority_above_max_priority_is_refused_by_name(engine: Engine, tmp_path: Path) -> None:
     path = write_keys(tmp_path / "keys.toml", table("alice", ALICE) + table("bob", BOB, max_priority=10))
     async with running_gateway(engine.url, keys_file=path) as gateway:
         calls = Calls(gateway)
@@ -230,13 +232,3 @@ async def test_a_priority_above_the_key_s_highest_is_refused_by_name(engine: Eng
         assert (status, told["detail"]) == (422, "priority: the key 'alice' may ask for 0 at most (max_priority)")
         assert (await calls.submit(BOB, invert_workflow(), priority=10))[0] == 200
         assert (await calls.submit(BOB, invert_workflow(), _ASYNC, priority=11))[0] == 422
-
-
-async def test_a_key_with_workflows_may_send_no_graph(engine: Engine, tmp_path: Path) -> None:
-    path = write_keys(tmp_path / "keys.toml", table("alice", ALICE, workflows=["portrait"]))
-    async with running_gateway(engine.url, keys_file=path) as gateway:
-        calls = Calls(gateway)
-        for path_ in ("/prompt_sync", "/validate", "/convert", "/prompt"):
-            status, told = await calls.call(ALICE, "POST", path_, {"prompt": invert_workflow()})
-            assert (status, told["type"]) == (403, "forbidden"), path_
-        assert (await calls.call(ALICE, "GET", "/prompt_sync"))[0] == 200

@@ -1,4 +1,4 @@
-"""Query and headers of the gateway's own endpoints: what is misspelt, repeated or empty is refused by name."""
+"""Query and headers of the gateway's own endpoints: misspelt, repeated and empty parameters are refused by name."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ async def call(gateway: RunningGateway, method: str, target: str, *headers: tupl
         ("POST", "/convert?strict", "strict: there is no such query parameter, and this endpoint has none"),
     ],
 )
-async def test_a_query_that_is_misspelt_or_repeated_is_refused_by_name(
+async def test_a_misspelt_or_repeated_query_parameter_is_refused_by_name(
     gateway: RunningGateway, method: str, target: str, detail: str
 ) -> None:
     status, body = await call(gateway, method, target)
@@ -74,15 +74,13 @@ async def test_a_query_that_is_misspelt_or_repeated_is_refused_by_name(
         (f"/prompt_sync?node_id={'9' * 257}", "node_id: String should have at most 256 characters"),
     ],
 )
-async def test_a_value_that_cannot_be_used_is_refused_by_name(
-    gateway: RunningGateway, target: str, detail: str
-) -> None:
+async def test_an_unusable_value_is_refused_by_name(gateway: RunningGateway, target: str, detail: str) -> None:
     status, body = await call(gateway, "POST", target)
     assert (status, body["type"]) == (422, "invalid_request")
     assert body["detail"].startswith(detail)
 
 
-async def test_a_query_of_many_names_is_refused_in_few_words(gateway: RunningGateway) -> None:
+async def test_the_error_of_a_query_with_many_parameters_is_short(gateway: RunningGateway) -> None:
     status, body = await call(gateway, "POST", "/prompt_sync?" + "&".join(f"name{n}=1" for n in range(50)))
     assert (status, body["detail"].count(";"), body["detail"][-13:]) == (400, 6, "; and 47 more")
     status, body = await call(gateway, "POST", "/prompt_sync?" + "a=1&" * 5_000)
@@ -105,7 +103,7 @@ async def test_a_query_is_refused_before_the_body_is_read(gateway: RunningGatewa
         (["k" * 256], 422, "Idempotency-Key: String should have at most 255 characters"),
     ],
 )
-async def test_an_idempotency_key_that_cannot_be_used_is_refused_by_name(
+async def test_an_unusable_idempotency_key_is_refused_by_name(
     gateway: RunningGateway, keys: list[str], status: int, detail: str
 ) -> None:
     found, body = await call(gateway, "POST", "/prompt_sync", *((IDEMPOTENCY, key) for key in keys))
@@ -120,7 +118,7 @@ async def _queued(exchange: Exchange) -> None:
 
 
 @pytest.mark.parametrize("path", ["/prompt", "/api/prompt", "/queue", "/view", "/history/a"])
-async def test_the_query_of_no_path_of_comfyui_is_looked_at(path: str) -> None:
+async def test_queries_of_comfyuis_own_paths_are_not_checked(path: str) -> None:
     method = "POST" if path.endswith("prompt") else "GET"
     async with relayed(_queued) as (comfyui, gateway):
         answer = await fetch(gateway, f"{path}?tiemout=1&tiemout=2&x", method=method, data=BODY)
@@ -129,7 +127,7 @@ async def test_the_query_of_no_path_of_comfyui_is_looked_at(path: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["/health", "/health/live", "/health/ready", "/metrics", "/openapi.json", "/docs"])
-async def test_other_endpoints_pass_over_what_they_do_not_know(gateway: RunningGateway, path: str) -> None:
+async def test_other_endpoints_ignore_unknown_query_parameters(gateway: RunningGateway, path: str) -> None:
     async with gateway.http.get(f"{path}?_=123&_=4") as response:
         assert response.status == 200
 

@@ -45,7 +45,7 @@ async def test_sigterm_lets_prompts_in_flight_finish(engine: Engine) -> None:
         assert await gateway.exit_status() == 0
 
 
-async def test_a_drain_refuses_new_prompts_on_open_and_new_connections_until_its_end(engine: Engine) -> None:
+async def test_a_drain_refuses_new_prompts_on_open_and_new_connections(engine: Engine) -> None:
     async with gateway_process(engine.url) as gateway, aiohttp.ClientSession(gateway.http._base_url) as other:
         async with gateway.http.get("/health/live") as response:  # so that a connection is open
             assert response.status == 200
@@ -80,7 +80,7 @@ async def test_an_idle_gateway_stops_at_once(engine: Engine) -> None:
         assert await gateway.exit_status() == 0
 
 
-async def test_a_stop_says_nothing_of_lost_websockets(engine: Engine) -> None:
+async def test_a_stop_does_not_log_lost_websockets(engine: Engine) -> None:
     async with gateway_process(engine.url) as gateway:
         await gateway.logged("websocket.connected")
         gateway.signal(signal.SIGTERM)
@@ -89,12 +89,12 @@ async def test_a_stop_says_nothing_of_lost_websockets(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("name", ["gpu-1=", ""])
-async def test_the_first_line_has_the_names_of_the_servers(engine: Engine, name: str) -> None:
+async def test_the_first_line_of_the_log_has_the_names_of_the_servers(engine: Engine, name: str) -> None:
     async with gateway_process(f"{name}{engine.url}") as gateway:
         assert (await gateway.logged("gateway.starting"))["comfyui"] == [f"{name}{engine.url}"]
 
 
-async def test_the_access_line_has_the_client_and_the_name_of_its_key(engine: Engine) -> None:
+async def test_the_access_log_has_the_client_and_the_name_of_its_key(engine: Engine) -> None:
     keys = {"first-key-0123456789": "10.1.2.3", "second-key-0123456789": "2001:db8::7"}
     async with gateway_process(engine.url, API_KEYS=",".join(keys)) as gateway:
         names = (await gateway.logged("gateway.starting"))["keys"]
@@ -115,7 +115,7 @@ async def test_the_access_line_has_the_client_and_the_name_of_its_key(engine: En
     assert not [key for key in keys if key in str(gateway.lines)]
 
 
-async def test_after_the_grace_the_rest_is_answered_with_its_prompt_id_and_goes_on(engine: Engine) -> None:
+async def test_prompts_left_after_the_grace_period_get_503_and_go_on_in_comfyui(engine: Engine) -> None:
     async with gateway_process(engine.url, SHUTDOWN_GRACE_SECONDS="0.2") as gateway:
         waiting = asyncio.create_task(gateway.prompt_sync(sleep_workflow(1.0)))
         await prompts_are_queued(engine, 1)
@@ -127,7 +127,7 @@ async def test_after_the_grace_the_rest_is_answered_with_its_prompt_id_and_goes_
     assert running == [body["prompt_id"]]
 
 
-async def test_a_shutdown_cancels_what_runs_when_told_so(engine: Engine) -> None:
+async def test_a_shutdown_cancels_running_prompts_with_cancel_on_shutdown(engine: Engine) -> None:
     async with gateway_process(engine.url, SHUTDOWN_GRACE_SECONDS="0", CANCEL_ON_SHUTDOWN="true") as gateway:
         waiting = asyncio.create_task(gateway.prompt_sync(sleep_workflow(30)))
         await prompts_are_queued(engine, 1)
@@ -149,7 +149,7 @@ async def test_a_second_sigterm_stops_at_once(engine: Engine) -> None:
         assert await gateway.exit_status() == 0
 
 
-async def test_a_killed_gateway_s_prompt_is_attached_to_by_the_next_one(engine: Engine) -> None:
+async def test_a_new_gateway_attaches_to_the_prompt_of_a_killed_one(engine: Engine) -> None:
     prompt_id = "7d0b5c39-0000-4000-8000-00000000000a"
     async with gateway_process(engine.url) as gateway:
         body = {"prompt": sleep_workflow(1.0), "prompt_id": prompt_id}
@@ -165,7 +165,7 @@ async def test_a_killed_gateway_s_prompt_is_attached_to_by_the_next_one(engine: 
 
 
 @needs_ipv6
-async def test_it_listens_on_several_addresses_of_both_families(engine: Engine) -> None:
+async def test_the_gateway_listens_on_ipv4_and_ipv6_addresses(engine: Engine) -> None:
     async with gateway_process(engine.url, SERVER_HOST="127.0.0.1,[::1]") as gateway:
         told = [line["event"].split()[3] for line in gateway.lines if "running on" in line["event"]]
         assert len(told) == 2
@@ -175,7 +175,7 @@ async def test_it_listens_on_several_addresses_of_both_families(engine: Engine) 
                 assert response.status == 200
 
 
-async def test_a_port_that_is_taken_is_named(engine: Engine) -> None:
+async def test_the_error_of_a_port_in_use_names_setting_and_address(engine: Engine) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         process = await asyncio.create_subprocess_exec(
@@ -189,7 +189,7 @@ async def test_a_port_that_is_taken_is_named(engine: Engine) -> None:
     assert f"SERVER_PORT: cannot listen on 127.0.0.1:{port}: Address already in use" in said.decode()
 
 
-async def test_every_line_of_a_request_has_its_ids_and_no_line_is_without_form(engine: Engine) -> None:
+async def test_every_line_of_a_request_has_its_ids_and_every_line_is_structured(engine: Engine) -> None:
     async with gateway_process(engine.url, LOG_LEVEL="debug") as gateway:
         body, headers = {"prompt": invert_workflow()}, {"X-Request-ID": "req-1"}
         async with gateway.http.post("/prompt_sync?node_id=hush", json=body, headers=headers) as response:
@@ -205,7 +205,7 @@ async def test_every_line_of_a_request_has_its_ids_and_no_line_is_without_form(e
     assert "hush" not in str(gateway.lines)
 
 
-async def test_logs_go_to_a_file_that_is_named(engine: Engine, tmp_path: Path) -> None:
+async def test_log_output_names_the_file_of_the_log(engine: Engine, tmp_path: Path) -> None:
     path = tmp_path / "logs" / "gateway.log"
     environ = {
         "PATH": os.environ["PATH"],
@@ -244,7 +244,7 @@ async def test_a_bad_setting_stops_the_start_with_its_name_and_reason(name: str,
     assert re.search(says, text), text
 
 
-def test_the_garbage_collector_works_once_the_modules_are_loaded() -> None:
+def test_the_garbage_collector_is_on_after_the_modules_are_loaded() -> None:
     code = (
         "import gc, runpy, sys, server, uvicorn\n"
         "assert gc.isenabled()\n"
@@ -259,10 +259,10 @@ def test_the_garbage_collector_works_once_the_modules_are_loaded() -> None:
     assert process.stdout == "True 10000\n", process.stderr
 
 
-async def test_an_embedded_engine_serves_where_no_comfyui_answers_and_ends_with_the_gateway() -> None:
-    with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))  # and does not listen
-        nowhere = f"127.0.0.1:{nobody.getsockname()[1]}"
+async def test_the_embedded_engine_runs_without_a_comfyui_and_ends_with_the_gateway() -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))  # but does not listen
+        nowhere = f"127.0.0.1:{silent.getsockname()[1]}"
     async with gateway_process(nowhere, "--fallback-engine") as gateway:
         told = await gateway.logged("engine.embedded")
         address = told["detail"].rpartition("http://")[2]
@@ -275,7 +275,7 @@ async def test_an_embedded_engine_serves_where_no_comfyui_answers_and_ends_with_
         await asyncio.open_connection(host, int(port))
 
 
-async def test_an_embedded_engine_does_not_take_the_place_of_a_comfyui_that_answers(engine: Engine) -> None:
+async def test_the_embedded_engine_does_not_replace_a_comfyui_that_answers(engine: Engine) -> None:
     async with gateway_process(engine.url, "--fallback-engine") as gateway:
         assert (await gateway.prompt_sync(invert_workflow()))[0] == 200
     assert requests(engine, "POST /prompt") == 1
@@ -290,7 +290,7 @@ async def test_an_embedded_engine_does_not_take_the_place_of_a_comfyui_that_answ
         (("keys", "add"), "usage: comfyui-gateway keys add [-h] --role {"),
     ],
 )
-def test_the_help_shows_that_keys_is_another_command_and_not_required(
+def test_the_help_shows_keys_as_an_optional_command(
     arguments: tuple[str, ...], usage: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["server.py", *arguments, "--help"])

@@ -14,7 +14,7 @@ from comfyui.engine import Engine
 from tests.support.running import RunningGateway, invert_workflow, requests, running_gateway, sleep_workflow
 
 
-async def test_a_workflow_comes_back_with_its_files(gateway: RunningGateway) -> None:
+async def test_a_workflow_is_answered_with_its_files(gateway: RunningGateway) -> None:
     status, body = await gateway.prompt_sync(invert_workflow(255))
 
     assert status == 200
@@ -53,7 +53,7 @@ async def test_one_call_costs_one_post_one_history_and_one_view(gateway: Running
 
 
 @pytest.mark.parametrize("scheme", ["data:image/png;base64,", "DATA:Image/PNG;Base64,", "http://", "HTTP://"])
-async def test_an_input_in_the_workflow_is_placed_however_its_scheme_is_spelt(engine: Engine, scheme: str) -> None:
+async def test_data_and_http_inputs_are_staged_in_any_spelling_of_the_scheme(engine: Engine, scheme: str) -> None:
     file = io.BytesIO()
     Image.new("RGB", (8, 8), "red").save(file, "PNG")
     (engine.folders.input / "there.png").write_bytes(file.getvalue())
@@ -71,7 +71,7 @@ async def test_an_input_in_the_workflow_is_placed_however_its_scheme_is_spelt(en
         assert image.getpixel((0, 0)) == (255, 0, 0)
 
 
-async def test_answers_and_health_say_that_a_simulation_ran_it(gateway: RunningGateway, engine: Engine) -> None:
+async def test_answers_and_health_report_a_simulation(gateway: RunningGateway, engine: Engine) -> None:
     asked = requests(engine, "GET /system_stats")
     status, body = await gateway.prompt_sync(invert_workflow())
     assert (status, body["simulation"]) == (200, True)
@@ -83,11 +83,11 @@ async def test_answers_and_health_say_that_a_simulation_ran_it(gateway: RunningG
     async with gateway.http.get("/health") as response:
         health = await response.json()
     assert (health["simulation"], health["servers"][0]["simulation"]) == (True, True)
-    assert requests(engine, "GET /system_stats") == asked, "it is asked once for a connection, not for a prompt"
+    assert requests(engine, "GET /system_stats") == asked, "read once for each connection, not for each prompt"
 
 
 @pytest.mark.parametrize("stats", [b'{"system": {"comfyui_version": "0.3.64"}}', b"[]", b"{", b'{"system": null}'])
-async def test_a_comfyui_that_does_not_call_itself_a_simulation_is_none(stats: bytes) -> None:
+async def test_a_comfyui_without_a_simulation_flag_is_no_simulation(stats: bytes) -> None:
     async def answer(request: web.Request) -> web.Response:
         found = {"/system_stats": stats, "/prompt": b'{"exec_info": {"queue_remaining": 0}}'}.get(request.path)
         return web.Response(body=found, content_type="application/json") if found else web.Response(status=404)
@@ -107,12 +107,12 @@ async def test_a_comfyui_that_does_not_call_itself_a_simulation_is_none(stats: b
         await runner.cleanup()
 
 
-async def test_an_answer_says_how_long_each_node_ran(gateway: RunningGateway) -> None:
+async def test_an_answer_has_the_seconds_of_each_node(gateway: RunningGateway) -> None:
     workflow = sleep_workflow(0.4)
     _, body = await gateway.prompt_sync(workflow)
     nodes = body["timings"]["nodes"]
     assert set(nodes) == set(workflow)
-    # Between two frames, the first of which may have been late.
+    # The time between two frames, of which the first may have come late.
     assert 0.3 <= nodes["4"] <= body["timings"]["executing"] + 0.2
     assert all(nodes[node_id] < 0.3 for node_id in ("1", "2", "3"))
 
@@ -122,7 +122,7 @@ async def test_an_answer_says_how_long_each_node_ran(gateway: RunningGateway) ->
     assert set(body["timings"]["nodes"]) == {"3", "5"}, "nodes that come from the cache did not run"
 
 
-async def test_seconds_by_node_are_left_out_if_the_gateway_did_not_hear_them(gateway: RunningGateway) -> None:
+async def test_seconds_of_nodes_are_left_out_if_their_events_went_to_another_client(gateway: RunningGateway) -> None:
     async with gateway.http.ws_connect("/ws?clientId=mine"):
         _, body = await gateway.prompt_sync(invert_workflow(7), client_id="mine")
     assert "nodes" not in body["timings"]

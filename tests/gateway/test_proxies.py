@@ -1,4 +1,4 @@
-"""The gateway below a path, behind a proxy that strips it; and what its answers say of its own address."""
+"""The gateway below a path of a proxy that strips the path, and the gateway's own address in its answers."""
 
 from __future__ import annotations
 
@@ -12,10 +12,7 @@ import pytest
 from yarl import URL
 
 from comfyui.engine import Engine
-from comfyui.exceptions import SettingsError
 from comfyui.sdk import GatewayClient
-from comfyui.settings import load
-from config import Settings
 from tests.support.relaying import Exchange, answer_ok, fetch, relayed
 from tests.support.running import RunningGateway, invert_workflow, running_gateway
 from tests.support.stripping import KINDS, PREFIX, PUBLIC, behind
@@ -25,7 +22,7 @@ _PAGE = {"Accept": "text/html,*/*", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Sit
 
 
 async def _sign_in(browser: aiohttp.ClientSession, address: str) -> str:
-    """As a person does: open an address, be led to the login page, send its form; the address that one ends at."""
+    """Opens an address, follows it to the login page and sends the form; returns the address where it ends."""
     async with browser.get(address, headers=_PAGE) as page:
         assert page.status == 200
         login, html = str(page.url), await page.text()
@@ -57,7 +54,7 @@ async def test_a_person_signs_in_below_a_path_and_stays_there(
             async with cookie_session.get(f"{address}/queue") as answer:
                 assert answer.status == 401
         await _sign_in(cookie_session, f"{address}/")
-        # What else that site serves does not get the cookie.
+        # Other paths of the same site do not get the cookie.
         outside = urlsplit(address)._replace(path="/other").geturl()
         assert not cookie_session.cookie_jar.filter_cookies(URL(outside))
         assert cookie_session.cookie_jar.filter_cookies(URL(f"{address}/ws"))
@@ -91,7 +88,7 @@ async def test_websockets_workflows_and_encoded_paths_work_below_a_path(
 
 
 @pytest.mark.parametrize("kind", ["telling", "nginx", "caddy"])
-async def test_a_redirect_of_comfyuis_own_stays_below_the_path_that_a_proxy_tells(kind: str, tmp_path: Path) -> None:
+async def test_a_redirect_of_comfyui_stays_below_the_path_of_the_proxy(kind: str, tmp_path: Path) -> None:
     async def answering(exchange: Exchange) -> None:
         location = "/moved?x=1" if "relative" in exchange.line else f"{comfyui.url}/moved?x=1"
         await exchange.send(f"HTTP/1.1 302 Found\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n".encode())
@@ -109,14 +106,14 @@ async def test_a_redirect_of_comfyuis_own_stays_below_the_path_that_a_proxy_tell
 @pytest.mark.parametrize(
     "prefix", ["//evil.example", "/a/../b", "/a//b", "https://evil.example", "/a b", "/" + "a" * 300]
 )
-async def test_a_prefix_that_is_no_path_is_not_believed(engine: Engine, prefix: str) -> None:
-    """A proxy may pass on what a client sent."""
+async def test_an_invalid_forwarded_prefix_is_ignored(engine: Engine, prefix: str) -> None:
+    """A proxy may pass on a header that a client sent."""
     async with running_gateway(engine.url, api_keys=_KEY) as gateway:
         answer = await fetch(gateway, "/x", headers={**_PAGE, "X-Forwarded-Prefix": prefix})
         assert answer.headers["Location"] == "./login?next=%2Fx"
 
 
-async def test_a_cookie_is_that_of_the_path_that_a_proxy_tells(engine: Engine) -> None:
+async def test_the_cookie_is_limited_to_the_path_of_the_proxy(engine: Engine) -> None:
     async with running_gateway(engine.url, api_keys=_KEY) as gateway:
         headers = {"X-Forwarded-Prefix": "/comfy/"}
         answer = await fetch(gateway, "/login", "POST", data={"key": _KEY, "next": "/a"}, headers=headers)
@@ -127,7 +124,7 @@ async def test_a_cookie_is_that_of_the_path_that_a_proxy_tells(engine: Engine) -
 # PUBLIC_URL
 
 
-async def test_links_are_absolute_where_the_public_address_is_set(public_gateway: RunningGateway) -> None:
+async def test_links_the_document_and_allowed_hosts_follow_public_url(public_gateway: RunningGateway) -> None:
     status, body = await public_gateway.prompt_sync(invert_workflow())
     assert status == 200
     url = body["images"][0]["url"]
@@ -135,25 +132,25 @@ async def test_links_are_absolute_where_the_public_address_is_set(public_gateway
     attached = await fetch(public_gateway, f"/prompt_sync/{body['prompt_id']}")
     assert orjson.loads(attached.body)["images"][0]["url"] == url
     assert orjson.loads((await fetch(public_gateway, "/openapi.json")).body)["servers"] == [{"url": PUBLIC}]
-    # Its own name is one that it may be called by.
+    # The host of PUBLIC_URL is allowed in Host and Origin.
     headers = {"Host": "example.org", "Origin": "https://example.org"}
     assert (await fetch(public_gateway, "/queue", headers=headers)).status == 200
 
 
-async def test_without_it_no_host_that_a_client_names_gets_into_a_link(gateway: RunningGateway) -> None:
+async def test_without_public_url_links_never_contain_a_host_from_the_client(gateway: RunningGateway) -> None:
     headers = {"Host": "a.internal", "X-Forwarded-Host": "b.internal", "X-Forwarded-Proto": "https"}
     answer = await fetch(gateway, "/prompt_sync", "POST", json={"prompt": invert_workflow()}, headers=headers)
     assert orjson.loads(answer.body)["images"][0]["url"].startswith("/view?filename=")
 
 
-async def test_our_client_reads_files_whose_links_are_absolute(public_gateway: RunningGateway) -> None:
+async def test_our_client_downloads_files_with_absolute_links(public_gateway: RunningGateway) -> None:
     async with GatewayClient(public_gateway.url) as client:
         result = await client.run(invert_workflow())
         picture = b"".join([chunk async for chunk in client.download(result.files[0])])
     assert picture.startswith(b"\x89PNG")
 
 
-async def test_a_redirect_of_comfyuis_own_leads_to_the_public_address() -> None:
+async def test_a_redirect_of_comfyui_leads_to_public_url() -> None:
     async def answering(exchange: Exchange) -> None:
         await exchange.send(
             f"HTTP/1.1 302 Found\r\nLocation: {comfyui.url}/moved\r\nContent-Length: 0\r\n\r\n".encode()
@@ -163,16 +160,7 @@ async def test_a_redirect_of_comfyuis_own_leads_to_the_public_address() -> None:
         assert (await fetch(gateway, "/x")).headers["Location"] == f"{PUBLIC}/moved"
 
 
-@pytest.mark.parametrize(
-    "value", ["example.org", "ftp://example.org", "https://me:pw@example.org", "https://e.org/?a=b"]
-)
-def test_a_public_address_that_is_none_stops_the_start(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PUBLIC_URL", value)
-    with pytest.raises(SettingsError, match="PUBLIC_URL"):
-        load(Settings)
-
-
-async def test_a_body_passes_the_stripping_proxy_of_these_tests_whole(tmp_path: Path) -> None:
+async def test_the_stripping_proxy_of_these_tests_passes_whole_bodies(tmp_path: Path) -> None:
     async def answering(exchange: Exchange) -> None:
         assert len(await exchange.body()) == 100_000
         await answer_ok(exchange)

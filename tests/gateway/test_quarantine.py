@@ -1,4 +1,4 @@
-"""The gateway before a ComfyUI that is started by others: what ends its process is refused, and idle memory freed."""
+"""A ComfyUI that others start: workflows that kill it are refused, and its memory is freed while it is idle."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def crash_workflow(tag: int) -> Workflow:
     return workflow
 
 
-async def test_a_workflow_that_ends_comfyui_twice_is_refused_by_the_gateway(tmp_path: Path) -> None:
+async def test_a_workflow_that_killed_comfyui_twice_is_refused(tmp_path: Path) -> None:
     async with (
         asyncio.timeout(60),
         restarted_engine(tmp_path) as comfyui,
@@ -47,7 +47,7 @@ async def test_a_workflow_that_ends_comfyui_twice_is_refused_by_the_gateway(tmp_
         assert (await gateway.prompt_sync(invert_workflow(2), timeout=50))[0] == 200
 
 
-async def test_a_connection_that_breaks_is_no_end_of_comfyui(engine: Engine) -> None:
+async def test_a_broken_connection_does_not_count_as_a_death_of_comfyui(engine: Engine) -> None:
     async with running_gateway(engine.url, quarantine_after=1, lost_prompt_retries=3) as gateway:
         for number in range(3):
             workflow = invert_workflow(7)
@@ -62,7 +62,7 @@ async def test_a_connection_that_breaks_is_no_end_of_comfyui(engine: Engine) -> 
             assert (await waiting)[0] == 200
 
 
-async def test_memory_is_freed_once_after_idle_time_and_again_after_the_next_work(engine: Engine) -> None:
+async def test_memory_is_freed_once_in_each_idle_period(engine: Engine) -> None:
     async def freed() -> int:
         return requests(engine, "POST /free")
 
@@ -74,12 +74,12 @@ async def test_memory_is_freed_once_after_idle_time_and_again_after_the_next_wor
         await until(freed, lambda count: count == 2)
 
 
-async def test_memory_is_not_freed_by_default_nor_while_another_client_works(engine: Engine) -> None:
+async def test_memory_is_not_freed_by_default_nor_while_another_client_runs_prompts(engine: Engine) -> None:
     async with running_gateway(engine.url), running_gateway(engine.url, free_after_idle=0.3) as freeing:
         workflow = invert_workflow(2)
         workflow["4"] = {"class_type": "SimulatedSleep", "inputs": {"seconds": 1.0, "steps": 1, "value": ["2", 0]}}
         workflow["3"]["inputs"]["images"] = ["4", 0]
-        # Past the gateway's own prompts: relayed, as a frontend's.
+        # The prompt is relayed as from a frontend, so it is none of the gateway's own.
         async with freeing.http.post("/prompt", json={"prompt": workflow}) as response:
             assert response.status == 200
         await asyncio.sleep(0.7)

@@ -1,4 +1,4 @@
-"""The gateway's own queue: whose turn it is, on real sockets."""
+"""The gateway's own queue on real sockets: the order of prompts, and the server of each."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from tests.support.running import (
 
 
 async def of_others(engine: Engine, *seconds: float) -> None:
-    """Prompts that somebody else queues on the engine."""
+    """Queues prompts on the engine as another client does, one for each length in `seconds`."""
     async with aiohttp.ClientSession(engine.url) as http:
         for tag, takes_s in enumerate(seconds):
             body = {"prompt": sleep_workflow(takes_s, tag=1000 + tag)}
@@ -50,7 +50,7 @@ async def of_others(engine: Engine, *seconds: float) -> None:
 
 @asynccontextmanager
 async def lengths_of(*servers: Engine) -> AsyncIterator[list[int]]:
-    """How many prompts each server had, as it was seen again and again."""
+    """The numbers of prompts on the servers, read again and again while the block runs."""
     seen: list[int] = []
 
     async def watch() -> None:
@@ -67,7 +67,7 @@ async def lengths_of(*servers: Engine) -> AsyncIterator[list[int]]:
 
 
 async def busy_and_free(gateway: RunningGateway, servers: list[Engine]) -> tuple[str, Engine, Engine]:
-    """A job runs, and two prompts of others are on the other server: its id, its server and that other one."""
+    """Starts a job, and fills the other server by another client: the job's id, its server and the other one."""
     prompt_id = await submit(gateway.http, sleep_workflow(600))
     queues = await until(lambda: _queues(servers), lambda queues: any(running for running, _ in queues))
     busy, free = servers if queues[0][0] else reversed(servers)
@@ -78,7 +78,7 @@ async def busy_and_free(gateway: RunningGateway, servers: list[Engine]) -> tuple
 
 
 async def wake_all(engine: Engine) -> None:
-    """All that runs or waits on the engine ends soon."""
+    """Lets all prompts on the engine end."""
     for prompt_id in itertools.chain(*await queue_of(engine)):
         engine.wake(prompt_id)
 
@@ -88,7 +88,7 @@ async def _queues(servers: list[Engine]) -> list[tuple[list[str], list[str]]]:
 
 
 def _each_runs_another(woken: set[str], behind: int, queues: list[tuple[list[str], list[str]]]) -> bool:
-    """Whether each server runs a prompt that is none of these, with so many behind it."""
+    """Whether each server runs a prompt that is not in `woken`, and `behind` prompts wait there."""
     return all(running and woken.isdisjoint(running) and len(pending) == behind for running, pending in queues)
 
 
@@ -98,7 +98,7 @@ async def cancelled(gateway: RunningGateway, *prompt_ids: str) -> None:
             assert response.status == 200, await response.text()
 
 
-async def test_prompts_of_one_caller_are_spread_over_all_servers_with_one_that_runs_and_one_that_waits() -> None:
+async def test_each_server_has_one_running_and_at_most_one_waiting_prompt() -> None:
     async with engines(3) as servers, running_gateway(*(server.url for server in servers)) as gateway:
         async with lengths_of(*servers) as seen:
             waiting = [asyncio.create_task(gateway.prompt_sync(sleep_workflow(600, tag=tag))) for tag in range(12)]
@@ -114,13 +114,13 @@ async def test_prompts_of_one_caller_are_spread_over_all_servers_with_one_that_r
         assert max(seen) == 2
         assert sorted(len(count) for count in counts) == [4, 4, 4]
         assert all(times == 1 for count in counts for times in count.values())
-        # One submission and one question for each prompt, as without a queue of ours; nothing is taken back.
+        # One submission and one read of the history for each prompt, as with ComfyUI's queue; none is taken back.
         assert sum(requests(server, "POST /prompt") for server in servers) == 12
         assert sum(requests(server, "GET /history/{prompt_id}") for server in servers) == 12
         assert sum(requests(server, "POST /queue") for server in servers) == 0
 
 
-async def test_jobs_run_by_priority_and_tell_their_position(engine: Engine) -> None:
+async def test_jobs_run_by_priority_and_have_a_position(engine: Engine) -> None:
     async with running_gateway(engine.url, queue="gateway") as gateway:
         first = await submit(gateway.http, sleep_workflow(600))
         second = await submit(gateway.http, sleep_workflow(0.05, tag=1))
@@ -138,7 +138,7 @@ async def test_jobs_run_by_priority_and_tell_their_position(engine: Engine) -> N
         assert order == [first, second, result["prompt_id"], jobs[5], jobs[3], jobs[0]]
 
 
-async def test_a_caller_that_waits_for_its_turn_is_told_its_position(engine: Engine) -> None:
+async def test_a_waiting_caller_gets_its_position_as_an_event(engine: Engine) -> None:
     async with running_gateway(engine.url, queue="gateway") as gateway:
         first = [await submit(gateway.http, sleep_workflow(600, tag=tag)) for tag in range(4)]
         headers = {"Accept": "text/event-stream"}
@@ -149,7 +149,7 @@ async def test_a_caller_that_waits_for_its_turn_is_told_its_position(engine: Eng
                 event = (await response.content.readuntil(b"\n\n")).decode()
                 if "event: queue" in event:
                     position = json.loads(event.partition("data: ")[2])["position"]
-            # Two are with ComfyUI, and two before it with us.
+            # Two prompts are in ComfyUI, and two wait in the gateway before this one.
             assert position == 2
             for prompt_id in first:
                 engine.wake(prompt_id)
@@ -157,7 +157,7 @@ async def test_a_caller_that_waits_for_its_turn_is_told_its_position(engine: Eng
         assert len(executions(engine)) == len(first) + 1
 
 
-async def test_a_sync_call_that_waits_for_its_turn_is_in_the_list_and_can_be_canceled(engine: Engine) -> None:
+async def test_a_waiting_sync_call_is_listed_and_can_be_cancelled(engine: Engine) -> None:
     async with running_gateway(engine.url, queue="gateway") as gateway:
         await gateway.handler.queue.pause(True)
         own = str(uuid4())
@@ -174,7 +174,7 @@ async def test_a_sync_call_that_waits_for_its_turn_is_in_the_list_and_can_be_can
     assert executions(engine) == {}
 
 
-async def test_a_sync_call_that_waited_when_the_gateway_ended_can_be_made_again(engine: Engine, tmp_path: Path) -> None:
+async def test_a_sync_call_that_waited_at_shutdown_can_be_sent_again(engine: Engine, tmp_path: Path) -> None:
     own = str(uuid4())
     async with running_gateway(engine.url, queue="gateway", state_dir=tmp_path) as gateway:
         await gateway.handler.queue.pause(True)
@@ -191,7 +191,7 @@ async def test_a_sync_call_that_waited_when_the_gateway_ended_can_be_made_again(
         assert (status, executions(engine)) == (200, {own: 1})
 
 
-async def test_prompts_of_others_take_places(engine: Engine) -> None:
+async def test_prompts_of_other_clients_take_places_on_a_server(engine: Engine) -> None:
     async with running_gateway(engine.url, queue="gateway") as gateway:
         await of_others(engine, 600, 0)
         watcher = gateway.handler.pool.backends[0].watcher
@@ -205,7 +205,7 @@ async def test_prompts_of_others_take_places(engine: Engine) -> None:
         assert max(seen) == 2
 
 
-async def test_a_prompt_that_waits_is_taken_back_for_a_server_that_becomes_free_and_runs_there_once() -> None:
+async def test_a_waiting_prompt_moves_to_a_server_that_becomes_free_and_runs_once() -> None:
     async with engines(2) as servers, running_gateway(*(server.url for server in servers)) as gateway:
         long, busy, free = await busy_and_free(gateway, servers)
         sync = asyncio.create_task(gateway.prompt_sync(invert_workflow(5)))
@@ -221,8 +221,8 @@ async def test_a_prompt_that_waits_is_taken_back_for_a_server_that_becomes_free_
         assert result["prompt_id"] not in executions(busy)
 
 
-async def test_a_prompt_that_waits_is_taken_back_for_a_server_that_tells_later_what_it_has() -> None:
-    """It stood behind the other one for as long as that ran, and the second server had nothing to do."""
+async def test_a_waiting_prompt_moves_to_a_server_that_comes_up_later() -> None:
+    """Once the prompt waited until the one before it had ended, while the second server was idle."""
     port = free_port()
     async with (
         Engine() as first,
@@ -235,10 +235,10 @@ async def test_a_prompt_that_waits_is_taken_back_for_a_server_that_tells_later_w
             assert await queue_of(first) == ([jobs[0]], [])
 
 
-async def test_a_prompt_that_begins_while_it_is_taken_back_runs_once_where_it_is() -> None:
+async def test_a_prompt_that_begins_while_it_is_taken_back_runs_once_on_its_server() -> None:
     async with engines(2) as servers, running_gateway(*(server.url for server in servers)) as gateway:
         first, busy, free = await busy_and_free(gateway, servers)
-        # The request is under way for so long that the prompt begins meanwhile.
+        # The request that takes it back is slow, so that the prompt begins in the meantime.
         await busy.set_faults({"delay": {"route": "/queue", "method": "POST", "seconds": 1.5}})
         sync = asyncio.create_task(gateway.prompt_sync(sleep_workflow(2.5, tag=7)))
         await until(lambda: queue_of(busy), lambda queue: len(queue[1]) == 1)
@@ -253,7 +253,7 @@ async def test_a_prompt_that_begins_while_it_is_taken_back_runs_once_where_it_is
 
 
 @pytest.mark.parametrize("fault", ["cut", "half_json"])
-async def test_a_prompt_runs_once_when_the_answer_to_taking_it_back_is_lost(fault: str) -> None:
+async def test_a_prompt_runs_once_when_the_reply_to_its_removal_is_lost(fault: str) -> None:
     async with engines(2) as servers, running_gateway(*(server.url for server in servers)) as gateway:
         first, busy, free = await busy_and_free(gateway, servers)
         await busy.set_faults({fault: {"route": "/queue", "method": "POST"}})
@@ -268,10 +268,10 @@ async def test_a_prompt_runs_once_when_the_answer_to_taking_it_back_is_lost(faul
         assert sorted(times) == [0, 1]
 
 
-async def test_a_job_that_only_a_server_that_is_down_can_run_waits_for_it() -> None:
+async def test_a_job_waits_for_the_only_server_that_can_run_it() -> None:
     async with engines(2) as (lacking, having), AsyncExitStack() as stack:
         Image.new("RGB", (8, 8), "red").save(having.folders.input / "only_there.png")
-        # Now: it asks the servers for their definitions at once.
+        # The gateway starts only now, because it reads the node definitions when it starts.
         gateway = await stack.enter_async_context(running_gateway(lacking.url, having.url))
         workflow = {
             "1": {"class_type": "LoadImage", "inputs": {"image": "only_there.png"}},
@@ -289,7 +289,7 @@ async def test_a_job_that_only_a_server_that_is_down_can_run_waits_for_it() -> N
         assert prompt_id not in executions(lacking)
 
 
-async def test_a_workflow_that_no_server_can_run_is_refused_by_one_and_the_error_names_what_each_lacks() -> None:
+async def test_the_error_of_a_workflow_that_no_server_can_run_names_what_each_lacks() -> None:
     async with engines(2) as servers, AsyncExitStack() as stack:
         for name, server in zip(("first.png", "second.png"), servers, strict=True):
             Image.new("RGB", (8, 8), "red").save(server.folders.input / name)
@@ -308,7 +308,7 @@ async def test_a_workflow_that_no_server_can_run_is_refused_by_one_and_the_error
         assert sum(requests(server, "POST /prompt") for server in servers) == 1
 
 
-async def test_no_server_up_is_said_to_sync_callers_and_async_jobs_wait(tmp_path: Path) -> None:
+async def test_without_a_server_sync_calls_fail_and_async_jobs_wait(tmp_path: Path) -> None:
     async with engines(2) as gone:
         addresses = [server.url for server in gone]
     async with running_gateway(*addresses, ready=False, state_dir=tmp_path) as gateway:
@@ -320,7 +320,7 @@ async def test_no_server_up_is_said_to_sync_callers_and_async_jobs_wait(tmp_path
             assert response.status == 503
 
 
-async def test_a_paused_queue_takes_jobs_begins_none_and_stays_paused_over_a_restart(
+async def test_a_paused_queue_accepts_jobs_starts_none_and_stays_paused_after_a_restart(
     tmp_path: Path, engine: Engine
 ) -> None:
     async with running_gateway(engine.url, queue="gateway", state_dir=tmp_path) as gateway:
@@ -343,8 +343,8 @@ async def test_a_paused_queue_takes_jobs_begins_none_and_stays_paused_over_a_res
     assert executions(engine) == {running: 1, waiting: 1}
 
 
-async def _told_of_the_queue(gateway: RunningGateway) -> tuple[str, dict[str, Any], str]:
-    """By `GET /queue/pause`, `/health` and the metric."""
+async def _queue_state(gateway: RunningGateway) -> tuple[str, dict[str, Any], str]:
+    """The state of the queue in `GET /queue/pause`, in `/health` and in the metric."""
     async with gateway.http.get("/queue/pause") as response:
         state = (await response.json())["status"]
     async with gateway.http.get("/health") as response:
@@ -354,31 +354,31 @@ async def _told_of_the_queue(gateway: RunningGateway) -> tuple[str, dict[str, An
     return state, health, paused
 
 
-async def test_a_pause_is_seen_in_the_health_the_metrics_and_the_look_at_a_job(engine: Engine) -> None:
+async def test_health_metrics_and_waiting_jobs_show_a_pause(engine: Engine) -> None:
     async with running_gateway(engine.url, queue="gateway") as gateway:
-        assert await _told_of_the_queue(gateway) == ("running", {"paused": False, "waiting": 0}, "0.0")
+        assert await _queue_state(gateway) == ("running", {"paused": False, "waiting": 0}, "0.0")
         running, behind, waiting = [await submit(gateway.http, sleep_workflow(30, tag=tag)) for tag in range(3)]
         await until(lambda: queue_of(engine), lambda queue: queue == ([running], [behind]))
         assert "paused" not in (await look(gateway.http, waiting))[1]
         async with gateway.http.post("/queue/pause") as response:
             assert response.status == 200
-        assert await _told_of_the_queue(gateway) == ("paused", {"paused": True, "waiting": 1}, "1.0")
-        # What is in ComfyUI's queue goes on.
+        assert await _queue_state(gateway) == ("paused", {"paused": True, "waiting": 1}, "1.0")
+        # Prompts in ComfyUI's queue go on.
         paused = {name: (await look(gateway.http, name))[1].get("paused") for name in (running, behind, waiting)}
         assert paused == {running: None, behind: None, waiting: True}
         async with gateway.http.post("/queue/resume") as response:
             assert response.status == 200
         assert "paused" not in (await look(gateway.http, waiting))[1]
-        assert await _told_of_the_queue(gateway) == ("running", {"paused": False, "waiting": 1}, "0.0")
+        assert await _queue_state(gateway) == ("running", {"paused": False, "waiting": 1}, "0.0")
 
 
-async def test_jobs_that_wait_for_their_turn_in_front_of_comfyuis_own_queue_are_told(engine: Engine) -> None:
+async def test_jobs_that_wait_before_comfyuis_own_queue_are_counted(engine: Engine) -> None:
     options = handler_options(queue=QueueOptions(ahead=1))
     async with running_gateway(engine.url, queue="comfyui", changed=options) as gateway:
         running = await submit(gateway.http, sleep_workflow(30))
         await status_is(gateway.http, running, "running")
         await submit(gateway.http, invert_workflow(1))
-        assert await _told_of_the_queue(gateway) == ("running", {"paused": False, "waiting": 1}, "0.0")
+        assert await _queue_state(gateway) == ("running", {"paused": False, "waiting": 1}, "0.0")
 
 
 async def test_comfyuis_own_queue_cannot_be_paused(gateway: RunningGateway) -> None:
@@ -388,7 +388,7 @@ async def test_comfyuis_own_queue_cannot_be_paused(gateway: RunningGateway) -> N
         assert "QUEUE" in body["detail"]
 
 
-async def test_jobs_that_wait_are_in_their_order_after_a_restart(tmp_path: Path, engine: Engine) -> None:
+async def test_waiting_jobs_keep_their_order_after_a_restart(tmp_path: Path, engine: Engine) -> None:
     async with running_gateway(engine.url, queue="gateway", state_dir=tmp_path) as gateway:
         async with gateway.http.post("/queue/pause") as response:
             assert response.status == 200
@@ -401,7 +401,7 @@ async def test_jobs_that_wait_are_in_their_order_after_a_restart(tmp_path: Path,
     assert list(executions(engine)) == [jobs[1], jobs[3], jobs[0], jobs[2]]
 
 
-async def test_a_job_that_is_cancelled_while_it_waits_never_runs_and_its_place_is_free(engine: Engine) -> None:
+async def test_a_cancelled_waiting_job_never_runs_and_frees_its_place(engine: Engine) -> None:
     async with running_gateway(engine.url, queue="gateway") as gateway:
         first, second, third = [await submit(gateway.http, sleep_workflow(60, tag=tag)) for tag in range(3)]
         await until(lambda: queue_of(engine), lambda queue: queue == ([first], [second]))
@@ -414,7 +414,7 @@ async def test_a_job_that_is_cancelled_while_it_waits_never_runs_and_its_place_i
         assert executions(engine) == {first: 1, prompt_id: 1}
 
 
-def test_comfyuis_queue_is_for_one_server() -> None:
+def test_comfyuis_queue_can_be_used_with_one_server_only() -> None:
     two = ("a:8188", "b:8188")
     assert Settings(comfyui_server_address=("a:8188",)).options().handler.queue.queue == "comfyui"
     assert Settings(comfyui_server_address=two).options().handler.queue.queue == "gateway"
@@ -423,7 +423,7 @@ def test_comfyuis_queue_is_for_one_server() -> None:
         Settings(comfyui_server_address=two, queue="comfyui")
 
 
-def test_keys_with_names_have_the_gateway_s_queue(keys_path: Path) -> None:
+def test_a_keys_file_requires_the_gateways_queue(keys_path: Path) -> None:
     one = ("a:8188",)
     assert Settings(comfyui_server_address=one, keys_file=keys_path).options().handler.queue.queue == "gateway"
     assert Settings(comfyui_server_address=one, api_keys=(SecretStr("k"),)).options().handler.queue.queue == "comfyui"
@@ -431,7 +431,7 @@ def test_keys_with_names_have_the_gateway_s_queue(keys_path: Path) -> None:
         Settings(comfyui_server_address=one, keys_file=keys_path, queue="comfyui")
 
 
-async def test_a_key_has_one_limit_of_running_jobs_for_all_persons_behind_it(
+async def test_max_running_limits_all_persons_behind_a_key_together(
     tmp_path: Path,
 ) -> None:
     def keys(max_running: int) -> str:
@@ -449,13 +449,13 @@ async def test_a_key_has_one_limit_of_running_jobs_for_all_persons_behind_it(
         assert (await calls.call(ALICE, "GET", f"/prompt_sync/{alices[0]}?timeout=0"))[1]["status"] == "queued"
         queues = await _queues(servers)
         assert sorted(len(running) + len(pending) for running, pending in queues) == [0, 1]
-        # What waits hears of the change, though nothing else happens.
+        # Waiting jobs get the new limit, though nothing else happens.
         write_keys(path, keys(2))
         queues = await until(lambda: _queues(servers), lambda queues: all(running for running, _ in queues))
         assert sorted(running[0] for running, _ in queues) == sorted(alices)
 
 
-async def test_a_key_of_twice_the_weight_gets_twice_as_much(engine: Engine, tmp_path: Path) -> None:
+async def test_a_key_with_twice_the_weight_runs_twice_as_many_jobs(engine: Engine, tmp_path: Path) -> None:
     path = write_keys(tmp_path / "keys.toml", table("alice", ALICE, weight=2.0) + table("bob", BOB))
     async with running_gateway(engine.url, keys_file=path) as gateway:
         calls = Calls(gateway)
@@ -466,7 +466,7 @@ async def test_a_key_of_twice_the_weight_gets_twice_as_much(engine: Engine, tmp_
         alices = set(await calls.listed(ALICE))
         await gateway.handler.queue.pause(False)
         ran = await until(lambda: _now(list(executions(engine))), lambda ran: len(ran) == 12)
-        assert sum(prompt_id in alices for prompt_id in ran[:9]) in {5, 6}, "6 and 3, but for one job more or less"
+        assert sum(prompt_id in alices for prompt_id in ran[:9]) in {5, 6}, "6 and 3, give or take one job"
 
 
 async def _now(value: Any) -> Any:

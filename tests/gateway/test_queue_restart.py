@@ -1,6 +1,6 @@
-"""After a restart of the gateway, too, nothing waits behind a prompt while an idle server can run it (docs/queue.md).
+"""After a restart of the gateway, no job waits behind a prompt while an idle server can run it (docs/queue.md).
 
-The gateway is a process of its own that is killed; the servers go on meanwhile.
+The gateway is a process that is killed; the servers run on.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from tests.support.running import Workflow, engines, executions, queue_of, reque
 
 @asynccontextmanager
 async def gateway_of(state: Path, *servers: Engine | str, **settings: str) -> AsyncIterator[GatewayProcess]:
-    """It gets no chance to end in order: it is killed when the block ends."""
+    """A gateway that is killed when the block ends, so that it cannot shut down in order."""
     addresses = ",".join(server if isinstance(server, str) else server.url for server in servers)
     async with gateway_process(addresses, **state_of(state), **settings) as gateway:
         yield gateway
 
 
 async def of_others(engine: Engine, count: int = 2, workflow: Workflow | None = None) -> list[str]:
-    """Ids of prompts that somebody else queues there: two of them take all the places."""
+    """Queues prompts as another client does, and returns their ids; two of them take all places of a server."""
     async with aiohttp.ClientSession(engine.url) as http:
         ids = [str(uuid4()) for _ in range(count)]
         for tag, prompt_id in enumerate(ids):
@@ -45,7 +45,7 @@ async def of_others(engine: Engine, count: int = 2, workflow: Workflow | None = 
 
 
 async def queue_has(gateway: GatewayProcess, wanted: int) -> None:
-    """Until the gateway knows of so many prompts, those of others among them."""
+    """Waits until the gateway knows `wanted` prompts, including those of other clients."""
 
     async def pending() -> int:
         async with gateway.http.get("/queue") as response:
@@ -60,14 +60,14 @@ async def running_on(servers: list[Engine]) -> set[str]:
 
 
 async def end_all(*servers: Engine) -> None:
-    """All that is on these servers now ends soon."""
+    """Lets all prompts end that are on these servers now."""
     for server in servers:
         for prompt_ids in await queue_of(server):
             server.wake(*prompt_ids)
 
 
 async def runs_once(gateway: GatewayProcess, servers: list[Engine], *prompt_ids: str) -> None:
-    """They end well, and each ran once, on any of the servers."""
+    """Checks that the prompts succeed, and that each runs once on any of the servers."""
     for server in servers:
         server.wake(*prompt_ids)
     for prompt_id in prompt_ids:
@@ -77,7 +77,7 @@ async def runs_once(gateway: GatewayProcess, servers: list[Engine], *prompt_ids:
     assert {prompt_id: times[prompt_id] for prompt_id in prompt_ids} == dict.fromkeys(prompt_ids, 1)
 
 
-async def test_a_job_that_waits_behind_another_one_goes_to_a_server_that_is_idle_after_the_restart(
+async def test_a_job_that_waits_behind_another_moves_to_an_idle_server_after_a_restart(
     tmp_path: Path,
 ) -> None:
     async with engines(3) as servers:
@@ -98,8 +98,8 @@ async def test_a_job_that_waits_behind_another_one_goes_to_a_server_that_is_idle
             await runs_once(gateway, servers, waits, runs)
 
 
-async def test_what_runs_stays_where_a_later_job_went_before_an_earlier_one(tmp_path: Path) -> None:
-    """The journal has the one that waits first: it came first, and has the lower priority."""
+async def test_a_running_job_is_not_moved_though_the_journal_lists_it_second(tmp_path: Path) -> None:
+    """The waiting job is first in the journal: it came first, but has the lower priority."""
     async with engines(2) as servers:
         busy, free = servers
         await of_others(free)
@@ -119,7 +119,7 @@ async def test_what_runs_stays_where_a_later_job_went_before_an_earlier_one(tmp_
             await runs_once(gateway, servers, waits, runs)
 
 
-async def test_a_job_goes_to_a_server_that_comes_up_long_after_the_restart(tmp_path: Path) -> None:
+async def test_a_job_moves_to_a_server_that_comes_up_long_after_the_restart(tmp_path: Path) -> None:
     port = free_port()
     addresses = f"http://127.0.0.1:{port}"
     async with Engine() as busy:
@@ -133,7 +133,7 @@ async def test_a_job_goes_to_a_server_that_comes_up_long_after_the_restart(tmp_p
                 await runs_once(gateway, [busy, other], *jobs)
 
 
-async def test_a_job_goes_only_where_its_files_are(tmp_path: Path) -> None:
+async def test_a_job_moves_only_to_a_server_that_has_its_files(tmp_path: Path) -> None:
     async with engines(3) as servers, contextlib.AsyncExitStack() as stack:
         busy, lacking, having = servers
         for server in (busy, having):
@@ -152,7 +152,7 @@ async def test_a_job_goes_only_where_its_files_are(tmp_path: Path) -> None:
             await until(lambda: queue_of(busy), lambda queue: queue == ([runs], [waits]))
         await end_all(lacking)
         gateway = await stack.enter_async_context(gateway_of(tmp_path, *servers))
-        # The server that lacks the file is idle and is known: it gets what can run there.
+        # The server that lacks the file is idle and connected: it gets a job that it can run.
         first = await submit(gateway.http, sleep_workflow(600, tag=2))
         await until(lambda: queue_of(lacking), lambda queue: queue == ([first], []))
         assert await queue_of(busy) == ([runs], [waits])
@@ -162,7 +162,7 @@ async def test_a_job_goes_only_where_its_files_are(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("asks", ["GET", "POST"])
-async def test_a_sync_call_whose_caller_comes_back_goes_to_an_idle_server(tmp_path: Path, asks: str) -> None:
+async def test_a_sync_call_whose_caller_returns_moves_to_an_idle_server(tmp_path: Path, asks: str) -> None:
     async with engines(2) as servers:
         busy, free = servers
         await of_others(free)
@@ -189,8 +189,8 @@ async def test_a_sync_call_whose_caller_comes_back_goes_to_an_idle_server(tmp_pa
             await runs_once(gateway, servers, waits, runs)
 
 
-async def test_prompts_of_others_are_never_taken_back(tmp_path: Path) -> None:
-    """Neither where a caller asks for one, nor where it submits the same workflow with the id that it found."""
+async def test_prompts_of_other_clients_are_never_moved(tmp_path: Path) -> None:
+    """They are not moved even if a caller attaches to one, or submits the same workflow with its id."""
     async with engines(2) as servers, contextlib.AsyncExitStack() as stack:
         busy, free = servers
         workflow = sleep_workflow(600, tag=5)
@@ -199,7 +199,7 @@ async def test_prompts_of_others_are_never_taken_back(tmp_path: Path) -> None:
         asked = asyncio.create_task(fetch(gateway.http, theirs[1], 60))
         body = {"prompt": workflow, "prompt_id": theirs[2]}
         joined = asyncio.create_task(gateway.http.post("/prompt_sync", json=body).__aenter__())
-        # It is known that the other server is idle: it has what is ours.
+        # The gateway knows that the other server is idle, because our own prompt runs there.
         own = await submit(gateway.http, sleep_workflow(600, tag=6))
         free.wake(own)
         assert (await fetch(gateway.http, own))[0] == 200
@@ -213,8 +213,8 @@ async def test_prompts_of_others_are_never_taken_back(tmp_path: Path) -> None:
         assert executions(busy) == dict.fromkeys(theirs, 1)
 
 
-async def test_jobs_that_meet_a_gpu_fault_after_the_restart_are_tried_on_another_server(tmp_path: Path) -> None:
-    """They failed: what was found on a server had no second try."""
+async def test_jobs_that_hit_a_gpu_fault_after_a_restart_are_retried_on_another_server(tmp_path: Path) -> None:
+    """Once they failed, because a prompt that was found on a server had no second attempt."""
     async with engines(2) as servers:
         broken, other = servers
         await of_others(other)
@@ -236,7 +236,7 @@ async def test_jobs_that_meet_a_gpu_fault_after_the_restart_are_tried_on_another
         assert {prompt_id: executions(other)[prompt_id] for prompt_id in jobs} == dict.fromkeys(jobs, 1)
 
 
-async def test_a_job_that_is_out_of_memory_after_the_restart_is_tried_again_when_told_so(
+async def test_a_job_that_runs_out_of_memory_after_a_restart_is_retried_with_oom_retries(
     tmp_path: Path, engine: Engine
 ) -> None:
     async with gateway_of(tmp_path, engine) as gateway:

@@ -1,4 +1,4 @@
-"""ComfyUI's own `POST /prompt` where prompts wait in the gateway: its answers, what is written down, and the order."""
+"""ComfyUI's own `POST /prompt` if prompts wait in the gateway: its answers, the journal, and the order."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ _BODIES = {
     "no such class": {"prompt": _NO_SUCH_NODE},
     "no class": {"prompt": {"1": _IMAGE, "7": {"inputs": {}}}},
     "a class that is a list": {"prompt": {"1": {"class_type": ["x"], "inputs": {}}}},
-    "an id that is none": {"prompt": {"1": _IMAGE, "3": _SAVE}, "prompt_id": "not-a-uuid"},
+    "an id that is no UUID": {"prompt": {"1": _IMAGE, "3": _SAVE}, "prompt_id": "not-a-uuid"},
     "an id in capitals": {"prompt": {"1": _IMAGE, "3": _SAVE}, "prompt_id": "AABF3D78-90F5-4DE0-A226-DF025FA8AE28"},
     "an input is missing": {"prompt": _image(width=None)},
     "too small": {"prompt": _image(width=0)},
@@ -76,7 +76,7 @@ _BODIES = {
         }
     },
     "one of two outputs": {"prompt": _PARTLY},
-    "a target that is none": {"prompt": _PARTLY, "partial_execution_targets": ["1"]},
+    "a target that is no output": {"prompt": _PARTLY, "partial_execution_targets": ["1"]},
     "good": {"prompt": {"1": _IMAGE, "3": _SAVE}},
     "good, with a float as its number": {"prompt": {"1": _IMAGE, "3": _SAVE}, "number": 12.5},
     "good, with nulls": {"prompt": {"1": _IMAGE, "3": _SAVE}, "prompt_id": None, "extra_data": {}, "client_id": "c"},
@@ -107,7 +107,7 @@ async def _post(http: aiohttp.ClientSession, workflow: Any, **fields: Any) -> An
 
 
 def _normal(answer: Any) -> Any:
-    """Without ids, numbers, tracebacks, and what each of several servers lacks."""
+    """The answer without ids, numbers, tracebacks, and the list of what each server lacks."""
     if isinstance(answer, dict):
         hidden = ("traceback", "prompt_id", "servers") + (("number",) if "prompt_id" in answer else ())
         return {name: _normal(value) for name, value in answer.items() if name not in hidden}
@@ -128,7 +128,7 @@ async def _record(gateway: RunningGateway, prompt_id: str, state: State) -> JobR
 
 
 async def _all_busy(gateway: RunningGateway, servers: list[Engine]) -> list[str]:
-    """Both places of each server are taken for long."""
+    """Takes both places of each server with long prompts, and returns their ids."""
     ids = [
         (await _post(gateway.http, sleep_workflow(600, tag=900 + tag)))["prompt_id"] for tag in range(2 * len(servers))
     ]
@@ -141,9 +141,7 @@ async def _all_busy(gateway: RunningGateway, servers: list[Engine]) -> list[str]
 
 
 @pytest.mark.parametrize("version", [OLD_VERSION, NEW_VERSION])
-async def test_answers_are_a_single_comfyui_s_for_one_server_behind_keys_and_for_three(
-    version: str, keys_path: Path
-) -> None:
+async def test_answers_match_comfyuis_with_keys_and_with_three_servers(version: str, keys_path: Path) -> None:
     async with (
         Engine(EngineOptions(comfyui_version=version)) as alone,
         aiohttp.ClientSession(alone.url) as direct,
@@ -153,18 +151,18 @@ async def test_answers_are_a_single_comfyui_s_for_one_server_behind_keys_and_for
         calls = Calls(with_keys)
         for name, body in _BODIES.items():
             if version == OLD_VERSION and "an id" in name:
-                continue  # it takes any
+                continue  # it accepts any id
             expected = _normal(await _posted(direct, body))
             assert _normal(await _posted(gateway.http, body)) == expected, name
             assert _normal(await _posted(calls.gateway.http, body, bearer(ALICE))) == expected, name
         for running in (gateway, calls.gateway):
             assert {record.face for record in await _jobs(running)} == {"prompt"}
-            # What was refused is no job.
+            # Refused prompts are no jobs.
             assert len(await _jobs(running)) == 4
 
 
 @pytest.mark.parametrize("prompt", [{"1": 5, "nodes": []}, {"1": {"class_type": "EmptyImage", "inputs": []}}])
-async def test_what_would_end_comfyui_s_worker_is_refused_by_us_in_its_shape(prompt: Any) -> None:
+async def test_a_prompt_that_would_kill_comfyuis_worker_is_refused_in_its_error_form(prompt: Any) -> None:
     async with three() as (gateway, servers):
         status, told = await _posted(gateway.http, {"prompt": prompt})
         assert (status, told.keys()) == (400, {"error", "node_errors"})
@@ -195,11 +193,11 @@ async def test_prompts_are_spread_over_all_servers() -> None:
             server.wake(*ids)
         for prompt_id in ids:
             assert (await result_of(gateway.http, prompt_id))[0] == 200
-        # One that waited may have been taken back for a server that was done sooner.
+        # A waiting prompt may have moved to a server that was idle sooner.
         assert sum((Counter(executions(server)) for server in servers), Counter()) == Counter(ids)
 
 
-async def test_an_id_whose_prompt_was_refused_is_free() -> None:
+async def test_the_id_of_a_refused_prompt_can_be_used_again() -> None:
     async with three() as (gateway, _):
         prompt_id = str(uuid4())
         status, told = await _posted(gateway.http, {"prompt": _NO_SUCH_NODE, "prompt_id": prompt_id})
@@ -212,7 +210,7 @@ async def test_an_id_whose_prompt_was_refused_is_free() -> None:
 # No server has a free place
 
 
-async def test_what_surely_no_server_takes_is_refused_though_none_is_free_and_all_else_waits() -> None:
+async def test_while_all_servers_are_busy_only_certainly_invalid_prompts_are_refused() -> None:
     async with three() as (gateway, servers):
         busy = await _all_busy(gateway, servers)
         for body, kind in (
@@ -238,7 +236,7 @@ async def test_what_surely_no_server_takes_is_refused_though_none_is_free_and_al
         assert (await result_of(gateway.http, waiting["prompt_id"]))[0] == 200
 
 
-async def test_each_server_s_lack_is_named_where_none_can_run_a_workflow() -> None:
+async def test_the_error_of_a_prompt_that_no_server_can_run_names_what_each_lacks() -> None:
     async with three() as (gateway, servers):
         for attempt in range(2):
             status, told = await _posted(gateway.http, {"prompt": _NO_SUCH_NODE})
@@ -250,8 +248,8 @@ async def test_each_server_s_lack_is_named_where_none_can_run_a_workflow() -> No
             await _all_busy(gateway, servers) if attempt == 0 else None
 
 
-async def test_what_a_server_refuses_later_has_failed_with_what_it_said_of_the_nodes() -> None:
-    """A file's name that only ComfyUI can judge."""
+async def test_a_prompt_that_a_server_refuses_later_fails_with_its_node_errors() -> None:
+    """Only ComfyUI can check the name of this file."""
     workflow = {"1": {"class_type": "LoadImage", "inputs": {"image": "sub/none.png"}}, "3": _SAVE}
     async with three() as (gateway, servers):
         busy = await _all_busy(gateway, servers)
@@ -263,7 +261,7 @@ async def test_what_a_server_refuses_later_has_failed_with_what_it_said_of_the_n
         assert "sub/none.png" in str(record.error["node_errors"]["1"])
 
 
-async def test_no_server_is_up_and_prompts_are_taken_and_wait(tmp_path: Path) -> None:
+async def test_prompts_are_accepted_and_wait_while_no_server_is_up(tmp_path: Path) -> None:
     options = EngineOptions()
     async with Engine(options) as first:
         port = int(first.url.rpartition(":")[2])
@@ -281,12 +279,12 @@ async def test_no_server_is_up_and_prompts_are_taken_and_wait(tmp_path: Path) ->
 # The same id
 
 
-async def test_the_same_prompt_again_has_the_same_answer_and_runs_once() -> None:
+async def test_a_repeated_prompt_gets_the_same_answer_and_runs_once() -> None:
     async with three() as (gateway, servers):
         prompt_id = str(uuid4())
         first = await _post(gateway.http, _PARTLY, prompt_id=prompt_id)
         assert list(first["node_errors"]) == ["4"]
-        # Its frames may go to another socket, and it may have another token.
+        # The repeated prompt may have another client id and another token.
         again = await _post(
             gateway.http, _PARTLY, prompt_id=prompt_id, client_id="other", extra_data={"api_key_comfy_org": "x"}
         )
@@ -299,7 +297,7 @@ async def test_the_same_prompt_again_has_the_same_answer_and_runs_once() -> None
         assert (status, told["error"]["type"], told["node_errors"]) == (409, "conflict", {})
 
 
-async def test_the_same_prompt_many_times_at_once_runs_once() -> None:
+async def test_the_same_prompt_sent_many_times_at_once_runs_once() -> None:
     async with three() as (gateway, servers):
         prompt_id, workflow = str(uuid4()), invert_workflow()
         told = await asyncio.gather(*(_post(gateway.http, workflow, prompt_id=prompt_id) for _ in range(8)))
@@ -308,7 +306,7 @@ async def test_the_same_prompt_many_times_at_once_runs_once() -> None:
         assert sum(executions(server).get(prompt_id, 0) for server in servers) == 1
 
 
-async def test_an_id_of_another_key_is_refused_without_a_word_about_whose_it_is(calls: Calls) -> None:
+async def test_post_prompt_refuses_an_id_of_another_key_without_naming_its_owner(calls: Calls) -> None:
     prompt_id = str(uuid4())
     body = {"prompt": invert_workflow(), "prompt_id": prompt_id}
     assert (await calls.call(ALICE, "POST", "/prompt", body))[0] == 200
@@ -333,7 +331,7 @@ async def test_a_cancelled_prompt_runs_again_when_it_is_sent_again() -> None:
 # Order
 
 
-async def test_front_and_number_order_prompts_as_comfyui_does_and_hold_over_a_restart(
+async def test_front_and_number_order_prompts_as_in_comfyui_even_after_a_restart(
     engine: Engine, tmp_path: Path
 ) -> None:
     async with running_gateway(engine.url, queue="gateway", state_dir=tmp_path) as gateway:
@@ -353,7 +351,7 @@ async def test_front_and_number_order_prompts_as_comfyui_does_and_hold_over_a_re
         assert list(executions(engine)) == expected
 
 
-async def test_comfyui_is_not_told_of_front_and_number_for_its_queue_is_not_the_one(engine: Engine) -> None:
+async def test_front_and_number_are_not_passed_on_to_comfyui(engine: Engine) -> None:
     async with running_gateway(engine.url, queue="gateway") as gateway:
         first = await _post(gateway.http, sleep_workflow(600))
         await until(lambda: queue_of(engine), lambda queue: queue[0] == [first["prompt_id"]])
@@ -369,7 +367,7 @@ async def test_comfyui_is_not_told_of_front_and_number_for_its_queue_is_not_the_
 
 @asynccontextmanager
 async def _behind(kind: str, folder: Path) -> AsyncIterator[aiohttp.ClientSession]:
-    """What a client of ComfyUI talks to: one server, as a user, or three."""
+    """A client's session with a gateway: with the key of a user and one server, or with three servers."""
     keys = write_keys(folder / "keys.toml", table("alice", ALICE))
     settings: dict[str, Any] = {"keys_file": keys} if kind == "a user" else {}
     async with (
@@ -386,8 +384,8 @@ async def _json(http: aiohttp.ClientSession, path: str) -> Any:
 
 
 @pytest.mark.parametrize("kind", ["a user", "three servers"])
-async def test_who_is_told_of_an_end_finds_it_in_queue_and_history(kind: str, tmp_path: Path) -> None:
-    """ComfyUI's clients wait for that frame, and then read once."""
+async def test_a_prompt_has_left_the_queue_for_the_history_when_its_end_is_sent(kind: str, tmp_path: Path) -> None:
+    """ComfyUI's clients wait for this frame, and then read the history once."""
     async with (
         _behind(kind, tmp_path) as http,
         http.ws_connect("/ws?clientId=tab") as tab,
@@ -408,7 +406,7 @@ async def test_who_is_told_of_an_end_finds_it_in_queue_and_history(kind: str, tm
             assert entry["status"]["completed"]
             assert list(await _json(http, "/history?max_items=1")) == [prompt_id]
             assert (await _json(http, "/queue")) == {"queue_running": [], "queue_pending": []}
-            # Another tab is told that the queue is empty, and not what it was before.
+            # Another tab gets the new length of the queue, which is 0.
             async with asyncio.timeout(30):
                 while True:
                     told = json.loads((await other.receive()).data)
@@ -416,7 +414,7 @@ async def test_who_is_told_of_an_end_finds_it_in_queue_and_history(kind: str, tm
                         break
 
 
-async def test_two_customers_on_three_servers_see_the_frames_of_their_own_prompts(tmp_path: Path) -> None:
+async def test_two_users_on_three_servers_get_only_the_frames_of_their_own_prompts(tmp_path: Path) -> None:
     keys = write_keys(tmp_path / "keys.toml", table("alice", ALICE) + table("bob", BOB))
     async with three(keys_file=keys) as (gateway, servers):
         calls, connect = Calls(gateway), gateway.http.ws_connect
@@ -449,7 +447,7 @@ async def test_two_customers_on_three_servers_see_the_frames_of_their_own_prompt
 # Limits
 
 
-async def test_limits_are_told_in_comfyui_s_shape_with_their_names(engine: Engine, tmp_path: Path) -> None:
+async def test_limits_are_reported_by_name_in_comfyuis_error_form(engine: Engine, tmp_path: Path) -> None:
     keys = write_keys(
         tmp_path / "keys.toml",
         table("alice", ALICE, max_queued=1) + table("bob", BOB, per_minute=1),
@@ -479,10 +477,10 @@ async def test_limits_are_told_in_comfyui_s_shape_with_their_names(engine: Engin
         assert "MAX_QUEUED_JOBS" in told["error"]["message"]
 
 
-# Secrets, and trouble
+# Secrets and faults
 
 
-async def test_secrets_reach_comfyui_and_no_disk(tmp_path: Path) -> None:
+async def test_secrets_reach_comfyui_but_no_disk(tmp_path: Path) -> None:
     state = tmp_path / "state"
     async with three(state_dir=state) as (gateway, servers):
         told = await _post(
@@ -512,7 +510,7 @@ def fill_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("comfyui.jobs.journal.statements.Statements.apply", full)
 
 
-async def test_a_prompt_that_cannot_be_written_down_is_not_submitted(
+async def test_a_prompt_that_cannot_be_stored_is_not_submitted(
     engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running_gateway(engine.url, queue="gateway", state_dir=tmp_path) as gateway:
@@ -524,21 +522,21 @@ async def test_a_prompt_that_cannot_be_written_down_is_not_submitted(
         assert requests(engine, "POST /prompt") == 0
 
 
-async def test_a_prompt_with_an_id_of_ours_that_cannot_be_written_down_is_taken_out_of_comfyui(
+async def test_a_prompt_with_a_generated_id_that_cannot_be_stored_leaves_comfyui(
     engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is committed while it is submitted."""
+    """With a generated id, the journal is written while the prompt is submitted."""
     async with running_gateway(engine.url, queue="gateway", state_dir=tmp_path) as gateway:
         fill_the_disk(monkeypatch)
         status, told = await _posted(gateway.http, {"prompt": sleep_workflow(600)})
         assert (status, told["error"]["type"]) == (503, "disk_failed")
         await until(lambda: queue_of(engine), lambda queue: queue == ([], []))
-        # From now on the disk is known to be full.
+        # Now the gateway knows that the disk is full.
         assert (await _posted(gateway.http, {"prompt": sleep_workflow(600)}))[0] == 503
         assert requests(engine, "POST /prompt") == 1
 
 
-async def test_a_prompt_is_taken_though_the_reply_to_its_submission_is_lost() -> None:
+async def test_a_prompt_is_accepted_although_the_reply_to_its_submission_is_lost() -> None:
     async with three() as (gateway, servers):
         for server in servers:
             await server.set_faults({"prompt_reply_lost_after_queue": {"times": 1}})
@@ -547,7 +545,7 @@ async def test_a_prompt_is_taken_though_the_reply_to_its_submission_is_lost() ->
         assert sum(executions(server).get(told["prompt_id"], 0) for server in servers) == 1
 
 
-async def test_a_gateway_that_shuts_down_says_so_in_comfyui_s_shape(engine: Engine) -> None:
+async def test_a_gateway_that_shuts_down_refuses_in_comfyuis_error_form(engine: Engine) -> None:
     async with running_gateway(engine.url, queue="gateway") as gateway:
         await gateway.handler.drain(0)
         status, told = await _posted(gateway.http, {"prompt": invert_workflow()})
