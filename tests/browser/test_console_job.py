@@ -10,6 +10,7 @@ import pytest
 from tests.support.browsing import frontend_root
 from tests.support.console import PATIENCE_MS, PHONE, Console, accessible, fits, open_console, tab_to
 from tests.support.engine_workflows import sleeping, txt2img
+from tests.support.jobs import submit
 from tests.support.running import RunningGateway, invert_workflow, until
 from tests.support.target import node
 
@@ -19,20 +20,15 @@ _TITLES = "window.app.graph.nodes.map(node => node.title).sort()"
 _PREFIXES = "window.app.graph.nodes.filter(node => node.type === 'SaveImage').map(node => node.widgets[0].value)"
 
 
-async def submitted(gateway: RunningGateway, prompt: dict[str, Any], **fields: Any) -> str:
-    body = {"prompt": prompt, **fields}
-    async with gateway.http.post("/prompt_sync", json=body, headers={"Prefer": "respond-async"}) as answer:
-        return str((await answer.json())["prompt_id"])
-
-
 async def ended(gateway: RunningGateway, prompt: dict[str, Any], **fields: Any) -> str:
     """The id of an async job that has ended."""
-    prompt_id = await submitted(gateway, prompt, **fields)
+    prompt_id = await submit(gateway.http, prompt, **fields)
     await end_of(gateway, prompt_id)
     return prompt_id
 
 
 async def end_of(gateway: RunningGateway, prompt_id: str) -> None:
+    """Waits until the job has ended."""
     await until(lambda: gateway.handler.journal.get(prompt_id), lambda job: job is not None and job.state.is_end)
 
 
@@ -70,7 +66,7 @@ async def opened(console: Console) -> Any:
 async def test_the_page_of_a_job_follows_it_from_the_queue_to_its_end() -> None:
     async with open_console(servers=1, queue="gateway") as console:
         page, engine = console.page, console.engines[0]
-        first, second = [await submitted(console.gateway, sleeping(seconds, 4)) for seconds in (61.0, 62.0)]
+        first, second = [await submit(console.gateway.http, sleeping(seconds, 4)) for seconds in (61.0, 62.0)]
         await console.open(f"/console/jobs/{second}")
         await page.wait_for_selector("#job[data-state=queued]")
         engine.wake(first)
@@ -89,7 +85,7 @@ async def test_a_waiting_job_is_put_first_and_cancelled_on_its_page() -> None:
     async with open_console(servers=1, queue="gateway") as console:
         page = console.page
         page.on("dialog", lambda dialog: dialog.accept())
-        jobs = [await submitted(console.gateway, sleeping(61.0 + number)) for number in range(5)]
+        jobs = [await submit(console.gateway.http, sleeping(61.0 + number)) for number in range(5)]
         await console.open(f"/console/jobs/{jobs[-1]}")
         place = page.locator("section", has=page.get_by_role("heading", name="Progress")).locator("p")
         before = await place.text_content()
@@ -108,14 +104,12 @@ async def test_an_end_that_came_while_the_browser_was_offline_is_shown() -> None
     async with open_console(servers=1) as console:
         page, engine = console.page, console.engines[0]
         console.allowed += ["ERR_INTERNET_DISCONNECTED"]
-        prompt_id = await submitted(console.gateway, sleeping(61.0))
+        prompt_id = await submit(console.gateway.http, sleeping(61.0))
         await console.open(f"/console/jobs/{prompt_id}")
         await page.wait_for_selector("#job[data-state=running]")
         await page.context.set_offline(True)
         engine.wake(prompt_id)
-        await until(
-            lambda: console.gateway.handler.journal.get(prompt_id), lambda job: job is not None and job.state.is_end
-        )
+        await end_of(console.gateway, prompt_id)
         await page.context.set_offline(False)
         await page.wait_for_selector("#job[data-state=succeeded]")
 
@@ -191,7 +185,7 @@ async def test_an_end_before_the_feed_of_the_page_opens_is_shown() -> None:
             await route.continue_()
 
         await console.page.route("**/console/feed*", held)
-        prompt_id = await submitted(console.gateway, sleeping(60.0, 1))
+        prompt_id = await submit(console.gateway.http, sleeping(60.0, 1))
         await console.open(f"/console/jobs/{prompt_id}")
         assert await console.page.locator("#job").get_attribute("data-state") in {"queued", "running"}
         console.engines[0].wake(prompt_id)

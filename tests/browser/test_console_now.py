@@ -7,20 +7,12 @@ from typing import Any
 import pytest
 
 from comfyui.web.console.static_files import static_files
-from tests.support.console import PHONE, Console, accessible, fits, open_console
+from tests.support.console import PHONE, accessible, fits, open_console
 from tests.support.engine_workflows import txt2img
-from tests.support.running import Workflow, sleep_workflow, until
+from tests.support.jobs import submit
+from tests.support.running import sleep_workflow, until
 
 pytestmark = pytest.mark.timeout(120)
-
-
-async def submitted(console: Console, workflow: Workflow) -> str:
-    """The id of an async job of this workflow."""
-    headers = {"Prefer": "respond-async"}
-    async with console.gateway.http.post("/prompt_sync", json={"prompt": workflow}, headers=headers) as answer:
-        assert answer.status == 202, await answer.text()
-        prompt_id: str = (await answer.json())["prompt_id"]
-        return prompt_id
 
 
 async def feed_is(page: Any, state: str) -> None:
@@ -32,7 +24,7 @@ async def test_progress_and_preview_appear_while_a_job_runs() -> None:
         await console.open()
         await feed_is(console.page, "open")
         assert await console.page.locator(".server").count() == 3
-        prompt_id = await submitted(console, txt2img(steps=300))
+        prompt_id = await submit(console.gateway.http, txt2img(steps=300))
         running = console.page.locator(f'[data-job="{prompt_id}"]')
         await running.get_by_text("KSampler").wait_for()
         await running.locator("[data-preview]:not([hidden])").wait_for()
@@ -67,7 +59,7 @@ async def test_a_server_is_drained_and_resumed_on_its_card() -> None:
 
 async def test_a_running_job_is_cancelled_on_its_card() -> None:
     async with open_console(servers=1) as console:
-        prompt_id = await submitted(console, sleep_workflow(60))
+        prompt_id = await submit(console.gateway.http, sleep_workflow(60))
         await console.open()
         running = console.page.locator(f'[data-job="{prompt_id}"]')
         console.page.once("dialog", lambda dialog: dialog.accept())
@@ -86,7 +78,7 @@ async def test_a_lost_feed_reconnects_and_shows_the_current_jobs() -> None:
                 each.end()
         await feed_is(console.page, "lost")
         await console.page.get_by_text("The connection to the gateway is lost.").wait_for()
-        prompt_id = await submitted(console, sleep_workflow(60))
+        prompt_id = await submit(console.gateway.http, sleep_workflow(60))
         await console.page.context.set_offline(False)
         await feed_is(console.page, "open")
         await console.page.locator(f'[data-job="{prompt_id}"]').wait_for()
@@ -96,7 +88,7 @@ async def test_a_lost_feed_reconnects_and_shows_the_current_jobs() -> None:
 @pytest.mark.long
 async def test_waiting_jobs_are_listed_in_their_order() -> None:
     async with open_console(servers=1) as console:
-        jobs = [await submitted(console, sleep_workflow(60, tag=tag)) for tag in range(5)]
+        jobs = [await submit(console.gateway.http, sleep_workflow(60, tag=tag)) for tag in range(5)]
         await console.open()
         rows = console.page.locator("#queue .list > li")
         await console.page.wait_for_function("document.querySelectorAll('#queue .list > li').length >= 3")
@@ -107,7 +99,7 @@ async def test_waiting_jobs_are_listed_in_their_order() -> None:
 @pytest.mark.long
 async def test_without_javascript_the_page_shows_running_jobs() -> None:
     async with open_console(servers=1, javascript=False) as console:
-        prompt_id = await submitted(console, sleep_workflow(60))
+        prompt_id = await submit(console.gateway.http, sleep_workflow(60))
 
         async def page() -> str:
             async with console.gateway.http.get("/console") as answer:
@@ -123,7 +115,7 @@ async def test_without_javascript_the_page_shows_running_jobs() -> None:
 async def test_the_page_fits_a_phone_and_is_accessible(scheme: Any) -> None:
     async with open_console(size=PHONE, scheme=scheme) as console:
         for tag in range(8):
-            await submitted(console, sleep_workflow(60, tag=tag))
+            await submit(console.gateway.http, sleep_workflow(60, tag=tag))
         await console.open()
         await console.page.locator("#queue .list > li").first.wait_for()
         await fits(console.page)

@@ -155,6 +155,7 @@ async def test_input_and_selection_stay_while_the_page_changes() -> None:
         await page.locator(f"#job-{three}").get_by_role("button", name="first").click()
         await shows(page, three, one, two)
         assert await page.get_by_label(f"Select Unnamed workflow {two[:8]}").is_checked()
+        assert await page.locator(f"#job-{one}").get_by_role("spinbutton").input_value() == "12"
 
 
 async def test_a_user_sees_its_own_jobs_and_a_reader_can_change_nothing(keys_path: Path) -> None:

@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 
 from comfyui.engine import OLD_VERSION, Engine
-from tests.support.relaying import raw_client
+from tests.support.relaying import eventually, raw_client
 from tests.support.running import (
     RunningGateway,
     executions,
@@ -109,9 +109,9 @@ async def test_a_prompt_goes_on_while_another_request_waits_for_it(
     status, _ = await either_gateway.prompt_sync(sleep_workflow(600), prompt_id=prompt_id, timeout=0.2)
     assert status == 504
     leaves = asyncio.create_task(either_gateway.prompt_sync(sleep_workflow(600), prompt_id=prompt_id))
-    await until_waiting(either_gateway, 2)
+    await eventually(lambda: either_gateway.handler.waiting == 2)
     leaves.cancel()
-    await until(lambda: _waiting(either_gateway), lambda count: count == 1)
+    await eventually(lambda: either_gateway.handler.waiting == 1)
     either_engine.wake(prompt_id)
     assert (await stays)[0] == 200
     assert executions(either_engine) == {prompt_id: 1}
@@ -273,7 +273,7 @@ async def test_messages_go_to_the_websocket_of_the_given_client_id(
 async def test_requests_over_the_concurrency_limit_are_refused_at_once(either_engine: Engine) -> None:
     async with running_gateway(either_engine.url, max_concurrent_requests=2) as gateway:
         waiting = [asyncio.create_task(gateway.prompt_sync(sleep_workflow(600, tag=tag))) for tag in range(2)]
-        await until_waiting(gateway, 2)
+        await eventually(lambda: gateway.handler.waiting == 2)
         async with gateway.http.get("/health/ready") as response:
             assert response.status == 503
             assert "limit" in (await response.json())["reason"]
@@ -285,17 +285,6 @@ async def test_requests_over_the_concurrency_limit_are_refused_at_once(either_en
         either_engine.wake(*itertools.chain(*await queue_of(either_engine)))
         assert [status for status, _ in await asyncio.gather(*waiting)] == [200, 200]
         assert (await gateway.prompt_sync(invert_workflow()))[0] == 200
-
-
-async def _waiting(gateway: RunningGateway) -> int:
-    """For `until`."""
-    return gateway.handler.waiting
-
-
-async def until_waiting(gateway: RunningGateway, count: int) -> None:
-    async with asyncio.timeout(30):
-        while gateway.handler.waiting < count:
-            await asyncio.sleep(0.005)
 
 
 async def test_a_new_comfyui_is_not_asked_for_its_whole_queue_to_find_one_id(

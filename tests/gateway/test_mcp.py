@@ -22,6 +22,7 @@ from comfyui.engine import Engine
 from comfyui.web.mcp.instructions import INSTRUCTIONS
 from tests.support.engine_workflows import sleeping, txt2img, writing
 from tests.support.mcp_clients import MODES, NEW, OLD, Mode, called, headers_of, json_of, mcp_client, message
+from tests.support.relaying import eventually
 from tests.support.running import (
     RunningGateway,
     executions,
@@ -161,7 +162,7 @@ async def test_a_closed_connection_leaves_a_job_that_another_request_waits_for(
         call = asyncio.create_task(called(http, version, {"workflow": workflow, "prompt_id": prompt_id}))
         await until(lambda: queue_of(engine), lambda queue: bool(queue[0]))
         other = asyncio.create_task(mcp_gateway.prompt_sync(workflow, prompt_id=prompt_id))
-        await until(lambda: asyncio.sleep(0, mcp_gateway.handler.waiting), lambda waiting: waiting == 2)
+        await eventually(lambda: mcp_gateway.handler.waiting == 2)
         call.cancel()
         await asyncio.wait([call])
         status, _ = await other

@@ -16,6 +16,8 @@ import pytest
 from PIL import Image
 
 from comfyui.engine import Engine
+from tests.support.job_inputs import loading
+from tests.support.relaying import eventually
 from tests.support.running import RunningGateway, invert_workflow, queue_of, requests, running_gateway, until
 
 pytestmark = pytest.mark.usefixtures("form_folder")
@@ -32,12 +34,6 @@ def picture(color: str = "red", size: tuple[int, int] = (16, 12)) -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", size, color).save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def loading(name: str = "photo.png") -> dict[str, Any]:
-    workflow = invert_workflow()
-    workflow["1"] = {"class_type": "LoadImage", "inputs": {"image": name}}
-    return workflow
 
 
 def form(workflow: Any, *files: tuple[str, bytes], field: str = "workflow", **fields: str) -> aiohttp.FormData:
@@ -133,15 +129,11 @@ async def test_files_of_a_form_are_kept_while_the_prompt_runs_without_its_client
         request = asyncio.create_task(post(gateway, form(workflow, ("photo.png", picture()))))
         running, _ = await until(lambda: queue_of(engine), lambda queue: bool(queue[0]))
         request.cancel()
-        await until(lambda: _waiting(gateway), lambda count: count == 0)
+        await eventually(lambda: gateway.handler.waiting == 0)
         assert len(list(form_folder.glob("comfyui-form-*"))) == 1
         async with gateway.http.delete(f"/prompt_sync/{running[0]}") as response:
             assert response.status == 200
         await forms_are_gone(form_folder)
-
-
-async def _waiting(gateway: RunningGateway) -> int:
-    return gateway.handler.waiting
 
 
 async def test_forms_of_aiohttp_and_node_are_read(gateway: RunningGateway, tmp_path: Path) -> None:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import base64
-import io
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
-
-from PIL import Image
 
 from comfyui import jsonio
 from comfyui.engine import Engine, EngineOptions
@@ -18,17 +15,13 @@ from comfyui.named.binding import bind
 from comfyui.named.parameters import NamedWorkflow
 from config import GatewayOptions
 from tests.support.named import write
-from tests.support.named_folder import run
+from tests.support.named_folder import png, run
 from tests.support.running import RunningGateway, executions, running_gateway, until
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "workflows"
 
 
-def picture() -> str:
-    """A small PNG, base64."""
-    content = io.BytesIO()
-    Image.new("RGB", (64, 48), "teal").save(content, "PNG")
-    return base64.b64encode(content.getvalue()).decode()
+PICTURE = base64.b64encode(png("teal")).decode()
 
 
 async def test_every_example_runs() -> None:
@@ -42,7 +35,7 @@ async def test_every_example_runs() -> None:
         for one in named.all():
             assert isinstance(one, NamedWorkflow), one
             assert one.warnings == ()
-            values = {**one.example, **({"image": picture()} if "image" in one.by_name else {})}
+            values = {**one.example, **({"image": PICTURE} if "image" in one.by_name else {})}
             found = bind(one, values, rng=Random(1))  # noqa: S311
             images = [image.model_dump() for image in found.images]
             status, body = await gateway.prompt_sync(found.prompt, images=images)
@@ -120,7 +113,7 @@ async def test_a_file_of_the_editor_takes_its_parameters_from_node_titles(engine
     async with running_gateway(engine.url, workflows_dir=tmp_path) as gateway:
 
         async def negative() -> tuple[int, Any]:
-            return await run(gateway.http, "negative", {"image": picture()})
+            return await run(gateway.http, "negative", {"image": PICTURE})
 
         status, body = await until(negative, lambda answer: answer[0] != 503)
         assert (status, body.get("detail")) == (200, None)

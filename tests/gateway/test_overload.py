@@ -12,11 +12,13 @@ import aiohttp
 import pytest
 
 from comfyui.engine import Engine
+from tests.support.relaying import eventually
 from tests.support.running import (
     RunningGateway,
     invert_workflow,
     prompts_are_queued,
     queue_of,
+    requests,
     running_gateway,
     sleep_workflow,
 )
@@ -109,9 +111,7 @@ async def test_all_bodies_together_have_a_limit(engine: Engine) -> None:
         large = sleep_workflow(600)
         large["1"]["_meta"] = {"title": "x" * 30_000}
         first = asyncio.create_task(gateway.prompt_sync(large))
-        async with asyncio.timeout(30):
-            while not gateway.handler.waiting:
-                await asyncio.sleep(0.005)
+        await eventually(lambda: gateway.handler.waiting == 1)
         status, body = await gateway.prompt_sync(large)
         assert (status, body["type"]) == (429, "overloaded")
         assert "MAX_BUFFERED_MB" in body["detail"]
@@ -133,9 +133,7 @@ async def test_texts_of_forms_count_towards_the_limit_of_all_bodies(engine: Engi
 
     async with running_gateway(engine.url, max_buffered_mb=0.05) as gateway:
         first = asyncio.create_task(gateway.http.post("/prompt_sync", data=form(600, 1)))
-        async with asyncio.timeout(30):
-            while not gateway.handler.waiting:
-                await asyncio.sleep(0.005)
+        await eventually(lambda: gateway.handler.waiting == 1)
         async with gateway.http.post("/prompt_sync", data=form(0.1, 2)) as response:
             assert (response.status, (await response.json())["type"]) == (429, "overloaded")
         async with gateway.http.post("/prompt_sync?previews=true", data=form(0.1, 2)) as response:
@@ -171,9 +169,7 @@ async def test_a_thousand_waiting_callers_cost_little_memory_and_no_extra_reques
     ):
         await gateway.prompt_sync(invert_workflow())
         blocker = asyncio.create_task(gateway.prompt_sync(sleep_workflow(300)))
-        async with asyncio.timeout(30):
-            while engine.stats.show()["requests"].get("POST /prompt", 0) < 2:
-                await asyncio.sleep(0.005)
+        await eventually(lambda: requests(engine, "POST /prompt") == 2)
         before = resident_bytes()
 
         async def call(tag: int) -> int:

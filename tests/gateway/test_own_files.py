@@ -12,6 +12,7 @@ from comfyui.engine import Engine
 from comfyui.jobs.queue_options import QueueOptions
 from tests.support.calls import Calls
 from tests.support.keys import ALICE, BOB, ROOT, bearer
+from tests.support.relaying import eventually
 from tests.support.running import executions, handler_options, running_gateway, sleep_workflow, until
 
 _PNG = base64.b64decode(
@@ -143,12 +144,8 @@ async def test_number_and_front_of_prompt_sync_pass_only_the_users_own_jobs(
     second = (await calls.submit(ALICE, sleep_workflow(0, tag=2), _ASYNC))[1]["prompt_id"]
     first = (await calls.submit(ALICE, sleep_workflow(0, tag=3), _ASYNC, **fields))[1]["prompt_id"]
     assert (await calls.call(ROOT, "POST", "/queue/resume"))[0] == 200
-    began = await until(lambda: _now(list(executions(engine))), lambda ids: len(ids) == 3)
-    assert began == [bobs, first, second]
-
-
-async def _now(value: list[str]) -> list[str]:
-    return value
+    await eventually(lambda: len(executions(engine)) == 3)
+    assert list(executions(engine)) == [bobs, first, second]
 
 
 async def test_a_users_events_never_go_to_another_users_websocket(calls: Calls) -> None:

@@ -12,7 +12,7 @@ from comfyui.engine import Engine
 from comfyui.jobs.queue_options import QueueOptions
 from tests.support.calls import Calls
 from tests.support.keys import ALICE, BOB, ROOT, WATCHER, bearer
-from tests.support.relaying import fetch
+from tests.support.relaying import eventually, fetch
 from tests.support.running import (
     executions,
     handler_options,
@@ -179,14 +179,10 @@ async def test_number_and_front_of_post_prompt_pass_only_the_users_own_jobs(call
     await calls.gateway.handler.queue.pause(False)
     for prompt_id in (first, second, third):
         assert (await calls.call(ALICE, "GET", f"/prompt_sync/{prompt_id}"))[0] == 200
-    await until(lambda: _ran(engine), lambda ran: len(ran) == 4)
-    ran = await _ran(engine)
+    await eventually(lambda: len(executions(engine)) == 4)
+    ran = list(executions(engine))
     assert [prompt_id for prompt_id in ran if prompt_id != theirs] == [second, third, first]
     assert ran[0] == theirs
-
-
-async def _ran(engine: Engine) -> list[str]:
-    return list(executions(engine))
 
 
 async def test_invalid_json_for_queue_and_interrupt_is_handled_as_in_comfyui(calls: Calls) -> None:

@@ -25,6 +25,7 @@ from tests.support.calls import Calls
 from tests.support.jobs import ASYNC, fetch, listed, look, status_is, submit
 from tests.support.keys import ALICE, BOB, table, write_keys
 from tests.support.ports import free_port
+from tests.support.relaying import eventually
 from tests.support.running import (
     RunningGateway,
     engines,
@@ -73,7 +74,7 @@ async def busy_and_free(gateway: RunningGateway, servers: list[Engine]) -> tuple
     busy, free = servers if queues[0][0] else reversed(servers)
     await of_others(free, 600, 600)
     watcher = gateway.handler.pool.backends[servers.index(free)].watcher
-    await until(lambda: _now(watcher.others), lambda count: count == 2)
+    await eventually(lambda: watcher.others == 2)
     return prompt_id, busy, free
 
 
@@ -195,10 +196,10 @@ async def test_prompts_of_other_clients_take_places_on_a_server(engine: Engine) 
     async with running_gateway(engine.url, queue="gateway") as gateway:
         await of_others(engine, 600, 0)
         watcher = gateway.handler.pool.backends[0].watcher
-        await until(lambda: _now(watcher.others), lambda others: others == 2)
+        await eventually(lambda: watcher.others == 2)
         async with lengths_of(engine) as seen:
             sync = asyncio.create_task(gateway.prompt_sync(invert_workflow()))
-            await until(lambda: _now(gateway.handler.queue.waiting), lambda waiting: waiting == 1)
+            await eventually(lambda: gateway.handler.queue.waiting == 1)
             await wake_all(engine)
             status, _ = await sync
         assert status == 200
@@ -243,7 +244,7 @@ async def test_a_prompt_that_begins_while_it_is_taken_back_runs_once_on_its_serv
         sync = asyncio.create_task(gateway.prompt_sync(sleep_workflow(2.5, tag=7)))
         await until(lambda: queue_of(busy), lambda queue: len(queue[1]) == 1)
         await wake_all(free)
-        await until(lambda: _now(requests(busy, "POST /queue")), bool)
+        await eventually(lambda: requests(busy, "POST /queue") > 0)
         busy.wake(first)
         status, result = await sync
         assert status == 200
@@ -260,7 +261,7 @@ async def test_a_prompt_runs_once_when_the_reply_to_its_removal_is_lost(fault: s
         sync = asyncio.create_task(gateway.prompt_sync(invert_workflow(5)))
         await until(lambda: queue_of(busy), lambda queue: len(queue[1]) == 1)
         await wake_all(free)
-        await until(lambda: _now(requests(busy, "POST /queue")), bool)
+        await eventually(lambda: requests(busy, "POST /queue") > 0)
         busy.wake(first)
         status, result = await sync
         assert status == 200
@@ -465,10 +466,6 @@ async def test_a_key_with_twice_the_weight_runs_twice_as_many_jobs(engine: Engin
                 assert (await calls.submit(key, sleep_workflow(0.3, tag=number), ASYNC))[0] == 202
         alices = set(await calls.listed(ALICE))
         await gateway.handler.queue.pause(False)
-        ran = await until(lambda: _now(list(executions(engine))), lambda ran: len(ran) == 12)
+        await eventually(lambda: len(executions(engine)) == 12)
+        ran = list(executions(engine))
         assert sum(prompt_id in alices for prompt_id in ran[:9]) in {5, 6}, "6 and 3, give or take one job"
-
-
-async def _now(value: Any) -> Any:
-    """For `until`."""
-    return value

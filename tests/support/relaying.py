@@ -168,7 +168,8 @@ async def settled(figure: Callable[[], int], *, quiet_s: float = 0.25) -> int:
             return before
 
 
-async def eventually(condition: Callable[[], bool], *, within_s: float = 5.0) -> None:
+async def eventually(condition: Callable[[], bool], *, within_s: float = 25.0) -> None:
+    """Waits until the condition is true; `until` in `tests.support.running` does so for one that is awaited."""
     async with asyncio.timeout(within_s):
         while not condition():
             await asyncio.sleep(0.005)
