@@ -15,13 +15,12 @@ from comfyui.named.binding import bind
 from comfyui.named.parameters import NamedWorkflow
 from config import GatewayOptions
 from tests.support.named import write
-from tests.support.named_folder import png, run
+from tests.support.named_folder import run
+from tests.support.outputs import png
 from tests.support.running import RunningGateway, executions, running_gateway, until
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "workflows"
-
-
-PICTURE = base64.b64encode(png("teal")).decode()
+PICTURE = base64.b64encode(png("teal", 64, 48)).decode()
 
 
 async def test_every_example_runs() -> None:

@@ -117,7 +117,7 @@ async def test_previews_come_as_partial_images(openai_sdk: AsyncOpenAI) -> None:
     told = [
         event
         async for event in await openai_sdk.images.generate(
-            model="portrait", prompt="a", stream=True, partial_images=2, extra_body={"steps": 30}
+            model="portrait", prompt="a", stream=True, partial_images=2, extra_body={"steps": 300}
         )
     ]
     assert told[-1].type == "image_generation.completed"
