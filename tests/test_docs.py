@@ -173,12 +173,12 @@ def test_every_promise_names_a_test_that_exists(name: str) -> None:
 
 
 def test_links_between_the_docs_lead_somewhere() -> None:
-    for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "deploy").rglob("*.md")]:
+    for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "deploy").rglob("*.md")]:
         for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text()):
             assert (path.parent / link).exists(), f"{path.relative_to(ROOT)}: {link}"
 
 
 def test_every_make_target_of_the_readme_exists() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    used = set(re.findall(r"`make ([a-z-]+)", (ROOT / "README.md").read_text()))
-    assert used <= targets
+    for page_of_root in ("README.md", "CONTRIBUTING.md"):
+        assert set(re.findall(r"`(?:\w+=\S+ )?make ([a-z-]+)", (ROOT / page_of_root).read_text())) <= targets
