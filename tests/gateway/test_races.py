@@ -1,4 +1,4 @@
-"""Requests that cross each other: a cancel under way, an id that comes again, an answer that is not the one awaited."""
+"""Requests that overlap: a cancel in progress, an id that is submitted again, an answer that belongs to another run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.support.running import (
 )
 
 
-async def test_a_cancelled_id_that_comes_again_gets_its_own_end(gateway: RunningGateway, engine: Engine) -> None:
+async def test_a_resubmitted_id_gets_its_own_result_after_a_cancel(gateway: RunningGateway, engine: Engine) -> None:
     prompt_id = str(uuid4())
     first = asyncio.create_task(gateway.prompt_sync(sleep_workflow(3), prompt_id=prompt_id))
     await prompts_are_queued(engine, 1)
@@ -34,13 +34,11 @@ async def test_a_cancelled_id_that_comes_again_gets_its_own_end(gateway: Running
         assert response.status == 200
     assert (await first)[0] == 409
     status, body = await gateway.prompt_sync(sleep_workflow(3), prompt_id=prompt_id)
-    assert status == 200, "the end of the cancelled run was taken for that of the new one"
+    assert status == 200, "the new run got the result of the cancelled one"
     assert body["images"]
 
 
-async def test_an_id_that_comes_again_while_its_cancel_is_under_way_runs(
-    gateway: RunningGateway, engine: Engine
-) -> None:
+async def test_an_id_that_is_resubmitted_during_its_cancel_runs(gateway: RunningGateway, engine: Engine) -> None:
     prompt_id = str(uuid4())
     first = asyncio.create_task(gateway.prompt_sync(sleep_workflow(3), prompt_id=prompt_id))
     await prompts_are_queued(engine, 1)
@@ -52,14 +50,14 @@ async def test_an_id_that_comes_again_while_its_cancel_is_under_way_runs(
     assert (await gateway.prompt_sync(sleep_workflow(3), prompt_id=prompt_id))[0] == 200
 
 
-async def test_a_cancel_is_tried_again(gateway: RunningGateway, engine: Engine) -> None:
+async def test_a_cancel_without_a_reply_is_retried(gateway: RunningGateway, engine: Engine) -> None:
     await engine.set_faults({"cut": {"route": "/api/jobs/*", "times": 1}})
     status, _ = await gateway.prompt_sync(sleep_workflow(30), timeout=0.3)
     assert status == 504
     await until(lambda: queue_of(engine), lambda queue: queue == ([], []))
 
 
-async def test_a_request_that_joins_one_that_only_looks_is_run(gateway: RunningGateway, engine: Engine) -> None:
+async def test_a_submission_that_joins_a_lookup_of_its_id_is_run(gateway: RunningGateway, engine: Engine) -> None:
     prompt_id = str(uuid4())
     await engine.set_faults({"delay": {"route": "/history/*", "seconds": 0.3}})
     looking = asyncio.create_task(gateway.http.get(f"/prompt_sync/{prompt_id}"))
@@ -70,7 +68,7 @@ async def test_a_request_that_joins_one_that_only_looks_is_run(gateway: RunningG
 
 
 @pytest.mark.parametrize("when", ["in flight", "finished"])
-async def test_another_body_is_refused_under_an_id_that_was_only_attached_to(engine: Engine, when: str) -> None:
+async def test_an_attached_id_refuses_another_body(engine: Engine, when: str) -> None:
     prompt_id = str(uuid4())
     async with running_gateway(engine.url) as before, running_gateway(engine.url) as after:
         first = asyncio.create_task(before.prompt_sync(sleep_workflow(600), prompt_id=prompt_id))
@@ -91,7 +89,7 @@ async def test_another_body_is_refused_under_an_id_that_was_only_attached_to(eng
 
 
 @pytest.mark.parametrize("method", ["POST", "GET"])
-async def test_an_id_whose_cancel_hangs_is_not_waited_for_longer_than_its_timeout(
+async def test_a_request_waits_for_a_hanging_cancel_only_until_its_timeout(
     gateway: RunningGateway, engine: Engine, method: str
 ) -> None:
     prompt_id = str(uuid4())
@@ -110,7 +108,7 @@ async def test_an_id_whose_cancel_hangs_is_not_waited_for_longer_than_its_timeou
     engine.faults.clear()
 
 
-async def test_a_cancel_that_hangs_does_not_keep_the_gateway_from_stopping(engine: Engine) -> None:
+async def test_a_hanging_cancel_does_not_block_the_stop_of_the_gateway(engine: Engine) -> None:
     async with running_gateway(engine.url, changed=handler_options(last_cancels_s=0.3)) as gateway:
         first = asyncio.create_task(gateway.prompt_sync(sleep_workflow(3)))
         await prompts_are_queued(engine, 1)
@@ -121,9 +119,7 @@ async def test_a_cancel_that_hangs_does_not_keep_the_gateway_from_stopping(engin
     assert time.monotonic() - stopping < 20
 
 
-async def test_a_cancel_that_comfyui_did_not_take_is_not_said_to_be_one(
-    gateway: RunningGateway, engine: Engine
-) -> None:
+async def test_a_cancel_that_comfyui_refused_is_not_reported_as_done(gateway: RunningGateway, engine: Engine) -> None:
     prompt_id = str(uuid4())
     first = asyncio.create_task(gateway.prompt_sync(sleep_workflow(600), prompt_id=prompt_id))
     await prompts_are_queued(engine, 1)
@@ -132,12 +128,12 @@ async def test_a_cancel_that_comfyui_did_not_take_is_not_said_to_be_one(
         assert (response.status, (await response.json())["prompt_id"]) == (502, prompt_id)
     assert (await first)[0] == 409
     engine.faults.clear()
-    # ComfyUI is told again, so that nothing runs for nobody.
+    # The gateway repeats the cancel, so that no prompt runs without a caller.
     await until(lambda: queue_of(engine), lambda queue: queue == ([], []))
 
 
 @pytest.mark.parametrize(("answered", "kind"), [(401, "credentials_refused"), (413, "server_error")])
-async def test_a_refusal_that_is_not_of_the_workflow_is_not_sent_again(
+async def test_a_submission_that_comfyui_refuses_with_401_or_413_is_not_repeated(
     gateway: RunningGateway, engine: Engine, answered: int, kind: str
 ) -> None:
     await engine.set_faults({"status": {"route": "/prompt", "method": "POST", "status": answered}})
@@ -146,13 +142,15 @@ async def test_a_refusal_that_is_not_of_the_workflow_is_not_sent_again(
     assert requests(engine, "POST /prompt") == 1
 
 
-async def test_a_check_of_a_cached_file_that_fails_leaves_the_success(gateway: RunningGateway, engine: Engine) -> None:
+async def test_a_failed_check_of_a_cached_file_does_not_fail_the_prompt(
+    gateway: RunningGateway, engine: Engine
+) -> None:
     await gateway.prompt_sync(invert_workflow())
     await engine.set_faults({"status": {"route": "/view", "method": "HEAD", "status": 500}})
     assert (await gateway.prompt_sync(invert_workflow()))[0] == 200
 
 
-async def test_out_of_memory_again_gets_the_end_of_the_second_run(engine: Engine) -> None:
+async def test_a_prompt_that_ran_out_of_memory_gets_the_result_of_its_second_run(engine: Engine) -> None:
     await engine.set_faults({"out_of_memory": {"class_type": "SaveImage"}})
     async with running_gateway(engine.url, oom_retries=1) as gateway:
         status, body = await gateway.prompt_sync(sleep_workflow(3))
@@ -160,7 +158,7 @@ async def test_out_of_memory_again_gets_the_end_of_the_second_run(engine: Engine
     assert executions(engine)[body["prompt_id"]] == 2
 
 
-async def test_an_empty_key_is_no_key(gateway: RunningGateway) -> None:
+async def test_an_empty_idempotency_key_is_refused(gateway: RunningGateway) -> None:
     headers = {"Idempotency-Key": ""}
     async with gateway.http.post("/prompt_sync", json={"prompt": invert_workflow()}, headers=headers) as response:
         assert response.status == 422
@@ -174,8 +172,8 @@ async def waiting(gateway: RunningGateway) -> int:
     return gateway.handler.waiting
 
 
-async def test_a_job_that_ends_while_it_is_asked_for_is_told(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between the journal's answer and the wait; nobody would end that one later."""
+async def test_a_job_that_ends_during_a_lookup_is_reported(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The job ends between the journal's answer and the wait, so a wait for its end would never return."""
     async with running_gateway(engine.url, changed=handler_options(queue=QueueOptions(ahead=0))) as gateway:
         prompt_id = await submit(gateway.http, invert_workflow())
         journal = gateway.handler.journal

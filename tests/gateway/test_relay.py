@@ -12,6 +12,7 @@ import aiohttp
 import pytest
 
 from comfyui.engine import Engine
+from tests.support.ports import free_port
 from tests.support.relaying import OK, Exchange, answer_ok, fetch, raw_request, relayed
 from tests.support.running import RunningGateway, requests, running_gateway
 
@@ -38,7 +39,7 @@ _GET = "GET {} HTTP/1.1\r\nHost: gateway.internal:1234\r\n\r\n"
         "/login",
     ],
 )
-async def test_a_target_reaches_comfyui_as_it_was_written(target: str) -> None:
+async def test_a_request_target_reaches_comfyui_unchanged(target: str) -> None:
     async with relayed(answer_ok) as (comfyui, gateway):
         answer = await raw_request(gateway.url, _GET.format(target).encode())
 
@@ -57,8 +58,8 @@ async def test_every_method_is_relayed(method: str) -> None:
         assert comfyui.seen[0].line == f"{method} /userdata/x HTTP/1.1"
 
 
-async def test_headers_of_one_hop_stay_on_it() -> None:
-    """Connection, what it names, and the rest of RFC 9110's list; in both directions."""
+async def test_hop_by_hop_headers_are_not_relayed() -> None:
+    """`Connection`, the headers that it names, and the others that RFC 9110 lists, in both directions."""
 
     async def answering(exchange: Exchange) -> None:
         await exchange.send(
@@ -87,7 +88,7 @@ async def test_headers_of_one_hop_stay_on_it() -> None:
         assert b"trailer" not in head
 
 
-async def test_comfyui_is_told_who_asks_and_how() -> None:
+async def test_comfyui_gets_the_client_and_its_host_in_forwarded_headers() -> None:
     async with relayed(answer_ok) as (comfyui, gateway):
         await raw_request(
             gateway.url, b"GET / HTTP/1.1\r\nHost: gateway.internal:1234\r\nX-Forwarded-For: 10.9.8.7\r\n\r\n"
@@ -95,13 +96,13 @@ async def test_comfyui_is_told_who_asks_and_how() -> None:
 
         headers = comfyui.seen[0].headers
         assert headers["host"] == comfyui.url.removeprefix("http://")
-        # A proxy on this machine is believed: the client is its client.
+        # The gateway trusts a proxy on this machine, so the client is the proxy's client.
         assert headers["x-forwarded-for"] == "10.9.8.7, 127.0.0.1"
         assert headers["x-forwarded-proto"] == "http"
         assert headers["x-forwarded-host"] == "gateway.internal:1234"
 
 
-async def test_nothing_is_added_that_the_client_did_not_send() -> None:
+async def test_only_host_and_forwarded_headers_are_added() -> None:
     async with relayed(answer_ok) as (comfyui, gateway):
         await raw_request(gateway.url, b"GET /x HTTP/1.1\r\nHost: g\r\n\r\n")
 
@@ -123,7 +124,7 @@ async def test_no_cookie_is_kept_between_clients() -> None:
         assert "cookie" not in comfyui.seen[1].headers
 
 
-async def test_redirects_are_passed_on_and_stay_on_the_gateway() -> None:
+async def test_redirects_are_relayed_and_stay_on_the_gateway() -> None:
     locations = ["{own}/moved?x=1", "/relative", "https://elsewhere.example/x", "{own}"]
 
     async def answering(exchange: Exchange) -> None:
@@ -142,7 +143,7 @@ async def test_redirects_are_passed_on_and_stay_on_the_gateway() -> None:
         ]
 
 
-async def test_compressed_bodies_pass_unopened() -> None:
+async def test_compressed_bodies_are_relayed_without_unpacking() -> None:
     packed = gzip.compress(b"hello " * 100)
 
     async def answering(exchange: Exchange) -> None:
@@ -156,7 +157,7 @@ async def test_compressed_bodies_pass_unopened() -> None:
         assert comfyui.seen[0].headers["accept-encoding"] == "gzip, br"
 
 
-async def test_a_body_with_a_length_keeps_it_and_one_without_stays_chunked() -> None:
+async def test_a_relayed_body_keeps_its_length_or_its_chunked_encoding() -> None:
     bodies = []
 
     async def answering(exchange: Exchange) -> None:
@@ -183,8 +184,8 @@ async def test_a_body_with_a_length_keeps_it_and_one_without_stays_chunked() -> 
         assert b"one" in joined
 
 
-async def test_chunks_go_on_as_they_come() -> None:
-    """The last ones of a chunked answer are sent only after the client has had the first."""
+async def test_chunks_are_relayed_as_they_arrive() -> None:
+    """The server sends its last chunk only after the client has received the first one."""
     first_read = asyncio.Event()
 
     async def answering(exchange: Exchange) -> None:
@@ -198,7 +199,7 @@ async def test_chunks_go_on_as_they_come() -> None:
         assert await response.read() == b"last"
 
 
-async def test_an_interim_answer_is_not_the_answer() -> None:
+async def test_interim_answers_are_skipped() -> None:
     async def answering(exchange: Exchange) -> None:
         await exchange.send(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" + OK)
 
@@ -217,7 +218,7 @@ async def test_a_client_that_waits_for_100_continue_gets_it() -> None:
         assert "expect" not in comfyui.seen[0].headers
 
 
-async def test_an_answer_that_ends_with_its_connection_is_whole() -> None:
+async def test_an_answer_without_a_length_ends_with_its_connection() -> None:
     async def answering(exchange: Exchange) -> None:
         await exchange.send(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\nto the end")
         exchange.writer.close()
@@ -226,7 +227,7 @@ async def test_an_answer_that_ends_with_its_connection_is_whole() -> None:
         assert await response.read() == b"to the end"
 
 
-async def test_connections_to_comfyui_are_used_again() -> None:
+async def test_connections_to_comfyui_are_reused() -> None:
     async with relayed(answer_ok) as (comfyui, gateway):
         for _ in range(5):
             await fetch(gateway, "/x")
@@ -234,10 +235,10 @@ async def test_connections_to_comfyui_are_used_again() -> None:
         assert [exchange.number for exchange in comfyui.seen] == [0, 1, 2, 3, 4]
 
 
-async def test_own_endpoints_are_only_those_of_the_specification(gateway: RunningGateway, engine: Engine) -> None:
+async def test_the_gateway_answers_only_its_own_paths(gateway: RunningGateway, engine: Engine) -> None:
     for path in ("/health", "/health/live", "/health/ready", "/metrics", "/docs", "/openapi.json", "/prompt_sync"):
         assert (await fetch(gateway, path)).status == 200, path
-    # ComfyUI would look for a file of that name. What the gateway asks for itself is none of these.
+    # ComfyUI would look for a file with that name. The gateway's own requests use other routes.
     assert requests(engine, "GET /{path}") == 0
 
     assert (await fetch(gateway, "/prompt")).body == b'{"exec_info": {"queue_remaining": 0}}'
@@ -247,9 +248,7 @@ async def test_own_endpoints_are_only_those_of_the_specification(gateway: Runnin
 
 
 @pytest.mark.parametrize("path", ["/prompt", "/api/prompt"])
-async def test_a_validation_error_comes_back_as_comfyui_wrote_it(
-    path: str, engine: Engine, gateway: RunningGateway
-) -> None:
+async def test_a_validation_error_is_relayed_unchanged(path: str, engine: Engine, gateway: RunningGateway) -> None:
     bad = {"prompt": {"1": {"class_type": "SaveImage", "inputs": {"images": ["9", 0]}}}}
 
     direct, through = [await fetch(gateway, f"{base}{path}", "POST", json=bad) for base in (engine.url, gateway.url)]
@@ -262,7 +261,7 @@ async def test_a_validation_error_comes_back_as_comfyui_wrote_it(
     )
 
 
-async def test_a_submission_reaches_comfyui_byte_for_byte_with_its_own_headers() -> None:
+async def test_a_submission_is_relayed_byte_for_byte_with_its_headers() -> None:
     bodies = []
 
     async def answering(exchange: Exchange) -> None:
@@ -279,16 +278,8 @@ async def test_a_submission_reaches_comfyui_byte_for_byte_with_its_own_headers()
         assert (answer.status, answer.headers["Content-Type"], answer.body) == (418, "text/x-odd; a=b", b"odd")
 
 
-async def _free_port() -> str:
-    server = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    server.close()
-    await server.wait_closed()
-    return f"http://127.0.0.1:{port}"
-
-
-async def test_comfyui_that_is_down_is_a_503_with_the_standard_body() -> None:
-    async with running_gateway(await _free_port(), ready=False) as gateway:
+async def test_a_request_gets_503_while_comfyui_is_down() -> None:
+    async with running_gateway(f"http://127.0.0.1:{free_port()}", ready=False) as gateway:
         answer = await fetch(gateway, "/queue")
 
         assert (answer.status, answer.error_type) == (503, "connection_failed")
@@ -296,7 +287,7 @@ async def test_comfyui_that_is_down_is_a_503_with_the_standard_body() -> None:
 
 
 @pytest.mark.parametrize("garbage", [b"", b"HTTP/1.1 200 OK\r\nContent-Le", b"SSH-2.0-OpenSSH_9.2\r\n"])
-async def test_comfyui_that_fails_before_its_headers_is_a_502(garbage: bytes) -> None:
+async def test_an_answer_without_a_valid_head_becomes_502(garbage: bytes) -> None:
     async def answering(exchange: Exchange) -> None:
         await exchange.send(garbage)
         exchange.writer.close()
@@ -307,7 +298,7 @@ async def test_comfyui_that_fails_before_its_headers_is_a_502(garbage: bytes) ->
         assert (answer.status, answer.error_type) == (502, "server_error")
 
 
-async def test_comfyui_that_does_not_answer_is_a_504() -> None:
+async def test_a_request_gets_504_when_comfyui_does_not_answer() -> None:
     async with relayed(Exchange.until_gone, proxy_timeout=0.1) as (_, gateway):
         answer = await fetch(gateway, "/x")
 
@@ -315,8 +306,8 @@ async def test_comfyui_that_does_not_answer_is_a_504() -> None:
 
 
 @pytest.mark.parametrize("framing", [b"Content-Length: 100", b"Transfer-Encoding: chunked"])
-async def test_comfyui_that_fails_within_its_answer_cuts_the_clients_connection(framing: bytes) -> None:
-    """A body that is not whole must not look whole."""
+async def test_an_answer_that_breaks_off_closes_the_clients_connection(framing: bytes) -> None:
+    """An incomplete body must not look complete."""
 
     async def answering(exchange: Exchange) -> None:
         await exchange.send(b"HTTP/1.1 200 OK\r\n" + framing + b"\r\n\r\n5\r\nhello\r\n")
@@ -329,7 +320,7 @@ async def test_comfyui_that_fails_within_its_answer_cuts_the_clients_connection(
 
 
 async def _answer_once_then_hang_up(exchange: Exchange) -> None:
-    """As a server does that restarts, or whose idle time was over just then."""
+    """Behaves like a server that restarts, or that has just closed an idle connection."""
     if exchange.number:
         exchange.cut()
         return
@@ -337,7 +328,7 @@ async def _answer_once_then_hang_up(exchange: Exchange) -> None:
     await exchange.send(OK)
 
 
-async def test_a_pooled_connection_that_comfyui_closed_fails_no_idempotent_request() -> None:
+async def test_idempotent_requests_survive_a_closed_pooled_connection() -> None:
     async with relayed(_answer_once_then_hang_up) as (comfyui, gateway):
         for method in ("GET", "PUT", "DELETE", "OPTIONS"):
             assert (await fetch(gateway, "/x", method, data=b"body" if method == "PUT" else None)).status == 200
@@ -365,18 +356,20 @@ async def test_an_upload_over_the_limit_is_refused(chunked: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "passed", "kept_back"),
+    ("mode", "relayed_paths", "other_paths"),
     [
         ("full", ["/", "/userdata/x", "/api/queue"], []),
         ("api", ["/queue", "/api/history/x", "/view", "/object_info/KSampler"], ["/", "/userdata/x", "/extensions"]),
         ("off", [], ["/", "/queue", "/view", "/api/prompt"]),
     ],
 )
-async def test_proxy_mode_says_what_is_relayed(mode: str, passed: list[str], kept_back: list[str]) -> None:
+async def test_proxy_mode_decides_which_paths_are_relayed(
+    mode: str, relayed_paths: list[str], other_paths: list[str]
+) -> None:
     async with relayed(answer_ok, proxy_mode=mode) as (comfyui, gateway):
-        for path in [*passed, *kept_back]:
-            assert (await fetch(gateway, path)).status == (200 if path in passed else 404), path
-        assert [exchange.line.split()[1] for exchange in comfyui.seen] == passed
+        for path in [*relayed_paths, *other_paths]:
+            assert (await fetch(gateway, path)).status == (200 if path in relayed_paths else 404), path
+        assert [exchange.line.split()[1] for exchange in comfyui.seen] == relayed_paths
         assert (await fetch(gateway, "/health/live")).status == 200
 
 
@@ -386,12 +379,12 @@ async def _statuses(gateway: RunningGateway, targets: list[str]) -> dict[str, in
     }
 
 
-async def test_the_deny_list_holds_against_every_way_to_spell_a_path() -> None:
-    """/internal tells an attacker about the server: its logs, its folders."""
+async def test_the_deny_list_covers_every_spelling_of_a_path() -> None:
+    """`/internal` would show an attacker the server's logs and folders."""
     attacks = {
         "plain": "/internal/logs",
-        "the prefix of ComfyUI's twins": "/api/internal/logs",
-        "the prefix twice": "/api/api/internal/logs",
+        "prefix /api": "/api/internal/logs",
+        "prefix /api twice": "/api/api/internal/logs",
         "doubled slash": "//internal/logs",
         "doubled slash after the prefix": "/api//internal/logs",
         "dot segment": "/./internal/logs",
@@ -407,9 +400,9 @@ async def test_the_deny_list_holds_against_every_way_to_spell_a_path() -> None:
         "end of string": "/internal/logs%00.png",
         "folder alone": "/internal",
         "folder with a slash": "/internal/",
-        "exception as the way in": "/internal/files/output/../../logs",
-        "exception as the way in, encoded": "/internal/files/output/%2e%2e/%2e%2e/logs",
-        "exception spelt in another way": "/internal/files/%6futput",
+        "way through an exception": "/internal/files/output/../../logs",
+        "encoded way through an exception": "/internal/files/output/%2e%2e/%2e%2e/logs",
+        "encoded exception": "/internal/files/%6futput",
         "folder paths": "/internal/folder_paths",
     }
     async with relayed(answer_ok) as (comfyui, gateway):
@@ -419,13 +412,13 @@ async def test_the_deny_list_holds_against_every_way_to_spell_a_path() -> None:
         assert comfyui.seen == []
 
 
-async def test_what_the_frontend_cannot_do_without_is_not_denied() -> None:
+async def test_paths_that_the_frontend_needs_are_not_denied() -> None:
     needed = ["/internal/files/output", "/api/internal/files/input", "/internal/files/temp?x=1", "/internals", "/logs"]
     async with relayed(answer_ok) as (_, gateway):
         assert await _statuses(gateway, needed) == dict.fromkeys(needed, 200)
 
 
-async def test_the_deny_list_is_a_setting() -> None:
+async def test_proxy_deny_replaces_the_deny_list() -> None:
     async with relayed(answer_ok, proxy_deny="/free,/users*") as (_, gateway):
         assert await _statuses(gateway, ["/internal/logs", "/free", "/api/free", "/users/x", "/freedom"]) == {
             "/internal/logs": 200,
@@ -437,8 +430,8 @@ async def test_the_deny_list_is_a_setting() -> None:
 
 
 @pytest.mark.parametrize("queue", ["auto", "gateway"])
-async def test_comfyui_s_own_way_to_submit_can_be_denied(queue: str) -> None:
-    """Callers are to use /prompt_sync alone, whoever answers `POST /prompt`."""
+async def test_submissions_to_comfyuis_own_path_can_be_denied(queue: str) -> None:
+    """`POST /prompt` is denied whether ComfyUI or the gateway would answer it; `/prompt_sync` still works."""
     async with relayed(answer_ok, proxy_deny="/prompt", queue=queue) as (comfyui, gateway):
         for path in ("/prompt", "/api/prompt"):
             assert (await fetch(gateway, path, "POST", json={"prompt": {}})).status == 403, path
@@ -456,7 +449,7 @@ async def test_comfyui_s_own_way_to_submit_can_be_denied(queue: str) -> None:
     ],
     ids=["length and chunks", "two lengths", "odd coding", "bare line feeds"],
 )
-async def test_no_second_request_is_smuggled_within_a_first(request_bytes: bytes) -> None:
+async def test_no_request_can_be_smuggled_inside_another(request_bytes: bytes) -> None:
     async def answering(exchange: Exchange) -> None:
         assert "/internal" not in exchange.line
         await exchange.send(OK)

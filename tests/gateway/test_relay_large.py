@@ -1,4 +1,4 @@
-"""Files of any size through the relay, and the memory of the gateway's process; 1 GB: benchmarks/relay.py."""
+"""The memory of the gateway's process while it relays a large file; benchmarks/relay.py does the same with 1 GB."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _MOST_GROWTH_KB = 16_000
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the process's peak memory from /proc")
-async def test_a_large_download_and_upload_leave_memory_flat(tmp_path: Path) -> None:
+async def test_large_downloads_and_uploads_do_not_grow_the_memory(tmp_path: Path) -> None:
     async with large_file(tmp_path, _SIZE) as (_server, gateway, size):
         down = await download(gateway, gateway)
         up = await upload(gateway, size, gateway)

@@ -1,4 +1,4 @@
-"""What streams through the relay: back-pressure, early ends on either side, secrets, several servers."""
+"""Streams through the relay: back-pressure, early ends on either side, secrets, several servers."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from tests.support.relaying import Exchange, eventually, fetch, raw_client, rela
 from tests.support.running import RunningGateway, invert_workflow, running_gateway
 
 _MB = 1_000_000
-# The sockets' own buffers on both hops and what the gateway holds of one stream.
+# Limits the bytes in flight of one stream: the socket buffers of both hops, and the gateway's own buffer.
 _MOST_IN_FLIGHT = 24 * _MB
 
 
-async def test_a_client_that_does_not_read_holds_comfyui_back() -> None:
+async def test_comfyui_is_paused_while_a_client_does_not_read() -> None:
     sent = 0
 
     async def answering(exchange: Exchange) -> None:
@@ -37,7 +37,7 @@ async def test_a_client_that_does_not_read_holds_comfyui_back() -> None:
         assert await settled(lambda: sent) < _MOST_IN_FLIGHT
 
 
-async def test_comfyui_that_does_not_read_holds_an_upload_back() -> None:
+async def test_an_upload_is_paused_while_comfyui_does_not_read() -> None:
     sent = 0
 
     async def answering(exchange: Exchange) -> None:
@@ -59,8 +59,8 @@ async def test_comfyui_that_does_not_read_holds_an_upload_back() -> None:
         uploading.cancel()
 
 
-@pytest.mark.parametrize("started", [False, True], ids=["before the answer", "within the answer"])
-async def test_a_client_that_goes_away_ends_its_request_at_comfyui(started: bool) -> None:
+@pytest.mark.parametrize("started", [False, True], ids=["before the answer", "during the answer"])
+async def test_a_client_that_disconnects_ends_its_request_to_comfyui(started: bool) -> None:
     ended = asyncio.Event()
 
     async def answering(exchange: Exchange) -> None:
@@ -79,7 +79,7 @@ async def test_a_client_that_goes_away_ends_its_request_at_comfyui(started: bool
             await ended.wait()
 
 
-async def test_a_client_that_goes_away_within_its_upload_ends_it_at_comfyui() -> None:
+async def test_a_client_that_disconnects_during_an_upload_ends_it_at_comfyui() -> None:
     got = bytearray()
     ended = asyncio.Event()
 
@@ -97,8 +97,8 @@ async def test_a_client_that_goes_away_within_its_upload_ends_it_at_comfyui() ->
         assert len(got) == 100_000
 
 
-async def test_an_answer_before_the_end_of_the_upload_reaches_the_client() -> None:
-    """As when ComfyUI finds an upload too large: it says so and hangs up."""
+async def test_an_answer_that_comes_during_an_upload_reaches_the_client() -> None:
+    """ComfyUI does this when an upload is too large: it answers and closes the connection."""
 
     async def answering(exchange: Exchange) -> None:
         await exchange.reader.readexactly(65536)
@@ -129,8 +129,8 @@ async def _with_secret_in_queue(gateway: RunningGateway) -> None:
 
 
 @pytest.mark.parametrize("prefix", ["", "/api"])
-async def test_no_caller_reads_another_callers_key_in_the_queue(prefix: str) -> None:
-    """ComfyUI 0.3.64 tells everyone the keys for its paid nodes of all who wait."""
+async def test_the_relayed_queue_hides_the_keys_of_callers(prefix: str) -> None:
+    """ComfyUI 0.3.64 shows everyone the keys for its paid nodes, of all waiting prompts."""
     async with (
         Engine(EngineOptions(comfyui_version=OLD_VERSION)) as engine,
         running_gateway(engine.url) as gateway,
@@ -151,7 +151,7 @@ async def test_no_caller_reads_another_callers_key_in_the_queue(prefix: str) -> 
         assert all(item[3]["client_note"] == "kept" for item in items)
 
 
-async def test_no_caller_reads_another_callers_key_in_the_history(gateway: RunningGateway, engine: Engine) -> None:
+async def test_the_relayed_history_hides_the_keys_of_callers(gateway: RunningGateway, engine: Engine) -> None:
     extra_data = {**_SECRETS, "client_note": "kept"}
     status, body = await gateway.prompt_sync(invert_workflow(3), extra_data=extra_data)
     assert status == 200
@@ -164,7 +164,7 @@ async def test_no_caller_reads_another_callers_key_in_the_history(gateway: Runni
 
 
 async def test_a_large_history_is_filtered_as_it_streams() -> None:
-    """20 MB with a secret in every entry, over the size that is looked at in one piece."""
+    """The history has 20 MB and a secret in every entry, and is too large to be filtered in one piece."""
     history = {str(n): {"prompt": [n, str(n), {"1": {"text": "x" * 9000}}, {"a": 1, **_SECRETS}]} for n in range(2200)}
     body = json.dumps(history).encode()
 
@@ -181,7 +181,7 @@ async def test_a_large_history_is_filtered_as_it_streams() -> None:
         assert comfyui.seen[0].headers["accept-encoding"] == "identity"
 
 
-async def test_a_history_that_comfyui_compressed_nevertheless_is_not_passed_on_unread() -> None:
+async def test_a_compressed_history_is_refused_because_it_cannot_be_filtered() -> None:
     async def answering(exchange: Exchange) -> None:
         await exchange.send(b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 2\r\n\r\n{}")
 
@@ -191,7 +191,7 @@ async def test_a_history_that_comfyui_compressed_nevertheless_is_not_passed_on_u
 
 @pytest.mark.parametrize("separators", [(", ", ": "), (",", ":")])
 @pytest.mark.parametrize("size", [1, 7, 64, 100_000])
-def test_the_filter_gives_the_same_json_for_chunks_of_any_size(separators: tuple[str, str], size: int) -> None:
+def test_the_secret_filter_gives_the_same_json_for_chunks_of_any_size(separators: tuple[str, str], size: int) -> None:
     def entry(**fields: Any) -> dict[str, Any]:
         return {"text": 'not a key: \\"api_key_comfy_org\\": "x"', **fields}
 
@@ -216,7 +216,7 @@ def test_the_filter_gives_the_same_json_for_chunks_of_any_size(separators: tuple
     assert json.loads(without_secrets(body)) == kept
 
 
-def test_a_body_without_secrets_is_not_touched() -> None:
+def test_a_body_without_secrets_is_not_changed() -> None:
     body = b'{"a":  [1,2 , {"x_comfy_org":"y"}]}\n'
     assert without_secrets(body) == body
 
@@ -225,7 +225,7 @@ def test_a_body_without_secrets_is_not_touched() -> None:
 
 
 async def _run_on(engine: Engine, gateway: RunningGateway, color: int) -> dict[str, Any]:
-    """A prompt that only this server knows: its history entry."""
+    """Runs a prompt that only this server knows, and returns its history entry."""
     async with gateway.http.post(f"{engine.url}/prompt", json={"prompt": invert_workflow(color)}) as response:
         prompt_id = (await response.json())["prompt_id"]
     async with asyncio.timeout(30):
@@ -251,7 +251,7 @@ async def test_files_and_history_are_found_on_the_server_that_has_them(
     assert (await fetch(gateway, "/history/none")).body == b"{}"
 
 
-async def test_what_a_client_keeps_stays_on_the_first_server(
+async def test_user_data_is_stored_on_the_first_server(
     two_servers: tuple[Engine, Engine, RunningGateway],
 ) -> None:
     first, second, gateway = two_servers
@@ -277,7 +277,7 @@ async def test_a_prompt_goes_to_the_server_that_holds_its_clients_websocket(
     assert "POST /prompt" not in second.stats.show()["requests"]
 
 
-async def test_a_server_that_is_down_is_passed_over(two_servers: tuple[Engine, Engine, RunningGateway]) -> None:
+async def test_a_server_that_is_down_is_skipped(two_servers: tuple[Engine, Engine, RunningGateway]) -> None:
     first, _second, gateway = two_servers
     await first.__aexit__(None, None, None)
 

@@ -30,7 +30,7 @@ _MB = 1_000_000
 async def _sockets(
     handler: Callable[[web.Request, Socket], Awaitable[None]], *, protocols: tuple[str, ...] = (), **settings: Any
 ) -> AsyncIterator[RunningGateway]:
-    """A gateway in front of a server whose ``/ws`` is handled by the test; the gateway's own is refused."""
+    """Runs a gateway before a server whose ``/ws`` the test handles; the server refuses the gateway's own socket."""
 
     async def serve(request: web.Request) -> web.StreamResponse:
         if "X-Forwarded-Proto" not in request.headers:
@@ -76,7 +76,7 @@ async def _echo(_request: web.Request, socket: Socket) -> None:
 
 
 @pytest.mark.parametrize("compress", [0, 15], ids=["plain", "deflate"])
-async def test_text_and_binary_go_both_ways_unchanged(compress: int) -> None:
+async def test_text_and_binary_messages_pass_unchanged_in_both_directions(compress: int) -> None:
     async with (
         _sockets(_echo) as gateway,
         gateway.http.ws_connect("/ws?clientId=a", compress=compress, max_msg_size=0) as websocket,
@@ -90,8 +90,8 @@ async def test_text_and_binary_go_both_ways_unchanged(compress: int) -> None:
         assert bool(websocket.compress) is bool(compress)
 
 
-async def test_frames_larger_than_any_that_comfyui_takes_or_sends() -> None:
-    """ComfyUI takes 4 MB and sends without a limit."""
+async def test_frames_above_comfyuis_own_limits_are_relayed() -> None:
+    """ComfyUI accepts frames of up to 4 MB, and sends frames of any size."""
     picture = bytes(40 * _MB)
 
     async def handler(_request: web.Request, socket: Socket) -> None:
@@ -111,7 +111,7 @@ async def test_a_ping_is_answered() -> None:
         assert (message.type, bytes(message.data)) == (aiohttp.WSMsgType.PONG, b"are you there")
 
 
-async def test_a_message_of_too_many_fragments_is_refused() -> None:
+async def test_a_message_with_too_many_fragments_is_refused() -> None:
     def changed(made: GatewayOptions) -> GatewayOptions:
         return replace(made, serving=replace(made.serving, sockets=SocketLimits(most_fragments=3)))
 
@@ -151,7 +151,7 @@ async def test_the_clients_close_code_reaches_comfyui(code: int) -> None:
             assert await closed == code
 
 
-async def test_a_client_that_is_lost_closes_its_socket_at_comfyui() -> None:
+async def test_a_lost_client_closes_its_socket_to_comfyui() -> None:
     closed = asyncio.Event()
 
     async def handler(_request: web.Request, socket: Socket) -> None:
@@ -164,7 +164,7 @@ async def test_a_client_that_is_lost_closes_its_socket_at_comfyui() -> None:
             await closed.wait()
 
 
-async def test_comfyui_that_is_lost_looks_lost_to_the_client() -> None:
+async def test_a_lost_comfyui_ends_the_clients_socket_abnormally() -> None:
     async def handler(request: web.Request, socket: Socket) -> None:
         await socket.receive()
         assert request.transport is not None
@@ -176,7 +176,7 @@ async def test_comfyui_that_is_lost_looks_lost_to_the_client() -> None:
         assert websocket.close_code == 1006
 
 
-async def test_the_subprotocol_that_comfyui_chooses_is_the_clients() -> None:
+async def test_the_client_gets_the_subprotocol_that_comfyui_chose() -> None:
     async with (
         _sockets(_echo, protocols=("v2", "v1")) as gateway,
         gateway.http.ws_connect("/ws", protocols=("v1", "v0")) as websocket,
@@ -184,7 +184,7 @@ async def test_the_subprotocol_that_comfyui_chooses_is_the_clients() -> None:
         assert websocket.protocol == "v1"
 
 
-async def test_query_and_headers_reach_comfyui() -> None:
+async def test_query_and_headers_of_a_handshake_reach_comfyui() -> None:
     async def handler(request: web.Request, socket: Socket) -> None:
         await socket.send_json([request.raw_path, request.headers.get("Comfy-User"), request.headers.get("Origin")])
 
@@ -194,12 +194,10 @@ async def test_query_and_headers_reach_comfyui() -> None:
         async with gateway.http.ws_connect(target, headers=headers) as websocket:
             raw_path, user, origin = await websocket.receive_json()
     assert (raw_path, user) == ("/ws?clientId=a%2Fb&x=%20", "me")
-    assert origin not in {None, gateway.url}  # ComfyUI's own, so that its own check passes
+    assert origin not in {None, gateway.url}  # ComfyUI's own origin, so that ComfyUI's check passes
 
 
-async def test_a_handshake_that_comfyui_refuses_is_refused_with_its_status(
-    engine: Engine, gateway: RunningGateway
-) -> None:
+async def test_a_handshake_that_comfyui_refuses_gets_the_same_status(engine: Engine, gateway: RunningGateway) -> None:
     await engine.set_faults({"ws_refuse": {"status": 429, "times": 1}})
     with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
         await gateway.http.ws_connect("/ws")
@@ -216,8 +214,8 @@ async def test_a_handshake_that_comfyui_refuses_is_refused_with_its_status(
         ("http://gateway?clientId=a", 502),
     ],
 )
-async def test_a_whole_address_as_target_is_read_as_its_path(engine: Engine, target: str, status: int) -> None:
-    """It was no path for the rules of what is relayed, and no address for who connects: 500."""
+async def test_an_absolute_url_as_request_target_is_read_as_its_path(engine: Engine, target: str, status: int) -> None:
+    """Such a target once got 500: neither the relay's rules nor the code that connects could read it."""
     async with gateway_process(engine.url) as gateway:
         running = await gateway.logged("Uvicorn running on")
         async with raw_client(running["event"].split(" ")[3]) as (reader, writer):
@@ -233,15 +231,15 @@ async def test_a_whole_address_as_target_is_read_as_its_path(engine: Engine, tar
     assert not gateway.lines_of("error")
 
 
-async def test_comfyui_that_is_down_refuses_with_503() -> None:
+async def test_a_handshake_gets_503_while_comfyui_is_down() -> None:
     async with running_gateway("http://127.0.0.1:9", ready=False) as gateway:
         with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
             await gateway.http.ws_connect("/ws")
         assert refused.value.status == 503
 
 
-async def test_a_client_that_stops_reading_is_dropped_and_slows_no_other() -> None:
-    """Trap 4: ComfyUI publishes to one client after the other, and would wait for this one for ever."""
+async def test_a_client_that_stops_reading_is_dropped_and_delays_no_other_client() -> None:
+    """Trap 4: ComfyUI sends to one client after another, and would wait for this one forever."""
     sockets: list[Socket] = []
     published = 0
 
@@ -283,7 +281,7 @@ async def test_a_client_that_stops_reading_is_dropped_and_slows_no_other() -> No
         assert (message.type, message.data) == (aiohttp.WSMsgType.CLOSE, 1013)
 
 
-async def test_a_client_that_reads_all_the_time_gets_large_pictures_however_slowly() -> None:
+async def test_a_slow_client_that_keeps_reading_gets_large_pictures() -> None:
     sent, count = bytes(12 * _MB), 3
 
     async def handler(_request: web.Request, socket: Socket) -> None:
@@ -310,7 +308,7 @@ async def test_a_client_that_reads_all_the_time_gets_large_pictures_however_slow
         writer.close()
 
 
-async def test_a_client_that_takes_nothing_is_dropped_after_a_while() -> None:
+async def test_a_client_that_reads_nothing_is_dropped_after_client_idle_seconds() -> None:
     closed = asyncio.Event()
 
     async def handler(_request: web.Request, socket: Socket) -> None:
@@ -331,7 +329,7 @@ async def test_a_client_that_takes_nothing_is_dropped_after_a_while() -> None:
         _transport(websocket).abort()
 
 
-async def test_a_client_for_which_nothing_waits_stays() -> None:
+async def test_an_idle_client_without_waiting_data_stays_connected() -> None:
     async def handler(_request: web.Request, socket: Socket) -> None:
         await socket.send_str("first")
         assert (await socket.receive()).data == "go on"
@@ -343,12 +341,12 @@ async def test_a_client_for_which_nothing_waits_stays() -> None:
         gateway.http.ws_connect("/ws") as websocket,
     ):
         assert await websocket.receive_str() == "first"
-        await asyncio.sleep(0.5)  # what is tested is that time alone ends nothing
+        await asyncio.sleep(0.5)  # time alone must not end the connection
         await websocket.send_str("go on")
         assert await websocket.receive_str() == "second"
 
 
-async def test_a_client_that_never_reads_again_is_cut_off() -> None:
+async def test_a_client_that_never_reads_its_close_frame_is_cut_off() -> None:
     def changed(made: GatewayOptions) -> GatewayOptions:
         return replace(
             made,
@@ -376,7 +374,7 @@ async def test_a_client_that_never_reads_again_is_cut_off() -> None:
         _transport(websocket).abort()
 
 
-async def test_a_client_sees_its_prompt_run(gateway: RunningGateway) -> None:
+async def test_a_client_receives_the_events_of_its_prompt(gateway: RunningGateway) -> None:
     async with gateway.http.ws_connect("/ws?clientId=me") as websocket:
         await websocket.send_json({"type": "feature_flags", "data": {"supports_preview_metadata": True}})
         answer = await fetch(gateway, "/prompt", "POST", json={"prompt": invert_workflow(9), "client_id": "me"})
@@ -392,8 +390,8 @@ async def test_a_client_sees_its_prompt_run(gateway: RunningGateway) -> None:
     assert {"status", "feature_flags", "execution_start", "executed", "execution_success"} <= set(kinds)
 
 
-async def test_a_handshake_that_comfyui_does_not_answer_ends(engine: Engine) -> None:
-    """Else every client that tries again leaves a connection more behind."""
+async def test_a_handshake_that_comfyui_does_not_answer_gets_504(engine: Engine) -> None:
+    """Otherwise each new try of a client would leave another connection open."""
     async with running_gateway(engine.url, proxy_timeout=0.3) as gateway:
         await engine.set_faults({"hang": {"route": "/ws"}})
         async with asyncio.timeout(30):

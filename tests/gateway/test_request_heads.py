@@ -1,4 +1,4 @@
-"""What a connection may send before anyone knows whose it is: so many bytes and fields, within so many seconds."""
+"""Limits for a connection before its caller is known: the bytes and fields of a head, and the seconds that it takes."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ _LIVE = b"GET /health/live HTTP/1.1\r\nHost: h\r\n"
 
 
 @pytest.mark.parametrize(
-    ("sent", "says"),
+    ("sent", "named"),
     [
         (_LIVE + b"X: " + b"a" * 5_000 + b"\r\n\r\n", "MAX_HEADER_KB"),
         (b"GET /" + b"a" * 5_000 + b" HTTP/1.1\r\nHost: h\r\n\r\n", "MAX_HEADER_KB"),
         (_LIVE + b"X: 1\r\n" * 20 + b"\r\n", "20 header fields"),
     ],
-    ids=["a field", "a target", "many fields"],
+    ids=["long field", "long target", "many fields"],
 )
-async def test_a_head_that_is_too_large_is_refused_by_the_setting(
-    guarded_heads: RunningGateway, sent: bytes, says: str
+async def test_a_head_that_is_too_large_is_refused_and_the_limit_named(
+    guarded_heads: RunningGateway, sent: bytes, named: str
 ) -> None:
     async with raw_client(guarded_heads.url) as (reader, writer):
         writer.write(sent)
         answer = await reader.read()
     assert answer.startswith(b"HTTP/1.1 431 ")
     assert b'"type":"head_too_large"' in answer
-    assert says.encode() in answer
+    assert named.encode() in answer
 
 
 @pytest.mark.parametrize("start", [b"X: ", b""], ids=["one field", "many fields"])
-async def test_a_head_without_an_end_is_refused_while_it_comes(guarded_heads: RunningGateway, start: bytes) -> None:
-    """Not when it ends: until then a parser keeps all of it, and copies it again and again."""
+async def test_an_endless_head_is_refused_while_it_arrives(guarded_heads: RunningGateway, start: bytes) -> None:
+    """The gateway does not wait for the end: a parser would keep the whole head, and copy it again and again."""
     sent = 0
     async with raw_client(guarded_heads.url) as (reader, writer):
         writer.write(_LIVE + start)
@@ -54,7 +54,7 @@ async def test_a_head_without_an_end_is_refused_while_it_comes(guarded_heads: Ru
     assert sent < 50_000_000
 
 
-async def test_trailers_without_an_end_are_refused_while_they_come(gateway: RunningGateway) -> None:
+async def test_endless_trailers_are_refused_while_they_arrive(gateway: RunningGateway) -> None:
     async with raw_client(gateway.url) as (reader, writer):
         writer.write(b"POST /prompt_sync HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\nX: ")
         await writer.drain()
@@ -73,7 +73,7 @@ async def test_trailers_without_an_end_are_refused_while_they_come(gateway: Runn
 
 
 @pytest.mark.parametrize("sent", [b"GET /", _LIVE, _LIVE + b"X: aaa"])
-async def test_a_half_sent_head_is_answered_after_a_time(guarded_heads: RunningGateway, sent: bytes) -> None:
+async def test_an_unfinished_head_gets_408_after_header_seconds(guarded_heads: RunningGateway, sent: bytes) -> None:
     async with raw_client(guarded_heads.url) as (reader, writer):
         writer.write(sent)
         async with asyncio.timeout(30):
@@ -82,7 +82,7 @@ async def test_a_half_sent_head_is_answered_after_a_time(guarded_heads: RunningG
     assert b"HEADER_SECONDS" in answer
 
 
-async def test_bytes_that_trickle_do_not_hold_a_head_open(guarded_heads: RunningGateway) -> None:
+async def test_bytes_that_arrive_one_by_one_do_not_extend_the_time_of_a_head(guarded_heads: RunningGateway) -> None:
     async with raw_client(guarded_heads.url) as (reader, writer):
         writer.write(_LIVE + b"X: ")
         reading = asyncio.create_task(reader.read())
@@ -93,12 +93,12 @@ async def test_bytes_that_trickle_do_not_hold_a_head_open(guarded_heads: Running
         assert reading.result().startswith(b"HTTP/1.1 408 ")
 
 
-async def test_a_connection_that_says_nothing_is_closed(guarded_heads: RunningGateway) -> None:
+async def test_a_connection_that_sends_nothing_is_closed(guarded_heads: RunningGateway) -> None:
     async with raw_client(guarded_heads.url) as (reader, _), asyncio.timeout(30):
         assert await reader.read() == b""
 
 
-async def test_a_second_head_has_its_own_time_and_an_idle_connection_has_none(guarded_heads: RunningGateway) -> None:
+async def test_each_head_has_its_own_time_limit_and_an_idle_connection_has_none(guarded_heads: RunningGateway) -> None:
     async with raw_client(guarded_heads.url) as (reader, writer):
         for _ in range(3):
             writer.write(_LIVE + b"\r\n")
@@ -109,7 +109,7 @@ async def test_a_second_head_has_its_own_time_and_an_idle_connection_has_none(gu
             assert (await reader.read()).startswith(b"HTTP/1.1 408 ")
 
 
-async def test_a_body_in_one_read_with_the_next_head_is_not_counted_as_head(gateway: RunningGateway) -> None:
+async def test_a_body_that_arrives_with_the_next_head_does_not_count_as_head(gateway: RunningGateway) -> None:
     body = b"[" + b" " * 200_000 + b"]"
     post = b"POST /convert HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
     async with raw_client(gateway.url) as (reader, writer):
@@ -122,7 +122,7 @@ async def test_a_body_in_one_read_with_the_next_head_is_not_counted_as_head(gate
     assert b"HTTP/1.1 200 OK" in answers
 
 
-async def test_refusals_are_counted(guarded_heads: RunningGateway) -> None:
+async def test_refused_heads_are_counted(guarded_heads: RunningGateway) -> None:
     rejected = guarded_heads.app.running.metrics.rejected
     async with raw_client(guarded_heads.url) as (reader, writer):
         writer.write(_LIVE + b"X: " + b"a" * 5_000 + b"\r\n\r\n")
@@ -133,8 +133,8 @@ async def test_refusals_are_counted(guarded_heads: RunningGateway) -> None:
     assert rejected.labels("slow_client")._value.get() == 1
 
 
-async def test_requests_that_are_not_answered_yet_wait_as_bytes(engine: Engine) -> None:
-    """Read at once, they took hundreds of MB from whoever has no key, and stopped the event loop meanwhile."""
+async def test_pipelined_requests_wait_as_unparsed_bytes(engine: Engine) -> None:
+    """When all were parsed at once, a caller without a key could take hundreds of MB and block the event loop."""
     request = b"GET /health/live HTTP/1.1\r\nHost: h\r\n\r\n"
     async with gateway_process(engine.url) as gateway:
         running = await gateway.logged("Uvicorn running on")
@@ -148,8 +148,8 @@ async def test_requests_that_are_not_answered_yet_wait_as_bytes(engine: Engine) 
     assert grown_kb < 30_000
 
 
-async def test_requests_that_wait_are_answered_in_their_order(gateway: RunningGateway) -> None:
-    """More of them than are read at once, and a body of as many chunks."""
+async def test_pipelined_requests_are_answered_in_order(gateway: RunningGateway) -> None:
+    """They are more than the gateway reads at once, and one of them has a body of 20,000 chunks."""
     request = (
         b"POST /validate HTTP/1.1\r\nHost: h\r\nX-Request-ID: r%d\r\nTransfer-Encoding: chunked\r\n\r\n"
         b'%bd\r\n{"prompt":{}}\r\n0\r\n\r\n'
@@ -166,7 +166,7 @@ async def test_requests_that_wait_are_answered_in_their_order(gateway: RunningGa
     assert answered == [b"r%d" % number for number in range(300)]
 
 
-async def test_a_head_is_not_late_while_it_waits_for_answers_before_it() -> None:
+async def test_a_pipelined_head_is_not_late_while_earlier_answers_are_pending() -> None:
     async def slow(exchange: Exchange) -> None:
         if exchange.line.startswith("GET /slow "):
             await asyncio.sleep(2)
@@ -180,8 +180,8 @@ async def test_a_head_is_not_late_while_it_waits_for_answers_before_it() -> None
             assert (await reader.read()).count(b"HTTP/1.1 200 OK\r\n") == 2
 
 
-async def test_a_body_that_never_ends_after_its_answer_is_given_up(engine: Engine) -> None:
-    """Each byte that came made the keep-alive's end forget the connection."""
+async def test_a_connection_whose_body_never_ends_is_closed_after_the_answer(engine: Engine) -> None:
+    """Each byte that arrived once made the keep-alive timer forget the connection."""
     async with running_gateway(engine.url, header_seconds=0.3) as gateway:
         async with raw_client(gateway.url) as (reader, writer):
             writer.write(b"POST /health HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n")
