@@ -39,7 +39,7 @@ from tests.support.tabs import ENDED, Tab, kind_of
 BOTH = "comfyui,runpod"
 
 
-async def test_a_free_server_comes_before_runpod(
+async def test_a_free_server_is_preferred_to_runpod(
     runpod_and_engine: RunningGateway, endpoint: FakeEndpoint, engine: Engine
 ) -> None:
     for number in range(3):
@@ -49,7 +49,7 @@ async def test_a_free_server_comes_before_runpod(
     assert endpoint.runs == 0
 
 
-async def test_runpod_gets_what_no_server_could_run_at_once(
+async def test_runpod_gets_prompts_that_no_server_can_run_at_once(
     runpod_and_engine: RunningGateway, endpoint: FakeEndpoint, engine: Engine
 ) -> None:
     long = await submit(runpod_and_engine, sleep_workflow(600))
@@ -62,15 +62,14 @@ async def test_runpod_gets_what_no_server_could_run_at_once(
     assert (status, answer["images"][0]["base64"]) == (200, DATA)
     async with runpod_and_engine.http.get(answer["images"][0]["url"]) as response:
         assert response.status == 200
-    # With room again here, RunPod is left alone.
-    async with runpod_and_engine.http.post(f"/api/jobs/{long}/cancel") as response:
-        assert response.status == 200
+    # When a server has room again, RunPod gets no more prompts.
+    await _cancel(runpod_and_engine, long)
     await history(runpod_and_engine, long)
     assert (await runpod_and_engine.prompt_sync(invert_workflow(8)))[0] == 200
     assert endpoint.runs == 1
 
 
-async def test_while_runpod_takes_nothing_a_job_waits_for_a_server(
+async def test_a_job_waits_for_a_server_while_runpod_refuses(
     runpod_and_engine: RunningGateway, endpoint: FakeEndpoint, engine: Engine
 ) -> None:
     endpoint.refusals += [429] * 1000
@@ -78,13 +77,14 @@ async def test_while_runpod_takes_nothing_a_job_waits_for_a_server(
     await prompts_are_queued(engine, 1)
     asking = asyncio.create_task(runpod_and_engine.prompt_sync(invert_workflow(7)))
     await endpoint.until(lambda: endpoint.runs > 0)
-    async with runpod_and_engine.http.post(f"/api/jobs/{long}/cancel") as response:
-        assert response.status == 200
+    await _cancel(runpod_and_engine, long)
     assert (await asking)[0] == 200
     assert endpoint.inputs == {}
 
 
-async def test_what_the_servers_lack_goes_to_runpod(runpod_and_engine: RunningGateway, endpoint: FakeEndpoint) -> None:
+async def test_workflows_that_the_servers_cannot_run_go_to_runpod(
+    runpod_and_engine: RunningGateway, endpoint: FakeEndpoint
+) -> None:
     workflow = invert_workflow()
     workflow["2"]["class_type"] = "OnlyTheWorkerHasIt"
     prompt_id = await submit(runpod_and_engine, workflow)
@@ -92,7 +92,7 @@ async def test_what_the_servers_lack_goes_to_runpod(runpod_and_engine: RunningGa
     assert (await history(runpod_and_engine, prompt_id))["status"]["completed"] is True
 
 
-async def test_what_the_endpoint_refuses_does_not_take_the_gateway_out(
+async def test_a_refused_runpod_key_does_not_make_the_gateway_unready(
     endpoint: FakeEndpoint, engine: Engine, tmp_path: Path
 ) -> None:
     endpoint.accepts_key = False
@@ -109,14 +109,14 @@ async def test_what_the_endpoint_refuses_does_not_take_the_gateway_out(
         assert (await gateway.prompt_sync(invert_workflow()))[0] == 200
 
 
-async def test_what_a_server_that_is_away_cannot_run_goes_to_runpod(endpoint: FakeEndpoint, tmp_path: Path) -> None:
+async def test_prompts_go_to_runpod_while_the_server_is_down(endpoint: FakeEndpoint, tmp_path: Path) -> None:
     async with running_gateway(NOWHERE, ready=False, **endpoint.settings(tmp_path) | {"backend": BOTH}) as gateway:
         asking = asyncio.create_task(gateway.prompt_sync(invert_workflow()))
         endpoint.complete(await endpoint.job(), base64_image(DATA))
         assert (await asking)[0] == 200
 
 
-async def test_warming_up_is_for_the_servers_and_costs_nothing_on_runpod(
+async def test_a_warm_up_runs_on_the_servers_and_not_on_runpod(
     runpod_and_engine: RunningGateway, endpoint: FakeEndpoint, engine: Engine
 ) -> None:
     handler = runpod_and_engine.handler
@@ -132,24 +132,24 @@ async def _now(value: Any) -> Any:
     return value
 
 
-@pytest.mark.parametrize("then", [{"backend": "comfyui"}, {"runpod_endpoint_id": "endpoint2"}])
-async def test_what_was_sent_to_an_endpoint_that_is_not_used_any_more_is_not_run_again(
-    then: dict[str, str], endpoint: FakeEndpoint, engine: Engine, tmp_path: Path
+@pytest.mark.parametrize("later", [{"backend": "comfyui"}, {"runpod_endpoint_id": "endpoint2"}])
+async def test_jobs_sent_to_a_removed_endpoint_are_not_run_again(
+    later: dict[str, str], endpoint: FakeEndpoint, engine: Engine, tmp_path: Path
 ) -> None:
     settings = endpoint.settings(tmp_path)
     async with running_gateway(engine.url, **settings) as gateway:
         prompt_id = await submit(gateway)
         await endpoint.job()
-    if then == {"backend": "comfyui"}:
+    if later == {"backend": "comfyui"}:
         settings = {"state_dir": tmp_path / "state", "queue": "gateway"}
-    async with running_gateway(engine.url, **settings | then) as gateway:
+    async with running_gateway(engine.url, **settings | later) as gateway:
         assert "was sent to runpod:endpoint1, which no longer runs prompts" in error_of(
             await history(gateway, prompt_id)
         )
     assert (executions(engine), endpoint.runs) == ({}, 1)
 
 
-async def test_prompts_wait_a_moment_for_a_server_of_which_nothing_is_known_yet(
+async def test_prompts_wait_a_moment_for_servers_that_have_not_answered_yet(
     endpoint: FakeEndpoint, tmp_path: Path
 ) -> None:
     """A gateway that starts with a queue must not send it to RunPod before its servers have answered."""
@@ -164,7 +164,7 @@ async def test_prompts_wait_a_moment_for_a_server_of_which_nothing_is_known_yet(
         assert prompt_ids[0] in executions(engine)
 
 
-async def test_what_is_too_large_for_runpod_waits_for_a_server(
+async def test_jobs_that_are_too_large_for_runpod_wait_for_a_server(
     runpod_and_engine: RunningGateway, endpoint: FakeEndpoint, engine: Engine
 ) -> None:
     long = await submit(runpod_and_engine, sleep_workflow(600))
@@ -175,12 +175,12 @@ async def test_what_is_too_large_for_runpod_waits_for_a_server(
         assert response.status == 200
     asking = asyncio.create_task(runpod_and_engine.prompt_sync(loading_workflow("large.png")))
     await prompts_are_queued(engine, 2)
-    await _cancelled(runpod_and_engine, long)
+    await _cancel(runpod_and_engine, long)
     assert (await asking)[0] == 200
     assert endpoint.runs == 0
 
 
-async def test_what_the_worker_refuses_runs_on_a_server_that_can(
+async def test_a_workflow_that_the_worker_refuses_runs_on_a_server(
     runpod_and_engine: RunningGateway, endpoint: FakeEndpoint, engine: Engine
 ) -> None:
     async with runpod_and_engine.http.ws_connect("/ws?clientId=tab") as websocket:
@@ -191,19 +191,19 @@ async def test_what_the_worker_refuses_runs_on_a_server_that_can(
         said = {"error_type": "validation_failed", "detail": "no such node", "node_errors": {"2": ["no such node"]}}
         endpoint.says(await endpoint.job(), "FAILED", error="Validation failed: …", output=said)
         await prompts_are_queued(engine, 2)
-        await _cancelled(runpod_and_engine, long)
+        await _cancel(runpod_and_engine, long)
         await tab.read_until(ENDED, prompt_id)
         kinds = [kind_of(told) for told in tab.texts if told["data"].get("prompt_id") == prompt_id]
-    assert "execution_error" not in kinds, "its client is told of no failure"
+    assert "execution_error" not in kinds, "its client sees no failure"
     assert (await history(runpod_and_engine, prompt_id))["status"]["completed"] is True
     assert endpoint.runs == 1
 
 
-async def test_what_the_worker_refuses_and_no_server_has_fails_with_what_it_said(
+async def test_a_workflow_that_all_refuse_fails_with_the_workers_reason(
     runpod_and_engine: RunningGateway, endpoint: FakeEndpoint
 ) -> None:
     workflow = invert_workflow()
-    workflow["2"]["class_type"] = "NobodyHasIt"
+    workflow["2"]["class_type"] = "NoServerHasIt"
     said = {"error_type": "validation_failed", "detail": "no such node", "node_errors": {"2": ["no such node"]}}
     asking = asyncio.create_task(runpod_and_engine.prompt_sync(workflow))
     endpoint.says(await endpoint.job(), "FAILED", error="Validation failed: …", output=said)
@@ -212,7 +212,7 @@ async def test_what_the_worker_refuses_and_no_server_has_fails_with_what_it_said
     assert endpoint.runs == 1
 
 
-async def test_a_prompt_to_which_runpod_refuses_the_key_waits_for_a_server(
+async def test_a_prompt_waits_for_a_server_when_runpod_refuses_the_key(
     runpod_and_engine: RunningGateway, endpoint: FakeEndpoint, engine: Engine
 ) -> None:
     long = await submit(runpod_and_engine, sleep_workflow(600))
@@ -221,12 +221,12 @@ async def test_a_prompt_to_which_runpod_refuses_the_key_waits_for_a_server(
     asking = asyncio.create_task(runpod_and_engine.prompt_sync(invert_workflow(7)))
     await endpoint.until(lambda: endpoint.runs > 0)
     await prompts_are_queued(engine, 2)
-    await _cancelled(runpod_and_engine, long)
+    await _cancel(runpod_and_engine, long)
     assert (await asking)[0] == 200
     assert endpoint.inputs == {}
 
 
-async def test_runpod_is_taken_out_and_let_in_again_as_a_server_is(
+async def test_runpod_is_drained_and_resumed_like_a_server(
     endpoint: FakeEndpoint, engine: Engine, tmp_path: Path
 ) -> None:
     settings: dict[str, Any] = endpoint.settings(tmp_path) | {"backend": BOTH}
@@ -254,13 +254,13 @@ async def test_runpod_is_taken_out_and_let_in_again_as_a_server_is(
 
 
 def _large_picture() -> io.BytesIO:
-    """Of 8.6 MB."""
+    """A PNG of 8.6 MB."""
     file = io.BytesIO()
     Image.frombytes("RGB", (1700, 1700), os.urandom(3 * 1700 * 1700)).save(file, "PNG")
     file.seek(0)
     return file
 
 
-async def _cancelled(gateway: RunningGateway, prompt_id: str) -> None:
+async def _cancel(gateway: RunningGateway, prompt_id: str) -> None:
     async with gateway.http.post(f"/api/jobs/{prompt_id}/cancel") as response:
         assert response.status == 200

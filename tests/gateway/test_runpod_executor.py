@@ -23,6 +23,7 @@ from comfyui.jobs.journal.sqlite import FILE_NAME
 from comfyui.retrying import Backoff
 from comfyui.settings import load
 from config import Settings
+from tests.support.log_lines import Lines
 from tests.support.ports import free_port
 from tests.support.running import RunningGateway, invert_workflow, running_gateway, until
 from tests.support.runpod_endpoint import (
@@ -41,7 +42,7 @@ from tests.support.runpod_endpoint import (
 )
 
 
-async def test_a_prompt_runs_at_the_endpoint_and_its_files_and_history_are_here(
+async def test_a_prompt_runs_on_the_endpoint_and_the_gateway_has_its_files_and_history(
     endpoint: FakeEndpoint, runpod_gateway: RunningGateway
 ) -> None:
     asking = asyncio.create_task(runpod_gateway.prompt_sync(invert_workflow(7), return_image_base64=True))
@@ -54,7 +55,7 @@ async def test_a_prompt_runs_at_the_endpoint_and_its_files_and_history_are_here(
     [image] = answer["images"]
     assert (image["base64"], image["subfolder"]) == (DATA, prompt_id)
     assert answer["timings"]["executing"] == pytest.approx(0.12, abs=0.01)
-    assert "nodes" not in answer["timings"], "the endpoint is looked at now and then"
+    assert "nodes" not in answer["timings"], "the gateway polls the endpoint too rarely to time nodes"
 
     async with runpod_gateway.http.get(image["url"], headers={"Range": "bytes=1-3"}) as response:
         assert (response.status, await response.read()) == (206, b"PNG")
@@ -77,7 +78,7 @@ async def test_a_prompt_runs_at_the_endpoint_and_its_files_and_history_are_here(
     assert health["servers"][0]["server"] == "runpod:endpoint1"
 
 
-async def test_a_frontend_follows_its_prompt_by_websocket_in_comfyuis_order(
+async def test_a_frontend_gets_the_events_of_its_prompt_in_comfyuis_order(
     endpoint: FakeEndpoint, runpod_gateway: RunningGateway
 ) -> None:
     async with runpod_gateway.http.ws_connect("/ws?clientId=front") as websocket:
@@ -101,7 +102,7 @@ async def test_a_frontend_follows_its_prompt_by_websocket_in_comfyuis_order(
     kinds = [frame["type"] for frame in frames if frame["type"] != "status"]
     assert kinds == [
         *("execution_start", "execution_cached", "executing", "progress_state", "progress"),
-        # Of the reports that were none, the last said at least that the node runs.
+        # Among the invalid reports, the last one still says that the node runs.
         *("progress_state", "executed", "execution_success", "executing"),
     ]
     by_kind = {frame["type"]: frame["data"] for frame in frames}
@@ -111,7 +112,7 @@ async def test_a_frontend_follows_its_prompt_by_websocket_in_comfyuis_order(
     assert by_kind["executed"]["output"]["images"][0]["subfolder"] == prompt_id
 
 
-async def test_progress_comes_by_server_sent_events(endpoint: FakeEndpoint, runpod_gateway: RunningGateway) -> None:
+async def test_progress_arrives_as_server_sent_events(endpoint: FakeEndpoint, runpod_gateway: RunningGateway) -> None:
     headers = {"Accept": "text/event-stream"}
     async with runpod_gateway.http.post(
         "/prompt_sync", json={"prompt": invert_workflow()}, headers=headers
@@ -129,7 +130,7 @@ async def test_progress_comes_by_server_sent_events(endpoint: FakeEndpoint, runp
 # Sending
 
 
-async def test_a_lost_reply_to_run_is_not_sent_twice_and_says_so(
+async def test_a_job_whose_reply_to_run_was_lost_fails_and_is_not_sent_twice(
     endpoint: FakeEndpoint, runpod_gateway: RunningGateway
 ) -> None:
     endpoint.refusals.append("cut")
@@ -138,7 +139,7 @@ async def test_a_lost_reply_to_run_is_not_sent_twice_and_says_so(
     assert "it is not known whether RunPod took the job" in answer["detail"]
     assert "It was not sent again" in answer["detail"]
     assert "not known" in error_of(await history(runpod_gateway, answer["prompt_id"]))
-    # What comes after it is sent as ever.
+    # The next prompt is sent as usual.
     await submit(runpod_gateway)
     await endpoint.job(2)
     assert endpoint.runs == 2
@@ -159,7 +160,7 @@ async def test_a_prompt_waits_while_runpod_cannot_be_reached(tmp_path: Path) -> 
     assert endpoint.runs == 1
 
 
-async def test_that_runpod_is_away_and_back_is_logged_once_each(tmp_path: Path) -> None:
+async def test_an_outage_of_runpod_and_its_end_are_logged_once_each(tmp_path: Path) -> None:
     port = free_port()
     endpoint = FakeEndpoint(port)
     endpoint.url = f"http://127.0.0.1:{port}"
@@ -175,7 +176,7 @@ async def test_that_runpod_is_away_and_back_is_logged_once_each(tmp_path: Path) 
         async with running_gateway(NOWHERE, **endpoint.settings(tmp_path)) as gateway:
             await until(logged(1, 0), bool)
             _, health = await get(gateway, "/health")
-            assert health["servers"][0]["state"] == "connected", "prompts are taken, and wait"
+            assert health["servers"][0]["state"] == "connected", "prompts are accepted, and wait"
             assert "RunPod" in health["servers"][0]["reason"]
             async with endpoint:
                 await until(logged(1, 1), bool)
@@ -191,7 +192,7 @@ async def test_that_runpod_is_away_and_back_is_logged_once_each(tmp_path: Path) 
     assert await logged(2, 2)()
 
 
-async def test_it_is_sent_again_when_runpod_surely_did_not_take_it(
+async def test_a_job_that_runpod_certainly_did_not_accept_is_sent_again(
     endpoint: FakeEndpoint, runpod_gateway: RunningGateway
 ) -> None:
     endpoint.refusals += [429, 503]
@@ -201,7 +202,7 @@ async def test_it_is_sent_again_when_runpod_surely_did_not_take_it(
     assert endpoint.runs == 3
 
 
-async def test_a_gateway_error_may_hide_that_it_was_taken(
+async def test_a_job_is_not_sent_again_after_a_502_that_may_hide_its_acceptance(
     endpoint: FakeEndpoint, runpod_gateway: RunningGateway
 ) -> None:
     endpoint.refusals.append(502)
@@ -209,7 +210,7 @@ async def test_a_gateway_error_may_hide_that_it_was_taken(
     assert endpoint.runs == 1
 
 
-async def test_waiting_prompts_go_in_order_of_their_numbers(
+async def test_waiting_prompts_are_sent_in_the_order_of_their_numbers(
     endpoint: FakeEndpoint, runpod_gateway: RunningGateway
 ) -> None:
     endpoint.refusals += [429, 429, 429]
@@ -221,7 +222,7 @@ async def test_waiting_prompts_go_in_order_of_their_numbers(
     assert colors == [3, 1, 2]
 
 
-async def test_a_refused_key_is_named_by_the_prompt_and_by_readiness_until_it_is_good(
+async def test_prompts_and_readiness_name_a_refused_key_until_it_is_accepted(
     endpoint: FakeEndpoint, tmp_path: Path
 ) -> None:
     endpoint.accepts_key = False
@@ -251,9 +252,9 @@ async def test_a_refused_key_is_named_by_the_prompt_and_by_readiness_until_it_is
         ("{elsewhere}/v2/x?token=secret", "to {elsewhere} (HTTP 307), which is not followed: correct the setting"),
         ("/v2/run", "to another path of its own (HTTP 307), which is not followed: correct the setting"),
     ],
-    ids=["elsewhere", "within"],
+    ids=["to another host", "to another path"],
 )
-async def test_a_redirect_names_the_setting_and_gets_neither_job_nor_key(
+async def test_a_redirect_is_not_followed_and_the_error_names_the_setting(
     endpoint: FakeEndpoint, runpod_gateway: RunningGateway, location: str, said: str
 ) -> None:
     async def ready() -> tuple[int, Any]:
@@ -273,14 +274,16 @@ async def test_a_redirect_names_the_setting_and_gets_neither_job_nor_key(
         await until(ready, lambda answer: answer[0] == 200)
 
 
-async def test_a_redirect_to_nowhere_is_surely_no_job(endpoint: FakeEndpoint, runpod_gateway: RunningGateway) -> None:
+async def test_a_redirect_without_a_location_fails_the_job(
+    endpoint: FakeEndpoint, runpod_gateway: RunningGateway
+) -> None:
     endpoint.refusals.append(304)
     message = error_of(await history(runpod_gateway, await submit(runpod_gateway)))
     assert message == "RUNPOD_ENDPOINT_URL answers with a redirect (HTTP 304) that leads nowhere: correct the setting"
     assert endpoint.runs == 1
 
 
-async def test_a_job_that_runs_outlasts_a_redirect(endpoint: FakeEndpoint, runpod_gateway: RunningGateway) -> None:
+async def test_a_running_job_survives_a_redirect(endpoint: FakeEndpoint, runpod_gateway: RunningGateway) -> None:
     prompt_id = await submit(runpod_gateway)
     job = await endpoint.job()
     endpoint.redirect = "https://maintenance.example/"
@@ -290,13 +293,13 @@ async def test_a_job_that_runs_outlasts_a_redirect(endpoint: FakeEndpoint, runpo
     assert (await history(runpod_gateway, prompt_id))["status"]["completed"] is True
 
 
-async def test_a_refused_job_says_what_runpod_says(endpoint: FakeEndpoint, runpod_gateway: RunningGateway) -> None:
+async def test_a_refused_job_fails_with_runpods_reason(endpoint: FakeEndpoint, runpod_gateway: RunningGateway) -> None:
     endpoint.refusals.append(400)
     message = error_of(await history(runpod_gateway, await submit(runpod_gateway)))
     assert message == "RunPod refused the job: RunPod's API answered /run with HTTP 400: status 400 of the test"
 
 
-async def test_an_unknown_endpoint_is_named(endpoint: FakeEndpoint, runpod_gateway: RunningGateway) -> None:
+async def test_the_error_names_an_unknown_endpoint(endpoint: FakeEndpoint, runpod_gateway: RunningGateway) -> None:
     endpoint.refusals.append(404)
     message = error_of(await history(runpod_gateway, await submit(runpod_gateway)))
     assert message == "RunPod does not know the endpoint 'endpoint1': check RUNPOD_ENDPOINT_ID"
@@ -312,9 +315,9 @@ async def test_an_unknown_endpoint_is_named(endpoint: FakeEndpoint, runpod_gatew
         ({"prompt": invert_workflow(), "number": "x"}, "invalid_request"),
         ({"prompt": invert_workflow(), "partial_execution_targets": ["no"]}, "validation_failed"),
     ],
-    ids=["no prompt", "id", "empty", "no inputs", "number", "targets"],
+    ids=["no prompt", "invalid id", "empty", "no inputs", "invalid number", "unknown target"],
 )
-async def test_what_is_no_prompt_is_refused_in_comfyuis_shape(
+async def test_an_invalid_prompt_is_refused_with_an_error_of_comfyuis_shape(
     runpod_gateway: RunningGateway, endpoint: FakeEndpoint, body: dict[str, Any], kind: str
 ) -> None:
     async with runpod_gateway.http.post("/prompt", json=body) as response:
@@ -325,7 +328,9 @@ async def test_what_is_no_prompt_is_refused_in_comfyuis_shape(
     assert endpoint.runs == 0
 
 
-async def test_no_wanted_output_is_no_job(endpoint: FakeEndpoint, runpod_gateway: RunningGateway) -> None:
+async def test_a_prompt_without_wanted_outputs_is_refused(
+    endpoint: FakeEndpoint, runpod_gateway: RunningGateway
+) -> None:
     body = {"prompt": invert_workflow(), "partial_execution_targets": []}
     async with runpod_gateway.http.post("/prompt", json=body) as response:
         assert response.status == 400
@@ -335,7 +340,7 @@ async def test_no_wanted_output_is_no_job(endpoint: FakeEndpoint, runpod_gateway
 @pytest.mark.parametrize(
     "query", ["history?max_items={}", "history?offset={}", "api/jobs?limit={}", "api/jobs?offset={}"]
 )
-async def test_a_list_from_beyond_any_number_is_a_list(query: str, runpod_gateway: RunningGateway) -> None:
+async def test_lists_accept_numbers_beyond_64_bits(query: str, runpod_gateway: RunningGateway) -> None:
     status, _ = await get(runpod_gateway, f"/{query.format('9' * 20)}")
     assert status == 200
 
@@ -363,9 +368,9 @@ async def test_only_the_wanted_outputs_are_sent(endpoint: FakeEndpoint, runpod_g
         ({"status": "COMPLETED", "output": {"error": "no luck"}}, "RunPodError: no luck"),
         ({"status": "COMPLETED", "output": [1]}, "RunPodError: the endpoint's reply has no images"),
     ],
-    ids=["our worker's", "the SDK's", "none", "timed out", "returned", "no worker of ComfyUI"],
+    ids=["of our worker", "of the SDK", "missing", "timed out", "returned", "of another worker"],
 )  # fmt: skip
-async def test_a_failed_job_fails_with_its_reason(
+async def test_a_failed_job_reports_its_reason(
     endpoint: FakeEndpoint, runpod_gateway: RunningGateway, answer: dict[str, Any], said: str
 ) -> None:
     workflow = invert_workflow()
@@ -378,7 +383,7 @@ async def test_a_failed_job_fails_with_its_reason(
     assert "ComfyUI: connected" not in body["detail"]
 
 
-async def test_what_the_worker_refuses_comes_back_by_node(
+async def test_a_refusal_of_the_worker_is_reported_by_node(
     endpoint: FakeEndpoint, runpod_gateway: RunningGateway
 ) -> None:
     said = {
@@ -399,7 +404,7 @@ async def test_what_the_worker_refuses_comes_back_by_node(
     assert messages["execution_error"]["node_errors"] == body["node_errors"]
 
 
-async def test_a_node_that_failed_in_the_worker_is_named(
+async def test_the_error_names_the_node_that_failed_in_the_worker(
     endpoint: FakeEndpoint, runpod_gateway: RunningGateway
 ) -> None:
     said = {
@@ -418,7 +423,7 @@ async def test_a_node_that_failed_in_the_worker_is_named(
         assert (response.status, (await response.json())["node_errors"]) == (500, {"2": ["RuntimeError: no such luck"]})
 
 
-async def test_a_job_that_runpod_forgot_fails_and_says_so(
+async def test_a_job_that_runpod_forgot_fails_with_that_reason(
     endpoint: FakeEndpoint, runpod_gateway: RunningGateway
 ) -> None:
     prompt_id = await submit(runpod_gateway)
@@ -426,7 +431,7 @@ async def test_a_job_that_runpod_forgot_fails_and_says_so(
     assert "RunPod does not know the job job-1 any more" in error_of(await history(runpod_gateway, prompt_id))
 
 
-async def test_what_was_not_sent_is_cancelled_and_never_sent(endpoint: FakeEndpoint, tmp_path: Path) -> None:
+async def test_a_cancelled_job_that_was_not_sent_yet_is_never_sent(endpoint: FakeEndpoint, tmp_path: Path) -> None:
     endpoint.refusals += [503] * 3
     slow = replace(QUICK, send_backoff=Backoff(0.3, 0.3))
     async with running_gateway(NOWHERE, **endpoint.settings(tmp_path, times=slow)) as gateway:
@@ -446,7 +451,7 @@ async def test_what_was_not_sent_is_cancelled_and_never_sent(endpoint: FakeEndpo
 
 
 @pytest.mark.parametrize("state", ["IN_QUEUE", "IN_PROGRESS"])
-async def test_what_was_sent_is_cancelled_at_runpod_and_ends_as_interrupted(
+async def test_a_cancelled_job_is_cancelled_at_runpod_and_ends_as_interrupted(
     endpoint: FakeEndpoint, runpod_gateway: RunningGateway, state: str
 ) -> None:
     prompt_id = str(uuid4())
@@ -460,13 +465,13 @@ async def test_what_was_sent_is_cancelled_at_runpod_and_ends_as_interrupted(
     entry = await history(runpod_gateway, prompt_id)
     assert entry["status"]["messages"][-1][0] == "execution_interrupted"
     assert endpoint.cancelled == [job]
-    # The same again is a new run.
+    # The same request again starts a new run.
     asking = asyncio.create_task(runpod_gateway.prompt_sync(invert_workflow(), prompt_id=prompt_id))
     endpoint.complete(await endpoint.job(2), base64_image(DATA))
     assert (await asking)[0] == 200
 
 
-async def test_the_frontends_cancel_button_interrupts_what_runs(
+async def test_the_frontends_cancel_button_interrupts_only_the_running_prompt(
     endpoint: FakeEndpoint, runpod_gateway: RunningGateway
 ) -> None:
     running, waiting = (
@@ -488,7 +493,7 @@ async def test_the_frontends_cancel_button_interrupts_what_runs(
     assert endpoint.cancelled == [job]
 
 
-async def test_to_clear_the_queue_cancels_what_waits_at_runpod_and_leaves_what_runs(
+async def test_clearing_the_queue_cancels_waiting_jobs_at_runpod_and_keeps_running_ones(
     endpoint: FakeEndpoint, runpod_gateway: RunningGateway
 ) -> None:
     running, waiting = [await submit(runpod_gateway, invert_workflow(number)) for number in (1, 2)]
@@ -503,7 +508,7 @@ async def test_to_clear_the_queue_cancels_what_waits_at_runpod_and_leaves_what_r
     assert (await history(runpod_gateway, running))["status"]["completed"] is True
 
 
-async def test_a_gpu_fault_of_one_worker_does_not_take_the_endpoint_out(
+async def test_a_gpu_fault_of_one_worker_does_not_disable_the_endpoint(
     endpoint: FakeEndpoint, runpod_gateway: RunningGateway
 ) -> None:
     asking = asyncio.create_task(runpod_gateway.prompt_sync(invert_workflow()))
@@ -528,7 +533,7 @@ async def test_jobs_that_finish_out_of_order_are_all_answered(
 # Restarts
 
 
-async def test_a_restart_goes_on_with_what_was_sent_and_runs_it_once(endpoint: FakeEndpoint, tmp_path: Path) -> None:
+async def test_a_restart_continues_sent_jobs_and_runs_each_once(endpoint: FakeEndpoint, tmp_path: Path) -> None:
     prompt_ids = [str(uuid4()) for _ in range(6)]
     settings = endpoint.settings(tmp_path, shutdown_grace_seconds=0)
     async with running_gateway(NOWHERE, **settings) as gateway:
@@ -538,7 +543,7 @@ async def test_a_restart_goes_on_with_what_was_sent_and_runs_it_once(endpoint: F
         endpoint.complete("job-1", base64_image(DATA))
         await history(gateway, prompt_ids[0])
     async with running_gateway(NOWHERE, **settings) as gateway:
-        # The one that was done is known; those under way are waited for, whichever is done first.
+        # The finished job is known. Callers can wait for the others, which finish in any order.
         assert (await history(gateway, prompt_ids[0]))["status"]["completed"] is True
         asking = {
             job: asyncio.create_task(gateway.prompt_sync(invert_workflow(tag), prompt_id=prompt_id))
@@ -546,7 +551,7 @@ async def test_a_restart_goes_on_with_what_was_sent_and_runs_it_once(endpoint: F
         }
         assert (await asking.pop("job-1"))[0] == 200
         assert (await gateway.prompt_sync(invert_workflow(50), prompt_id=prompt_ids[0]))[0] == 409
-        # One that nobody here waits for keeps the queue longer than those that wait.
+        # A job without a waiting caller stays in the queue longer than the others.
         await submit(gateway, invert_workflow(99))
         for job in reversed(list(asking)):
             endpoint.complete(job, base64_image(DATA))
@@ -554,7 +559,7 @@ async def test_a_restart_goes_on_with_what_was_sent_and_runs_it_once(endpoint: F
         assert endpoint.runs == 7
 
 
-async def test_a_gateway_that_stops_while_it_sends_waits_for_the_reply(endpoint: FakeEndpoint, tmp_path: Path) -> None:
+async def test_a_stop_during_sending_waits_for_the_reply(endpoint: FakeEndpoint, tmp_path: Path) -> None:
     endpoint.refusals.append("late")
     async with running_gateway(NOWHERE, **endpoint.settings(tmp_path)) as gateway:
         prompt_id = await submit(gateway)
@@ -566,7 +571,7 @@ async def test_a_gateway_that_stops_while_it_sends_waits_for_the_reply(endpoint:
 
 
 @pytest.mark.parametrize("step", ["sending", "taken_back", "accepted"])
-async def test_a_stop_between_sending_and_its_record_leaves_no_doubt_about_the_job(
+async def test_a_stop_while_an_attempt_is_recorded_neither_loses_nor_repeats_the_job(
     step: str, endpoint: FakeEndpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write, reached, stopping = getattr(JobAttempts, step), asyncio.Event(), asyncio.Event()
@@ -594,7 +599,9 @@ async def test_a_stop_between_sending_and_its_record_leaves_no_doubt_about_the_j
     assert len(endpoint.inputs) == 1
 
 
-async def test_a_delivered_result_is_not_lost_by_a_restart(endpoint: FakeEndpoint, tmp_path: Path) -> None:
+async def test_a_result_in_the_journal_survives_a_restart_without_another_request(
+    endpoint: FakeEndpoint, tmp_path: Path
+) -> None:
     settings = endpoint.settings(tmp_path)
     async with running_gateway(NOWHERE, **settings) as gateway:
         prompt_id = await submit(gateway)
@@ -608,9 +615,7 @@ async def test_a_delivered_result_is_not_lost_by_a_restart(endpoint: FakeEndpoin
     assert endpoint.asked.get("job-1", 0) == asked
 
 
-async def test_what_is_over_leaves_nothing_of_its_attempt_in_the_journal(
-    endpoint: FakeEndpoint, tmp_path: Path
-) -> None:
+async def test_finished_jobs_leave_no_attempts_in_the_journal(endpoint: FakeEndpoint, tmp_path: Path) -> None:
     async with running_gateway(NOWHERE, **endpoint.settings(tmp_path)) as gateway:
         prompt_ids = [await submit(gateway, invert_workflow(number)) for number in range(3)]
         jobs = [await endpoint.job(number) for number in (1, 2, 3)]
@@ -625,9 +630,18 @@ async def test_what_is_over_leaves_nothing_of_its_attempt_in_the_journal(
 
 
 def _fill_disk(database: sqlite3.Connection) -> None:
-    """SQLite's own error from now on, for what needs another page."""
+    """Makes each later write that needs another page fail with SQLite's own error."""
     [pages] = database.execute("PRAGMA page_count").fetchone()
     database.execute(f"PRAGMA max_page_count = {pages}")
+
+
+async def _logged(lines: Lines, *prefixes: str) -> None:
+    """Waits for a line whose event begins with one of these."""
+
+    async def found() -> bool:
+        return any(line["event"].startswith(prefixes) for line in lines)
+
+    await until(found, bool)
 
 
 def _large_workflow() -> dict[str, Any]:
@@ -636,7 +650,7 @@ def _large_workflow() -> dict[str, Any]:
     return workflow
 
 
-async def test_a_result_that_the_journal_refuses_is_written_when_there_is_room(
+async def test_a_result_is_written_once_the_full_journal_has_room(
     journals: list[sqlite3.Connection], endpoint: FakeEndpoint, runpod_gateway: RunningGateway
 ) -> None:
     prompt_id = await submit(runpod_gateway)
@@ -645,18 +659,14 @@ async def test_a_result_that_the_journal_refuses_is_written_when_there_is_room(
     with capture_logs() as lines:
         _fill_disk(journals[0])
         endpoint.complete(job, base64_image(large))
-
-        async def is_told() -> bool:
-            return any(line["event"] == "runpod.journal_failed" for line in lines)
-
-        await until(is_told, bool)
+        await _logged(lines, "runpod.journal_failed")
         journals[0].execute("PRAGMA max_page_count = 100000")
         entry = await history(runpod_gateway, prompt_id)
     assert entry["status"]["completed"] is True
-    assert endpoint.asked[job] < 20, "it was asked for once, and kept"
+    assert endpoint.asked[job] < 20, "the result was fetched once, and kept"
 
 
-async def test_an_end_that_cannot_be_written_is_written_later(
+async def test_the_end_of_a_job_is_written_once_the_full_journal_has_room(
     journals: list[sqlite3.Connection], endpoint: FakeEndpoint, tmp_path: Path
 ) -> None:
     async with running_gateway(NOWHERE, **endpoint.settings(tmp_path)) as gateway:
@@ -664,21 +674,17 @@ async def test_an_end_that_cannot_be_written_is_written_later(
         job = await endpoint.job()
         await endpoint.looked(job, 1)
         _fill_disk(journals[0])
-        # The files are on the disk, and what is told of them has no room.
+        # The files are on the disk, but the journal has no room for their description.
         shown = {"3": {"text": [os.urandom(200_000).hex()]}}
         with capture_logs() as lines:
             endpoint.says(job, "FAILED", error=os.urandom(1000).hex(), output={"odd": shown})
             endpoint.complete(job, base64_image(DATA), outputs=shown)
-
-            async def is_told() -> bool:
-                return any(line["event"].startswith(("runpod.journal_failed", "journal.")) for line in lines)
-
-            await until(is_told, bool)
+            await _logged(lines, "runpod.journal_failed", "journal.")
         journals[0].execute("PRAGMA max_page_count = 100000")
         assert (await history(gateway, prompt_id))["status"]["completed"] is True
 
 
-async def test_a_full_disk_is_named_in_the_answer_and_in_the_log_and_loses_nothing(
+async def test_a_full_disk_is_named_in_the_answer_and_loses_no_prompt(
     journals: list[sqlite3.Connection], endpoint: FakeEndpoint, runpod_gateway: RunningGateway
 ) -> None:
     prompt_id = str(uuid4())
@@ -697,7 +703,7 @@ async def test_a_full_disk_is_named_in_the_answer_and_in_the_log_and_loses_nothi
     assert endpoint.runs == 1
 
 
-async def test_a_stop_does_not_wait_for_a_journal_that_cannot_be_written(
+async def test_a_stop_does_not_wait_forever_for_a_journal_that_cannot_be_written(
     endpoint: FakeEndpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     endpoint.refusals.append("late")
@@ -714,9 +720,7 @@ async def test_a_stop_does_not_wait_for_a_journal_that_cannot_be_written(
             await endpoint.job()
 
 
-async def test_a_cancel_that_is_asked_again_is_one_cancel(
-    endpoint: FakeEndpoint, runpod_gateway: RunningGateway
-) -> None:
+async def test_repeated_cancels_are_sent_to_runpod_once(endpoint: FakeEndpoint, runpod_gateway: RunningGateway) -> None:
     prompt_id = await submit(runpod_gateway)
     job = await endpoint.job()
     await endpoint.looked(job, 1)
@@ -730,7 +734,7 @@ async def test_a_cancel_that_is_asked_again_is_one_cancel(
 # Secrets
 
 
-async def test_callers_keys_reach_runpod_and_nothing_else(
+async def test_callers_keys_are_sent_to_runpod_and_neither_shown_nor_stored(
     endpoint: FakeEndpoint, runpod_gateway: RunningGateway, tmp_path: Path
 ) -> None:
     secrets = {"api_key_comfy_org": "comfy-secret-1", "auth_token_comfy_org": "comfy-secret-2"}
@@ -751,7 +755,7 @@ async def test_callers_keys_reach_runpod_and_nothing_else(
 
 
 @pytest.mark.parametrize("name", ["api_key_comfy_org", "auth_token_comfy_org"])
-async def test_a_restart_does_not_send_without_the_key_that_it_forgot(
+async def test_a_job_with_a_callers_key_is_not_sent_after_a_restart(
     name: str, endpoint: FakeEndpoint, tmp_path: Path
 ) -> None:
     settings = endpoint.settings(tmp_path)
@@ -768,7 +772,7 @@ async def test_a_restart_does_not_send_without_the_key_that_it_forgot(
 # Settings
 
 
-def test_a_start_without_key_or_endpoint_names_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_that_do_not_fit_backend_runpod_are_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BACKEND", "runpod")
     with pytest.raises(SettingsError, match="RUNPOD_ENDPOINT_ID and RUNPOD_API_KEY are not set"):
         load(Settings)
@@ -786,7 +790,7 @@ def test_a_start_without_key_or_endpoint_names_them(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("value", ["", "comfy", "runpod,runpod", "comfyui,runpod,x"])
-def test_a_backend_that_is_none_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+def test_an_unknown_backend_is_refused(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("BACKEND", value)
     with pytest.raises(SettingsError, match=r"BACKEND: .*must be comfyui, runpod or both"):
         load(Settings)
@@ -794,7 +798,7 @@ def test_a_backend_that_is_none_is_refused_by_name(monkeypatch: pytest.MonkeyPat
 
 @contextmanager
 def _journal(folder: Path) -> Iterator[sqlite3.Connection]:
-    """As a gateway that is gone has left it."""
+    """Opens the journal that a stopped gateway has left."""
     database = sqlite3.connect(folder / "state" / FILE_NAME)
     try:
         with database:

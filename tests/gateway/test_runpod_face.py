@@ -1,4 +1,4 @@
-"""BACKEND=runpod answers ComfyUI's clients as a ComfyUI does: the same requests to both, and what they are told."""
+"""BACKEND=runpod answers ComfyUI's clients as ComfyUI does: both get the same requests, and give the same answers."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ _ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
 _VARIES = frozenset(
     {"timestamp", "create_time", "execution_start_time", "execution_end_time", "timings", "execution_time"}
 )
-# What only a ComfyUI of ours tells: the values that a node got, where in its code it failed, that it is a simulation.
+# Only a ComfyUI behind the gateway reports these: a node's values, its traceback, and that it is a simulation.
 _UNKNOWN = frozenset({"current_inputs", "current_outputs", "traceback", "request_id", "simulation"})
 
 
 class Client:
-    """Notes each answer under the name of its request."""
+    """Records each answer under the name of its request."""
 
     def __init__(self, gateway: RunningGateway) -> None:
-        self.told: dict[str, Any] = {}
+        self.answers: dict[str, Any] = {}
         self._http = gateway.http
 
     async def ask(self, name: str, method: str, path: str, **request: Any) -> Any:
         async with self._http.request(method, path, **request) as response:
             is_json = response.content_type == "application/json"
             body = await (response.json() if is_json else response.read())
-            self.told[name] = response.status, response.content_type, body
+            self.answers[name] = response.status, response.content_type, body
             return body
 
     async def prompt(self, name: str, workflow: Workflow, **fields: Any) -> str:
@@ -55,7 +55,7 @@ class Client:
         return found[prompt_id]
 
     def steady(self) -> Any:
-        """What was told, without what may differ."""
+        """The answers without the parts that differ from run to run."""
         names: dict[str, str] = {}
 
         def steady(value: Any) -> Any:
@@ -67,10 +67,10 @@ class Client:
                 return _ID.sub(lambda found: names.setdefault(found[0], f"prompt {len(names)}"), value).strip()
             return value
 
-        return steady(self.told)
+        return steady(self.answers)
 
 
-async def of_a_prompt(gateway: RunningGateway) -> Any:
+async def run_a_prompt(gateway: RunningGateway) -> Any:
     client = Client(gateway)
     extra_data = {"extra_pnginfo": {"workflow": {"id": "of the editor"}}}
     prompt_id = await client.prompt("prompt", sleep_workflow(0.2, tag=7), extra_data=extra_data)
@@ -94,7 +94,7 @@ async def of_a_prompt(gateway: RunningGateway) -> Any:
     return client.steady()
 
 
-async def of_a_failure(gateway: RunningGateway) -> Any:
+async def run_a_failing_prompt(gateway: RunningGateway) -> Any:
     client, workflow = Client(gateway), invert_workflow(1)
     workflow["2"] |= {
         "class_type": "SimulatedError",
@@ -109,7 +109,7 @@ async def of_a_failure(gateway: RunningGateway) -> Any:
     return client.steady()
 
 
-async def of_what_is_no_prompt(gateway: RunningGateway) -> Any:
+async def send_invalid_requests(gateway: RunningGateway) -> Any:
     client = Client(gateway)
     await client.ask("nothing", "POST", "/prompt", json={})
     await client.ask("a list", "POST", "/prompt", json={"prompt": [1]})
@@ -120,7 +120,7 @@ async def of_what_is_no_prompt(gateway: RunningGateway) -> Any:
     return client.steady()
 
 
-async def of_an_upload(gateway: RunningGateway) -> Any:
+async def run_with_an_upload(gateway: RunningGateway) -> Any:
     client = Client(gateway)
     form = aiohttp.FormData()
     form.add_field("image", PNG, filename="photo.png", content_type="image/png")
@@ -129,32 +129,32 @@ async def of_an_upload(gateway: RunningGateway) -> Any:
     entry = await client.entry("history", await client.prompt("prompt", loading_workflow("photo.png")))
     [made] = entry["outputs"]["3"]["images"]
     await client.ask("view", "GET", "/view", params=made)
-    # What a prompt made is another one's input.
+    # The output of one prompt is the input of another.
     name = f"{made['subfolder']}/{made['filename']} [output]"
     entry = await client.entry("history again", await client.prompt("again", loading_workflow(name)))
     await client.ask("view again", "GET", "/view", params=entry["outputs"]["3"]["images"][0])
-    # The names of the pictures have the ids of the prompts in them.
-    for again in ("view", "view again"):
-        status, content_type, content = client.told[again]
-        client.told[again] = status, content_type, content[:4]
+    # The contents differ, because the names in the workflows inside the pictures have the ids of the prompts.
+    for name in ("view", "view again"):
+        status, content_type, content = client.answers[name]
+        client.answers[name] = status, content_type, content[:4]
     return client.steady()
 
 
-@pytest.mark.parametrize("questions", [of_a_prompt, of_a_failure, of_what_is_no_prompt, of_an_upload])
-async def test_the_same_questions_have_the_same_answers(
-    questions: Any, comfyui_and_runpod: tuple[RunningGateway, RunningGateway, Engine]
+@pytest.mark.parametrize("send", [run_a_prompt, run_a_failing_prompt, send_invalid_requests, run_with_an_upload])
+async def test_the_same_requests_get_the_same_answers_from_both(
+    send: Any, comfyui_and_runpod: tuple[RunningGateway, RunningGateway, Engine]
 ) -> None:
     over_comfyui, over_runpod, _ = comfyui_and_runpod
-    expected, told = await questions(over_comfyui), await questions(over_runpod)
-    assert list(told) == list(expected)
+    expected, answers = await send(over_comfyui), await send(over_runpod)
+    assert list(answers) == list(expected)
     for name, answer in expected.items():
-        assert told[name] == answer, name
+        assert answers[name] == answer, name
 
 
-async def test_what_runs_and_waits_is_listed_and_cancelled_in_the_same_way(
+async def test_running_and_waiting_prompts_are_listed_and_cancelled_alike(
     comfyui_and_runpod: tuple[RunningGateway, RunningGateway, Engine],
 ) -> None:
-    told = []
+    answers = []
     for gateway in comfyui_and_runpod[:2]:
         client = Client(gateway)
         async with gateway.http.ws_connect("/ws?clientId=tab") as websocket:
@@ -173,17 +173,17 @@ async def test_what_runs_and_waits_is_listed_and_cancelled_in_the_same_way(
         for name, prompt_id in (("history", running), ("history of the other", waiting)):
             await client.entry(name, prompt_id)
         await client.ask("queue after", "GET", "/queue")
-        told.append(client.steady())
-    assert told[1] == told[0]
+        answers.append(client.steady())
+    assert answers[1] == answers[0]
     assert await until(lambda: queue_of(comfyui_and_runpod[2]), lambda queue: queue == ([], [])) == ([], []), (
-        "the worker stopped, too"
+        "the worker stopped too"
     )
 
 
-async def test_frames_are_those_of_a_comfyui_as_far_as_a_look_now_and_then_sees_them(
+async def test_frames_are_a_part_of_comfyuis_in_the_same_order(
     comfyui_and_runpod: tuple[RunningGateway, RunningGateway, Engine],
 ) -> None:
-    told = []
+    frames = []
     for gateway in comfyui_and_runpod[:2]:
         client, workflow = Client(gateway), sleep_workflow(0.4, tag=7)
         workflow["4"]["inputs"]["steps"] = 4
@@ -191,11 +191,11 @@ async def test_frames_are_those_of_a_comfyui_as_far_as_a_look_now_and_then_sees_
             tab = Tab(websocket)
             await tab.read_until("status")
             await tab.read_until(ENDED, await client.prompt("prompt", workflow))
-            told.append(in_words(tab.frames, "a"))
-    comfyui, runpod = told
+            frames.append(in_words(tab.frames, "a"))
+    comfyui, runpod = frames
     seen = [words for words in runpod if not words.startswith("progress")]
     left = iter(comfyui)
-    assert [words for words in seen if words not in left] == [], "each is one of ComfyUI's, in its order"
+    assert [words for words in seen if words not in left] == [], "each is one of ComfyUI's frames, in its order"
     kinds = [words.partition(":")[0] for words in runpod]
     assert (kinds[:2], kinds[-3:]) == (
         ["execution_start", "execution_cached"],

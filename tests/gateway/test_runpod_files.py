@@ -69,7 +69,7 @@ async def view(gateway: RunningGateway, **query: str) -> tuple[int, bytes]:
 
 @asynccontextmanager
 async def store(content: bytes, times: float = math.inf, **query: str) -> AsyncIterator[str]:
-    """The address of an object store that gives ``/a.png``, so many times, to whoever asks with this query."""
+    """Gives the address of an object store that serves ``/a.png`` for this query, at most `times` times."""
 
     async def send(request: web.Request) -> web.Response:
         nonlocal times
@@ -90,7 +90,7 @@ async def store(content: bytes, times: float = math.inf, **query: str) -> AsyncI
 # Out
 
 
-async def test_names_that_lead_out_of_the_folder_are_refused_and_the_others_kept(
+async def test_results_with_names_that_leave_the_folder_are_refused_and_others_kept(
     endpoint: FakeEndpoint, runpod_alone: RunningGateway, tmp_path: Path
 ) -> None:
     names = ["../../evil.png", "/etc/evil", "..", "", "a\0b.png", "a\\b.png"]
@@ -122,7 +122,7 @@ async def test_files_of_the_same_name_do_not_collide(endpoint: FakeEndpoint, run
     assert [(await view(runpod_alone, **file))[1] for file in files] == contents
 
 
-async def test_a_reply_with_folders_previews_and_a_file_that_was_lost(
+async def test_a_reply_with_subfolders_previews_and_a_lost_file_is_delivered(
     endpoint: FakeEndpoint, runpod_alone: RunningGateway
 ) -> None:
     asking = asyncio.create_task(runpod_alone.prompt_sync(invert_workflow(), return_image_base64=True))
@@ -143,7 +143,7 @@ async def test_a_reply_with_folders_previews_and_a_file_that_was_lost(
 
 
 @pytest.mark.parametrize("data", ["not base64!", ""], ids=["bad", "empty"])
-async def test_a_job_of_which_no_file_can_be_had_fails(
+async def test_a_job_without_any_usable_file_fails(
     endpoint: FakeEndpoint, runpod_alone: RunningGateway, data: str
 ) -> None:
     prompt_id = await submit(runpod_alone)
@@ -151,9 +151,7 @@ async def test_a_job_of_which_no_file_can_be_had_fails(
     assert "the job's files cannot be had: a_00001_.png: " in error_of(await history(runpod_alone, prompt_id))
 
 
-async def test_links_are_fetched_where_the_store_is_allowed_and_nowhere_else(
-    endpoint: FakeEndpoint, tmp_path: Path
-) -> None:
+async def test_links_in_results_are_fetched_only_from_allowed_stores(endpoint: FakeEndpoint, tmp_path: Path) -> None:
     large = png(size=8) + b"\0" * 5_000_000
     async with store(large, signature="s%2F1") as address:
         link = base64_image(f"http://{address}/a.png?signature=s%252F1", "a.png") | {"type": "s3_url"}
@@ -170,7 +168,7 @@ async def test_links_are_fetched_where_the_store_is_allowed_and_nowhere_else(
 
 
 @pytest.mark.parametrize("name", ["x.html", "x.svg", "x.xml", "x.rdf"])
-async def test_a_page_in_a_result_is_not_run_by_browsers(
+async def test_browsers_do_not_run_pages_in_results(
     name: str, endpoint: FakeEndpoint, runpod_alone: RunningGateway
 ) -> None:
     prompt_id = await submit(runpod_alone)
@@ -181,7 +179,7 @@ async def test_a_page_in_a_result_is_not_run_by_browsers(
 
 
 def fill_disk(monkeypatch: pytest.MonkeyPatch, prefix: str, *, times: float = math.inf) -> None:
-    """Lets the disk be full for so many writes to temporary files whose names begin with `prefix`."""
+    """Makes the first `times` writes to temporary files with this `prefix` fail, because the disk is full."""
     make, left = tempfile.NamedTemporaryFile, times
 
     def made(*arguments: Any, **options: Any) -> Any:
@@ -203,7 +201,7 @@ def fill_disk(monkeypatch: pytest.MonkeyPatch, prefix: str, *, times: float = ma
 
 
 @pytest.mark.parametrize("kind", ["base64", "s3_url"])
-async def test_a_result_that_a_full_disk_refuses_is_written_when_there_is_room(
+async def test_a_result_is_written_once_the_full_disk_has_room(
     kind: str, endpoint: FakeEndpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill_disk(monkeypatch, ".part-", times=2)
@@ -224,7 +222,7 @@ async def test_a_result_that_a_full_disk_refuses_is_written_when_there_is_room(
     assert waits["detail"].startswith("RUNPOD_DATA_DIR: it cannot be written: No space left on device.")
 
 
-async def test_a_full_disk_of_temporary_files_is_named_and_loses_no_linked_result(
+async def test_a_linked_result_survives_a_full_disk_for_temporary_files(
     endpoint: FakeEndpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill_disk(monkeypatch, "comfyui-input-", times=2)
@@ -245,13 +243,15 @@ async def test_a_full_disk_of_temporary_files_is_named_and_loses_no_linked_resul
     assert waits["detail"].startswith("TMPDIR: it cannot be written: No space left on device.")
 
 
-async def test_a_file_that_no_disk_takes_fails_at_once(endpoint: FakeEndpoint, runpod_alone: RunningGateway) -> None:
+async def test_a_file_name_that_is_too_long_for_the_disk_fails_at_once(
+    endpoint: FakeEndpoint, runpod_alone: RunningGateway
+) -> None:
     prompt_id = await submit(runpod_alone)
     endpoint.complete(await endpoint.job(), base64_image(DATA, f"{'é' * 200}.png"))
     assert "it cannot be written: File name too long" in error_of(await history(runpod_alone, prompt_id))
 
 
-async def test_an_upload_that_a_full_disk_refuses_names_the_setting(
+async def test_an_upload_to_a_full_disk_fails_and_names_the_setting(
     runpod_alone: RunningGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill_disk(monkeypatch, ".part-")
@@ -264,7 +264,9 @@ async def test_an_upload_that_a_full_disk_refuses_names_the_setting(
 # In
 
 
-async def test_inputs_go_along_without_a_local_comfyui(endpoint: FakeEndpoint, runpod_alone: RunningGateway) -> None:
+async def test_inputs_are_sent_with_the_job_without_a_local_comfyui(
+    endpoint: FakeEndpoint, runpod_alone: RunningGateway
+) -> None:
     asking = [
         asyncio.create_task(
             runpod_alone.prompt_sync(
@@ -274,7 +276,7 @@ async def test_inputs_go_along_without_a_local_comfyui(endpoint: FakeEndpoint, r
         for color in ("red", "blue")
     ]
     await endpoint.job(2)
-    # Two callers, one name: each job has its own picture.
+    # Both callers use one name; each job gets its own picture.
     sent = set()
     for job_input in endpoint.inputs.values():
         [image] = job_input["images"]
@@ -286,7 +288,7 @@ async def test_inputs_go_along_without_a_local_comfyui(endpoint: FakeEndpoint, r
     assert [(await one)[0] for one in asking] == [200, 200]
 
 
-async def test_uploads_results_and_files_of_the_local_comfyui_go_along(
+async def test_uploads_results_and_local_files_are_sent_with_the_job(
     endpoint: FakeEndpoint, engine: Engine, runpod_beside: RunningGateway
 ) -> None:
     assert await upload(runpod_beside, "up.png", png("red"), subfolder="sub") == {
@@ -310,7 +312,7 @@ async def test_uploads_results_and_files_of_the_local_comfyui_go_along(
     assert "images" not in jobs[4]
 
 
-async def test_a_mask_is_painted_by_the_local_comfyui(
+async def test_the_local_comfyui_paints_a_mask(
     endpoint: FakeEndpoint, engine: Engine, runpod_beside: RunningGateway
 ) -> None:
     await upload(runpod_beside, "photo.png", png("red"))
@@ -329,7 +331,7 @@ async def test_a_mask_is_painted_by_the_local_comfyui(
         assert sent.getpixel((0, 0)) == (255, 0, 0, 7)
 
 
-async def test_the_same_name_with_other_content_gets_another_name(runpod_alone: RunningGateway) -> None:
+async def test_an_upload_with_a_taken_name_and_other_content_is_renamed(runpod_alone: RunningGateway) -> None:
     names = [(await upload(runpod_alone, "a.png", png(color)))["name"] for color in ("red", "red", "blue")]
     assert names == ["a.png", "a.png", "a (1).png"]
     await upload(runpod_alone, "a.png", png("green"), overwrite="true")
@@ -337,7 +339,7 @@ async def test_the_same_name_with_other_content_gets_another_name(runpod_alone: 
 
 
 @pytest.mark.parametrize("subfolder", ["../x", "/tmp", "a/../../b"])
-async def test_an_upload_that_leads_elsewhere_is_refused(
+async def test_an_upload_to_a_subfolder_outside_the_inputs_is_refused(
     runpod_alone: RunningGateway, tmp_path: Path, subfolder: str
 ) -> None:
     form = aiohttp.FormData()
@@ -348,7 +350,7 @@ async def test_an_upload_that_leads_elsewhere_is_refused(
     assert not [path for path in (tmp_path / "data" / "inputs").rglob("*") if path.is_file()]
 
 
-async def test_inputs_beyond_what_runpod_takes_are_refused_by_name(
+async def test_inputs_that_are_too_large_for_runpod_are_refused_by_name(
     endpoint: FakeEndpoint, runpod_alone: RunningGateway
 ) -> None:
     await upload(runpod_alone, "large.bin", b"\1" * 8_000_000)
@@ -363,7 +365,9 @@ async def test_inputs_beyond_what_runpod_takes_are_refused_by_name(
     assert endpoint.runs == 0
 
 
-async def test_texts_that_are_no_names_are_left_alone(endpoint: FakeEndpoint, runpod_beside: RunningGateway) -> None:
+async def test_texts_that_are_not_file_names_are_not_changed(
+    endpoint: FakeEndpoint, runpod_beside: RunningGateway
+) -> None:
     workflow = invert_workflow()
     for index, text in enumerate(["a/" + "long " * 100, "/etc/passwd", "..", "../../x", "é" * 300, ""]):
         workflow["2"]["inputs"][f"text{index}"] = text
@@ -372,7 +376,7 @@ async def test_texts_that_are_no_names_are_left_alone(endpoint: FakeEndpoint, ru
 
 
 @pytest.mark.parametrize("size", [1_000, 8_000_000])
-async def test_a_url_in_a_workflow_is_left_to_the_worker_where_its_file_would_not_fit(
+async def test_a_url_stays_in_the_workflow_when_its_file_is_too_large_to_send(
     size: int, endpoint: FakeEndpoint, tmp_path: Path
 ) -> None:
     content = png() + b"\0" * size
@@ -391,7 +395,7 @@ async def test_a_url_in_a_workflow_is_left_to_the_worker_where_its_file_would_no
 # The local ComfyUI
 
 
-async def test_what_is_not_about_prompts_is_the_local_comfyuis(
+async def test_requests_that_do_not_concern_prompts_go_to_the_local_comfyui(
     endpoint: FakeEndpoint, engine: Engine, runpod_beside: RunningGateway
 ) -> None:
     async with aiohttp.ClientSession(base_url=engine.url) as direct:
@@ -404,13 +408,13 @@ async def test_what_is_not_about_prompts_is_the_local_comfyuis(
         assert response.status == 200
     assert await get(runpod_beside, "/userdata/a%2Fb.json") == (200, {"x": 1})
     assert (await get(runpod_beside, "/system_stats"))[1]["system"]["simulation"] is True
-    # Prompts are not: the engine has none.
+    # Prompts do not go there.
     await submit(runpod_beside)
     await endpoint.job()
     assert engine.stats.show()["executed"] == {}
 
 
-async def test_a_frontends_websocket_has_our_queue_and_hears_of_its_prompt(
+async def test_a_frontends_websocket_shows_the_gateways_queue_and_its_own_prompt(
     endpoint: FakeEndpoint, engine: Engine, runpod_beside: RunningGateway
 ) -> None:
     async with runpod_beside.http.ws_connect("/ws?clientId=front") as websocket, asyncio.timeout(30):
@@ -420,7 +424,7 @@ async def test_a_frontends_websocket_has_our_queue_and_hears_of_its_prompt(
         while (frame := await websocket.receive_json())["type"] != "status":
             pass
         assert frame["data"]["status"]["exec_info"]["queue_remaining"] == 1
-        # The queue of the local one is no matter.
+        # The queue of the local ComfyUI does not count.
         async with aiohttp.ClientSession() as direct:
             await direct.post(f"{engine.url}/queue", json={"clear": True})
         endpoint.complete(await endpoint.job(), base64_image(DATA))
@@ -430,7 +434,7 @@ async def test_a_frontends_websocket_has_our_queue_and_hears_of_its_prompt(
         assert frame["data"]["output"]["images"][0]["subfolder"] == prompt_id
 
 
-async def test_a_frontend_without_an_id_gets_its_events_under_the_id_it_was_given(
+async def test_a_frontend_without_an_id_gets_events_for_the_id_that_it_is_given(
     endpoint: FakeEndpoint, runpod_beside: RunningGateway
 ) -> None:
     async with runpod_beside.http.ws_connect("/ws") as websocket:
@@ -442,7 +446,7 @@ async def test_a_frontend_without_an_id_gets_its_events_under_the_id_it_was_give
                 pass
 
 
-async def test_without_a_local_comfyui_its_paths_say_so(runpod_alone: RunningGateway) -> None:
+async def test_paths_of_a_missing_local_comfyui_get_503(runpod_alone: RunningGateway) -> None:
     for path in ("/object_info", "/api/settings", "/", "/userdata?dir=x"):
         status, answer = await get(runpod_alone, path)
         assert status == 503, path
@@ -450,7 +454,7 @@ async def test_without_a_local_comfyui_its_paths_say_so(runpod_alone: RunningGat
     assert (await get(runpod_alone, "/health/ready"))[0] == 200
 
 
-async def test_a_local_comfyui_that_hangs_holds_up_no_queue(endpoint: FakeEndpoint, tmp_path: Path) -> None:
+async def test_a_hanging_local_comfyui_does_not_delay_prompts(endpoint: FakeEndpoint, tmp_path: Path) -> None:
     asked = 0
 
     async def hang(_request: web.Request) -> web.Response:
@@ -485,7 +489,7 @@ async def _empty(_request: web.Request) -> web.Response:
     return web.json_response({"exec_info": {"queue_remaining": 0}})
 
 
-async def test_a_local_comfyui_that_comes_later_is_noticed(endpoint: FakeEndpoint, tmp_path: Path) -> None:
+async def test_a_local_comfyui_that_starts_later_is_noticed(endpoint: FakeEndpoint, tmp_path: Path) -> None:
     port = free_port()
     async with running_gateway(f"127.0.0.1:{port}", **endpoint.settings(tmp_path)) as gateway:
         [server] = gateway.handler.pool.servers
@@ -499,7 +503,7 @@ async def test_a_local_comfyui_that_comes_later_is_noticed(endpoint: FakeEndpoin
         await until(lambda: get(gateway, "/object_info"), lambda answer: answer[0] == 503)
 
 
-async def test_uploads_larger_than_memory_should_hold_are_streamed(runpod_alone: RunningGateway) -> None:
+async def test_a_chunked_upload_of_40_mb_is_stored_in_full(runpod_alone: RunningGateway) -> None:
     size = 40_000_000
 
     async def chunks() -> AsyncIterator[bytes]:

@@ -23,8 +23,10 @@ Answer = tuple[int, Any]
 
 
 class Killed:
-    """A gateway process before the endpoint, killed once at the point `at`. RunPod has forgotten its jobs by then where
-    `forgets`: their replies had come."""
+    """A gateway process before the endpoint, which is killed once at the point `at`.
+
+    With `forgets`, RunPod has forgotten its jobs by then, because it has sent their replies.
+    """
 
     def __init__(self, endpoint: FakeEndpoint, folder: Path, at: Point, *, forgets: bool) -> None:
         port = free_port()
@@ -43,7 +45,7 @@ class Killed:
     @asynccontextmanager
     async def living(self) -> AsyncIterator[None]:
         listening = await asyncio.start_unix_server(self.points.report, self._control)
-        # A connection that is kept might be to the gateway that was killed.
+        # A connection that is kept might lead to the killed gateway.
         connector = aiohttp.TCPConnector(force_close=True)
         async with aiohttp.ClientSession(self._url, connector=connector) as self._http:
             try:
@@ -64,7 +66,7 @@ class Killed:
         self._back = asyncio.create_task(self._gateway.start(), name="restart")
 
     async def insist(self, method: str, path: str, **arguments: Any) -> Answer:
-        """The same again while no gateway answers, or it is starting."""
+        """Repeats the request while no gateway answers, or while it starts."""
 
         async def ask() -> Answer:
             with contextlib.suppress(aiohttp.ClientError):
@@ -75,7 +77,7 @@ class Killed:
         return await until(ask, lambda answer: answer[0] != 503, timeout_s=50)
 
 
-async def every_job_is_done(endpoint: FakeEndpoint) -> None:
+async def complete_every_job(endpoint: FakeEndpoint) -> None:
     number = 1
     while True:
         endpoint.complete(await endpoint.job(number), base64_image(DATA))
@@ -88,14 +90,14 @@ async def every_job_is_done(endpoint: FakeEndpoint) -> None:
         ("sync", "Add", 1, "before"),
         ("sync", "Add", 1, "after"),
         ("async", "Add", 1, "after"),
-        # It is about to be sent.
+        # The job is about to be sent.
         ("sync", "NoteAttempt", 1, "before"),
         ("async", "NoteAttempt", 1, "before"),
-        # RunPod has it.
+        # RunPod has the job.
         ("sync", "NoteAttempt", 2, "after"),
         ("async", "NoteAttempt", 2, "after"),
         ("sync", "Start", 1, "before"),
-        # Its reply has come.
+        # RunPod's reply has arrived.
         ("sync", "NoteAttempt", 3, "before"),
         ("sync", "NoteAttempt", 3, "after"),
         ("async", "NoteAttempt", 3, "after"),
@@ -103,7 +105,7 @@ async def every_job_is_done(endpoint: FakeEndpoint) -> None:
         ("sync", "Finish", 1, "after"),
     ],
 )
-async def test_a_gateway_that_is_killed_at_any_step_has_its_prompt_run_once(
+async def test_a_prompt_runs_once_when_the_gateway_is_killed_at_any_step(
     asks: str, what: str, number: int, when: Any, endpoint: FakeEndpoint, tmp_path: Path
 ) -> None:
     delivered = (what, number, when) == ("NoteAttempt", 3, "after") or what == "Finish"
@@ -111,7 +113,7 @@ async def test_a_gateway_that_is_killed_at_any_step_has_its_prompt_run_once(
     prompt_id = str(uuid4())
     body = {"prompt": invert_workflow(), "prompt_id": prompt_id, "return_image_base64": True}
     headers = {"Prefer": "respond-async"} if asks == "async" else {}
-    working = asyncio.create_task(every_job_is_done(endpoint))
+    working = asyncio.create_task(complete_every_job(endpoint))
     try:
         async with world.living():
             status, answer = await world.insist("POST", "/prompt_sync", json=body, headers=headers)
@@ -132,13 +134,13 @@ async def _struck(world: Killed) -> bool:
 @pytest.mark.parametrize(
     ("number", "when", "jobs"),
     [
-        # What was to be sent, and was not yet.
+        # The job was about to be sent.
         (1, "after", 0),
-        # RunPod has it, under an id that nobody has written down.
+        # RunPod has the job, but the gateway has not recorded its id.
         (2, "before", 1),
     ],
 )
-async def test_a_gateway_that_is_killed_between_sending_and_the_reply_says_so_and_never_sends_twice(
+async def test_a_kill_between_sending_and_the_reply_is_reported_and_nothing_sent_twice(
     number: int, when: Any, jobs: int, endpoint: FakeEndpoint, tmp_path: Path
 ) -> None:
     world = Killed(endpoint, tmp_path, Point("NoteAttempt", number, when), forgets=False)
@@ -147,19 +149,19 @@ async def test_a_gateway_that_is_killed_between_sending_and_the_reply_says_so_an
         status, answer = await world.insist("POST", "/prompt_sync", json=body)
         assert (status, world.points.struck) == (500, True)
         assert "it is not known whether RunPod took the job: the gateway was stopped while it was sent" in str(answer)
-        # The same again is told the same.
+        # The same request gets the same answer.
         assert (await world.insist("POST", "/prompt_sync", json=body))[0] == 500
     assert endpoint.runs == jobs
 
 
 @pytest.mark.parametrize(("when", "status", "jobs"), [("before", 500, 0), ("after", 200, 1)])
-async def test_a_gateway_that_is_killed_when_runpod_has_refused_a_job_never_sends_it_twice(
+async def test_a_kill_after_runpod_refused_a_job_does_not_send_it_twice(
     when: Any, status: int, jobs: int, endpoint: FakeEndpoint, tmp_path: Path
 ) -> None:
     endpoint.refusals.append(429)
     world = Killed(endpoint, tmp_path, Point("DropAttempt", 1, when), forgets=False)
     body = {"prompt": invert_workflow(), "prompt_id": str(uuid4())}
-    working = asyncio.create_task(every_job_is_done(endpoint))
+    working = asyncio.create_task(complete_every_job(endpoint))
     try:
         async with world.living():
             answer = await world.insist("POST", "/prompt_sync", json=body)
@@ -170,7 +172,7 @@ async def test_a_gateway_that_is_killed_when_runpod_has_refused_a_job_never_send
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-async def test_a_cancel_in_which_the_gateway_is_killed_reaches_runpod(
+async def test_a_cancel_during_which_the_gateway_is_killed_reaches_runpod(
     when: Any, endpoint: FakeEndpoint, tmp_path: Path
 ) -> None:
     world = Killed(endpoint, tmp_path, Point("Cancel", 1, when), forgets=False)

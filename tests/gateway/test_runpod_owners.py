@@ -1,4 +1,4 @@
-"""BACKEND=runpod with keys: a user sees its own prompts, files and frames, and its jobs are sent with its own files."""
+"""BACKEND=runpod with keys: users see their own prompts, files and frames, and their jobs get their own files."""
 
 from __future__ import annotations
 
@@ -44,7 +44,9 @@ async def sent_with(endpoint: FakeEndpoint, number: int) -> dict[str, bytes]:
     return {one["name"]: base64.b64decode(one["image"]) for one in given.get("images", ())}
 
 
-async def test_a_user_sees_only_its_own_prompts_files(over_runpod: Calls, endpoint: FakeEndpoint) -> None:
+async def test_users_see_and_cancel_only_their_own_prompts_and_files(
+    over_runpod: Calls, endpoint: FakeEndpoint
+) -> None:
     calls = over_runpod
     mine, theirs = await prompt(calls, ALICE, invert_workflow(1)), await prompt(calls, BOB, invert_workflow(2))
     job, _ = await endpoint.job(1), await endpoint.job(2)
@@ -52,7 +54,7 @@ async def test_a_user_sees_only_its_own_prompts_files(over_runpod: Calls, endpoi
         _, queue = await calls.call(key, "GET", "/queue")
         assert [item[1] for item in (*queue["queue_running"], *queue["queue_pending"])] == own
         assert await calls.listed(key) == own
-    # Neither stops the other's.
+    # Alice cannot cancel Bob's prompt.
     for path, body in (
         ("/interrupt", {"prompt_id": theirs}),
         ("/queue", {"delete": [theirs]}),
@@ -64,7 +66,7 @@ async def test_a_user_sees_only_its_own_prompts_files(over_runpod: Calls, endpoi
     await until(
         lambda: calls.call(ALICE, "GET", "/queue"), lambda told: told[1] == {"queue_running": [], "queue_pending": []}
     )
-    assert endpoint.cancelled == [job], "to clear a user's queue clears its own"
+    assert endpoint.cancelled == [job], "clearing the queue cancels only the user's own jobs"
     endpoint.complete("job-2", base64_image(DATA))
     entry = await ended(calls, BOB, theirs)
     [image] = entry["outputs"]["3"]["images"]
@@ -83,7 +85,7 @@ async def test_a_user_sees_only_its_own_prompts_files(over_runpod: Calls, endpoi
         assert (await fetch(calls.gateway, f"/view?{other}", headers=bearer(ALICE))).status == 404
 
 
-async def test_frames_go_to_the_tabs_of_the_own_key(over_runpod: Calls, endpoint: FakeEndpoint) -> None:
+async def test_frames_are_sent_only_to_tabs_with_the_same_key(over_runpod: Calls, endpoint: FakeEndpoint) -> None:
     ws = over_runpod.gateway.http.ws_connect
     async with (
         ws("/ws?clientId=tab", headers=bearer(ALICE)) as a,
@@ -102,7 +104,7 @@ async def test_frames_go_to_the_tabs_of_the_own_key(over_runpod: Calls, endpoint
         assert (alice.prompts, bob.prompts) == ({mine}, {theirs})
 
 
-async def test_a_job_is_sent_with_the_own_upload_whatever_others_have_of_that_name(
+async def test_a_job_is_sent_with_its_owners_upload_of_a_shared_name(
     over_runpod: Calls, endpoint: FakeEndpoint
 ) -> None:
     await upload(over_runpod, BOB, "photo.png", HIS)
@@ -117,7 +119,7 @@ def _names_of(folder: Path) -> list[str]:
     return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
 
 
-async def test_no_text_of_a_workflow_sends_anothers_file_along(
+async def test_no_text_in_a_workflow_sends_another_users_file(
     over_runpod: Calls, endpoint: FakeEndpoint, tmp_path: Path
 ) -> None:
     calls = over_runpod
@@ -143,7 +145,7 @@ async def test_no_text_of_a_workflow_sends_anothers_file_along(
         "brought.png",
     ):
         workflow = invert_workflow(sent)
-        # A class that only the worker knows, and a text that is none of a file.
+        # Only the worker knows the class of node 8, and node 9 takes a text that is no file name.
         workflow["8"] = {"class_type": "OnlyTheWorkerHasIt", "inputs": {"file": name, "image": ["1", 0]}}
         workflow["9"] = {"class_type": "CLIPTextEncode", "inputs": {"text": name}}
         status, told = await calls.call(ALICE, "POST", "/prompt", {"prompt": workflow})

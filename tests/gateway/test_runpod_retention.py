@@ -1,4 +1,4 @@
-"""RUNPOD_DATA_DAYS: what has become old is removed, and nothing else."""
+"""RUNPOD_DATA_DAYS: old files are removed, and no others."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def away(folder: Path, *, days: float = 0) -> dict[str, Any]:
 
 
 async def cleaned(lines: Lines) -> dict[str, Any]:
-    """What the log says of a pass that removed something, as soon as there was one."""
+    """Returns the log line of the first pass that removed something."""
 
     async def ask() -> list[dict[str, Any]]:
         return [dict(line) for line in lines if line["event"] == "runpod.cleaned"]
@@ -66,23 +66,21 @@ def files(folder: Path) -> set[str]:
     return {name for name in found if not name.startswith("state/")}
 
 
-async def test_old_results_and_inputs_are_removed_and_young_ones_stay(tmp_path: Path, log_lines: Lines) -> None:
+async def test_old_results_and_inputs_are_removed_and_newer_ones_kept(tmp_path: Path, log_lines: Lines) -> None:
     for name in ("outputs/one/a.png", "outputs/one/sub/b.png", "inputs/a.png", "inputs/gateway/b.png"):
         write(tmp_path / name, age_days=8)
     write(tmp_path / "outputs/two/old.png", age_days=8)
-    write(tmp_path / "outputs/two/young.png", age_days=6)
-    write(tmp_path / "inputs/young.png", age_days=6)
+    write(tmp_path / "outputs/two/newer.png", age_days=6)
+    write(tmp_path / "inputs/newer.png", age_days=6)
     async with running_gateway(NOWHERE, **away(tmp_path, days=7)) as gateway:
         line = await cleaned(log_lines)
         assert (await get(gateway, "/queue"))[0] == 200
-    assert files(tmp_path) == {"outputs/two/young.png", "inputs/young.png"}
+    assert files(tmp_path) == {"outputs/two/newer.png", "inputs/newer.png"}
     assert [path.name for path in (tmp_path / "outputs").iterdir()] == ["two"]
     assert line["removed"] == 5
 
 
-async def test_nothing_is_removed_unless_it_is_asked_for(
-    tmp_path: Path, endpoint: FakeEndpoint, log_lines: Lines
-) -> None:
+async def test_nothing_is_removed_without_the_setting(tmp_path: Path, endpoint: FakeEndpoint, log_lines: Lines) -> None:
     write(tmp_path / "outputs/one/a.png", age_days=10_000)
     write(tmp_path / "inputs/a.png", age_days=10_000)
     async with running_gateway(NOWHERE, **endpoint.settings(tmp_path)) as gateway:
@@ -92,7 +90,7 @@ async def test_nothing_is_removed_unless_it_is_asked_for(
     assert not [line for line in log_lines if line["event"].startswith("runpod.clean")]
 
 
-async def test_links_are_neither_followed_nor_removed(tmp_path: Path, log_lines: Lines) -> None:
+async def test_symbolic_links_are_neither_followed_nor_removed(tmp_path: Path, log_lines: Lines) -> None:
     data, outside = tmp_path / "data", tmp_path / "outside"
     for name in ("a.png", "folder/b.png"):
         write(outside / name, age_days=8)
@@ -110,7 +108,7 @@ async def test_links_are_neither_followed_nor_removed(tmp_path: Path, log_lines:
     assert line["reason"] == "inputs is a symbolic link"
 
 
-async def test_what_unfinished_prompts_name_or_have_written_stays(tmp_path: Path, log_lines: Lines) -> None:
+async def test_files_of_unfinished_prompts_are_kept(tmp_path: Path, log_lines: Lines) -> None:
     write(tmp_path / "outputs/other/result.png", age_days=8)
     write(tmp_path / "inputs/photo.png", age_days=8)
     async with running_gateway(NOWHERE, **away(tmp_path)) as gateway:
@@ -140,7 +138,7 @@ async def test_the_age_of_an_input_counts_from_its_last_use(
     assert files(tmp_path / "inputs") == {"photo.png"}
 
 
-async def test_a_gateway_uploads_again_what_was_removed(tmp_path: Path, endpoint: FakeEndpoint) -> None:
+async def test_a_removed_input_is_stored_again_for_the_next_prompt(tmp_path: Path, endpoint: FakeEndpoint) -> None:
     images = [{"name": "photo.png", "image": base64.b64encode(PICTURE).decode()}]
     settings = endpoint.settings(tmp_path, times=CLEANS_OFTEN, runpod_data_days=7)
     async with running_gateway(NOWHERE, **settings) as gateway:
@@ -165,7 +163,7 @@ def _wait_until_gone(path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", ["-1", "a week", "inf"])
-def test_a_number_of_days_that_is_none_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+def test_an_invalid_number_of_days_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("RUNPOD_DATA_DAYS", value)
     with pytest.raises(SettingsError, match="RUNPOD_DATA_DAYS: "):
         load(Settings)

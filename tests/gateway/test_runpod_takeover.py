@@ -1,4 +1,7 @@
-"""The journal that RUNPOD_DATA_DIR had before jobs had one. The file in tests/data was written by commit 68d777b."""
+"""The gateway takes over the journal that older versions kept in RUNPOD_DATA_DIR.
+
+Commit 68d777b wrote the file in tests/data.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ WRITTEN_BEFORE = Path(__file__).parents[1] / "data" / "runpod-journal-68d777b.sq
 ) = (f"0000000{number}-0000-4000-8000-000000000000" for number in range(9))  # fmt: skip
 
 
-def put(folder: Path) -> None:
+def put_old_journal(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(WRITTEN_BEFORE, folder / "journal.sqlite3")
 
@@ -39,13 +42,13 @@ async def ids(gateway: RunningGateway, path: str, name: str = "") -> list[str]:
     return [item[1] for item in answer[name]] if name else list(answer)
 
 
-async def test_a_journal_from_before_becomes_jobs(endpoint: FakeEndpoint, tmp_path: Path) -> None:
-    put(tmp_path)
+async def test_the_old_journal_becomes_jobs(endpoint: FakeEndpoint, tmp_path: Path) -> None:
+    put_old_journal(tmp_path)
     (tmp_path / "outputs" / SUCCEEDED / "sub").mkdir(parents=True)
     (tmp_path / "outputs" / SUCCEEDED / "sub" / "a.png").write_bytes(base64.b64decode(DATA))
     endpoint.says("job-4", "IN_PROGRESS")
     async with running_gateway(NOWHERE, **endpoint.settings(tmp_path)) as gateway:
-        # What had ended.
+        # Jobs that had ended.
         status, answer = await gateway.prompt_sync(invert_workflow(0), prompt_id=SUCCEEDED, return_image_base64=True)
         assert (status, answer["images"][0]["base64"], answer["outputs"]["9"]) == (200, DATA, {"text": ["said"]})
         assert answer["timings"]["executing"] == pytest.approx(1.5, abs=0.01)
@@ -56,7 +59,7 @@ async def test_a_journal_from_before_becomes_jobs(endpoint: FakeEndpoint, tmp_pa
         assert "no such luck" in error_of(await history(gateway, FAILED))
         kinds = [kind for kind, _ in (await history(gateway, INTERRUPTED))["status"]["messages"]]
         assert kinds[-1] == "execution_interrupted"
-        # What had not: it is joined, collected, not sent again, and sent.
+        # Jobs that had not ended: callers join one, others are collected, not sent again, or sent.
         assert "the gateway was stopped while it was sent" in error_of(await history(gateway, BEING_SENT))
         assert (await history(gateway, DELIVERED))["outputs"]["3"]["images"][0]["filename"] == "b.png"
         assert "the gateway was restarted before it ran" in error_of(await history(gateway, WITH_A_KEY))
@@ -75,10 +78,10 @@ async def test_a_journal_from_before_becomes_jobs(endpoint: FakeEndpoint, tmp_pa
         assert database.execute("SELECT COUNT(*) FROM jobs").fetchone() == (9,)
 
 
-async def test_a_start_that_broke_off_takes_it_over_once(endpoint: FakeEndpoint, tmp_path: Path) -> None:
+async def test_a_repeated_takeover_sends_no_job_twice(endpoint: FakeEndpoint, tmp_path: Path) -> None:
     endpoint.says("job-4", "IN_PROGRESS")
     for _ in range(2):
-        put(tmp_path)
+        put_old_journal(tmp_path)
         async with running_gateway(NOWHERE, **endpoint.settings(tmp_path)) as gateway:
             await endpoint.job(2)
 
@@ -87,13 +90,11 @@ async def test_a_start_that_broke_off_takes_it_over_once(endpoint: FakeEndpoint,
 
             await until(is_over, lambda ended: {BEING_SENT, DELIVERED, WITH_A_KEY} <= set(ended))
             assert len(await ids(gateway, "/history")) == 6
-    assert endpoint.runs == 2, "each of the two that waited was sent once"
+    assert endpoint.runs == 2, "each of the two waiting jobs was sent once"
 
 
-async def test_a_row_that_is_damaged_is_left_out_and_named_and_the_others_are_taken(
-    tmp_path: Path, log_lines: Lines
-) -> None:
-    put(tmp_path)
+async def test_damaged_rows_are_skipped_and_logged_and_the_others_taken_over(tmp_path: Path, log_lines: Lines) -> None:
+    put_old_journal(tmp_path)
     with closing(sqlite3.connect(tmp_path / "journal.sqlite3")) as database, database:
         database.execute("UPDATE jobs SET prompt = ? WHERE prompt_id = ?", (b'{"1": ', WAITING))
         database.execute("UPDATE jobs SET extra_data = '[1]' WHERE prompt_id = ?", (DELIVERED,))
@@ -117,30 +118,30 @@ async def test_a_row_that_is_damaged_is_left_out_and_named_and_the_others_are_ta
     [done] = [line for line in log_lines if line["event"] == "runpod.taken_over"]
     assert (done["left_out"], done["renamed"]) == (5, "journal.sqlite3.imported")
     with closing(sqlite3.connect(tmp_path / "journal.sqlite3.imported")) as database:
-        assert database.execute("SELECT COUNT(*) FROM jobs").fetchone() == (6,), "it is all still there"
+        assert database.execute("SELECT COUNT(*) FROM jobs").fetchone() == (6,), "the old file still has all its jobs"
 
 
-async def test_what_the_jobs_have_of_a_prompt_by_now_is_not_undone_by_taking_it_over_again(tmp_path: Path) -> None:
+async def test_a_repeated_takeover_does_not_overwrite_newer_state(tmp_path: Path) -> None:
     async with SqliteJournal(tmp_path / "state") as journal:
-        put(tmp_path)
+        put_old_journal(tmp_path)
         await take_over_runpod_journal(tmp_path, "runpod:endpoint1", journal, now=5.0)
         fence = Fence(SENT, 1, 1)
         assert await journal.write(NoteAttempt(fence, 6.0, "job-4", b"reply")) == 1
-        put(tmp_path)
+        put_old_journal(tmp_path)
         await take_over_runpod_journal(tmp_path, "runpod:endpoint1", journal, now=7.0)
         assert await journal.attempt_of(SENT) == Attempt(fence, 6.0, "job-4", has_reply=True)
 
 
 def _locked(path: Path) -> sqlite3.Connection:
-    """As a gateway from before has it open."""
+    """Opens the journal as an older gateway does."""
     database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     for statement in ("PRAGMA locking_mode = EXCLUSIVE", "PRAGMA journal_mode = WAL", "BEGIN IMMEDIATE", "COMMIT"):
         database.execute(statement)
     return database
 
 
-async def test_one_that_a_gateway_from_before_uses_is_waited_for(tmp_path: Path, log_lines: Lines) -> None:
-    put(tmp_path)
+async def test_the_takeover_waits_until_an_older_gateway_releases_the_journal(tmp_path: Path, log_lines: Lines) -> None:
+    put_old_journal(tmp_path)
     async with SqliteJournal(tmp_path / "state") as journal:
         with closing(_locked(tmp_path / "journal.sqlite3")) as database:
             taking = asyncio.create_task(
@@ -152,7 +153,7 @@ async def test_one_that_a_gateway_from_before_uses_is_waited_for(tmp_path: Path,
 
             [detail] = await until(lines, bool)
             assert detail.startswith("RUNPOD_DATA_DIR: another gateway uses the journal ")
-            # What it writes before it ends is not lost: it lies beside the file.
+            # Its last write is not lost: SQLite keeps it in another file beside the journal.
             database.execute("UPDATE jobs SET job_id = 'job-40' WHERE prompt_id = ?", (SENT,))
         await taking
         attempt = await journal.attempt_of(SENT)
@@ -161,8 +162,8 @@ async def test_one_that_a_gateway_from_before_uses_is_waited_for(tmp_path: Path,
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["journal.sqlite3.imported"]
 
 
-async def test_one_that_stays_in_use_stops_the_start_by_name(tmp_path: Path) -> None:
-    put(tmp_path)
+async def test_a_journal_that_stays_in_use_stops_the_start(tmp_path: Path) -> None:
+    put_old_journal(tmp_path)
     async with SqliteJournal(tmp_path / "state") as journal:
         with (
             closing(_locked(tmp_path / "journal.sqlite3")),
@@ -180,10 +181,10 @@ async def test_one_that_stays_in_use_stops_the_start_by_name(tmp_path: Path) -> 
         ("DROP TABLE history", "no such table: history"),
     ],
 )
-async def test_one_of_another_version_stops_the_start_by_name_and_stays(
+async def test_a_journal_of_another_version_stops_the_start_and_is_kept(
     statement: str, said: str, tmp_path: Path
 ) -> None:
-    put(tmp_path)
+    put_old_journal(tmp_path)
     with closing(sqlite3.connect(tmp_path / "journal.sqlite3")) as database:
         database.execute(statement)
     async with SqliteJournal(tmp_path / "state") as journal:
@@ -193,25 +194,23 @@ async def test_one_of_another_version_stops_the_start_by_name_and_stays(
     assert (tmp_path / "journal.sqlite3").exists()
 
 
-async def test_one_that_cannot_be_renamed_stops_the_start_by_name(tmp_path: Path) -> None:
-    put(tmp_path)
+async def test_a_journal_that_cannot_be_renamed_stops_the_start(tmp_path: Path) -> None:
+    put_old_journal(tmp_path)
     (tmp_path / "journal.sqlite3.imported" / "in the way").mkdir(parents=True)
     async with SqliteJournal(tmp_path / "state") as journal:
         with pytest.raises(JournalError, match=r"RUNPOD_DATA_DIR: the journal .* cannot be renamed"):
             await take_over_runpod_journal(tmp_path, "runpod:endpoint1", journal, now=5.0)
 
 
-async def test_without_a_place_for_jobs_it_is_left_as_it_is_and_the_log_says_so(
-    tmp_path: Path, log_lines: Lines
-) -> None:
-    put(tmp_path)
+async def test_the_old_journal_is_kept_and_logged_without_state_dir(tmp_path: Path, log_lines: Lines) -> None:
+    put_old_journal(tmp_path)
     await take_over_runpod_journal(tmp_path, "runpod:endpoint1", MemoryJournal(), now=5.0)
     assert (tmp_path / "journal.sqlite3").read_bytes() == WRITTEN_BEFORE.read_bytes()
     [line] = log_lines
     assert (line["event"], "STATE_DIR is empty" in line["detail"]) == ("runpod.not_taken_over", True)
 
 
-async def test_one_that_cannot_be_read_stops_the_start_by_name(tmp_path: Path) -> None:
+async def test_a_journal_that_cannot_be_read_stops_the_start_and_is_kept(tmp_path: Path) -> None:
     (tmp_path / "journal.sqlite3").write_bytes(b"not a database, and longer than its head would be" * 20)
     async with SqliteJournal(tmp_path / "state") as journal:
         with pytest.raises(JournalError, match=r"RUNPOD_DATA_DIR: the journal .* cannot be read: file is not a data"):
