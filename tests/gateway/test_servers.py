@@ -1,4 +1,4 @@
-"""Several ComfyUI servers behind one gateway: least work first, and no prompt lost with a server."""
+"""Several ComfyUI servers behind one gateway: the least busy one comes first, and no prompt is lost with a server."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ async def test_prompts_go_to_the_server_with_the_least_work(two_engines: list[En
     assert [len(executions(engine)) for engine in two_engines] == [4, 4]
 
 
-async def test_the_work_of_others_counts(two_engines: list[Engine]) -> None:
+async def test_prompts_of_other_clients_count_as_work_of_a_server(two_engines: list[Engine]) -> None:
     busy, free = two_engines
     async with running_gateway(busy.url, free.url) as gateway, aiohttp.ClientSession() as http:
         for tag in range(3):
@@ -88,7 +88,7 @@ async def test_the_work_of_others_counts(two_engines: list[Engine]) -> None:
     assert body["prompt_id"] in executions(free)
 
 
-async def test_a_result_s_files_come_from_the_server_that_made_them(two_engines: list[Engine]) -> None:
+async def test_files_come_from_the_server_that_made_them(two_engines: list[Engine]) -> None:
     async with running_gateway(*(engine.url for engine in two_engines)) as gateway:
         results = await asyncio.gather(
             *(gateway.prompt_sync(sleep_workflow(0.1, tag=tag), return_image_base64=True) for tag in range(4))
@@ -96,10 +96,10 @@ async def test_a_result_s_files_come_from_the_server_that_made_them(two_engines:
     assert all(body["images"][0]["base64"] for _, body in results)
 
 
-async def test_a_server_that_is_down_is_left_out_and_brought_back(two_engines: list[Engine]) -> None:
+async def test_a_server_that_goes_down_is_skipped_until_it_is_back(two_engines: list[Engine]) -> None:
     async with engine_process() as other, running_gateway(two_engines[0].url, other.url) as gateway:
         port = int(other.url.rsplit(":", 1)[1])
-        await until_state(gateway, other.url, "connected")  # one that never was is said to be starting
+        await until_state(gateway, other.url, "connected")  # a server that never answered counts as starting
         await other.kill()
         results = await asyncio.gather(*(gateway.prompt_sync(invert_workflow(tag)) for tag in range(6)))
         assert [status for status, _ in results] == [200] * 6
@@ -140,7 +140,7 @@ async def test_a_killed_and_restarted_server_gets_its_prompts_again() -> None:
             assert set((await restarted.executed()).values()) == {1}
 
 
-async def test_a_workflow_goes_where_its_files_are(two_engines: list[Engine]) -> None:
+async def test_a_workflow_goes_to_the_server_that_has_its_files(two_engines: list[Engine]) -> None:
     without, having = two_engines
     workflow = load_workflow_of("only_here.png", having)
     async with running_gateway(without.url, having.url) as gateway:
@@ -150,10 +150,10 @@ async def test_a_workflow_goes_where_its_files_are(two_engines: list[Engine]) ->
     assert executions(without) == {}
 
 
-async def test_a_server_that_does_not_tell_its_nodes_delays_no_prompt(two_engines: list[Engine]) -> None:
+async def test_a_server_without_an_answer_to_object_info_delays_no_prompt(two_engines: list[Engine]) -> None:
     silent, speaking = two_engines
     await silent.set_faults({"hang": {"route": "/object_info"}})
-    # So long it may be silent: no prompt waits for that, and none goes there before.
+    # The server may be silent for 600 s: no prompt waits for its answer, and none goes there before.
     async with (
         running_gateway(silent.url, speaking.url, changed=server_options(definitions_within_s=600)) as gateway,
         asyncio.timeout(30),
@@ -166,7 +166,7 @@ async def test_a_server_that_does_not_tell_its_nodes_delays_no_prompt(two_engine
         silent.faults.clear()
 
 
-async def test_a_server_that_does_not_say_what_it_has_gets_what_the_others_have_not(two_engines: list[Engine]) -> None:
+async def test_a_server_with_unknown_nodes_gets_prompts_that_no_other_server_can_run(two_engines: list[Engine]) -> None:
     silent, lacking = two_engines
     workflow = load_workflow_of("only_there.png", silent)
     await silent.set_faults({"hang": {"route": "/object_info"}})
@@ -177,7 +177,7 @@ async def test_a_server_that_does_not_say_what_it_has_gets_what_the_others_have_
     assert executions(lacking) == {}
 
 
-async def test_what_a_server_says_late_is_known_to_the_next(two_engines: list[Engine]) -> None:
+async def test_node_definitions_that_arrive_late_are_used_for_the_next_prompt(two_engines: list[Engine]) -> None:
     slow, quick = two_engines
     workflow = load_workflow_of("only_there.png", slow)
     await slow.set_faults({"delay": {"route": "/object_info", "seconds": 0.6}})
@@ -190,8 +190,8 @@ async def test_what_a_server_says_late_is_known_to_the_next(two_engines: list[En
     assert requests(slow, "GET /object_info") == 1
 
 
-async def test_a_server_that_is_out_of_rotation_holds_up_no_prompt_with_an_id(two_engines: list[Engine]) -> None:
-    """It is asked whether it has the prompt from before, and may be a machine that swallows what it is sent."""
+async def test_an_unreachable_server_does_not_delay_a_prompt_with_an_id(two_engines: list[Engine]) -> None:
+    """The gateway asks that server whether it already has the prompt, and may never get an answer."""
 
     def changed(made: GatewayOptions) -> GatewayOptions:
         runner = replace(made.handler.runner, absent_patience_s=0.3)
@@ -207,7 +207,7 @@ async def test_a_server_that_is_out_of_rotation_holds_up_no_prompt_with_an_id(tw
     assert status == 200
 
 
-async def test_a_prompt_is_found_on_the_server_that_has_it_while_another_hangs(two_engines: list[Engine]) -> None:
+async def test_a_prompt_is_found_while_another_server_hangs(two_engines: list[Engine]) -> None:
     hanging, having = two_engines
     prompt_id = str(uuid4())
     async with running_gateway(having.url) as before:
@@ -220,7 +220,7 @@ async def test_a_prompt_is_found_on_the_server_that_has_it_while_another_hangs(t
 
 
 @pytest.mark.parametrize("fault", [{"cut": {"route": "/upload/image"}}, {"status": {"route": "/upload/image"}}])
-async def test_inputs_that_a_server_does_not_take_go_to_another_with_the_prompt(
+async def test_a_prompt_goes_to_another_server_when_its_upload_fails(
     two_engines: list[Engine], fault: dict[str, Any]
 ) -> None:
     failing, working = two_engines
@@ -239,7 +239,7 @@ async def test_inputs_that_a_server_does_not_take_go_to_another_with_the_prompt(
     assert executions(failing) == {}
 
 
-async def test_validate_does_without_a_server_that_does_not_say_what_it_has(two_engines: list[Engine]) -> None:
+async def test_validate_skips_a_server_without_an_answer_to_object_info(two_engines: list[Engine]) -> None:
     silent, speaking = two_engines
     await silent.set_faults({"hang": {"route": "/object_info"}})
     async with (

@@ -1,4 +1,4 @@
-"""Servers of different systems write folders in their own way: each gets a prompt with its own spelling."""
+"""Servers on different systems separate folders differently: each gets a prompt in its own spelling."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def engine(spelling: str) -> Engine:
 
 
 async def spellings_on(engine: Engine) -> list[str]:
-    """The checkpoints of all prompts that the engine has run."""
+    """The checkpoint of each prompt that the engine has run."""
     async with aiohttp.ClientSession() as http, http.get(f"{engine.url}/history") as response:
         history = await response.json()
     return [entry["prompt"][2]["1"]["inputs"]["ckpt_name"] for entry in history.values()]
@@ -76,14 +76,14 @@ async def test_a_single_server_gets_its_own_spelling_too(preflight: bool) -> Non
         assert await spellings_on(only) == [SPELLINGS[1]]
 
 
-async def test_a_check_does_not_speak_against_another_spelling() -> None:
+async def test_validate_accepts_another_spelling() -> None:
     async with engine(SPELLINGS[1]) as only, running_gateway(only.url) as gateway:
         async with gateway.http.post("/validate", json={"prompt": workflow(SPELLINGS[0])}) as response:
             answer = await response.json()
         assert answer["valid"], answer
 
 
-async def test_a_choice_that_no_spelling_has_is_refused() -> None:
+async def test_a_model_that_exists_in_no_spelling_is_refused() -> None:
     async with engine(SPELLINGS[1]) as only, running_gateway(only.url) as gateway:
         status, answer = await gateway.prompt_sync(workflow("sd/other.safetensors"))
     assert status == 400

@@ -1,4 +1,4 @@
-"""Long bodies that go from ComfyUI's socket to the client's within the kernel."""
+"""The kernel moves long bodies from ComfyUI's socket to the client's."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ async def _send_whole(exchange: Exchange) -> None:
 
 
 def _descriptors() -> int:
-    """But for the one to /dev/null that uvloop keeps from the first server on."""
+    """Counts the open descriptors, except the one to /dev/null that uvloop keeps after the first server."""
     return sum(1 for one in Path("/proc/self/fd").iterdir() if one.is_symlink() and one.readlink() != Path(os.devnull))
 
 
@@ -87,7 +87,7 @@ async def http(url: str) -> AsyncIterator[Http1Client]:
 
 
 async def moved(answer: Answer, to: Target, silence_s: float = 5.0) -> bytes:
-    """The answer to its end; `to` gets what does not come as bytes, and those come as they are."""
+    """Reads the answer to its end: returns its bytes, and moves its splices to `to`."""
     start = b""
     while piece := await answer.read_or_splice(silence_s):
         if isinstance(piece, Splice):
@@ -97,7 +97,7 @@ async def moved(answer: Answer, to: Target, silence_s: float = 5.0) -> bytes:
     return start
 
 
-async def test_the_rest_of_a_long_body_is_moved_and_the_connection_is_used_again() -> None:
+async def test_a_long_body_is_spliced_and_the_connection_reused() -> None:
     before = _descriptors()
     async with raw_server(_send_whole) as server, http(server.url) as client:
         for _ in range(3):
@@ -112,7 +112,7 @@ async def test_the_rest_of_a_long_body_is_moved_and_the_connection_is_used_again
     await eventually(lambda: _descriptors() == before)
 
 
-async def test_a_short_body_is_read() -> None:
+async def test_a_short_body_is_read_without_a_splice() -> None:
     async def answering(exchange: Exchange) -> None:
         await exchange.send(_start(900_000) + bytes(900_000))
 
@@ -121,7 +121,7 @@ async def test_a_short_body_is_read() -> None:
         assert not to.received
 
 
-async def test_a_body_that_ends_early_is_cut_short() -> None:
+async def test_a_body_that_ends_early_raises_cut_short() -> None:
     async def answering(exchange: Exchange) -> None:
         await exchange.send(_start() + _BODY[:-1])
         exchange.writer.close()
@@ -135,7 +135,7 @@ async def test_a_body_that_ends_early_is_cut_short() -> None:
         answer.close()
 
 
-async def test_silence_within_a_body_ends_it_and_its_connection() -> None:
+async def test_silence_during_a_body_ends_the_answer_and_its_connection() -> None:
     gone = asyncio.Event()
 
     async def answering(exchange: Exchange) -> None:
@@ -152,7 +152,7 @@ async def test_silence_within_a_body_ends_it_and_its_connection() -> None:
         answer.close()
 
 
-async def test_what_is_beyond_the_limit_of_descriptors_is_read() -> None:
+async def test_bodies_beyond_the_limit_of_splices_are_read() -> None:
     before = _descriptors()
     async with raw_server(_send_whole) as server, http(server.url) as client:
         answers = []
@@ -175,7 +175,7 @@ async def test_what_is_beyond_the_limit_of_descriptors_is_read() -> None:
     await eventually(lambda: _descriptors() == before)
 
 
-async def test_a_target_that_has_gone_is_an_error_of_its_own() -> None:
+async def test_a_closed_target_raises_broken_pipe() -> None:
     async with raw_server(_send_whole) as server, http(server.url) as client:
         near, far = socket.socketpair()
         near.setblocking(False)
@@ -217,7 +217,7 @@ def no_descriptor_left() -> Iterator[None]:
         yield
 
 
-async def test_a_splice_that_was_had_needs_no_further_descriptor() -> None:
+async def test_an_open_splice_needs_no_further_descriptor() -> None:
     async with raw_server(_send_whole) as server, http(server.url) as client, target() as to:
         answer = await client.request("GET", "/file", _HEADERS, timeout_s=30)
         start = b""
@@ -238,7 +238,7 @@ def sample(gateway: RunningGateway, name: str, **labels: str) -> float | None:
     return gateway.handler.metrics.registry.get_sample_value(f"comfyui_gateway_{name}_total", labels)
 
 
-async def test_a_relayed_file_arrives_whole_and_the_connection_goes_on() -> None:
+async def test_a_relayed_file_arrives_in_full_and_the_connection_stays_open() -> None:
     async def answering(exchange: Exchange) -> None:
         await (exchange.send(OK) if "/small" in exchange.line else _send_whole(exchange))
 
@@ -252,7 +252,7 @@ async def test_a_relayed_file_arrives_whole_and_the_connection_goes_on() -> None
         assert sample(gateway, "relayed_bytes", direction="to_client") == 2 * len(_BODY) + 4
 
 
-async def test_what_is_gone_on_its_way_cuts_the_clients_connection() -> None:
+async def test_a_relayed_file_that_ends_early_closes_the_clients_connection() -> None:
     async def answering(exchange: Exchange) -> None:
         await exchange.send(_start() + _BODY[:2_000_000])
         exchange.writer.close()
@@ -264,7 +264,7 @@ async def test_what_is_gone_on_its_way_cuts_the_clients_connection() -> None:
 
 
 @pytest.mark.parametrize("reads", [True, False])
-async def test_a_client_that_goes_away_frees_everything_and_is_no_error(
+async def test_a_client_that_disconnects_leaves_no_descriptors_and_no_error(
     reads: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     gone = asyncio.Event()
@@ -290,7 +290,7 @@ async def test_a_client_that_goes_away_frees_everything_and_is_no_error(
     assert not [line for line in caplog.messages if "without completing" in line]
 
 
-async def test_a_client_that_does_not_read_is_cut_after_its_patience_and_is_no_crash() -> None:
+async def test_a_client_that_does_not_read_is_cut_off_without_a_crash() -> None:
     async def answering(exchange: Exchange) -> None:
         await exchange.send(_start(1_000_000_000))
         for _ in range(333):
@@ -310,7 +310,7 @@ async def test_a_client_that_does_not_read_is_cut_after_its_patience_and_is_no_c
     assert "relay.crashed" not in [line["event"] for line in lines]
 
 
-async def test_a_comfyui_that_pauses_is_no_slow_client() -> None:
+async def test_a_pause_of_comfyui_does_not_count_as_a_slow_client() -> None:
     go_on = asyncio.Event()
 
     async def answering(exchange: Exchange) -> None:
@@ -329,7 +329,7 @@ async def test_a_comfyui_that_pauses_is_no_slow_client() -> None:
         assert start + await reader.readexactly(1_500_000) == _BODY
 
 
-async def test_a_raw_answer_is_the_file_and_its_size_stands_in_the_log(engine: Engine) -> None:
+async def test_a_raw_answer_is_the_file_and_its_size_is_logged(engine: Engine) -> None:
     inputs = {"count": 1, "size": 5_000_000, "extension": "mp4", "output_key": "images", "filename_prefix": "long"}
     body = {"prompt": {"1": {"class_type": "SimulatedOutput", "inputs": inputs}}}
     async with running_gateway(engine.url) as gateway:

@@ -1,4 +1,4 @@
-"""A union of lists invites workflows that no single server can run: the refusal says what each server lacks."""
+"""The lists of several servers are merged, so a workflow may need models that no single server has."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def split() -> dict[str, Any]:
     }
 
 
-async def test_what_each_server_lacks_is_named_to_every_kind_of_caller() -> None:
+async def test_a_refusal_names_what_each_server_lacks() -> None:
     async with (
         Engine(EngineOptions(models=_FIRST)) as first,
         Engine(EngineOptions(models=_SECOND)) as second,

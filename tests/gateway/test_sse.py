@@ -1,4 +1,4 @@
-"""`Accept: text/event-stream`: what happens to a prompt, as it happens."""
+"""`Accept: text/event-stream`: the events of a prompt while it waits and runs."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def titled_sleep(seconds: float = 0.2, steps: int = 4) -> dict[str, Any]:
     return workflow
 
 
-async def test_a_prompt_is_told_from_queue_to_result(gateway: RunningGateway) -> None:
+async def test_events_follow_a_prompt_from_the_queue_to_its_result(gateway: RunningGateway) -> None:
     prompt_id = str(uuid4())
     events = await stream(gateway, titled_sleep(), prompt_id=prompt_id)
 
@@ -79,7 +79,7 @@ async def test_a_prompt_is_told_from_queue_to_result(gateway: RunningGateway) ->
     assert events[-1].data["images"][0]["filename"] == "test_00001_.png"
 
 
-async def test_the_result_is_the_json_answer(gateway: RunningGateway) -> None:
+async def test_the_result_event_equals_the_json_answer(gateway: RunningGateway) -> None:
     prompt_id = str(uuid4())
     events = await stream(gateway, invert_workflow(1), prompt_id=prompt_id, return_image_base64=True)
     _, body = await gateway.prompt_sync(invert_workflow(1), prompt_id=prompt_id, return_image_base64=True)
@@ -100,7 +100,7 @@ def simulated(size: int, count: int = 1) -> dict[str, Any]:
     return {"size": size, "count": count, **names}
 
 
-async def test_our_own_client_reads_it(gateway: RunningGateway) -> None:
+async def test_the_gateway_client_reads_the_events(gateway: RunningGateway) -> None:
     async with GatewayClient(gateway.url) as client:
         events = [event async for event in client.stream(titled_sleep())]
     kinds = {type(event) for event in events}
@@ -109,7 +109,7 @@ async def test_our_own_client_reads_it(gateway: RunningGateway) -> None:
     assert events[-1].result.files[0].filename == "test_00001_.png"
 
 
-async def test_positions_count_down(gateway: RunningGateway, engine: Engine) -> None:
+async def test_queue_positions_count_down(gateway: RunningGateway, engine: Engine) -> None:
     before = [asyncio.create_task(gateway.prompt_sync(sleep_workflow(600, tag=1)))]
     await prompts_are_queued(engine, 1)
     before.append(asyncio.create_task(gateway.prompt_sync(sleep_workflow(600, tag=2))))
@@ -120,9 +120,9 @@ async def test_positions_count_down(gateway: RunningGateway, engine: Engine) -> 
     async with gateway.http.post("/prompt_sync", json={"prompt": invert_workflow(3)}, headers=SSE) as response:
         async for event in events_of(response):
             events.append(event)
-            told = [data["position"] for data in named(events, "queued")]
-            if event.name == "queued" and told[-1] in {2, 1}:
-                engine.wake(first if told[-1] == 2 else second)
+            position = named(events, "queued")[-1]["position"]
+            if event.name == "queued" and position in {2, 1}:
+                engine.wake(first if position == 2 else second)
     await asyncio.gather(*before)
 
     positions = [data["position"] for data in named(events, "queued")]
@@ -130,7 +130,7 @@ async def test_positions_count_down(gateway: RunningGateway, engine: Engine) -> 
     assert requests(engine, "GET /queue") == 0
 
 
-async def test_prompts_of_others_are_counted(gateway: RunningGateway, engine: Engine) -> None:
+async def test_queue_positions_count_prompts_of_other_clients(gateway: RunningGateway, engine: Engine) -> None:
     for tag in (1, 2, 3):
         async with gateway.http.post(f"{engine.url}/prompt", json={"prompt": sleep_workflow(600, tag=tag)}):
             pass
@@ -146,7 +146,7 @@ async def test_prompts_of_others_are_counted(gateway: RunningGateway, engine: En
     assert positions[1:] == sorted(positions[1:], reverse=True)
 
 
-async def test_previews_come_only_when_asked_for(gateway: RunningGateway, engine: Engine) -> None:
+async def test_previews_are_sent_only_on_request(gateway: RunningGateway, engine: Engine) -> None:
     workflow = txt2img()
     assert not named(await stream(gateway, workflow), "preview")
     workflow["3"]["inputs"]["seed"] = 7
@@ -162,7 +162,7 @@ def txt2img() -> dict[str, Any]:
     return loaded
 
 
-async def test_a_failing_node_is_an_error_event(gateway: RunningGateway, engine: Engine) -> None:
+async def test_a_failing_node_sends_an_error_event(gateway: RunningGateway, engine: Engine) -> None:
     await engine.set_faults({"node_error": {"class_type": "SimulatedSleep", "message": "no such luck"}})
     events = await stream(gateway, titled_sleep())
     assert events[-1].name == "error"
@@ -172,7 +172,7 @@ async def test_a_failing_node_is_an_error_event(gateway: RunningGateway, engine:
     assert not named(events, "result")
 
 
-async def test_what_fails_before_the_start_keeps_its_status(engine: Engine) -> None:
+async def test_an_error_before_the_first_event_keeps_its_http_status(engine: Engine) -> None:
     async with running_gateway(engine.url, max_concurrent_requests=1) as gateway:
         refused = invert_workflow()
         refused["1"]["inputs"]["width"] = 0
@@ -191,7 +191,7 @@ async def test_what_fails_before_the_start_keeps_its_status(engine: Engine) -> N
         waiting.cancel()
 
 
-async def test_silence_is_filled_with_comments(engine: Engine) -> None:
+async def test_a_quiet_stream_sends_keep_alive_comments(engine: Engine) -> None:
     def changed(made: GatewayOptions) -> GatewayOptions:
         return replace(made, app=replace(made.app, web=replace(made.app.web, keep_alive_s=0.05)))
 
@@ -201,7 +201,7 @@ async def test_silence_is_filled_with_comments(engine: Engine) -> None:
     assert events[-1].name == "result"
 
 
-async def test_a_client_that_goes_away_cancels(gateway: RunningGateway, engine: Engine) -> None:
+async def test_a_client_that_disconnects_cancels_its_prompt(gateway: RunningGateway, engine: Engine) -> None:
     async with gateway.http.post("/prompt_sync", json={"prompt": sleep_workflow(600)}, headers=SSE) as response:
         async for event in events_of(response):
             if event.name == "executing":
@@ -211,7 +211,7 @@ async def test_a_client_that_goes_away_cancels(gateway: RunningGateway, engine: 
     assert running == []
 
 
-async def test_attaching_tells_what_was_missed(gateway: RunningGateway, engine: Engine) -> None:
+async def test_an_attached_client_gets_the_events_that_it_missed(gateway: RunningGateway, engine: Engine) -> None:
     prompt_id = str(uuid4())
     first = asyncio.create_task(gateway.prompt_sync(sleep_workflow(1), prompt_id=prompt_id))
     await until(lambda: queue_of(engine), lambda queue: queue[0] == [prompt_id])
@@ -233,13 +233,13 @@ async def test_a_prompt_of_another_client_can_be_followed(gateway: RunningGatewa
         assert [event async for event in events_of(response)][-1].name == "result"
 
 
-async def test_an_unknown_prompt_is_404_for_events_too(gateway: RunningGateway) -> None:
+async def test_a_request_for_events_of_an_unknown_prompt_gets_404(gateway: RunningGateway) -> None:
     async with gateway.http.get(f"/prompt_sync/{uuid4()}", headers=SSE) as response:
         assert response.status == 404
 
 
-async def test_a_client_that_does_not_read_delays_no_other(gateway: RunningGateway) -> None:
-    """The prompt ends, and others run, while the events of this client wait."""
+async def test_a_client_that_does_not_read_delays_no_other_client(gateway: RunningGateway) -> None:
+    """Its events wait, and other prompts run meanwhile."""
     host, port = gateway.url.removeprefix("http://").split(":")
     silent = socket.create_connection((host, int(port)))
     body = b'{"prompt": ' + repr(titled_sleep()).replace("'", '"').encode() + b"}"
@@ -250,7 +250,7 @@ async def test_a_client_that_does_not_read_delays_no_other(gateway: RunningGatew
     silent.close()
 
 
-# What a feed keeps, and what a tracker makes of events: no gateway needed.
+# The feed of events and the tracker of progress, without a gateway
 
 
 def feed(*, previews: bool = True) -> EventFeed:
@@ -269,7 +269,7 @@ def test_an_unread_feed_stays_small() -> None:
     assert silent.take() == b""
 
 
-def test_a_position_is_not_told_once_it_runs() -> None:
+def test_a_running_prompt_gets_no_queue_position() -> None:
     running = feed()
     running(NodeExecuting("p", "1"))
     running.take()
@@ -282,7 +282,7 @@ def observed(*events: Event) -> list[NodeStarted | NodeProgress]:
     return [step for event in events for step in tracker.observe(event)]
 
 
-def test_overall_weighs_nodes_by_steps_and_leaves_out_what_is_cached() -> None:
+def test_overall_progress_weighs_nodes_by_steps_and_skips_cached_nodes() -> None:
     steps = observed(
         ExecutionStart("p"),
         ExecutionCached("p", ["0"]),
@@ -295,7 +295,7 @@ def test_overall_weighs_nodes_by_steps_and_leaves_out_what_is_cached() -> None:
     assert [step.overall for step in steps if isinstance(step, NodeProgress)] == [0.25, 0.875]
 
 
-def test_states_and_steps_of_the_same_moment_are_told_once() -> None:
+def test_states_and_steps_of_the_same_moment_are_reported_once() -> None:
     running = {"1": {"state": "running", "value": 1, "max": 2}}
     finished = {"1": {"state": "finished", "value": 2, "max": 2}}
     steps = observed(
@@ -308,14 +308,16 @@ def test_states_and_steps_of_the_same_moment_are_told_once() -> None:
     ]
 
 
-def test_a_second_run_starts_from_the_beginning() -> None:
+def test_progress_starts_from_the_beginning_with_a_second_run() -> None:
     steps = observed(Steps("p", "1", 2, 2), ExecutionStart("p"), Steps("p", "1", 1, 2))
     assert [step.overall for step in steps if isinstance(step, NodeProgress)] == [0.4, 0.2]
 
 
-async def test_a_reader_that_fails_ends_no_other_wait(gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_failing_event_reader_does_not_fail_the_prompt(
+    gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def failing(_self: ProgressTracker, _event: Event) -> list[NodeStarted]:
-        raise RuntimeError("an event of a shape that nobody knew")
+        raise RuntimeError("an event of an unknown shape")
 
     monkeypatch.setattr(ProgressTracker, "observe", failing)
     events = await stream(gateway, invert_workflow(5))

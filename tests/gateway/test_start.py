@@ -1,4 +1,4 @@
-"""How the gateway starts where the journal of its jobs cannot be used, or not yet."""
+"""How the gateway starts when the journal of its jobs is locked or cannot be used."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ UNUSABLE = 74
 
 
 @contextmanager
-def another_process_has_it(folder: Path) -> Iterator[None]:
+def locked_by_another_process(folder: Path) -> Iterator[None]:
     folder.mkdir(exist_ok=True)
     with closing(sqlite3.connect(folder / FILE_NAME, isolation_level=None)) as database:
         database.execute("PRAGMA locking_mode = EXCLUSIVE")
@@ -39,8 +39,8 @@ async def ready(gateway: GatewayProcess) -> tuple[int, Any]:
         return response.status, await response.json()
 
 
-async def test_a_locked_journal_is_waited_for_with_the_port_open(tmp_path: Path, engine: Engine) -> None:
-    with another_process_has_it(tmp_path / "state"):
+async def test_the_gateway_answers_while_it_waits_for_a_locked_journal(tmp_path: Path, engine: Engine) -> None:
+    with locked_by_another_process(tmp_path / "state"):
         settings = {"STATE_DIR": str(tmp_path / "state"), "SHUTDOWN_GRACE_SECONDS": "60"}
         context = gateway_process(engine.url, **settings)
         gateway = await context.__aenter__()
@@ -78,7 +78,7 @@ async def test_a_locked_journal_is_waited_for_with_the_port_open(tmp_path: Path,
 
 
 async def test_a_journal_that_stays_locked_ends_the_start(tmp_path: Path, engine: Engine) -> None:
-    with another_process_has_it(tmp_path):
+    with locked_by_another_process(tmp_path):
         async with gateway_process(engine.url, STATE_DIR=str(tmp_path), SHUTDOWN_GRACE_SECONDS="3") as gateway:
             assert (await ready(gateway))[0] == 503
             assert await gateway.exit_status() == UNUSABLE
@@ -89,8 +89,8 @@ async def test_a_journal_that_stays_locked_ends_the_start(tmp_path: Path, engine
         assert_no_traceback(gateway.lines)
 
 
-async def test_a_signal_ends_a_start_that_waits(tmp_path: Path, engine: Engine) -> None:
-    with another_process_has_it(tmp_path):
+async def test_a_signal_ends_a_waiting_start(tmp_path: Path, engine: Engine) -> None:
+    with locked_by_another_process(tmp_path):
         async with gateway_process(engine.url, STATE_DIR=str(tmp_path), SHUTDOWN_GRACE_SECONDS="60") as gateway:
             gateway.signal(signal.SIGTERM)
             assert await gateway.exit_status() == 0
@@ -127,7 +127,7 @@ def _other_file(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("made", "below", "told"),
+    ("make", "below", "named"),
     [
         (_newer, "", ("newer version", "another folder")),
         (_other_file, "", ("not a database", "Move jobs.sqlite3 away", "backup")),
@@ -135,17 +135,17 @@ def _other_file(folder: Path) -> None:
         (_other_file, f"{FILE_NAME}/state", ("below one", "has to be a folder")),
     ],
 )
-async def test_a_journal_that_cannot_be_used_ends_the_start_with_the_reason(
-    tmp_path: Path, made: Callable[[Path], None], below: str, told: tuple[str, ...]
+async def test_an_unusable_journal_ends_the_start_with_the_reason(
+    tmp_path: Path, make: Callable[[Path], None], below: str, named: tuple[str, ...]
 ) -> None:
-    made(tmp_path)
+    make(tmp_path)
     content = (tmp_path / FILE_NAME).read_bytes()
     status, lines = await started("127.0.0.1:9", tmp_path / below)
     assert status == UNUSABLE
     (line,) = [line for line in lines if line["level"] == "critical"]
     assert line["event"] == "gateway.cannot_start"
     assert line["file"] == str(tmp_path / below / FILE_NAME)
-    assert all(words in line["detail"] for words in ("STATE_DIR", *told)), line["detail"]
+    assert all(words in line["detail"] for words in ("STATE_DIR", *named)), line["detail"]
     assert_no_traceback(lines)
     assert not [line for line in lines if "Uvicorn running" in line["event"]]
     assert (tmp_path / FILE_NAME).read_bytes() == content
@@ -153,7 +153,7 @@ async def test_a_journal_that_cannot_be_used_ends_the_start_with_the_reason(
 
 
 @pytest.mark.parametrize("made", ["file", "link"])
-async def test_inputs_that_cannot_be_used_end_the_start_with_the_reason(tmp_path: Path, made: str) -> None:
+async def test_an_unusable_folder_of_inputs_ends_the_start_with_the_reason(tmp_path: Path, made: str) -> None:
     inputs, elsewhere = tmp_path / "state" / "inputs", tmp_path / "elsewhere"
     inputs.parent.mkdir()
     elsewhere.mkdir()

@@ -35,7 +35,7 @@ async def chunks_of(data: bytes, step: int = 1 << 16) -> AsyncIterator[bytes]:
 
 
 async def zeros(size: int, digest: Any = None, step: int = 1 << 18) -> AsyncIterator[bytes]:
-    """A file that was never whole in memory."""
+    """Yields `size` zero bytes in blocks; `digest` is updated with them."""
     block = bytes(step)
     while size > 0:
         block = block[:size]
@@ -59,7 +59,7 @@ async def keys(store: S3Store, prefix: str) -> list[str]:
     return [entry["Key"] for entry in listed.get("Contents", [])]
 
 
-async def test_a_small_file_is_fetched_again_by_its_link_with_plain_http(s3_store: S3Store) -> None:
+async def test_a_stored_file_can_be_fetched_by_its_link_without_credentials(s3_store: S3Store) -> None:
     stored = await s3_store.put("p1/a_00001_.png", chunks_of(b"picture"), 7, "image/png")
     assert (stored.bucket, stored.key, stored.size) == (BUCKET, "p1/a_00001_.png", 7)
     assert stored.etag == hashlib.md5(b"picture").hexdigest()  # noqa: S324 - S3's etag
@@ -67,12 +67,12 @@ async def test_a_small_file_is_fetched_again_by_its_link_with_plain_http(s3_stor
     assert SECRET_KEY not in stored.url
 
 
-async def test_an_empty_file_is_a_file(s3_store: S3Store) -> None:
+async def test_an_empty_file_is_stored(s3_store: S3Store) -> None:
     stored = await s3_store.put("empty.txt", chunks_of(b""), 0, "text/plain")
     assert (await get(stored.url))[:2] == (200, b"")
 
 
-async def test_sixty_megabytes_go_in_parts_and_take_the_memory_of_a_few(s3_store: S3Store) -> None:
+async def test_a_file_of_60_mb_is_stored_in_parts_with_little_memory(s3_store: S3Store) -> None:
     digest = hashlib.sha256()
     size = 60_000_001
     tracemalloc.start()
@@ -90,7 +90,7 @@ async def test_sixty_megabytes_go_in_parts_and_take_the_memory_of_a_few(s3_store
     assert await unfinished(s3_store) == []
 
 
-async def test_the_same_key_again_replaces_the_file(s3_store: S3Store) -> None:
+async def test_a_file_with_the_same_key_replaces_the_old_one(s3_store: S3Store) -> None:
     for content in (b"old", b"newer"):
         stored = await s3_store.put("same.bin", chunks_of(content))
     assert (await get(stored.url))[1] == b"newer"
@@ -102,7 +102,7 @@ async def test_a_name_in_any_script_is_stored_and_linked(s3_store: S3Store) -> N
     assert (await get(stored.url))[0] == 200
 
 
-async def test_a_request_may_choose_an_allowed_bucket_a_prefix_and_how_long_the_link_lives(
+async def test_a_request_may_choose_the_bucket_the_prefix_and_the_lifetime_of_the_link(
     s3_settings: S3Settings,
 ) -> None:
     async with S3Store(replace(s3_settings, prefix="gateway")) as store:
@@ -115,14 +115,14 @@ async def test_a_request_may_choose_an_allowed_bucket_a_prefix_and_how_long_the_
             await store.put("a.txt", chunks_of(b"x"), placement=Placement("someone-elses"))
 
 
-async def test_a_link_that_was_changed_does_not_work(s3_store: S3Store) -> None:
+async def test_a_changed_link_is_refused(s3_store: S3Store) -> None:
     first = await s3_store.put("first.txt", chunks_of(b"x"))
     await s3_store.put("secret.txt", chunks_of(b"x"))
     assert (await get(first.url.replace("first.txt", "secret.txt")))[0] == 403
     assert (await get(first.url.split("?")[0]))[0] == 403
 
 
-async def test_links_may_name_the_address_that_clients_use(s3_settings: S3Settings) -> None:
+async def test_links_use_the_public_endpoint(s3_settings: S3Settings) -> None:
     async with S3Store(replace(s3_settings, public_endpoint_url="https://files.example.com")) as store:
         await ensure_bucket(store, BUCKET)
         stored = await store.put("a.txt", chunks_of(b"x"))
@@ -170,7 +170,7 @@ async def test_a_cancelled_upload_leaves_no_object_and_no_parts(s3_store: S3Stor
 
 
 @pytest.mark.parametrize("moment", ["create_multipart_upload", "upload_part", "complete_multipart_upload"])
-async def test_cancelled_at_any_request_of_an_upload_nothing_stays(
+async def test_a_cancel_during_any_request_of_an_upload_leaves_no_parts(
     s3_store: S3Store, moment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = getattr(s3_store._client, moment)
@@ -189,7 +189,7 @@ async def test_cancelled_at_any_request_of_an_upload_nothing_stays(
 
 
 @pytest.mark.parametrize(("access_key", "secret_key"), [(ACCESS_KEY, "wrong-secret"), ("AKIAUNKNOWN", SECRET_KEY)])
-async def test_a_wrong_key_is_a_clear_word_and_not_repeated(
+async def test_a_wrong_key_raises_an_error_that_does_not_show_it(
     s3_settings: S3Settings, access_key: str, secret_key: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -204,14 +204,14 @@ async def test_a_wrong_key_is_a_clear_word_and_not_repeated(
     assert secret_key not in caplog.text
 
 
-async def test_a_bucket_that_is_not_there_is_named(s3_settings: S3Settings) -> None:
+async def test_the_error_names_a_missing_bucket(s3_settings: S3Settings) -> None:
     async with S3Store(replace(s3_settings, bucket="nowhere")) as store:
         for size in (3, 2 * PART_BYTES):
             with pytest.raises(StorageError, match="bucket 'nowhere' does not exist"):
                 await store.put("a.bin", zeros(size))
 
 
-async def test_a_store_that_is_down_is_a_word_without_its_address(s3_settings: S3Settings) -> None:
+async def test_the_error_of_an_unreachable_store_does_not_show_its_address(s3_settings: S3Settings) -> None:
     with closing(socket.socket()) as taken:
         taken.bind(("127.0.0.1", 0))
         endpoint = f"http://127.0.0.1:{taken.getsockname()[1]}"
@@ -221,12 +221,12 @@ async def test_a_store_that_is_down_is_a_word_without_its_address(s3_settings: S
     assert "127.0.0.1" not in failed.value.detail
 
 
-async def test_an_endpoint_that_is_no_url_stops_the_start(s3_settings: S3Settings) -> None:
+async def test_an_invalid_endpoint_url_stops_the_start(s3_settings: S3Settings) -> None:
     with pytest.raises(StorageError, match="settings are not usable"):
         await S3Store(replace(s3_settings, endpoint_url="not a url")).__aenter__()
 
 
-async def test_the_check_of_a_store_writes_reads_and_deletes(s3_store: S3Store) -> None:
+async def test_the_check_of_a_store_leaves_no_object(s3_store: S3Store) -> None:
     await s3_store.probe()
     listed = await s3_store._client.list_objects_v2(Bucket=s3_store._settings.bucket)
     assert not [entry for entry in listed.get("Contents", ()) if ".comfyui-gateway-check" in entry["Key"]]

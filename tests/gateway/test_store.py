@@ -1,4 +1,4 @@
-"""Outputs in object storage: a real S3 server behind the gateway, told by settings and by requests."""
+"""Outputs in object storage: settings and requests choose a place on a real S3 server."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ async def fetch(url: str) -> tuple[bytes, str]:
         return await response.read(), response.content_type
 
 
-async def test_a_stored_file_is_fetched_by_its_link(storing_gateway: RunningGateway) -> None:
+async def test_a_stored_output_can_be_fetched_by_its_link(storing_gateway: RunningGateway) -> None:
     prompt_id = str(uuid4())
     place = {"store": "s3", "prefix": "user 7", "presign_seconds": 60}
     status, body = await storing_gateway.prompt_sync(invert_workflow(), prompt_id=prompt_id, output=place)
@@ -46,7 +46,7 @@ async def test_a_stored_file_is_fetched_by_its_link(storing_gateway: RunningGate
     assert SECRET_KEY not in json.dumps(body)
 
 
-async def test_a_large_file_goes_in_parts(storing_gateway: RunningGateway) -> None:
+async def test_a_large_output_is_stored_in_full(storing_gateway: RunningGateway) -> None:
     size = 20_000_000
     _, body = await storing_gateway.prompt_sync({"1": simulated(size)}, output={"store": "s3"})
     content, content_type = await fetch(body["images"][0]["url"])
@@ -54,7 +54,7 @@ async def test_a_large_file_goes_in_parts(storing_gateway: RunningGateway) -> No
     assert hashlib.sha256(content).digest() == hashlib.sha256(content_of(size)).digest()
 
 
-async def test_another_allowed_bucket(storing_gateway: RunningGateway) -> None:
+async def test_a_request_may_choose_another_allowed_bucket(storing_gateway: RunningGateway) -> None:
     _, body = await storing_gateway.prompt_sync(
         invert_workflow(), output={"store": "s3", "bucket": OTHER_OUTPUTS_BUCKET}
     )
@@ -62,38 +62,38 @@ async def test_another_allowed_bucket(storing_gateway: RunningGateway) -> None:
     await fetch(body["images"][0]["url"])
 
 
-async def test_base64_and_a_link_together(storing_gateway: RunningGateway) -> None:
+async def test_an_answer_may_have_base64_and_a_link(storing_gateway: RunningGateway) -> None:
     _, body = await storing_gateway.prompt_sync(invert_workflow(), output={"store": "s3"}, return_image_base64=True)
     assert body["images"][0]["base64"]
     assert body["images"][0]["url"].startswith("http")
 
 
 @pytest.mark.parametrize(
-    ("place", "status", "says"),
+    ("place", "status", "named"),
     [
-        ({"store": "s3", "bucket": "somebody-elses"}, 400, "not one that this gateway may store in"),
+        ({"store": "s3", "bucket": "bucket-of-another"}, 400, "not one that this gateway may store in"),
         ({"store": "s3", "presign_seconds": 10_000_000}, 400, "presign_seconds"),
         ({"store": "ftp"}, 422, "output.store"),
         ({"store": "s3", "path": "x"}, 422, "output.path: there is no such field"),
     ],
 )
-async def test_a_place_that_cannot_be_had_is_refused_before_the_gpu_is_used(
-    storing_gateway: RunningGateway, engine: Engine, place: dict[str, Any], status: int, says: str
+async def test_an_invalid_place_for_outputs_is_refused_before_the_prompt_is_submitted(
+    storing_gateway: RunningGateway, engine: Engine, place: dict[str, Any], status: int, named: str
 ) -> None:
     answered, body = await storing_gateway.prompt_sync(invert_workflow(), output=place)
     assert answered == status
-    assert says in body["detail"]
+    assert named in body["detail"]
     assert requests(engine, "POST /prompt") == 0
 
 
-async def test_without_a_store_asking_for_one_is_refused(engine: Engine) -> None:
+async def test_a_request_for_a_store_is_refused_when_none_is_set(engine: Engine) -> None:
     async with running_gateway(engine.url) as gateway:
         status, body = await gateway.prompt_sync(invert_workflow(), output={"store": "s3"})
         assert (status, body["type"]) == (400, "storage_refused")
         assert "S3_BUCKET" in body["detail"]
 
 
-async def test_storing_may_be_the_default_and_be_declined(engine: Engine, s3_variables: dict[str, Any]) -> None:
+async def test_a_request_may_decline_the_default_store(engine: Engine, s3_variables: dict[str, Any]) -> None:
     async with running_gateway(engine.url, **s3_variables, output_store="s3") as gateway:
         _, body = await gateway.prompt_sync(invert_workflow(1))
         await fetch(body["images"][0]["url"])
@@ -102,7 +102,7 @@ async def test_storing_may_be_the_default_and_be_declined(engine: Engine, s3_var
 
 
 @pytest.mark.parametrize("broken", [{"s3_bucket": "no-such-bucket"}, {"s3_secret_access_key": "wrong"}])
-async def test_a_failed_upload_is_a_partial_result(
+async def test_a_failed_upload_is_reported_in_a_successful_answer(
     engine: Engine, s3_variables: dict[str, Any], broken: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     async with running_gateway(engine.url, **{**s3_variables, **broken}) as gateway:
@@ -117,14 +117,18 @@ async def test_a_failed_upload_is_a_partial_result(
         assert secret not in said
 
 
-async def test_an_unreachable_store_is_a_partial_result(engine: Engine, s3_variables: dict[str, Any]) -> None:
+async def test_an_unreachable_store_is_reported_in_a_successful_answer(
+    engine: Engine, s3_variables: dict[str, Any]
+) -> None:
     async with running_gateway(engine.url, **{**s3_variables, "s3_endpoint_url": "http://127.0.0.1:9"}) as gateway:
         status, body = await gateway.prompt_sync(invert_workflow(), output={"store": "s3"})
     assert status == 200
     assert "cannot be reached" in body["images"][0]["error"]
 
 
-async def test_a_missing_file_is_a_partial_result(storing_gateway: RunningGateway, engine: Engine) -> None:
+async def test_a_missing_file_is_reported_in_a_successful_answer(
+    storing_gateway: RunningGateway, engine: Engine
+) -> None:
     await engine.set_faults({"output_deleted": {"match": "first*"}})
     workflow = {"1": simulated(prefix="first"), "2": simulated(prefix="second")}
     status, body = await storing_gateway.prompt_sync(workflow, output={"store": "s3"})
@@ -134,7 +138,7 @@ async def test_a_missing_file_is_a_partial_result(storing_gateway: RunningGatewa
     assert await fetch(there["url"]) == (content_of(1000), "video/mp4")
 
 
-async def test_an_attached_client_may_have_it_stored(storing_gateway: RunningGateway) -> None:
+async def test_an_attached_client_may_request_storage(storing_gateway: RunningGateway) -> None:
     prompt_id = str(uuid4())
     await storing_gateway.prompt_sync(invert_workflow(), prompt_id=prompt_id)
     async with storing_gateway.http.get(f"/prompt_sync/{prompt_id}?store=s3&bucket={OTHER_OUTPUTS_BUCKET}") as response:
@@ -143,7 +147,7 @@ async def test_an_attached_client_may_have_it_stored(storing_gateway: RunningGat
     await fetch(image["url"])
 
 
-async def test_events_end_with_links(storing_gateway: RunningGateway) -> None:
+async def test_the_result_event_has_links_to_stored_files(storing_gateway: RunningGateway) -> None:
     body = {"prompt": invert_workflow(), "output": {"store": "s3"}}
     async with storing_gateway.http.post(
         "/prompt_sync", json=body, headers={"Accept": "text/event-stream"}
@@ -160,17 +164,17 @@ async def test_events_end_with_links(storing_gateway: RunningGateway) -> None:
         ({"s3_bucket": "abc", "s3_endpoint_url": "http://key:secret@host"}, "without a user"),
     ],
 )
-def test_settings_that_cannot_work_are_refused(settings: dict[str, Any], says: str) -> None:
+def test_unusable_store_settings_are_refused(settings: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         Settings(**settings)
 
 
-def test_a_bucket_that_cannot_be_one_stops_the_start() -> None:
+def test_an_invalid_bucket_name_stops_the_start() -> None:
     with pytest.raises(SettingsError, match="S3_BUCKET"):
         create_app(Settings(s3_bucket="a/b"))
 
 
-def test_keys_do_not_show_in_settings() -> None:
+def test_the_repr_of_settings_hides_keys() -> None:
     assert "topsecret" not in repr(
         Settings(s3_access_key_id=SecretStr("topsecret"), s3_secret_access_key=SecretStr("topsecret"))
     )

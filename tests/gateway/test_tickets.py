@@ -1,4 +1,4 @@
-"""Tickets: what a page of another origin may open without a key, and nothing beside it."""
+"""Tickets: a page of another origin may open one address without a key, and nothing else."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _PAGE = {"Origin": "https://app.example", "Sec-Fetch-Site": "cross-site"}
 
 
 async def _ticket(gateway: RunningGateway, url: str, **options: Any) -> str:
-    """The address with a ticket."""
+    """Returns the address with a ticket."""
     answer = await fetch(gateway, "/tickets", "POST", json={"url": url, **options}, headers=_BEARER)
     assert answer.status == 200, answer.body
     assert answer.headers["Cache-Control"] == "no-store"
@@ -42,7 +42,7 @@ async def _open(gateway: RunningGateway, address: str, method: str = "GET", **he
     return await fetch(gateway, URL(address, encoded=True), method, headers=headers or _PICTURE_OF_A_PAGE)
 
 
-async def test_a_page_of_another_origin_shows_a_picture(locked_plain: RunningGateway) -> None:
+async def test_a_page_of_another_origin_can_show_a_picture_with_a_ticket(locked_plain: RunningGateway) -> None:
     answer = await fetch(locked_plain, "/prompt_sync", "POST", json={"prompt": invert_workflow()}, headers=_BEARER)
     url = orjson.loads(answer.body)["images"][0]["url"]
     assert (await _open(locked_plain, url)).status == 403
@@ -51,13 +51,13 @@ async def test_a_page_of_another_origin_shows_a_picture(locked_plain: RunningGat
         shown = await _open(locked_plain, address)
         assert (shown.status, shown.body[:4]) == (200, b"\x89PNG")
         assert shown.headers["Referrer-Policy"] == "no-referrer"
-        # It is shown; what it is made of the page cannot read.
+        # The page can show the picture, but cannot read its bytes.
         assert "Access-Control-Allow-Origin" not in shown.headers
-    # Without a browser's marks, too.
+    # The ticket also works without the headers of a browser.
     assert (await fetch(locked_plain, URL(address, encoded=True))).status == 200
 
 
-async def test_a_page_of_another_origin_opens_a_websocket_once(locked_plain: RunningGateway) -> None:
+async def test_a_ticket_opens_a_websocket_once(locked_plain: RunningGateway) -> None:
     address = await _ticket(locked_plain, "/ws?clientId=abc", websocket=True)
     async with locked_plain.http.ws_connect(URL(address, encoded=True), headers=_PAGE) as websocket:
         message = orjson.loads(await websocket.receive_str())
@@ -70,7 +70,7 @@ async def test_a_page_of_another_origin_opens_a_websocket_once(locked_plain: Run
     assert refused.value.status == 401
 
 
-async def test_the_same_page_without_a_ticket_opens_none(locked_plain: RunningGateway) -> None:
+async def test_a_page_of_another_origin_opens_no_websocket_without_a_ticket(locked_plain: RunningGateway) -> None:
     with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
         await locked_plain.http.ws_connect("/ws?clientId=abc", headers=_PAGE)
     assert refused.value.status == 403
@@ -84,23 +84,23 @@ _URL = "/view?filename=a.png&subfolder=&type=output"
     [
         ("another file", "GET", lambda address: address.replace("a.png", "b.png")),
         ("another path", "GET", lambda address: address.replace("/view", "/queue")),
-        ("the same by another spelling", "GET", lambda address: address.replace("/view", "/api/view")),
+        ("another spelling", "GET", lambda address: address.replace("/view", "/api/view")),
         ("an encoded spelling", "GET", lambda address: address.replace("/view", "/%76iew")),
-        ("one parameter more", "GET", lambda address: f"{address}&x=1"),
-        ("one parameter fewer", "GET", lambda address: address.replace("&type=output", "")),
-        ("a change", "POST", lambda address: address),
-        ("the head alone", "HEAD", lambda address: address),
-        ("a removal", "DELETE", lambda address: address),
+        ("an added parameter", "GET", lambda address: f"{address}&x=1"),
+        ("a missing parameter", "GET", lambda address: address.replace("&type=output", "")),
+        ("another method", "POST", lambda address: address),
+        ("only the head", "HEAD", lambda address: address),
+        ("a deletion", "DELETE", lambda address: address),
         ("a longer life", "GET", lambda address: address.replace("ticket=1", "ticket=9")),
         ("another signature", "GET", lambda address: f"{address[:-1]}{'0' if address[-1] != '0' else '1'}"),
         ("two tickets", "GET", lambda address: f"{address}&{address[address.index('ticket=') :]}"),
-        ("an empty one", "GET", lambda address: f"{_URL}&ticket="),
-        ("no number", "GET", lambda address: f"{_URL}&ticket=x.y.z"),
-        ("bytes", "GET", lambda address: f"{_URL}&ticket=%ff.%fe.%fd"),
+        ("an empty ticket", "GET", lambda address: f"{_URL}&ticket="),
+        ("no number as expiry", "GET", lambda address: f"{_URL}&ticket=x.y.z"),
+        ("bytes that are no text", "GET", lambda address: f"{_URL}&ticket=%ff.%fe.%fd"),
         ("the key itself", "GET", lambda address: f"{_URL}&ticket={KEY}"),
     ],
 )
-async def test_a_ticket_opens_nothing_else(
+async def test_a_ticket_opens_no_other_request(
     locked_plain: RunningGateway, engine: Engine, attack: str, method: str, change: Any
 ) -> None:
     address = await _ticket(locked_plain, _URL)
@@ -113,7 +113,7 @@ async def test_a_ticket_opens_nothing_else(
     assert engine.stats.show()["requests"] == {}
 
 
-async def test_a_ticket_for_a_picture_opens_no_websocket_and_one_for_a_websocket_no_picture(
+async def test_tickets_for_files_and_for_websockets_cannot_replace_each_other(
     locked_plain: RunningGateway,
 ) -> None:
     picture = await _ticket(locked_plain, "/ws?clientId=a")
@@ -124,7 +124,7 @@ async def test_a_ticket_for_a_picture_opens_no_websocket_and_one_for_a_websocket
     assert (await fetch(locked_plain, URL(websocket, encoded=True))).status == 401
 
 
-async def test_neither_a_ticket_nor_a_caller_without_a_key_makes_a_ticket(locked_plain: RunningGateway) -> None:
+async def test_a_ticket_can_only_be_made_with_a_key(locked_plain: RunningGateway) -> None:
     address = await _ticket(locked_plain, "/tickets")
     assert (await fetch(locked_plain, URL(address, encoded=True), "POST", json={"url": "/x"})).status == 401
     assert (await fetch(locked_plain, "/tickets", "POST", json={"url": "/x"})).status == 401
@@ -135,7 +135,7 @@ async def test_a_ticket_has_no_more_rights_than_its_maker(locked_plain: RunningG
     assert (await fetch(locked_plain, URL(address, encoded=True))).status == 403
 
 
-async def test_who_signed_in_makes_tickets_and_a_session_is_no_ticket(locked_plain: RunningGateway) -> None:
+async def test_signed_in_callers_can_make_tickets_and_a_session_is_no_ticket(locked_plain: RunningGateway) -> None:
     signed_in = await fetch(locked_plain, "/login", "POST", data={"key": OTHER_KEY})
     cookie = {"Cookie": signed_in.headers["Set-Cookie"].split(";")[0]}
     made = await fetch(
@@ -151,7 +151,7 @@ async def test_who_signed_in_makes_tickets_and_a_session_is_no_ticket(locked_pla
     assert (await fetch(locked_plain, "/queue", headers=forged_cookie)).status == 401
 
 
-async def test_comfyui_never_sees_a_ticket_and_no_log_does(
+async def test_neither_comfyui_nor_the_log_sees_a_ticket(
     caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with caplog.at_level(logging.DEBUG):
@@ -167,13 +167,13 @@ async def test_comfyui_never_sees_a_ticket_and_no_log_does(
     assert ticket not in caplog.text + out.out + out.err
 
 
-async def test_a_parameter_of_that_name_is_comfyuis_where_a_key_is_shown() -> None:
+async def test_a_parameter_named_ticket_is_relayed_when_the_caller_has_a_key() -> None:
     async with relayed(answer_ok, api_keys=KEY) as (comfyui, gateway):
         assert (await fetch(gateway, "/node?ticket=4711", headers=_BEARER)).status == 200
         assert comfyui.seen[0].line == "GET /node?ticket=4711 HTTP/1.1"
 
 
-async def test_without_keys_there_are_no_tickets_and_the_answer_says_what_to_do(gateway: RunningGateway) -> None:
+async def test_a_gateway_without_keys_refuses_tickets_and_names_the_setting(gateway: RunningGateway) -> None:
     answer = await fetch(gateway, "/tickets", "POST", json={"url": "/queue"})
     assert (answer.status, answer.error_type) == (404, "not_found")
     assert "API_KEYS" in orjson.loads(answer.body)["detail"]
@@ -186,15 +186,13 @@ async def test_without_keys_there_are_no_tickets_and_the_answer_says_what_to_do(
         "/a/../b", "/a/%2E%2e/b", "/./a", "/a//b", "/a\\b", "/view?", "/a?ticket=x", "/a?b=c&ticket=x", "/a?b='", 7,
     ],
 )  # fmt: skip
-async def test_an_address_that_a_browser_would_change_is_refused_by_name(
-    locked_plain: RunningGateway, url: Any
-) -> None:
+async def test_a_url_that_cannot_have_a_ticket_is_refused_by_name(locked_plain: RunningGateway, url: Any) -> None:
     answer = await fetch(locked_plain, "/tickets", "POST", json={"url": url}, headers=_BEARER)
     assert (answer.status, answer.error_type) == (422, "invalid_request")
     assert orjson.loads(answer.body)["detail"].startswith("url: ")
 
 
-async def test_with_a_public_address_a_ticket_is_asked_for_and_given_by_it(engine: Engine) -> None:
+async def test_tickets_use_the_public_url_if_it_is_set(engine: Engine) -> None:
     public = "https://example.org/comfy"
     async with running_gateway(engine.url, api_keys=KEY, public_url=public) as gateway:
         picture = await _ticket(gateway, f"{public}{_URL}")
@@ -208,7 +206,7 @@ async def test_with_a_public_address_a_ticket_is_asked_for_and_given_by_it(engin
             assert "status" in await opened.receive_str()
 
 
-# Alone
+# Tickets without a gateway
 
 
 def _scope(address: str, kind: str = "http") -> dict[str, Any]:
@@ -216,7 +214,7 @@ def _scope(address: str, kind: str = "http") -> dict[str, Any]:
     return {"type": kind, "method": "GET", "path": path, "raw_path": path.encode(), "query_string": query.encode()}
 
 
-def test_a_ticket_ends_after_five_minutes_and_with_its_key() -> None:
+def test_a_ticket_expires_after_five_minutes_or_with_its_key() -> None:
     now = 1000.0
     ring = KeyRing([KEY, OTHER_KEY], session_s=60)
     tickets = Tickets(ring, clock=lambda: now)
@@ -228,14 +226,14 @@ def test_a_ticket_ends_after_five_minutes_and_with_its_key() -> None:
     assert redeemed is not None
     assert redeemed[0] == caller
     assert redeemed[1]["query_string"] == _URL.partition("?")[2].encode()
-    # After a restart, and on another gateway with this key; not where it was taken off the list.
+    # It works after a restart and on another gateway with this key, but not once the key was removed.
     assert Tickets(KeyRing([KEY], session_s=60), clock=lambda: now).redeem(_scope(address))
     assert Tickets(KeyRing([OTHER_KEY], session_s=60), clock=lambda: now).redeem(_scope(address)) is None
     now += 1
     assert tickets.redeem(_scope(address)) is None
 
 
-def test_what_is_remembered_of_used_tickets_is_bounded() -> None:
+def test_the_memory_of_used_tickets_is_bounded() -> None:
     now = 1000.0
     ring = KeyRing([KEY], session_s=60)
     tickets = Tickets(ring, most_used=3, clock=lambda: now)
@@ -251,8 +249,8 @@ def test_what_is_remembered_of_used_tickets_is_bounded() -> None:
     assert opened()
 
 
-def test_a_session_cannot_be_signed_as_a_ticket() -> None:
-    """Both are signed with the same key: what one says must never be what the other can say."""
+def test_a_ticket_is_not_a_valid_session() -> None:
+    """Both are signed with the same key, so no signed text may be valid as both."""
     ring = KeyRing([KEY], session_s=60)
     caller = ring.caller(KEY.encode())
     assert caller is not None
@@ -274,7 +272,7 @@ def test_a_session_cannot_be_signed_as_a_ticket() -> None:
     ],
     ids=["curl -d", "byte order mark", "gzip"],
 )
-async def test_what_is_wanted_is_read_as_other_bodies_are(
+async def test_the_body_of_a_ticket_request_is_read_like_other_bodies(
     locked_plain: RunningGateway, body: bytes, headers: dict[str, str]
 ) -> None:
     answer = await fetch(locked_plain, "/tickets", "POST", data=body, headers={**_BEARER, **headers})
@@ -283,7 +281,7 @@ async def test_what_is_wanted_is_read_as_other_bodies_are(
 
 
 @pytest.mark.parametrize(
-    ("body", "says"),
+    ("body", "detail"),
     [
         (b"", "the body is not JSON"),
         (b"[]", 'the body is not a JSON object: {"url": "/view?…"} is wanted'),
@@ -292,7 +290,9 @@ async def test_what_is_wanted_is_read_as_other_bodies_are(
         (b'{"url": "/view?a=1", "path": "/"}', "path: "),
     ],
 )
-async def test_a_wrong_wish_is_refused_by_the_field(locked_plain: RunningGateway, body: bytes, says: str) -> None:
+async def test_an_invalid_ticket_request_is_refused_and_names_the_field(
+    locked_plain: RunningGateway, body: bytes, detail: str
+) -> None:
     answer = await fetch(locked_plain, "/tickets", "POST", data=body, headers=_BEARER)
     assert answer.status == 422
-    assert orjson.loads(answer.body)["detail"].startswith(says)
+    assert orjson.loads(answer.body)["detail"].startswith(detail)
