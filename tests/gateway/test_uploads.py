@@ -1,4 +1,4 @@
-"""Files that clients upload where three three_engines, each with folders of its own, are one ComfyUI."""
+"""Uploads to a gateway before three engines, which have folders of their own and look like one ComfyUI."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def inputs_of(engine: Engine) -> dict[str, bytes]:
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
-async def test_an_upload_is_on_no_server_until_a_prompt_that_names_it_is_there(
+async def test_an_upload_reaches_a_server_only_with_a_prompt_that_names_it(
     fleet: RunningGateway, three_engines: list[Engine]
 ) -> None:
     assert await upload(fleet, "a.png", RED) == (200, {"name": "a.png", "subfolder": "", "type": "input"})
@@ -95,14 +95,14 @@ async def test_an_upload_is_on_no_server_until_a_prompt_that_names_it_is_there(
     assert await result_color(fleet, result) == (255, 0, 0)
     (ran,) = (one for one in three_engines if result["prompt_id"] in executions(one))
     assert [inputs_of(one) for one in three_engines if one is not ran] == [{}, {}]
-    # The name that the client knows is the one that the workflow is run with.
+    # The workflow runs with the name that the client knows.
     assert inputs_of(ran) == {"a.png": RED}
     assert (await fleet.prompt_sync(load("a.png [input]", "again")))[0] == 200
     assert ran.stats.show()["requests"]["POST /upload/image"] == 1
 
 
 @pytest.mark.parametrize("prefix", ["", "/api"])
-async def test_a_name_is_given_by_comfyui_s_rule(fleet: RunningGateway, prefix: str) -> None:
+async def test_uploads_are_named_by_comfyuis_rules(fleet: RunningGateway, prefix: str) -> None:
     async def named(content: bytes, **fields: str) -> str:
         status, told = await upload(fleet, "a.b.png", content, path=f"{prefix}/upload/image", **fields)
         assert status == 200
@@ -141,9 +141,9 @@ async def test_a_name_is_given_by_comfyui_s_rule(fleet: RunningGateway, prefix: 
         ("é" * 125 + "x.png", "é" * 123 + " (1).png"),
         ("a." + "b" * 253, "a." + "b" * 249 + " (1)"),
     ],
-    ids=["ascii", "two bytes a character", "no ending"],
+    ids=["ascii", "two bytes per character", "no short extension"],
 )
-async def test_a_name_that_is_as_long_as_may_be_is_numbered_within_that(
+async def test_numbering_keeps_the_longest_allowed_name_within_the_limit(
     fleet: RunningGateway, name: str, numbered: str
 ) -> None:
     assert len(name.encode()) == 255
@@ -153,10 +153,10 @@ async def test_a_name_that_is_as_long_as_may_be_is_numbered_within_that(
     assert await result_color(fleet, result) == (0, 255, 0)
 
 
-async def test_what_a_server_has_under_the_name_is_not_taken_for_it(
+async def test_a_servers_own_file_of_the_same_name_is_not_used(
     fleet: RunningGateway, three_engines: list[Engine]
 ) -> None:
-    """Other bytes have the name on a server: what was uploaded is placed elsewhere, for that run alone."""
+    """A server has other bytes under the name: the upload is placed elsewhere there, for this run only."""
     for one in three_engines[1:]:
         (one.folders.input / "a.png").write_bytes(BLUE)
     assert (await upload(fleet, "a.png", RED))[1]["name"] == "a.png"
@@ -183,7 +183,9 @@ async def _history(gateway: RunningGateway, prompt_id: str) -> dict[str, Any]:
         return found
 
 
-async def test_home_s_own_file_has_its_name_already(fleet: RunningGateway, three_engines: list[Engine]) -> None:
+async def test_a_file_of_the_first_server_already_has_its_name(
+    fleet: RunningGateway, three_engines: list[Engine]
+) -> None:
     (three_engines[0].folders.input / "example.png").write_bytes(BLUE)
     assert (await upload(fleet, "example.png", RED))[1]["name"] == "example (1).png"
     assert (await upload(fleet, "example.png", BLUE))[1]["name"] == "example.png"
@@ -192,8 +194,8 @@ async def test_home_s_own_file_has_its_name_already(fleet: RunningGateway, three
     assert await result_color(fleet, result) == (0, 255, 0)
 
 
-async def test_a_queued_prompt_reads_what_has_the_name_when_it_is_run(three_engines: list[Engine]) -> None:
-    """As one ComfyUI does, which reads a file when it executes the node."""
+async def test_a_queued_prompt_reads_the_file_that_has_the_name_when_it_runs(three_engines: list[Engine]) -> None:
+    """ComfyUI does the same: it reads a file when it executes the node."""
     async with running_gateway(three_engines[0].url, three_engines[1].url) as gateway:
         await upload(gateway, "a.png", RED)
         async with gateway.http.post("/queue/pause") as response:
@@ -221,7 +223,7 @@ async def test_a_queued_prompt_reads_what_has_the_name_when_it_is_run(three_engi
         ("a.png", {"type": "models"}),
     ],
 )
-async def test_a_name_that_leads_elsewhere_is_refused(
+async def test_an_unusable_name_for_an_upload_is_refused(
     fleet: RunningGateway, three_engines: list[Engine], name: str, fields: dict[str, str]
 ) -> None:
     status, told = await upload(fleet, name, RED, **fields)
@@ -230,7 +232,7 @@ async def test_a_name_that_leads_elsewhere_is_refused(
     assert fleet.handler.uploads.catalogue.names("") == []
 
 
-async def test_a_form_that_is_none_gets_comfyui_s_status(fleet: RunningGateway) -> None:
+async def test_an_invalid_form_gets_comfyuis_status(fleet: RunningGateway) -> None:
     assert (await fetch(fleet, "/upload/image", "POST", json={})).status == 400
     form = aiohttp.FormData()
     form.add_field("other", RED, filename="a.png")
@@ -238,7 +240,7 @@ async def test_a_form_that_is_none_gets_comfyui_s_status(fleet: RunningGateway) 
     assert (await upload(fleet, "", RED))[0] == 400
 
 
-async def test_a_name_that_was_never_uploaded_is_refused_as_before(fleet: RunningGateway) -> None:
+async def test_a_name_that_was_never_uploaded_is_refused(fleet: RunningGateway) -> None:
     await upload(fleet, "a.png", RED)
     async with fleet.http.post("/prompt", json={"prompt": load("b.png")}) as response:
         assert response.status == 400
@@ -251,10 +253,8 @@ async def test_a_name_that_was_never_uploaded_is_refused_as_before(fleet: Runnin
 
 
 @pytest.mark.parametrize(("name", "subfolder"), [("a...b.png", ""), ("a.png", "windows\\folder")])
-async def test_an_upload_with_an_odd_name_is_where_its_prompt_runs(
-    fleet: RunningGateway, name: str, subfolder: str
-) -> None:
-    """ComfyUI stores and reads a name with two dots in it, and shows it to nobody."""
+async def test_a_prompt_can_use_an_upload_with_an_odd_name(fleet: RunningGateway, name: str, subfolder: str) -> None:
+    """ComfyUI stores and reads a file whose name has two dots in a row, but does not show it."""
     status, told = await upload(fleet, name, RED, subfolder=subfolder)
     assert (status, told["name"]) == (200, name)
     status, result = await fleet.prompt_sync(load("/".join(filter(None, (told["subfolder"], name)))))
@@ -263,16 +263,18 @@ async def test_an_upload_with_an_odd_name_is_where_its_prompt_runs(
 
 
 @pytest.mark.parametrize(("name", "subfolder"), [(f"{'ä' * 126}.png", ""), ("a.png", f"b/{'c' * 256}")])
-async def test_a_name_that_no_disk_takes_is_refused_at_once(fleet: RunningGateway, name: str, subfolder: str) -> None:
+async def test_a_name_that_is_too_long_for_a_disk_is_refused_at_once(
+    fleet: RunningGateway, name: str, subfolder: str
+) -> None:
     status, told = await upload(fleet, name, RED, subfolder=subfolder)
     assert status == 400
     assert "255 bytes" in told
 
 
-# The owner
+# Owners
 
 
-async def test_two_keys_with_one_name_each_have_their_own_file(owned_fleet: Calls, three_engines: list[Engine]) -> None:
+async def test_each_key_has_its_own_file_of_the_same_name(owned_fleet: Calls, three_engines: list[Engine]) -> None:
     for key, content in ((ALICE, RED), (BOB, BLUE), (ROOT, GREEN)):
         assert (await upload(owned_fleet.gateway, "a.png", content, key))[1] == {
             "name": "a.png",
@@ -285,7 +287,7 @@ async def test_two_keys_with_one_name_each_have_their_own_file(owned_fleet: Call
         found = await fetch(owned_fleet.gateway, result["images"][0]["url"], headers=bearer(key))
         assert color_of(found.body) == color
         assert color_of((await view(owned_fleet.gateway, key, filename="a.png", type="input")).body) == color
-    # What is one key's alone has no name that others' workflows could mean.
+    # On the servers, a key's private file has no name that a workflow of another key could use.
     assert all(files.get("a.png", GREEN) == GREEN for files in map(inputs_of, three_engines))
     theirs = await view(owned_fleet.gateway, ROOT, filename="a.png", subfolder="keys/alice", type="input")
     assert theirs.body == RED
@@ -293,7 +295,7 @@ async def test_two_keys_with_one_name_each_have_their_own_file(owned_fleet: Call
     assert (await upload(owned_fleet.gateway, "a.png", RED, WATCHER))[0] == 403
 
 
-async def test_no_caller_reads_another_s_upload(owned_fleet: Calls, three_engines: list[Engine]) -> None:
+async def test_no_caller_can_read_another_keys_upload(owned_fleet: Calls, three_engines: list[Engine]) -> None:
     await upload(owned_fleet.gateway, "secret.png", RED, ALICE)
     await owned_fleet.submit(ALICE, load("secret.png"))
     placed = f"gateway/{hashlib.sha256(RED).hexdigest()}/secret.png"
@@ -315,8 +317,10 @@ async def test_no_caller_reads_another_s_upload(owned_fleet: Calls, three_engine
         assert await answer.json() == []
 
 
-async def test_a_text_that_names_an_upload_means_the_key_s_own(owned_fleet: Calls, three_engines: list[Engine]) -> None:
-    """A node may take its file's name as plain text; the plain name may be another's on the server."""
+async def test_a_text_that_names_an_upload_means_the_callers_own(
+    owned_fleet: Calls, three_engines: list[Engine]
+) -> None:
+    """A node may take a file name as plain text, and the server may have another file with that name."""
     for engine in three_engines:
         (engine.folders.input / "a.png").write_bytes(GREEN)
     await upload(owned_fleet.gateway, "a.png", RED, ALICE)
@@ -330,10 +334,10 @@ async def test_a_text_that_names_an_upload_means_the_key_s_own(owned_fleet: Call
     assert (status, told["type"]) == (400, "validation_failed")
 
 
-async def test_a_wrapped_name_of_an_upload_is_not_another_s_file(
+async def test_a_wrapped_name_of_an_upload_does_not_reach_a_servers_file(
     owned_fleet: Calls, three_engines: list[Engine]
 ) -> None:
-    """ComfyUI unwraps `__value__`, and reads what has the plain name."""
+    """ComfyUI unwraps `__value__`, and would read its own file with that name."""
     for engine in three_engines:
         (engine.folders.input / "a.png").write_bytes(GREEN)
     await upload(owned_fleet.gateway, "a.png", RED, ALICE)
@@ -346,7 +350,7 @@ async def test_a_wrapped_name_of_an_upload_is_not_another_s_file(
 
 
 @pytest.mark.parametrize("path", ["/object_info", "/api/object_info/LoadImage"])
-async def test_the_lists_of_nodes_have_the_caller_s_own_uploads(owned_fleet: Calls, path: str) -> None:
+async def test_object_info_lists_the_callers_own_uploads(owned_fleet: Calls, path: str) -> None:
     await upload(owned_fleet.gateway, "mine.png", RED, ALICE)
     await upload(owned_fleet.gateway, "shared.png", RED, ROOT)
     for key, names in ((ALICE, ["mine.png"]), (BOB, []), (ROOT, ["shared.png"]), (WATCHER, ["shared.png"])):
@@ -357,7 +361,7 @@ async def test_the_lists_of_nodes_have_the_caller_s_own_uploads(owned_fleet: Cal
     assert found["LoadImage"]["input"]["required"]["image"][0] == ["mine.png", "newer.png"]
 
 
-async def test_one_server_with_keys_lists_uploads_too(engine: Engine, keys_path: Path) -> None:
+async def test_a_single_server_with_keys_lists_uploads_too(engine: Engine, keys_path: Path) -> None:
     async with running_gateway(engine.url, keys_file=keys_path) as gateway:
         (engine.folders.input / "there.png").write_bytes(BLUE)
         await upload(gateway, "a.png", RED, ROOT)
@@ -377,7 +381,7 @@ async def _masked(
     return await upload(gateway, name, mask, path="/upload/mask", original_ref=told, **fields)
 
 
-async def test_a_mask_is_put_on_its_original_wherever_that_is(
+async def test_a_mask_is_applied_to_its_original_wherever_that_is(
     fleet: RunningGateway, three_engines: list[Engine]
 ) -> None:
     mask = picture((0, 0, 0, 77), "RGBA")
@@ -394,13 +398,13 @@ async def test_a_mask_is_put_on_its_original_wherever_that_is(
             assert (image.mode, image.getpixel((0, 0))) == ("RGBA", (255, 0, 0, 77))
     status, result = await fleet.prompt_sync(load("clipspace/m0.png [input]", "with mask"))
     assert status == 200, result
-    # By ComfyUI's rule: it compares what is there with the mask, which is never the same.
+    # ComfyUI compares the stored picture with the mask alone; they always differ, so the new name gets a number.
     assert (await _masked(fleet, refs[0], mask, "m0.png", subfolder="clipspace"))[1]["name"] == "m0 (1).png"
     assert (await _masked(fleet, refs[0], mask, "m0.png", subfolder="clipspace", overwrite="true"))[1][
         "name"
     ] == "m0.png"
     others = {path for one in three_engines for path in inputs_of(one) if not path.startswith("gateway/")}
-    assert others == {"a.png", "clipspace/m0.png"}, "only what a prompt named"
+    assert others == {"a.png", "clipspace/m0.png"}, "only files that a prompt named"
 
 
 @pytest.mark.parametrize(
@@ -430,10 +434,10 @@ async def test_a_mask_that_is_no_picture_is_refused(fleet: RunningGateway) -> No
     assert (status, "picture" in told) == (400, True)
 
 
-# What the disk holds
+# Limits and restarts
 
 
-async def test_uploads_make_room_but_for_those_that_jobs_need(three_engines: list[Engine]) -> None:
+async def test_old_uploads_make_room_unless_a_job_needs_them(three_engines: list[Engine]) -> None:
     async with running_gateway(three_engines[0].url, three_engines[1].url, max_stored_inputs_mb=0.01) as gateway:
         async with gateway.http.post("/queue/pause") as response:
             assert response.status == 200
@@ -456,7 +460,7 @@ async def test_uploads_make_room_but_for_those_that_jobs_need(three_engines: lis
         assert (status, told["type"]) == (413, "limit_exceeded"), told
 
 
-async def test_a_limit_of_uploads_holds_for_all_of_the_form(three_engines: list[Engine]) -> None:
+async def test_the_upload_limit_counts_the_whole_form(three_engines: list[Engine]) -> None:
     async with running_gateway(three_engines[0].url, three_engines[1].url, max_upload_mb=0.01) as gateway:
         assert (await upload(gateway, "a.png", bytes(9_000)))[0] == 200
         status, told = await upload(gateway, "a.png", bytes(11_000))
@@ -464,7 +468,7 @@ async def test_a_limit_of_uploads_holds_for_all_of_the_form(three_engines: list[
         assert "MAX_UPLOAD_MB" in told["detail"]
 
 
-async def test_after_a_restart_names_are_known_and_what_lost_its_bytes_is_not(
+async def test_a_restart_keeps_the_names_of_uploads_whose_bytes_still_exist(
     three_engines: list[Engine], tmp_path: Path
 ) -> None:
     settings: dict[str, Any] = {"state_dir": tmp_path / "state"}
@@ -486,8 +490,8 @@ async def _swept(gateway: RunningGateway) -> bool:
     return {"a.png", "a (1).png", "b.png"} <= set(gateway.handler.uploads.catalogue.names(""))
 
 
-async def test_what_a_server_has_lost_is_placed_there_again(engine: Engine) -> None:
-    """Whoever tidies ComfyUI's input folder while it runs does not break what the gateway has the bytes of."""
+async def test_a_file_that_a_server_lost_is_placed_there_again(engine: Engine) -> None:
+    """The input folder of a running ComfyUI may be cleaned: the gateway still has the bytes."""
     async with running_gateway(engine.url, queue="gateway") as gateway:
         assert (await upload(gateway, "kept.png", RED))[0] == 200
         images = [{"name": "given.png", "image": base64.b64encode(RED).decode()}]
@@ -498,4 +502,4 @@ async def test_what_a_server_has_lost_is_placed_there_again(engine: Engine) -> N
             assert status == 200, result
             for file in inputs_of(engine):
                 (engine.folders.input / file).unlink()
-        assert (await gateway.prompt_sync(load("nobody's.png")))[0] == 400
+        assert (await gateway.prompt_sync(load("unknown.png")))[0] == 400

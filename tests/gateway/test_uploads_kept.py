@@ -1,4 +1,4 @@
-"""Uploads through a kill of the gateway, and what a large one costs."""
+"""Uploads survive a kill of the gateway, and a large one costs little memory."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ async def _uploaded(gateway: GatewayProcess, content: bytes | AsyncIterator[byte
         return str((await response.json())["name"])
 
 
-async def test_an_upload_outlives_the_gateway_that_was_killed_after_its_answer(tmp_path: Path) -> None:
+async def test_an_upload_survives_a_kill_of_the_gateway(tmp_path: Path) -> None:
     state = str(tmp_path / "state")
     async with engines(3) as servers:
         addresses = ",".join(one.url for one in servers)

@@ -23,7 +23,7 @@ def _counts(row: dict[str, Any]) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("key", [ROOT, WATCHER, KEY])
-async def test_an_admin_and_who_reads_see_all(used: RunningGateway, key: str) -> None:
+async def test_admins_and_readers_see_the_usage_of_all_keys(used: RunningGateway, key: str) -> None:
     status, told = await _usage(used, key)
     assert status == 200
     rows = {row["key"]: row for row in told["usage"]}
@@ -33,7 +33,7 @@ async def test_an_admin_and_who_reads_see_all(used: RunningGateway, key: str) ->
     assert rows["bob"]["bytes"] > 100
 
 
-async def test_a_user_sees_its_own(used: RunningGateway) -> None:
+async def test_users_see_only_their_own_usage(used: RunningGateway) -> None:
     for query in ("", "?by=key", "?by=day,key,person,workflow", "?by=workflow"):
         _, told = await _usage(used, BOB, query)
         assert {row.get("key", "bob") for row in told["usage"]} == {"bob"}
@@ -44,7 +44,7 @@ async def test_a_user_sees_its_own(used: RunningGateway) -> None:
     assert [_counts(row) for row in told["usage"]] == [(1, 0)]
 
 
-async def test_days_narrow_it_and_what_cannot_be_asked_for_is_named(used: RunningGateway) -> None:
+async def test_days_limit_the_answer_and_invalid_queries_are_named(used: RunningGateway) -> None:
     assert (await _usage(used, ROOT, "?since=2001-01-01&until=2001-01-02"))[1]["usage"] == []
     for until, since in (("2001-01-31", "2001-01-01"), ("0001-01-02", "0001-01-01")):
         assert await _usage(used, ROOT, f"?until={until}") == (200, {"since": since, "until": until, "usage": []})
@@ -63,13 +63,13 @@ async def test_days_narrow_it_and_what_cannot_be_asked_for_is_named(used: Runnin
         assert told in body["detail"]
 
 
-async def test_keys_have_their_series_in_the_metrics(used: RunningGateway) -> None:
+async def test_each_key_has_its_own_series_in_the_metrics(used: RunningGateway) -> None:
     text = (await fetch(used, "/metrics", headers=bearer(ROOT))).body.decode()
     assert 'comfyui_gateway_key_prompts_total{key="alice",outcome="success"} 2.0' in text
     assert 'comfyui_gateway_key_prompts_total{key="bob",outcome="success"} 1.0' in text
 
 
-async def test_usage_outlives_the_gateway_and_without_keys_there_is_one_row(engine: Engine, tmp_path: Path) -> None:
+async def test_usage_survives_a_restart_and_has_one_row_without_keys(engine: Engine, tmp_path: Path) -> None:
     async with running_gateway(engine.url, state_dir=tmp_path / "state") as gateway:
         assert (await gateway.prompt_sync(invert_workflow()))[0] == 200
     async with (

@@ -1,4 +1,4 @@
-"""Comfy API v2: assets, with the official SDK: uploads, what jobs have made, and both as inputs."""
+"""Assets of Comfy API v2, with the official SDK: uploads, outputs of jobs, and both as inputs."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ async def test_the_sdk_uploads_a_file_once_and_jobs_read_it(gateway: RunningGate
         graph = (await job.get_workflow()).graph
         assert graph == reading({"__type": "core/ASSET", "info": {"id": asset.id}})
         repeated = await until_ended(gateway, await submit(gateway, graph))
-        assert repeated["status"] == "succeeded", "what was fetched can be sent again"
+        assert repeated["status"] == "succeeded", "a fetched workflow can be submitted again"
         again = client.assets.from_bytes(picture(0xAA_BB_CC), filename="other.png")
         await again.commit()
         assert (again.created_new, again.id == asset.id) == (False, False)
@@ -68,13 +68,13 @@ async def test_the_sdk_uploads_a_file_once_and_jobs_read_it(gateway: RunningGate
         assert (found.id, found.hash) == (again.id, asset.hash)
 
 
-async def test_outputs_have_sizes_and_hashes_and_come_in_whole_or_in_part(gateway: RunningGateway) -> None:
+async def test_outputs_have_sizes_and_hashes_and_can_be_read_in_ranges(gateway: RunningGateway) -> None:
     async with comfy(gateway.url) as client:
         job = await client.submit(client.workflows.from_json(writing(size=100_000)))
         await job.result()
         (output,) = job.outputs
         assert output.size_bytes == 100_000
-        assert (await shown(gateway, output.id))["hash"] is None, "its bytes did not pass yet"
+        assert (await shown(gateway, output.id))["hash"] is None, "its bytes have not passed the gateway yet"
         part = await output.to_bytes(range=(10, 19))
         stream = io.BytesIO()
         assert await output.to_stream(stream) == 100_000
@@ -87,10 +87,10 @@ async def test_outputs_have_sizes_and_hashes_and_come_in_whole_or_in_part(gatewa
         assert url.url == f"{gateway.url}{ASSETS}/{output.id}/content"
 
 
-async def test_the_first_answer_has_the_sizes_and_a_hash_once_the_bytes_have_passed(
+async def test_a_job_shows_sizes_at_once_and_hashes_once_its_bytes_have_passed(
     gateway: RunningGateway, engine: Engine
 ) -> None:
-    """Also where they pass before anyone has asked for the job."""
+    """The bytes may pass before the first request for the job."""
     job = await submit(gateway, writing(size=1000))
     async with asyncio.timeout(30), gateway.http.get(f"{JOBS}/{job['id']}/events") as response:
         output = next(event.data for event in [one async for one in events_of(response)] if event.name == "output")
@@ -107,7 +107,7 @@ async def shown(gateway: RunningGateway, asset_id: str, key: str | None = None) 
     return body
 
 
-async def test_nothing_that_nodes_tell_is_dropped(gateway: RunningGateway) -> None:
+async def test_no_output_of_a_node_is_dropped(gateway: RunningGateway) -> None:
     workflow = {
         **writing(key="3d", extension="glb"),
         "2": node("PreviewAny", source="hällo"),
@@ -137,7 +137,7 @@ async def fetched(
 
 
 @pytest.mark.parametrize("made_by", ["upload", "job"])
-async def test_content_answers_ranges_as_http_says(gateway: RunningGateway, made_by: str) -> None:
+async def test_content_answers_range_requests(gateway: RunningGateway, made_by: str) -> None:
     if made_by == "upload":
         whole = bytes(range(256)) * 40
         asset_id = (await upload(gateway, whole, "a.bin"))[1]["id"]
@@ -172,10 +172,10 @@ async def test_content_answers_ranges_as_http_says(gateway: RunningGateway, made
         assert (await response.json())["error"]["code"] == "invalid_range"
 
 
-async def test_an_output_is_the_input_of_the_next_job_on_any_server() -> None:
+async def test_an_output_can_be_the_input_of_a_job_on_any_server() -> None:
     async with engines(3) as servers:
         for number, one in enumerate(servers):
-            # A file that no other server has decides where a prompt runs.
+            # The prompt runs on the only server that has its file.
             Image.new("RGB", (8, 8)).save(one.folders.input / f"only {number}.png")
         async with running_gateway(*(one.url for one in servers)) as gateway, comfy(gateway.url) as client:
             first = await client.submit(client.workflows.from_json(invert_workflow(0x10_20_30)))
@@ -194,7 +194,7 @@ async def test_an_output_is_the_input_of_the_next_job_on_any_server() -> None:
         assert all(requests(one, "POST /upload/image") for one in servers)
 
 
-async def test_a_text_is_the_input_of_the_next_job(gateway: RunningGateway, engine: Engine) -> None:
+async def test_a_text_output_can_be_the_input_of_the_next_job(gateway: RunningGateway, engine: Engine) -> None:
     first = await until_ended(gateway, await submit(gateway, {"1": node("PreviewAny", source="a story")}))
     reference = {"__type": "core/ASSET", "info": {"id": first["outputs"][0]["id"]}}
     job = await until_ended(gateway, await submit(gateway, {"1": node("PreviewAny", source=reference)}))
@@ -210,7 +210,7 @@ async def test_a_text_is_the_input_of_the_next_job(gateway: RunningGateway, engi
     assert body["error"]["message"] == f"asset {made}: the content is empty"
 
 
-async def test_a_workflow_with_assets_that_are_not_there_is_refused_with_all_of_them(gateway: RunningGateway) -> None:
+async def test_the_refusal_of_a_workflow_names_all_its_missing_assets(gateway: RunningGateway) -> None:
     workflow = {
         "1": node("LoadImage", image={"__type": "core/ASSET", "info": {"id": "zzz"}}),
         "2": node("LoadImage", image={"__type": "core/ASSET", "info": {"hash": "blake3:" + "0" * 64}}),
@@ -226,7 +226,7 @@ async def test_a_workflow_with_assets_that_are_not_there_is_refused_with_all_of_
         assert (status, code_of(body)) == (422, "invalid_workflow"), info
 
 
-async def test_an_asset_is_found_by_its_hash_where_its_id_is_unknown(gateway: RunningGateway) -> None:
+async def test_an_asset_is_found_by_its_hash_when_its_id_is_unknown(gateway: RunningGateway) -> None:
     _, asset = await upload(gateway, picture(0x01_02_03), "a/b.png")
     info = {"id": "gone", "hash": asset["hash"], "file_path": "a/b.png"}
     job = await submit(gateway, reading({"__type": "core/ASSET", "info": info}))
@@ -234,7 +234,7 @@ async def test_an_asset_is_found_by_its_hash_where_its_id_is_unknown(gateway: Ru
     assert color_of((await fetched(gateway, job["outputs"][0]["id"]))[2]) == 0x01_02_03
 
 
-async def test_each_record_has_its_own_name_and_goes_alone_and_the_bytes_with_the_last(
+async def test_assets_with_the_same_bytes_are_deleted_singly_and_the_bytes_with_the_last(
     gateway: RunningGateway,
 ) -> None:
     first = await upload(gateway, b"same", "a.txt", tags=["x", "y"])
@@ -260,15 +260,15 @@ async def test_each_record_has_its_own_name_and_goes_alone_and_the_bytes_with_th
     assert (status, code_of(body)) == (404, "blob_not_found")
 
 
-async def test_a_file_that_was_removed_from_comfyuis_input_folder_is_placed_again(
+async def test_a_file_removed_from_comfyuis_input_folder_is_placed_again(
     gateway: RunningGateway, engine: Engine
 ) -> None:
-    """The SDK finds its bytes here by their hash, and does not send them again: the gateway has to."""
+    """The SDK finds the bytes by their hash and does not send them again, so the gateway has to."""
     async with comfy(gateway.url) as client:
         for number in range(3):
             asset = client.assets.from_bytes(picture(0x0A_0B_0C), filename="a.png")
             workflow = reading(asset)
-            workflow["2"]["inputs"]["filename_prefix"] = f"run {number}"  # so that nothing comes from ComfyUI's cache
+            workflow["2"]["inputs"]["filename_prefix"] = f"run {number}"  # keeps ComfyUI's cache out of the test
             job = await client.submit(client.workflows.from_json(workflow))
             await job.result()
             assert asset.created_new == (number == 0)
@@ -285,7 +285,7 @@ async def is_here(gateway: RunningGateway, digest: str, key: str | None = None) 
     return status == 200
 
 
-async def test_what_a_job_has_made_is_found_by_its_hash_once_its_bytes_have_passed(
+async def test_an_output_is_found_by_its_hash_once_its_bytes_have_passed(
     gateway: RunningGateway, engine: Engine
 ) -> None:
     async with comfy(gateway.url) as client:
@@ -296,7 +296,7 @@ async def test_what_a_job_has_made_is_found_by_its_hash_once_its_bytes_have_pass
         assert not await is_here(gateway, digest)
         content = await job.outputs[0].to_bytes()
         assert await is_here(gateway, digest)
-        # By its hash alone in a workflow, too.
+        # A workflow may also name it by its hash alone.
         reference = {"__type": "core/ASSET", "info": {"id": "unknown", "hash": digest}}
         assert (await until_ended(gateway, await submit(gateway, reading(reference))))["status"] == "succeeded"
         asset = client.assets.from_bytes(content, filename="mine.png")
@@ -306,12 +306,12 @@ async def test_what_a_job_has_made_is_found_by_its_hash_once_its_bytes_have_pass
         loaded = await client.run(client.workflows.from_json(reading(asset)))
         assert color_of(await loaded.outputs[0].to_bytes()) == 0xFFFFFF - 0x10_20_30
         await asset.delete()
-        assert not await is_here(gateway, digest), "neither the gateway nor ComfyUI has it any more"
+        assert not await is_here(gateway, digest), "neither the gateway nor ComfyUI still has it"
     status, body = await ask(gateway, f"{ASSETS}/from-hash", "POST", json={"hash": digest})
     assert (status, code_of(body)) == (404, "blob_not_found")
 
 
-async def test_a_text_that_a_job_has_made_is_found_by_its_hash(gateway: RunningGateway) -> None:
+async def test_a_text_output_is_found_by_its_hash(gateway: RunningGateway) -> None:
     job = await until_ended(gateway, await submit(gateway, {"1": node("PreviewAny", source="a story")}))
     digest = job["outputs"][0]["hash"]
     assert await is_here(gateway, digest)
@@ -321,7 +321,7 @@ async def test_a_text_that_a_job_has_made_is_found_by_its_hash(gateway: RunningG
     assert (await fetched(gateway, asset["id"]))[2] == b"a story"
 
 
-async def test_what_another_keys_job_has_made_is_not_found_by_its_hash(engine: Engine, keys_path: Path) -> None:
+async def test_another_keys_output_is_not_found_by_its_hash(engine: Engine, keys_path: Path) -> None:
     async with running_gateway(engine.url, keys_file=keys_path) as gateway:
         job = await until_ended(gateway, await submit(gateway, invert_workflow(), key=ALICE), key=ALICE)
         status, content = await ask(gateway, f"{ASSETS}/{job['outputs'][0]['id']}/content", key=ALICE)
@@ -333,7 +333,7 @@ async def test_what_another_keys_job_has_made_is_not_found_by_its_hash(engine: E
         assert (status, code_of(body)) == (404, "blob_not_found")
 
 
-async def test_what_a_job_has_made_is_not_deleted_by_itself(gateway: RunningGateway) -> None:
+async def test_an_output_cannot_be_deleted(gateway: RunningGateway) -> None:
     job = await until_ended(gateway, await submit(gateway, invert_workflow()))
     status, body = await ask(gateway, f"{ASSETS}/{job['outputs'][0]['id']}", "DELETE")
     assert (status, code_of(body)) == (409, "asset_in_use")
@@ -342,13 +342,13 @@ async def test_what_a_job_has_made_is_not_deleted_by_itself(gateway: RunningGate
 @pytest.mark.parametrize(
     "name", ["x", "by-hash", "%ff", "%ED%A0%80", "a%00b", "%22", f"{'0' * 8}-0000-4000-8000-{'0' * 12}.{'0' * 16}"]
 )
-async def test_whatever_is_no_id_is_not_found(gateway: RunningGateway, name: str) -> None:
+async def test_an_invalid_asset_id_is_not_found(gateway: RunningGateway, name: str) -> None:
     for method, path in (("GET", ""), ("DELETE", ""), ("GET", "/content")):
         async with gateway.http.request(method, URL(f"{gateway.url}{ASSETS}/{name}{path}", encoded=True)) as response:
             assert (response.status, code_of(await response.json())) == (404, "not_found")
 
 
-async def test_a_file_that_is_gone_from_its_server_is_told_so(gateway: RunningGateway, engine: Engine) -> None:
+async def test_an_output_that_its_server_lost_gets_404(gateway: RunningGateway, engine: Engine) -> None:
     job = await until_ended(gateway, await submit(gateway, invert_workflow()))
     for file in engine.folders.output.rglob("*.png"):
         file.unlink()
@@ -391,7 +391,7 @@ async def test_a_file_may_have_any_name_below_the_input_folder(gateway: RunningG
     assert (status, asset["file_path"]) == (201, path.removeprefix("input/"))
 
 
-async def test_the_parts_of_a_form_come_in_any_order(gateway: RunningGateway) -> None:
+async def test_the_parts_of_a_form_may_come_in_any_order(gateway: RunningGateway) -> None:
     data = form(b"late", "a.txt", file_first=True, tags=["one"])
     async with gateway.http.post(ASSETS, data=data) as response:
         assert response.status == 201
@@ -402,31 +402,29 @@ async def test_the_parts_of_a_form_come_in_any_order(gateway: RunningGateway) ->
 
 async def test_a_key_sees_its_own_assets_only(engine: Engine, keys_path: Path) -> None:
     async with running_gateway(engine.url, keys_file=keys_path) as gateway:
-        await sees_its_own_only(gateway)
+        status, mine = await upload(gateway, picture(), "a.png", key=ALICE)
+        assert status == 201
+        status, theirs = await upload(gateway, picture(), "a.png", key=BOB)
+        assert (status, theirs["created_new"]) == (201, True), (
+            "the answer does not show that another key has the same bytes"
+        )
+        for path in ("", "/content"):
+            status, body = await ask(gateway, f"{ASSETS}/{mine['id']}{path}", key=BOB)
+            assert (status, code_of(body)) == (404, "not_found")
+        assert (await ask(gateway, f"{ASSETS}/{mine['id']}", "DELETE", key=BOB))[0] == 404
+        reference = {"__type": "core/ASSET", "info": {"id": mine["id"]}}
+        status, body = await ask(gateway, "/api/v2/jobs", "POST", key=BOB, json={"workflow": reading(reference)})
+        assert (status, body["error"]["details"]) == (422, {"missing_ids": [mine["id"]]})
+        job = await until_ended(gateway, await submit(gateway, reading(reference), key=ALICE), key=ALICE)
+        assert job["status"] == "succeeded"
+        (output,) = job["outputs"]
+        assert (await ask(gateway, f"{ASSETS}/{output['id']}", key=BOB))[0] == 404
+        assert (await shown(gateway, output["id"], ALICE))["job_id"] == job["id"]
+        assert (await ask(gateway, f"{ASSETS}/{mine['id']}", "DELETE", key=ALICE))[0] == 204
+        assert (await shown(gateway, theirs["id"], BOB))["id"] == theirs["id"]
 
 
-async def sees_its_own_only(gateway: RunningGateway) -> None:
-    status, mine = await upload(gateway, picture(), "a.png", key=ALICE)
-    assert status == 201
-    status, theirs = await upload(gateway, picture(), "a.png", key=BOB)
-    assert (status, theirs["created_new"]) == (201, True), "that another has the same bytes is not told"
-    for path in ("", "/content"):
-        status, body = await ask(gateway, f"{ASSETS}/{mine['id']}{path}", key=BOB)
-        assert (status, code_of(body)) == (404, "not_found")
-    assert (await ask(gateway, f"{ASSETS}/{mine['id']}", "DELETE", key=BOB))[0] == 404
-    reference = {"__type": "core/ASSET", "info": {"id": mine["id"]}}
-    status, body = await ask(gateway, "/api/v2/jobs", "POST", key=BOB, json={"workflow": reading(reference)})
-    assert (status, body["error"]["details"]) == (422, {"missing_ids": [mine["id"]]})
-    job = await until_ended(gateway, await submit(gateway, reading(reference), key=ALICE), key=ALICE)
-    assert job["status"] == "succeeded"
-    (output,) = job["outputs"]
-    assert (await ask(gateway, f"{ASSETS}/{output['id']}", key=BOB))[0] == 404
-    assert (await shown(gateway, output["id"], ALICE))["job_id"] == job["id"]
-    assert (await ask(gateway, f"{ASSETS}/{mine['id']}", "DELETE", key=ALICE))[0] == 204
-    assert (await shown(gateway, theirs["id"], BOB))["id"] == theirs["id"]
-
-
-async def test_a_job_that_waits_keeps_the_bytes_of_an_asset_that_was_deleted(gateway: RunningGateway) -> None:
+async def test_a_waiting_job_keeps_the_bytes_of_a_deleted_asset(gateway: RunningGateway) -> None:
     blocker = await submit(gateway, sleeping())
     _, asset = await upload(gateway, picture(0x33_44_55), "a.png")
     reference = {"__type": "core/ASSET", "info": {"id": asset["id"]}}
@@ -440,7 +438,7 @@ async def test_a_job_that_waits_keeps_the_bytes_of_an_asset_that_was_deleted(gat
     assert not gateway.handler.uploads.catalogue.digests()
 
 
-async def test_what_has_no_room_is_refused_by_its_code(engine: Engine) -> None:
+async def test_an_upload_without_room_is_refused_by_its_code(engine: Engine) -> None:
     async with running_gateway(engine.url, max_stored_inputs_mb=2) as gateway:
         status, body = await upload(gateway, bytes(1_000_001), "large.bin")
         assert (status, code_of(body)) == (413, "payload_too_large")
@@ -455,7 +453,7 @@ async def test_what_has_no_room_is_refused_by_its_code(engine: Engine) -> None:
         assert (status, code_of(body)) == (413, "payload_too_large")
 
 
-async def test_a_key_of_an_upload_is_used_once_and_is_free_again_where_nothing_came_of_it(
+async def test_an_idempotency_key_is_used_once_and_is_free_again_after_a_failed_upload(
     gateway: RunningGateway,
 ) -> None:
     headers = {"Idempotency-Key": "one"}
@@ -485,9 +483,7 @@ async def test_the_list_of_jobs_has_their_outputs_without_asking_a_server(
     await ask(gateway, f"{JOBS}/{running['id']}/cancel", "POST")
 
 
-async def test_the_second_list_has_the_sizes_of_files_that_the_first_one_lacked(
-    gateway: RunningGateway, engine: Engine
-) -> None:
+async def test_a_later_list_has_the_sizes_that_the_first_list_lacked(gateway: RunningGateway, engine: Engine) -> None:
     assert (await fetch(gateway.http, await submit_async(gateway.http, writing(size=100))))[0] == 200
 
     async def sizes() -> list[int]:
@@ -501,7 +497,7 @@ async def test_the_second_list_has_the_sizes_of_files_that_the_first_one_lacked(
     assert not requests(engine, "HEAD /view")
 
 
-async def test_what_is_in_the_object_store_comes_from_there(engine: Engine, s3_variables: dict[str, Any]) -> None:
+async def test_stored_outputs_are_served_from_the_object_store(engine: Engine, s3_variables: dict[str, Any]) -> None:
     async with running_gateway(engine.url, **s3_variables, output_store="s3") as gateway, comfy(gateway.url) as client:
         job = await client.submit(
             client.workflows.from_json({**writing(size=1000), "2": node("PreviewAny", source="a")})
@@ -510,7 +506,7 @@ async def test_what_is_in_the_object_store_comes_from_there(engine: Engine, s3_v
         file, text = job.outputs
         assert file.size_bytes == 1000
         digest = f"blake3:{blake3(await file.to_bytes()).hexdigest()}"
-        assert (await client.assets.get(file.id)).hash == digest, "its bytes have passed on their way to the store"
+        assert (await client.assets.get(file.id)).hash == digest, "its bytes passed on their way to the store"
         assert await is_here(gateway, digest)
         url = (await file.get_download_url()).url
         assert url.startswith(s3_variables["s3_endpoint_url"])
@@ -522,7 +518,7 @@ async def test_what_is_in_the_object_store_comes_from_there(engine: Engine, s3_v
             assert (response.status, len(await response.read())) == (206, 10)
 
 
-async def test_what_a_job_has_made_so_far_can_be_had_while_it_runs(engine: Engine, keys_path: Path) -> None:
+async def test_outputs_of_a_running_job_can_be_read(engine: Engine, keys_path: Path) -> None:
     async with running_gateway(engine.url, keys_file=keys_path) as gateway:
         workflow = {
             **writing(size=0),
@@ -546,7 +542,7 @@ async def job_of(gateway: RunningGateway, job_id: str, key: str | None = None) -
     return (await ask(gateway, f"{JOBS}/{job_id}", key=key))[1]
 
 
-async def test_a_user_gets_what_comfyui_served_from_its_cache(engine: Engine, keys_path: Path) -> None:
+async def test_a_user_can_read_outputs_that_comfyui_took_from_its_cache(engine: Engine, keys_path: Path) -> None:
     async with running_gateway(engine.url, keys_file=keys_path) as gateway:
         contents = []
         for _ in range(2):
@@ -556,7 +552,7 @@ async def test_a_user_gets_what_comfyui_served_from_its_cache(engine: Engine, ke
         assert contents[0] == contents[1]
 
 
-async def test_a_server_that_does_not_answer_is_no_file_that_is_gone() -> None:
+async def test_an_output_of_an_unreachable_server_gets_503_instead_of_404() -> None:
     async with AsyncExitStack() as stack:
         engine = await stack.enter_async_context(Engine(EngineOptions()))
         async with running_gateway(engine.url) as gateway:
@@ -567,11 +563,13 @@ async def test_a_server_that_does_not_answer_is_no_file_that_is_gone() -> None:
             for headers in ({}, {"Range": "bytes=0-3"}):
                 status, body = await ask(gateway, f"{made}/content", headers=headers)
                 assert (status, code_of(body)) == (503, "upstream_unreachable")
-            assert (await ask(gateway, made))[1]["size_bytes"] == job["outputs"][0]["size_bytes"], "it was known before"
+            assert (await ask(gateway, made))[1]["size_bytes"] == job["outputs"][0]["size_bytes"], (
+                "the size was known before"
+            )
             assert (await ask(gateway, f"{ASSETS}/{asset['id']}/content"))[1] == b"here"
 
 
-async def test_an_upload_that_breaks_off_leaves_nothing_and_its_key_is_free(
+async def test_an_upload_that_breaks_off_leaves_no_file_and_frees_its_key(
     gateway: RunningGateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
@@ -582,7 +580,7 @@ async def test_an_upload_that_breaks_off_leaves_nothing_and_its_key_is_free(
     writer.write(head + b"Content-Type: multipart/form-data; boundary=b\r\n\r\n" + part + b"x" * 3_000_000)
     await until(lambda: entries(tmp_path), bool, timeout_s=30)
     status, body = await ask(gateway, ASSETS, "POST", headers={"Idempotency-Key": "k"}, data=form(b"a", "a.txt"))
-    assert (status, code_of(body)) == (422, "idempotency_key_reuse"), "it is under way"
+    assert (status, code_of(body)) == (422, "idempotency_key_reuse"), "the first upload still runs"
     writer.close()
     await writer.wait_closed()
     await until(lambda: entries(tmp_path), lambda found: not found, timeout_s=30)

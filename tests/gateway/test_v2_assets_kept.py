@@ -1,4 +1,4 @@
-"""Assets of Comfy API v2 through a kill of the gateway, what large ones cost, and clients that leave."""
+"""Assets of Comfy API v2: they survive a kill of the gateway, large ones cost little memory, and clients may leave."""
 
 from __future__ import annotations
 
@@ -101,10 +101,10 @@ async def test_assets_of_300_mb_cost_little_memory(engine: Engine, tmp_path: Pat
     assert cost < _LIMIT_KB
 
 
-async def test_bytes_of_an_upload_are_let_go_when_a_client_leaves(gateway: RunningGateway) -> None:
+async def test_the_bytes_of_an_upload_are_released_when_a_client_leaves(gateway: RunningGateway) -> None:
     async with comfy(gateway.url) as client:
         asset = client.assets.from_bytes(b"x" * 50_000_000, filename="large.bin")
-        # Reads the head of the answer, and drops the connection.
+        # The SDK reads the head of the answer, and drops the connection.
         assert (await asset.get_download_url()).url == f"{gateway.url}{ASSETS}/{asset.id}/content"
         await asset.delete()
     await until(gateway.handler.uploads.sweep, lambda removed: removed == 1, timeout_s=30)

@@ -28,14 +28,14 @@ from tests.support.v2 import JOBS, ask, comfy, submit
 
 
 async def reaches(gateway: RunningGateway, job: str, *statuses: str) -> Any:
-    """The job, once it has one of these."""
+    """Returns the job once it has one of these statuses."""
     asked = await until(
         lambda: ask(gateway, f"{JOBS}/{job}"), lambda found: bool(found[1]["status"] in statuses), timeout_s=30
     )
     return asked[1]
 
 
-async def test_what_runs_is_cancelled_with_and_without_the_endpoint_of_new_versions(
+async def test_a_running_job_is_cancelled_on_old_and_new_versions_of_comfyui(
     either_gateway: RunningGateway, either_engine: Engine
 ) -> None:
     async with comfy(either_gateway.url) as client:
@@ -52,10 +52,10 @@ async def test_what_runs_is_cancelled_with_and_without_the_endpoint_of_new_versi
         assert (await after.result()).status == "succeeded"
 
 
-async def test_what_waits_is_cancelled_at_once_and_stays_so(
+async def test_waiting_jobs_are_cancelled_at_once_and_never_run(
     either_gateway: RunningGateway, either_engine: Engine
 ) -> None:
-    """Wherever it waits: on the server, or with us."""
+    """Jobs wait on the server or in the gateway."""
     blocker = await submit(either_gateway, sleep_workflow(600))
     await reaches(either_gateway, blocker["id"], "running")
     waiting = [(await submit(either_gateway, invert_workflow(tag)))["id"] for tag in range(6)]
@@ -71,10 +71,10 @@ async def test_what_waits_is_cancelled_at_once_and_stays_so(
         assert job not in executions(either_engine)
 
 
-async def test_a_cancel_that_begins_while_the_job_is_read_is_no_end_before_it_is_one(
+async def test_a_job_is_not_shown_as_ended_while_its_cancel_is_in_progress(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The record that was read is from before the cancel, and its server has the prompt still."""
+    """The record is read before the cancel, and the server still has the prompt."""
     async with running_gateway(engine.url) as gateway:
         job = (await submit(gateway, sleep_workflow(600)))["id"]
         await reaches(gateway, job, "running")
@@ -86,7 +86,7 @@ async def test_a_cancel_that_begins_while_the_job_is_read_is_no_end_before_it_is
             monkeypatch.setattr(journal, "get", get)
             cancelling.append(asyncio.create_task(ask(gateway, f"{JOBS}/{job}/cancel", "POST")))
             assert await live[asked].wait(30)
-            assert asked in live, "its task is to end yet"
+            assert asked in live, "its task has not ended yet"
             return record
 
         monkeypatch.setattr(journal, "get", get_and_cancel)
@@ -115,7 +115,7 @@ async def test_a_failure_names_its_node_and_shows_the_traceback(gateway: Running
     assert str(Path.cwd()) not in error.traceback
 
 
-async def test_a_job_that_comfyui_forgets_for_good_is_expired_and_before_that_it_runs(engine: Engine) -> None:
+async def test_a_job_that_comfyui_forgot_becomes_expired(engine: Engine) -> None:
     async with running_gateway(engine.url, lost_prompt_retries=0) as gateway:
         job = (await submit(gateway, sleep_workflow(600)))["id"]
         await reaches(gateway, job, "running")
@@ -124,7 +124,7 @@ async def test_a_job_that_comfyui_forgets_for_good_is_expired_and_before_that_it
         assert ended["error"]["code"] == "prompt_lost"
 
 
-async def test_a_job_that_is_run_again_never_waits_again(gateway: RunningGateway, engine: Engine) -> None:
+async def test_a_job_that_runs_again_does_not_return_to_queued(gateway: RunningGateway, engine: Engine) -> None:
     job = (await submit(gateway, sleep_workflow(1.0)))["id"]
     await reaches(gateway, job, "running")
     await engine.set_faults({"forget": {}})
@@ -136,7 +136,7 @@ async def test_a_job_that_is_run_again_never_waits_again(gateway: RunningGateway
     assert list(dict.fromkeys(seen)) == ["running", "succeeded"]
 
 
-async def test_the_sdk_waits_over_a_restart_of_the_gateway(tmp_path: Path, engine: Engine) -> None:
+async def test_the_sdk_finds_all_jobs_after_a_kill_of_the_gateway(tmp_path: Path, engine: Engine) -> None:
     settings = {"STATE_DIR": str(tmp_path / "state")}
     async with gateway_process(engine.url, **settings) as gateway:
         async with comfy(gateway.url) as client:
@@ -165,8 +165,8 @@ async def test_the_sdk_waits_over_a_restart_of_the_gateway(tmp_path: Path, engin
 
 
 @pytest.mark.timeout(300)
-async def test_500_quick_jobs_are_neither_expired_lost_nor_doubled(no_log: None) -> None:
-    """32 callers, each with the SDK, and three servers."""
+async def test_500_quick_jobs_all_succeed_and_run_once(no_log: None) -> None:
+    """32 callers use the SDK with three servers."""
     left = iter(range(500))
     ended: Counter[str] = Counter()
     ids: list[str] = []
@@ -197,7 +197,7 @@ async def test_500_quick_jobs_are_neither_expired_lost_nor_doubled(no_log: None)
         assert sorted(listed) == sorted(ids)
 
 
-async def test_outputs_fill_while_it_runs(gateway: RunningGateway, engine: Engine) -> None:
+async def test_outputs_appear_while_the_job_runs(gateway: RunningGateway, engine: Engine) -> None:
     workflow = sleep_workflow(600)
     workflow |= {"10": {**writing()["1"]}}
     job = (await submit(gateway, workflow))["id"]

@@ -23,7 +23,7 @@ _MODELS: dict[str, Any] = {"status": StatusEvent, "progress": Progress, "output"
 
 
 async def stream(gateway: RunningGateway, job: str) -> list[Sent]:
-    """All events up to the end, each as the SDK reads it."""
+    """Returns all events up to the end; the SDK's models and the contract accept each of them."""
     async with asyncio.timeout(30), gateway.http.get(f"{JOBS}/{job}/events") as response:
         assert response.headers["Cache-Control"] == "no-cache"
         assert response.headers["X-Accel-Buffering"] == "no"
@@ -49,7 +49,7 @@ async def test_all_outputs_come_before_the_terminal_status(gateway: RunningGatew
     assert len({output["id"] for output in named(told, "output")}) == len(named(told, "output"))
 
 
-async def test_progress_never_falls_and_counts_nodes(gateway: RunningGateway) -> None:
+async def test_progress_never_decreases_and_counts_nodes(gateway: RunningGateway) -> None:
     workflow = invert_workflow(1)
     workflow["4"] = {"class_type": "SimulatedSleep", "inputs": {"value": ["2", 0], "seconds": 1.5, "steps": 30}}
     workflow["3"]["inputs"]["images"] = ["4", 0]
@@ -62,7 +62,7 @@ async def test_progress_never_falls_and_counts_nodes(gateway: RunningGateway) ->
     assert any(progress.get("steps") == 30 and progress["current_node_class"] == "SimulatedSleep" for progress in told)
 
 
-async def test_one_who_comes_late_is_told_all_that_was_made(gateway: RunningGateway) -> None:
+async def test_a_stream_that_opens_after_the_end_lists_all_outputs(gateway: RunningGateway) -> None:
     job = (await submit(gateway, invert_workflow(2)))["id"]
     first = await stream(gateway, job)
     again = await stream(gateway, job)
@@ -70,13 +70,13 @@ async def test_one_who_comes_late_is_told_all_that_was_made(gateway: RunningGate
     assert again[-1] == first[-1]
 
 
-async def test_two_streams_of_one_job_both_have_everything(gateway: RunningGateway) -> None:
+async def test_two_streams_of_one_job_have_the_same_outputs(gateway: RunningGateway) -> None:
     job = (await submit(gateway, sleep_workflow(0.5)))["id"]
     both = await asyncio.gather(stream(gateway, job), stream(gateway, job))
     assert [named(told, "output")[0]["id"] for told in both] == [named(both[0], "output")[0]["id"]] * 2
 
 
-async def test_the_sdk_gets_pictures_of_the_work_in_progress(gateway: RunningGateway) -> None:
+async def test_the_sdk_gets_previews(gateway: RunningGateway) -> None:
     async with comfy(gateway.url) as client:
         job = await client.submit(client.workflows.from_json(txt2img(steps=20)))
         told = [event async for event in job.events()]
@@ -88,7 +88,7 @@ async def test_the_sdk_gets_pictures_of_the_work_in_progress(gateway: RunningGat
     assert told[-1] == StatusChange("succeeded")
 
 
-async def test_one_that_waits_is_told_its_place(gateway: RunningGateway) -> None:
+async def test_a_waiting_job_gets_its_queue_position(gateway: RunningGateway) -> None:
     blocker = await submit(gateway, sleep_workflow(600))
     waiting = [(await submit(gateway, sleep_workflow(600, tag=tag)))["id"] for tag in (1, 2)]
 
@@ -116,7 +116,7 @@ async def test_a_cancelled_job_ends_its_stream(gateway: RunningGateway) -> None:
         assert event == StatusChange("canceled")
 
 
-async def test_a_failed_job_tells_what_was_made_before(gateway: RunningGateway) -> None:
+async def test_the_stream_of_a_failed_job_has_its_earlier_outputs(gateway: RunningGateway) -> None:
     workflow = sleep_workflow(0.2)
     workflow["5"] = {"class_type": "SaveImage", "inputs": {"images": ["2", 0], "filename_prefix": "kept"}}
     failing = {"value": ["4", 0], "exception_type": "ValueError", "message": "boom"}
@@ -127,7 +127,7 @@ async def test_a_failed_job_tells_what_was_made_before(gateway: RunningGateway) 
     assert [output["node_id"] for output in named(told, "output")] == ["5"]
 
 
-async def test_a_quiet_stream_has_comments(engine: Engine) -> None:
+async def test_a_quiet_stream_sends_comments(engine: Engine) -> None:
     def often(options: GatewayOptions) -> GatewayOptions:
         return replace(options, app=replace(options.app, web=replace(options.app.web, keep_alive_s=0.2)))
 
@@ -141,7 +141,7 @@ async def test_a_quiet_stream_has_comments(engine: Engine) -> None:
                     break
 
 
-async def test_a_stream_too_many_says_when_to_come_again(engine: Engine) -> None:
+async def test_a_stream_beyond_the_limit_gets_429_with_retry_after(engine: Engine) -> None:
     async with running_gateway(engine.url) as gateway:
         job = (await submit(gateway, sleep_workflow(600)))["id"]
         async with AsyncExitStack() as stack:
@@ -154,7 +154,7 @@ async def test_a_stream_too_many_says_when_to_come_again(engine: Engine) -> None
             assert response.status == 200
 
 
-async def test_head_of_a_stream_does_not_wait_for_the_job(gateway: RunningGateway) -> None:
+async def test_a_head_request_for_events_does_not_wait_for_the_job(gateway: RunningGateway) -> None:
     job = (await submit(gateway, sleep_workflow(600)))["id"]
     assert (await ask(gateway, f"{JOBS}/{job}/events", "HEAD"))[0] == 200
 
@@ -164,7 +164,7 @@ async def test_an_unknown_job_has_no_stream(gateway: RunningGateway) -> None:
     assert (status, code_of(body)) == (404, "not_found")
 
 
-async def test_the_sdk_follows_to_the_end_what_runs_after_a_stream_was_cut(gateway: RunningGateway) -> None:
+async def test_the_sdk_can_follow_a_job_after_its_first_stream_was_cut(gateway: RunningGateway) -> None:
     async def last(client: AsyncComfy, job: str) -> Any:
         return [event async for event in (await client.jobs.get(job)).events()][-1]
 

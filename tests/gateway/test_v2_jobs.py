@@ -67,14 +67,14 @@ async def test_a_workflow_that_no_server_takes_is_refused_with_its_node(gateway:
         ('{"workflow": {}}', 422, "invalid_workflow"),
     ],
 )
-async def test_a_body_that_breaks_the_contract_is_refused_by_its_code(
+async def test_a_body_that_breaks_the_contract_gets_its_error_code(
     gateway: RunningGateway, body: str, status: int, code: str
 ) -> None:
     found, refused = await ask(gateway, JOBS, "POST", data=body)
     assert (found, code_of(refused)) == (status, code)
 
 
-async def test_members_that_are_not_known_are_left_alone(gateway: RunningGateway) -> None:
+async def test_unknown_members_of_a_body_are_ignored(gateway: RunningGateway) -> None:
     job = await submit(gateway, invert_workflow(), something_newer={"a": 1}, webhook_url=None)
     assert job["status"] in {"queued", "running", "succeeded"}
 
@@ -91,15 +91,15 @@ async def test_members_that_are_not_known_are_left_alone(gateway: RunningGateway
         ("PUT", "/api/v2/health", 405, "method_not_allowed"),
     ],
 )
-async def test_every_refusal_has_the_envelope(
+async def test_every_error_has_the_envelope(
     gateway: RunningGateway, method: str, path: str, status: int, code: str
 ) -> None:
     found, body = await ask(gateway, path, method)
     assert (found, code_of(body)) == (status, code)
 
 
-async def test_only_its_own_paths_are_the_gateways(gateway: RunningGateway, engine: Engine) -> None:
-    """ComfyUI has others below /api/v2, which its frontend needs."""
+async def test_other_paths_below_api_v2_are_relayed(gateway: RunningGateway, engine: Engine) -> None:
+    """ComfyUI has its own paths below `/api/v2`, which its frontend needs."""
     engine.stats.reset()
     for path in ("/api/v2/userdata", "/api/v2/nothing", "/v2/jobs"):
         async with gateway.http.get(path) as response:
@@ -109,7 +109,7 @@ async def test_only_its_own_paths_are_the_gateways(gateway: RunningGateway, engi
     assert "GET /v2/userdata" in {name.replace("/api/", "/") for name in asked}
 
 
-async def test_no_log_is_kept(gateway: RunningGateway) -> None:
+async def test_the_logs_of_a_job_are_empty(gateway: RunningGateway) -> None:
     job = await submit(gateway, invert_workflow())
     assert await ask(gateway, f"{JOBS}/{job['id']}/logs") == (204, b"")
 

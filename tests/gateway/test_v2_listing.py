@@ -11,7 +11,7 @@ from tests.support.running import RunningGateway, invert_workflow, sleep_workflo
 from tests.support.v2 import JOBS, ask, code_of, comfy, submit, until_ended
 
 
-async def test_the_sdk_lists_all_jobs_newest_first_each_once(gateway: RunningGateway) -> None:
+async def test_the_sdk_lists_each_job_once_and_the_newest_first(gateway: RunningGateway) -> None:
     jobs = [await submit(gateway, invert_workflow(tag), metadata={"tag": str(tag)}) for tag in range(7)]
     async with comfy(gateway.url) as client:
         listed = [summary async for summary in client.list_jobs(limit=2)]
@@ -20,7 +20,7 @@ async def test_the_sdk_lists_all_jobs_newest_first_each_once(gateway: RunningGat
     assert all(summary.create_time is not None and summary.update_time is not None for summary in listed)
 
 
-async def test_labels_narrow_the_list_and_all_must_hold(gateway: RunningGateway) -> None:
+async def test_the_list_has_only_jobs_that_match_all_labels(gateway: RunningGateway) -> None:
     both = await submit(gateway, invert_workflow(), metadata={"a": "1", "b": "ü /?&=", "c": ""})
     await submit(gateway, invert_workflow(), metadata={"a": "1", "b": "3"})
     await submit(gateway, invert_workflow(), metadata="a text, by which nothing is found")
@@ -51,7 +51,7 @@ async def test_a_query_that_breaks_the_contract_is_refused(gateway: RunningGatew
     assert (status, code_of(body)) == (400, code)
 
 
-async def test_a_cursor_is_of_its_list(gateway: RunningGateway) -> None:
+async def test_a_cursor_is_valid_only_for_its_own_list(gateway: RunningGateway) -> None:
     for tag in range(3):
         await submit(gateway, invert_workflow(tag), metadata={"a": "1"})
     _, page = await ask(gateway, f"{JOBS}?limit=1&metadata[a]=1")
@@ -62,7 +62,7 @@ async def test_a_cursor_is_of_its_list(gateway: RunningGateway) -> None:
     assert "next_cursor" not in last
 
 
-async def test_each_item_is_a_whole_job_in_its_present_state(gateway: RunningGateway) -> None:
+async def test_each_listed_job_is_complete_and_current(gateway: RunningGateway) -> None:
     done = await until_ended(gateway, await submit(gateway, invert_workflow(1)))
     runs = await submit(gateway, sleep_workflow(600))
     _, page = await ask(gateway, JOBS)
@@ -78,8 +78,8 @@ async def test_each_item_is_a_whole_job_in_its_present_state(gateway: RunningGat
     assert [item["id"] for item in ended["jobs"]] == [done["id"]]
 
 
-async def test_a_job_is_gone_when_its_time_is_over(gateway: RunningGateway) -> None:
-    """`expires_at` is what JOBS_KEEP_DAYS says, and it is enforced."""
+async def test_a_job_is_removed_when_it_expires(gateway: RunningGateway) -> None:
+    """JOBS_KEEP_DAYS decides `expires_at`, and the job is removed then."""
     job = await until_ended(gateway, await submit(gateway, invert_workflow(1), metadata={"a": "1"}))
     expires = datetime.fromisoformat(job["expires_at"])
     assert expires - datetime.fromisoformat(job["completed_at"]) == timedelta(days=7)
@@ -91,5 +91,5 @@ async def test_a_job_is_gone_when_its_time_is_over(gateway: RunningGateway) -> N
     assert (await ask(gateway, JOBS))[1]["jobs"] == []
 
 
-async def test_names_that_are_not_known_are_left_alone(gateway: RunningGateway) -> None:
+async def test_unknown_query_parameters_are_ignored(gateway: RunningGateway) -> None:
     assert (await ask(gateway, f"{JOBS}?newer=1"))[0] == 200

@@ -1,4 +1,4 @@
-"""Comfy API v2: what a quick job needs is in memory, and the journal is written, not read."""
+"""Comfy API v2: a quick job is served from memory; the journal is written for it, but not read."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from comfyui.jobs.journal.statements import Statements
 from tests.support.running import RunningGateway, executions, invert_workflow, running_gateway, sleep_workflow, until
 from tests.support.v2 import JOBS, ask, submit, until_ended
 
-# Of one job; the others are asked by sweepers and webhooks.
+# The questions about one job; sweepers and webhooks ask the others.
 _OF_A_JOB = ("get", "get_all", "body_of", "result_of", "sent_under", "output_facts", "ahead_of")
 
 
 @contextmanager
 def questions(gateway: RunningGateway) -> Iterator[Counter[str]]:
-    """What the journal's thread is asked meanwhile, by the names of the questions."""
+    """Counts the questions about jobs that the journal's thread gets meanwhile, by their names."""
     journal, asked = gateway.handler.journal, Counter[str]()
     assert isinstance(journal, SqliteJournal)
     ask_thread = journal._ask
@@ -50,9 +50,7 @@ async def run(gateway: RunningGateway, tag: int) -> Any:
     return job
 
 
-async def test_quick_jobs_are_not_read_from_the_journal_whether_they_wait_or_not(
-    tmp_path: Path, engine: Engine
-) -> None:
+async def test_quick_jobs_are_not_read_from_the_journal(tmp_path: Path, engine: Engine) -> None:
     async with running_gateway(engine.url, state_dir=str(tmp_path)) as gateway:
 
         async def asked_by_one() -> Counter[str]:
@@ -60,8 +58,8 @@ async def test_quick_jobs_are_not_read_from_the_journal_whether_they_wait_or_not
                 await run(gateway, 0)
             return asked
 
-        await until(asked_by_one, lambda asked: asked["sent_under"] == 0)  # the keys of the file are known by then
-        # Fewer than a machine under load takes a second for, after which a job is asked for as any other.
+        await until(asked_by_one, lambda asked: asked["sent_under"] == 0)  # then it has read the file's keys
+        # A machine under load runs so few within a second; after that, the journal is read for a job.
         with questions(gateway) as asked:
             jobs = await asyncio.gather(*(run(gateway, tag) for tag in range(1, 13)))
         assert max(executions(engine)[job["id"]] for job in jobs) == 1
@@ -69,7 +67,7 @@ async def test_quick_jobs_are_not_read_from_the_journal_whether_they_wait_or_not
         assert slow or asked == {}, asked
 
 
-async def test_a_job_that_waited_shows_its_text_from_memory(engine: Engine) -> None:
+async def test_a_job_that_waited_still_shows_its_metadata(engine: Engine) -> None:
     async with running_gateway(engine.url, queue="gateway") as gateway:
         running = [await submit(gateway, sleep_workflow(600, tag=tag)) for tag in range(2)]
         job = await submit(gateway, invert_workflow(), metadata="a note")
@@ -81,7 +79,7 @@ async def test_a_job_that_waited_shows_its_text_from_memory(engine: Engine) -> N
         assert (found["status"], found["metadata"]) == ("succeeded", "a note")
 
 
-async def test_a_job_that_waits_longer_is_a_row_and_nothing_else(engine: Engine) -> None:
+async def test_a_job_that_waits_long_is_kept_only_in_the_journal(engine: Engine) -> None:
     async with running_gateway(engine.url, queue="gateway") as gateway:
         running = [await submit(gateway, sleep_workflow(600, tag=tag)) for tag in range(2)]
         job = await submit(gateway, invert_workflow())

@@ -1,4 +1,4 @@
-"""Comfy API v2 with keys: each caller has its own jobs, and another's is as none."""
+"""Comfy API v2 with keys: callers see only their own jobs."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ async def with_keys(engine: Engine, folder: Path, keys: str = KEYS) -> AsyncIter
         yield gateway
 
 
-async def test_another_users_job_is_as_one_that_does_not_exist(engine: Engine, keys_path: Path) -> None:
+async def test_another_users_job_looks_like_one_that_does_not_exist(engine: Engine, keys_path: Path) -> None:
     async with running_gateway(engine.url, keys_file=keys_path) as gateway:
         job = await submit(gateway, sleep_workflow(600), key=ALICE)
-        nobodys = "00000000-0000-4000-8000-000000000000"
+        unknown = "00000000-0000-4000-8000-000000000000"
         for method, path in (
             ("GET", ""),
             ("GET", "/workflow"),
@@ -36,7 +36,7 @@ async def test_another_users_job_is_as_one_that_does_not_exist(engine: Engine, k
             ("POST", "/cancel"),
         ):
             foreign = await ask(gateway, f"{JOBS}/{job['id']}{path}", method, key=BOB)
-            assert foreign == await ask(gateway, f"{JOBS}/{nobodys}{path}", method, key=BOB)
+            assert foreign == await ask(gateway, f"{JOBS}/{unknown}{path}", method, key=BOB)
             assert (foreign[0], code_of(foreign[1])) == (404, "not_found")
         assert (await ask(gateway, f"{JOBS}/{job['id']}", key=ALICE))[1]["status"] in {"queued", "running"}
         listed = {
@@ -48,7 +48,7 @@ async def test_another_users_job_is_as_one_that_does_not_exist(engine: Engine, k
         assert (await ask(gateway, f"{JOBS}/{job['id']}/cancel", "POST", key=ROOT))[1]["status"] == "canceled"
 
 
-async def test_the_sdk_shows_its_key_and_is_told_when_it_is_wrong(engine: Engine, keys_path: Path) -> None:
+async def test_the_sdk_works_with_its_key_and_gets_an_error_for_a_wrong_one(engine: Engine, keys_path: Path) -> None:
     async with running_gateway(engine.url, keys_file=keys_path) as gateway:
         async with comfy(gateway.url, ALICE) as client:
             job = await client.submit(client.workflows.from_json(invert_workflow()))
@@ -62,7 +62,7 @@ async def test_the_sdk_shows_its_key_and_is_told_when_it_is_wrong(engine: Engine
                 await client.submit(client.workflows.from_json(invert_workflow()))
 
 
-async def test_limits_of_a_key_hold_here_too(engine: Engine, tmp_path: Path) -> None:
+async def test_the_limits_of_a_key_apply(engine: Engine, tmp_path: Path) -> None:
     keys = table("alice", ALICE, max_queued=1, per_minute=4, max_priority=5)
     async with with_keys(engine, tmp_path, keys) as gateway:
         status, body = await ask(gateway, JOBS, "POST", key=ALICE, json={"workflow": invert_workflow(), "priority": 6})
@@ -84,7 +84,7 @@ async def test_limits_of_a_key_hold_here_too(engine: Engine, tmp_path: Path) -> 
             assert (await ask(gateway, f"{JOBS}/{job['id']}/cancel", "POST", key=ALICE))[0] == 200
 
 
-async def test_a_request_id_stands_on_each_answer(locked: RunningGateway) -> None:
+async def test_each_answer_has_a_request_id(locked: RunningGateway) -> None:
     headers = {"X-Request-ID": "mine-1"}
     async with locked.http.get(JOBS, headers=headers) as response:
         assert (response.status, response.headers["X-Comfy-Request-Id"]) == (401, "mine-1")
@@ -93,20 +93,20 @@ async def test_a_request_id_stands_on_each_answer(locked: RunningGateway) -> Non
         assert "X-Comfy-Request-Id" not in response.headers
 
 
-async def test_bodies_beyond_the_limits_have_the_envelope(small_bodies: RunningGateway) -> None:
+async def test_refusals_of_large_or_encoded_bodies_have_the_envelope(small_bodies: RunningGateway) -> None:
     status, body = await ask(small_bodies, JOBS, "POST", data="x" * 20_000)
     assert (status, code_of(body)) == (413, "payload_too_large")
     status, body = await ask(small_bodies, JOBS, "POST", data=b"{}", headers={"Content-Encoding": "snappy"})
     assert (status, code_of(body)) == (415, "unsupported_encoding")
 
 
-async def test_a_foreign_page_is_refused_with_the_envelope(gateway: RunningGateway) -> None:
+async def test_a_page_of_another_origin_is_refused_with_the_envelope(gateway: RunningGateway) -> None:
     headers = {"Origin": "https://evil.example"}
     status, body = await ask(gateway, JOBS, "POST", json={"workflow": invert_workflow()}, headers=headers)
     assert (status, code_of(body)) == (403, "forbidden")
 
 
-async def test_links_are_as_the_client_writes_the_gateway(engine: Engine) -> None:
+async def test_links_use_the_address_that_the_client_uses(engine: Engine) -> None:
     told = {"X-Forwarded-Proto": "https", "X-Forwarded-Host": "gpu.example", "X-Forwarded-Prefix": "/comfy"}
     async with running_gateway(engine.url, api_keys=KEY) as gateway:
         job = await until_ended(gateway, await submit(gateway, invert_workflow(), key=KEY), key=KEY)
@@ -119,7 +119,7 @@ async def test_links_are_as_the_client_writes_the_gateway(engine: Engine) -> Non
         assert job["outputs"][0]["url"].startswith("https://a.example/x/api/v2/assets/")
 
 
-async def test_a_job_tells_its_webhook(engine: Engine, receiving: Receiver) -> None:
+async def test_a_job_sends_its_webhook(engine: Engine, receiving: Receiver) -> None:
     settings: dict[str, Any] = {"webhook_secret": SECRET, "public_url": PUBLIC, "webhook_url_allow": "127.0.0.1"}
     async with running_gateway(engine.url, **settings) as gateway:
         job = await submit(gateway, invert_workflow(), gateway_webhook={"url": receiving.url()})
@@ -127,7 +127,7 @@ async def test_a_job_tells_its_webhook(engine: Engine, receiving: Receiver) -> N
         assert told.json["data"]["prompt_id"] == job["id"]
 
 
-async def test_a_webhook_needs_what_all_webhooks_need(engine: Engine) -> None:
+async def test_an_unusable_webhook_is_refused_by_name(engine: Engine) -> None:
     async with running_gateway(engine.url) as gateway:
         hook = {"url": "https://a.example/hook"}
         status, body = await ask(gateway, JOBS, "POST", json={"workflow": invert_workflow(), "gateway_webhook": hook})

@@ -9,7 +9,7 @@ from tests.support.runpod_endpoint import DATA, PICTURE, FakeEndpoint, base64_im
 from tests.support.v2 import ASSETS, ask, submit, until_ended
 
 
-async def test_what_a_job_on_runpod_has_made_is_measured_and_sent_whole_and_in_part(
+async def test_an_output_from_runpod_has_a_size_a_hash_and_ranges(
     endpoint: FakeEndpoint, runpod_gateway: RunningGateway
 ) -> None:
     job = await submit(runpod_gateway, invert_workflow(7))
@@ -33,7 +33,7 @@ async def test_what_a_job_on_runpod_has_made_is_measured_and_sent_whole_and_in_p
     assert (status, asset["hash"]) == (200, f"blake3:{blake3(PICTURE).hexdigest()}")
 
 
-async def test_a_file_on_runpods_folder_that_was_removed_is_gone_for_whole_and_part(
+async def test_a_removed_output_from_runpod_gets_404_with_and_without_a_range(
     endpoint: FakeEndpoint, runpod_gateway: RunningGateway
 ) -> None:
     job = await submit(runpod_gateway, invert_workflow(7))

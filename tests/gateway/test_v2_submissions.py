@@ -1,4 +1,4 @@
-"""Comfy API v2: what a submission leaves behind: its key, labels, secrets, and what ComfyUI makes of it."""
+"""Comfy API v2: submissions, with their keys, labels and secrets, and ComfyUI's verdict on them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.support.v2 import JOBS, ask, code_of, comfy, submit, until_ended
 KEY = "Idempotency-Key"
 
 
-async def test_a_key_makes_one_job(gateway: RunningGateway, engine: Engine) -> None:
+async def test_an_idempotency_key_makes_one_job(gateway: RunningGateway, engine: Engine) -> None:
     body = {"workflow": invert_workflow(1)}
     status, job = await ask(gateway, JOBS, "POST", json=body, headers={KEY: "k"})
     assert status == 201
@@ -44,7 +44,9 @@ async def test_a_key_makes_one_job(gateway: RunningGateway, engine: Engine) -> N
     assert sum(executions(engine).values()) == 1
 
 
-async def test_one_of_many_at_once_with_the_same_key_is_accepted(gateway: RunningGateway, engine: Engine) -> None:
+async def test_only_one_of_many_concurrent_submissions_with_one_key_is_accepted(
+    gateway: RunningGateway, engine: Engine
+) -> None:
     asked = [
         ask(gateway, JOBS, "POST", json={"workflow": invert_workflow(tag)}, headers={KEY: "k"}) for tag in range(20)
     ]
@@ -53,14 +55,14 @@ async def test_one_of_many_at_once_with_the_same_key_is_accepted(gateway: Runnin
     assert requests(engine, "POST /prompt") == 1
 
 
-async def test_a_key_is_free_again_where_no_job_came_of_it(gateway: RunningGateway) -> None:
+async def test_an_idempotency_key_is_free_again_after_a_refused_submission(gateway: RunningGateway) -> None:
     bodies: list[dict[str, Any]] = [{"workflow": {}}, {"workflow": {"1": {"class_type": "Nope"}}}, {"workflow": 1}]
     for body in bodies:
         assert (await ask(gateway, JOBS, "POST", json=body, headers={KEY: "k"}))[0] == 422
     assert (await ask(gateway, JOBS, "POST", json={"workflow": invert_workflow()}, headers={KEY: "k"}))[0] == 201
 
 
-async def test_the_sdk_comes_again_with_the_same_key_after_a_full_queue(engine: Engine) -> None:
+async def test_the_sdk_retries_with_the_same_key_after_a_full_queue(engine: Engine) -> None:
     async with (
         running_gateway(engine.url, max_queued_jobs=1, queue="gateway") as gateway,
         comfy(gateway.url) as client,
@@ -77,7 +79,7 @@ async def test_the_sdk_comes_again_with_the_same_key_after_a_full_queue(engine: 
             assert (await (await waiting).result()).status == "succeeded"
 
 
-async def test_429_says_when_to_come_again(engine: Engine) -> None:
+async def test_a_submission_to_a_full_queue_gets_429_with_retry_after(engine: Engine) -> None:
     async with running_gateway(engine.url, max_queued_jobs=1, queue="gateway") as gateway:
         for tag in range(3):
             await submit(gateway, sleep_workflow(600, tag=tag))
@@ -87,12 +89,14 @@ async def test_429_says_when_to_come_again(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("key", ["", "a" * 256, "é", "a\tb"])
-async def test_a_key_that_is_none_is_refused(gateway: RunningGateway, key: str) -> None:
+async def test_an_invalid_idempotency_key_is_refused(gateway: RunningGateway, key: str) -> None:
     status, body = await ask(gateway, JOBS, "POST", json={"workflow": invert_workflow()}, headers={KEY: key})
     assert (status, code_of(body)) == (400, "invalid_request")
 
 
-async def test_a_key_is_the_callers_own_and_outlives_a_restart(tmp_path: Path, engine: Engine, keys_path: Path) -> None:
+async def test_idempotency_keys_belong_to_a_caller_and_survive_a_restart(
+    tmp_path: Path, engine: Engine, keys_path: Path
+) -> None:
     settings = {"STATE_DIR": str(tmp_path / "state"), "KEYS_FILE": str(keys_path)}
     body = {"workflow": invert_workflow()}
 
@@ -109,8 +113,10 @@ async def test_a_key_is_the_callers_own_and_outlives_a_restart(tmp_path: Path, e
         assert [await post(gateway, ALICE), await post(gateway, BOB)] == [422, 422]
 
 
-async def test_a_server_that_runs_jobs_quickly_is_given_more_of_them(gateway: RunningGateway, engine: Engine) -> None:
-    """How many follows from time: on a slow machine it may take a second round."""
+async def test_a_server_that_runs_jobs_quickly_gets_more_of_them_at_once(
+    gateway: RunningGateway, engine: Engine
+) -> None:
+    """The number depends on measured times, so a slow machine may need a second round."""
 
     async def taken() -> int:
         for tag in range(16):
@@ -125,10 +131,10 @@ async def test_a_server_that_runs_jobs_quickly_is_given_more_of_them(gateway: Ru
     assert await until(taken, lambda count: count > 4) == 8
 
 
-async def test_quick_jobs_reach_comfyui_in_their_order_though_it_is_slow_to_take_one(
+async def test_quick_jobs_reach_comfyui_in_order_even_if_it_accepts_one_slowly(
     gateway: RunningGateway, engine: Engine
 ) -> None:
-    for tag in range(16):  # from then on it may have many
+    for tag in range(16):  # after these, the server may get many at once
         await until_ended(gateway, await submit(gateway, invert_workflow(tag)))
     await engine.set_faults({"hang": {"route": "/prompt", "method": "POST", "times": 1, "seconds": 1}})
     submitting = []
@@ -149,7 +155,7 @@ async def counted(gateway: RunningGateway) -> int:
     return gateway.handler.standing.count(lambda _: True)
 
 
-async def test_a_lost_reply_of_comfyui_makes_one_job_that_runs_once(gateway: RunningGateway, engine: Engine) -> None:
+async def test_a_job_runs_once_when_comfyuis_reply_is_lost(gateway: RunningGateway, engine: Engine) -> None:
     for fault in ("prompt_reply_lost_before_queue", "prompt_reply_lost_after_queue"):
         await engine.set_faults({fault: {"times": 1}})
         async with comfy(gateway.url) as client:
@@ -158,14 +164,14 @@ async def test_a_lost_reply_of_comfyui_makes_one_job_that_runs_once(gateway: Run
         assert executions(engine)[job.id] == 1
 
 
-async def test_comfyui_that_hangs_keeps_no_caller_beyond_its_deadline(engine: Engine) -> None:
-    """SDKs wait 30 s; the job is written down by then."""
+async def test_a_submission_is_answered_while_comfyui_hangs(engine: Engine) -> None:
+    """SDKs wait for 30 s. The answer comes earlier, because the job is in the journal."""
     assert WebOptions().verdict_s <= 25
     changed = web_options(verdict_s=0.3)
     async with running_gateway(engine.url, changed=changed) as gateway:
         await engine.set_faults({"hang": {"route": "/prompt", "method": "POST", "times": 1, "seconds": 4}})
         job = await submit(gateway, invert_workflow())
-        assert executions(engine) == {}, "it hangs still"
+        assert executions(engine) == {}, "ComfyUI still hangs"
         found = await until(
             lambda: ask(gateway, f"{JOBS}/{job['id']}"),
             lambda found: bool(found[1]["status"] in {"succeeded", "failed"}),
@@ -176,7 +182,7 @@ async def test_comfyui_that_hangs_keeps_no_caller_beyond_its_deadline(engine: En
 
 @pytest.mark.parametrize("version", [NEW_VERSION, OLD_VERSION])
 @pytest.mark.parametrize("count", [1, 3])
-async def test_a_class_that_is_nowhere_is_named_by_its_node(version: str, count: int) -> None:
+async def test_an_unknown_node_class_is_reported_by_its_node(version: str, count: int) -> None:
     workflow = invert_workflow() | {"9": {"class_type": "Nope", "inputs": {}}}
     async with (
         engines(count, comfyui_version=version) as servers,
@@ -187,7 +193,7 @@ async def test_a_class_that_is_nowhere_is_named_by_its_node(version: str, count:
     assert list(body["error"]["details"]["node_errors"]) == ["9"]
 
 
-async def test_a_bad_value_is_told_in_comfyuis_own_words(gateway: RunningGateway) -> None:
+async def test_an_invalid_value_is_reported_in_comfyuis_words(gateway: RunningGateway) -> None:
     workflow = invert_workflow()
     workflow["1"]["inputs"]["width"] = -5
     async with comfy(gateway.url) as client:
@@ -199,7 +205,7 @@ async def test_a_bad_value_is_told_in_comfyuis_own_words(gateway: RunningGateway
     assert found["errors"][0]["type"] == "value_smaller_than_min"
 
 
-async def test_outputs_that_comfyui_leaves_out_are_told(gateway: RunningGateway) -> None:
+async def test_outputs_that_comfyui_skips_are_reported(gateway: RunningGateway) -> None:
     workflow = invert_workflow()
     workflow["5"] = {"class_type": "SaveImage", "inputs": {"filename_prefix": "no picture"}}
     job = await submit(gateway, workflow)
@@ -211,7 +217,7 @@ async def test_outputs_that_comfyui_leaves_out_are_told(gateway: RunningGateway)
     assert [output["node_id"] for output in ended["outputs"]] == ["3"]
 
 
-async def test_labels_and_a_text_are_shown_as_they_were_sent(gateway: RunningGateway) -> None:
+async def test_metadata_is_shown_as_it_was_sent(gateway: RunningGateway) -> None:
     labelled = await submit(gateway, invert_workflow(), metadata={"order": "1", "é".encode().hex(): "ü"}, priority=-3)
     noted = await submit(gateway, invert_workflow(), metadata="any text: 1 \n é")
     for job, metadata, priority in (
@@ -224,12 +230,12 @@ async def test_labels_and_a_text_are_shown_as_they_were_sent(gateway: RunningGat
         assert (await client.jobs.get(noted["id"])).metadata == {}
 
 
-async def test_a_text_that_is_too_long_is_refused(gateway: RunningGateway) -> None:
+async def test_metadata_that_is_too_long_is_refused(gateway: RunningGateway) -> None:
     status, body = await ask(gateway, JOBS, "POST", json={"workflow": invert_workflow(), "metadata": "é" * 513})
     assert (status, code_of(body)) == (422, "metadata_invalid")
 
 
-async def test_a_secret_goes_to_comfyui_and_nowhere_else(tmp_path: Path, engine: Engine) -> None:
+async def test_a_secret_is_neither_shown_nor_logged_nor_stored(tmp_path: Path, engine: Engine) -> None:
     secret = "comfyui-12345-secret"
     with capture_logs() as lines:
         async with running_gateway(engine.url, state_dir=tmp_path / "state") as gateway:
@@ -245,7 +251,7 @@ async def test_a_secret_goes_to_comfyui_and_nowhere_else(tmp_path: Path, engine:
             assert secret.encode() not in path.read_bytes()
 
 
-async def test_a_job_is_taken_while_no_server_is_up(engine: Engine) -> None:
+async def test_a_job_is_accepted_while_no_server_is_up(engine: Engine) -> None:
     await engine.set_faults({"cut": {}})
     async with running_gateway(engine.url, ready=False) as gateway:
         job = await submit(gateway, invert_workflow())

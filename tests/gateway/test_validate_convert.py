@@ -1,4 +1,4 @@
-"""A word before the GPU is busy: `/validate`, `/convert`, and refusals that name what exists."""
+"""Checks before a workflow runs: `/validate`, `/convert`, and refusals that name similar classes and values."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def test_a_workflow_that_would_run_is_valid(gateway: RunningGateway, engin
     assert requests(engine, "POST /prompt") == 0
 
 
-async def test_a_problem_names_the_node_and_what_exists(gateway: RunningGateway, engine: Engine) -> None:
+async def test_a_problem_names_the_node_and_similar_classes(gateway: RunningGateway, engine: Engine) -> None:
     body = await validate(gateway, misspelt())
     assert body["valid"] is False
     (problem,) = body["problems"]
@@ -52,10 +52,10 @@ async def test_definitions_are_fetched_once(gateway: RunningGateway, engine: Eng
         await validate(gateway, invert_workflow())
     assert requests(engine, "GET /object_info") == 1
     await asyncio.gather(*(validate(gateway, misspelt()) for _ in range(20)))
-    assert requests(engine, "GET /object_info") == 1  # as fresh as that they need no asking again
+    assert requests(engine, "GET /object_info") == 1  # definitions as fresh as these are not fetched again
 
 
-async def test_inputs_that_come_with_the_request_are_there(gateway: RunningGateway) -> None:
+async def test_inputs_that_are_sent_with_the_request_count_as_present(gateway: RunningGateway) -> None:
     workflow = invert_workflow()
     workflow["1"] = {"class_type": "LoadImage", "inputs": {"image": "new.png"}}
     assert (await validate(gateway, workflow))["valid"] is False
@@ -81,7 +81,7 @@ async def test_inputs_that_come_with_the_request_are_there(gateway: RunningGatew
         ({"1": {"class_type": "EmptyImage", "inputs": {}}}, "prompt_no_outputs", ""),
     ],
 )
-async def test_what_is_no_workflow_is_a_problem_as_well(
+async def test_an_invalid_workflow_is_reported_as_a_problem(
     gateway: RunningGateway, workflow: dict[str, Any], code: str, node_id: str
 ) -> None:
     body = await validate(gateway, workflow)
@@ -89,7 +89,7 @@ async def test_what_is_no_workflow_is_a_problem_as_well(
     assert (code, node_id) in [(problem["code"], problem["node_id"]) for problem in body["problems"]]
 
 
-async def test_several_servers_are_told_apart(engine: Engine) -> None:
+async def test_each_server_has_its_own_verdict(engine: Engine) -> None:
     async with Engine() as other, running_gateway(engine.url, other.url) as gateway:
         body = await validate(gateway, misspelt())
         assert [server["valid"] for server in body["servers"]] == [False, False]
@@ -98,14 +98,14 @@ async def test_several_servers_are_told_apart(engine: Engine) -> None:
         assert (await validate(gateway, invert_workflow()))["valid"] is True
 
 
-async def test_without_a_comfyui_nothing_can_be_said() -> None:
+async def test_validate_and_convert_get_503_without_a_comfyui() -> None:
     async with running_gateway("127.0.0.1:9", ready=False) as gateway:
         for path in ("/validate", "/convert"):
             status, body = await post(gateway, path, UI if path == "/convert" else invert_workflow())
             assert (status, body["type"]) == (503, "connection_failed")
 
 
-async def test_a_field_of_the_body_is_checked_as_for_prompt_sync(gateway: RunningGateway) -> None:
+async def test_validate_refuses_an_unknown_field(gateway: RunningGateway) -> None:
     status, body = await post(gateway, "/validate", {"prompt": invert_workflow(), "promt": 1})
     assert (status, body["type"]) == (422, "invalid_request")
 
@@ -113,24 +113,24 @@ async def test_a_field_of_the_body_is_checked_as_for_prompt_sync(gateway: Runnin
 # Refusals of /prompt_sync
 
 
-async def test_comfyuis_refusal_gets_the_closest_names(gateway: RunningGateway) -> None:
+async def test_a_refusal_of_comfyui_gets_the_closest_names(gateway: RunningGateway) -> None:
     status, body = await gateway.prompt_sync(misspelt())
     assert (status, body["type"]) == (400, "validation_failed")
     assert any("ImageInvert" in message for message in body["node_errors"]["2"])
 
 
-async def test_a_value_that_is_not_in_the_list_gets_them_too(gateway: RunningGateway) -> None:
+async def test_a_refused_list_value_gets_the_closest_values(gateway: RunningGateway) -> None:
     workflow = invert_workflow()
     scale = {"image": ["1", 0], "upscale_method": "bilinaer", "width": 8, "height": 8, "crop": "disabled"}
     workflow["2"] = {"class_type": "ImageScale", "inputs": scale}
     status, body = await gateway.prompt_sync(workflow)
     assert status == 400
-    said = " ".join(body["node_errors"]["2"])
-    assert "Value not in list" in said
-    assert "closest to it: bilinear" in said
+    errors = " ".join(body["node_errors"]["2"])
+    assert "Value not in list" in errors
+    assert "closest to it: bilinear" in errors
 
 
-async def test_by_setting_it_is_refused_before_it_is_submitted(engine: Engine) -> None:
+async def test_preflight_refuses_a_workflow_before_it_is_submitted(engine: Engine) -> None:
     async with running_gateway(engine.url, preflight=True) as gateway:
         status, body = await gateway.prompt_sync(misspelt())
         assert (status, body["type"]) == (400, "validation_failed")
@@ -142,12 +142,12 @@ async def test_by_setting_it_is_refused_before_it_is_submitted(engine: Engine) -
         assert requests(engine, "GET /object_info") == 1
 
 
-async def test_without_it_a_prompt_needs_no_definitions(gateway: RunningGateway, engine: Engine) -> None:
+async def test_a_prompt_needs_no_definitions_without_preflight(gateway: RunningGateway, engine: Engine) -> None:
     await gateway.prompt_sync(invert_workflow())
     assert requests(engine, "GET /object_info") == 0
 
 
-async def test_a_link_to_nowhere_never_reaches_comfyui(gateway: RunningGateway, engine: Engine) -> None:
+async def test_a_link_to_a_missing_node_never_reaches_comfyui(gateway: RunningGateway, engine: Engine) -> None:
     workflow = invert_workflow()
     workflow["2"]["inputs"]["undeclared"] = ["77", 0]
     status, body = await gateway.prompt_sync(workflow)
@@ -170,7 +170,7 @@ async def test_a_ui_export_becomes_a_prompt_that_runs(gateway: RunningGateway, b
     assert (status, result["images"][0]["filename"]) == (200, "converted_00001_.png")
 
 
-async def test_what_cannot_be_converted_with_certainty_is_refused_with_the_node(gateway: RunningGateway) -> None:
+async def test_a_ui_export_with_an_unknown_node_is_refused_with_its_name(gateway: RunningGateway) -> None:
     unknown = {**UI, "nodes": [UI["nodes"][0], {**UI["nodes"][1], "type": "NotInstalled"}, UI["nodes"][2]]}
     status, body = await post(gateway, "/convert", unknown)
     assert (status, body["type"]) == (400, "validation_failed")
@@ -188,14 +188,14 @@ async def test_what_cannot_be_converted_with_certainty_is_refused_with_the_node(
     ],
     ids=["text", "text as prompt", "a picture's texts", "a request", "extra_pnginfo"],
 )
-async def test_a_file_is_found_where_other_json_keeps_it(gateway: RunningGateway, body: dict[str, Any]) -> None:
+async def test_convert_finds_a_ui_export_inside_other_json(gateway: RunningGateway, body: dict[str, Any]) -> None:
     expected = await post(gateway, "/convert", UI)
     assert expected[0] == 200
     assert await post(gateway, "/convert", body) == expected
 
 
 @pytest.mark.parametrize(
-    ("body", "says"),
+    ("body", "named"),
     [
         ({}, "no list of nodes"),
         ([], "not a JSON object"),
@@ -205,14 +205,14 @@ async def test_a_file_is_found_where_other_json_keeps_it(gateway: RunningGateway
         ({"prompt": invert_workflow()}, "in API format already"),
     ],
 )
-async def test_convert_of_something_else(gateway: RunningGateway, body: Any, says: str) -> None:
+async def test_convert_refuses_other_content(gateway: RunningGateway, body: Any, named: str) -> None:
     status, answer = await post(gateway, "/convert", body)
     assert (status, answer["type"]) == (422, "invalid_request")
-    assert says in answer["detail"]
+    assert named in answer["detail"]
 
 
 @pytest.mark.parametrize("body", [UI, {"prompt": UI}], ids=["bare", "wrapped"])
-async def test_prompt_sync_points_from_a_ui_export_to_convert(gateway: RunningGateway, body: Any) -> None:
+async def test_prompt_sync_refuses_a_ui_export_and_names_convert(gateway: RunningGateway, body: Any) -> None:
     status, answer = await post(gateway, "/prompt_sync", body)
     assert (status, answer["type"]) == (400, "validation_failed")
     assert "POST /convert" in answer["detail"]

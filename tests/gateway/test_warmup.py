@@ -1,4 +1,4 @@
-"""`WARMUP_WORKFLOW`: not ready until the workflow ran, on every server that is up."""
+"""`WARMUP_WORKFLOW`: the gateway is not ready until the workflow ran on every server that is up."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def _readiness(gateway: RunningGateway) -> tuple[int, str]:
         return response.status, str((await response.json()).get("reason"))
 
 
-async def test_not_ready_until_the_warm_up_workflow_ran(engine: Engine, tmp_path: Path) -> None:
+async def test_the_gateway_is_not_ready_until_the_warm_up_workflow_ran(engine: Engine, tmp_path: Path) -> None:
     path = _saved(tmp_path, sleep_workflow(0.5))
     async with running_gateway(engine.url, warmup_workflow=path) as gateway:
         assert await _readiness(gateway) == (503, "warming up")
@@ -36,14 +36,14 @@ async def test_not_ready_until_the_warm_up_workflow_ran(engine: Engine, tmp_path
         assert list(executions(engine).values()) == [1]
 
 
-async def test_prompts_are_taken_while_it_warms_up(engine: Engine, tmp_path: Path) -> None:
+async def test_prompts_are_accepted_during_the_warm_up(engine: Engine, tmp_path: Path) -> None:
     path = _saved(tmp_path, sleep_workflow(0.3))
     async with running_gateway(engine.url, warmup_workflow=path) as gateway:
         status, _ = await gateway.prompt_sync(invert_workflow(5))
         assert status == 200
 
 
-async def test_a_warm_up_that_fails_is_the_reason_until_it_works(tmp_path: Path) -> None:
+async def test_a_failed_warm_up_is_shown_as_the_reason_and_repeated(tmp_path: Path) -> None:
     path = _saved(tmp_path, invert_workflow())
     async with (
         Engine(EngineOptions(faults={"node_error": {"times": 1, "message": "no memory"}})) as engine,
@@ -54,7 +54,7 @@ async def test_a_warm_up_that_fails_is_the_reason_until_it_works(tmp_path: Path)
         await until(lambda: _readiness(gateway), lambda answer: answer[0] == 200)
 
 
-async def test_every_server_that_is_up_is_warmed(engine: Engine) -> None:
+async def test_every_server_that_is_up_is_warmed_up(engine: Engine) -> None:
     async with Engine(EngineOptions()) as second, running_gateway(engine.url, second.url) as gateway:
         await until(_ready_servers(gateway), lambda ready: ready == 2)
         warm_up = WarmUp(sleep_workflow(0.2), timeout_s=10)
@@ -86,7 +86,7 @@ def _ready_servers(gateway: RunningGateway) -> Callable[[], Awaitable[int]]:
         ('{"nodes": [], "links": []}', "API format"),
     ],
 )
-def test_a_file_that_is_no_workflow_stops_the_start(tmp_path: Path, content: str | None, expected: str) -> None:
+def test_an_invalid_warm_up_file_stops_the_start(tmp_path: Path, content: str | None, expected: str) -> None:
     path = tmp_path / "warmup.json"
     if content is not None:
         path.write_text(content)
@@ -94,6 +94,6 @@ def test_a_file_that_is_no_workflow_stops_the_start(tmp_path: Path, content: str
         create_app(Settings(warmup_workflow=path))
 
 
-def test_an_empty_setting_is_none_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_warmup_workflow_means_no_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WARMUP_WORKFLOW", "")
     assert Settings().warmup_workflow is None

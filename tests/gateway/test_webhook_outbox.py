@@ -1,4 +1,4 @@
-"""The outbox against receivers on real sockets that are slow, away, gone or hostile. The clock is the test's."""
+"""The outbox against receivers on real sockets that are slow, down, gone or hostile. The test controls the clock."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _HOUR = 3600.0
 _DELIVERED, _WAITING, _GIVEN_UP = DeliveryState.DELIVERED, DeliveryState.WAITING, DeliveryState.GIVEN_UP
 
 
-async def test_a_webhook_is_delivered_once_and_verified(receiving: Receiver) -> None:
+async def test_a_webhook_is_delivered_once_with_a_valid_signature(receiving: Receiver) -> None:
     async with sending(MemoryJournal(), clock=now_clock()) as outbox:
         job = await outbox.job(1, receiving.url("/hook?token=1"))
         (came,) = await receiving.got(1)
@@ -55,13 +55,13 @@ async def test_a_webhook_is_delivered_once_and_verified(receiving: Receiver) -> 
 
 
 def now_clock() -> Clock:
-    """For a verifier, which has the machine's time."""
+    """A clock with the machine's time, which verifiers compare."""
     clock = Clock()
     clock.now = time.time()
     return clock
 
 
-async def test_during_a_rotation_both_secrets_verify(receiving: Receiver) -> None:
+async def test_both_secrets_verify_during_a_rotation(receiving: Receiver) -> None:
     async with sending(MemoryJournal(), clock=now_clock(), secrets=(OTHER_SECRET, SECRET)) as outbox:
         await outbox.job(1, receiving.url())
         (came,) = await receiving.got(1)
@@ -69,7 +69,7 @@ async def test_during_a_rotation_both_secrets_verify(receiving: Receiver) -> Non
         Webhook(secret).verify(came.body, came.headers)
 
 
-async def test_a_receiver_that_is_away_for_hours_gets_it_later_with_the_same_id_and_a_new_signature() -> None:
+async def test_a_receiver_that_was_down_for_hours_gets_its_webhook_with_the_same_id() -> None:
     async with receiver() as reserved:
         port = reserved.port
     clock = now_clock()
@@ -90,11 +90,11 @@ async def test_a_receiver_that_is_away_for_hours_gets_it_later_with_the_same_id_
     assert float(came.headers["webhook-timestamp"]) == pytest.approx(clock.now, abs=1)
     assert clock.now - began > 2 * _HOUR
     assert set(outbox.made) == {came.id}
-    assert came.json["made"] == 7, "made anew at each try"
+    assert came.json["made"] == 7, "each try makes the body again"
     assert (outbox.counted("retried"), outbox.counted("delivered")) == (6, 1)
 
 
-async def test_after_ten_tries_it_is_given_up_and_can_be_asked_for_again(receiving: Receiver) -> None:
+async def test_a_webhook_is_given_up_after_ten_tries_and_can_be_requested_again(receiving: Receiver) -> None:
     receiving.replies = [with_status(500)]
     async with sending(MemoryJournal()) as outbox:
         job = await outbox.job(1, receiving.url())
@@ -124,7 +124,7 @@ async def test_retry_after_is_honoured_within_bounds(receiving: Receiver, asked:
         assert (tried.state, tried.due_at) == (_WAITING, outbox.clock() + wait_s)
 
 
-async def test_410_ends_it_at_once(receiving: Receiver) -> None:
+async def test_a_410_ends_the_delivery_at_once(receiving: Receiver) -> None:
     receiving.replies = [with_status(410)]
     async with sending(MemoryJournal()) as outbox:
         await outbox.job(1, receiving.url())
@@ -144,7 +144,7 @@ async def test_a_redirect_is_not_followed(receiving: Receiver) -> None:
 
 
 async def drip(request: web.Request) -> web.StreamResponse:
-    """A status at once, and then a body without end."""
+    """Sends a status at once, and then an endless body."""
     response = web.StreamResponse(status=200)
     await response.prepare(request)
     while True:
@@ -153,7 +153,7 @@ async def drip(request: web.Request) -> web.StreamResponse:
 
 
 async def drip_head(request: web.Request) -> web.StreamResponse:
-    """A head without end."""
+    """Sends an endless head."""
     assert request.transport is not None
     request.transport.write(b"HTTP/1.1 200 OK\r\n")
     number = 0
@@ -181,7 +181,7 @@ async def no_http(request: web.Request) -> web.StreamResponse:
         (no_http, _WAITING, "no proper HTTP answer"),
     ],
 )
-async def test_what_a_receiver_does_costs_a_bounded_time(
+async def test_a_misbehaving_receiver_costs_a_bounded_time(
     receiving: Receiver, reply: Reply, state: DeliveryState, answer: str
 ) -> None:
     receiving.replies = [reply]
@@ -191,7 +191,7 @@ async def test_what_a_receiver_does_costs_a_bounded_time(
     assert (tried.state, tried.answer) == (state, answer)
 
 
-async def test_a_receiver_that_hangs_delays_no_other(receiving: Receiver, file_journal: SqliteJournal) -> None:
+async def test_a_hanging_receiver_delays_no_other_receiver(receiving: Receiver, file_journal: SqliteJournal) -> None:
     async with receiver() as slow:
         slow.replies = [hang]
         async with sending(file_journal, sender=SenderOptions(allow=("127.0.0.1",), timeout_s=60), each=3) as outbox:
@@ -203,10 +203,10 @@ async def test_a_receiver_that_hangs_delays_no_other(receiving: Receiver, file_j
             await slow.got(3)
             for number in range(31, 61):
                 assert (await outbox.tried(number, 1)).state is _DELIVERED
-            assert len(slow.received) == 3, "no more than its places"
+            assert len(slow.received) == 3, "no more than three at once"
 
 
-async def test_a_job_s_webhooks_come_in_order(receiving: Receiver) -> None:
+async def test_the_webhooks_of_a_job_arrive_in_order(receiving: Receiver) -> None:
     receiving.replies = [with_status(500), with_status(200)]
     async with sending(MemoryJournal()) as outbox:
         order = WebhookOrder(receiving.url(), ("prompt.started", "prompt.succeeded"))
@@ -225,7 +225,7 @@ async def test_a_job_s_webhooks_come_in_order(receiving: Receiver) -> None:
     assert len({came.id for came in receiving.received}) == 2
 
 
-async def test_each_run_is_told_by_an_id_of_its_own_to_caller_and_operator(receiving: Receiver) -> None:
+async def test_each_run_has_its_own_webhook_ids_for_caller_and_operator(receiving: Receiver) -> None:
     async with (
         receiver() as operator,
         sending(
@@ -244,7 +244,7 @@ async def test_each_run_is_told_by_an_id_of_its_own_to_caller_and_operator(recei
     assert [came.json["type"] for came in operator.received] == ["prompt.canceled", "prompt.lost"]
 
 
-async def test_only_listed_events_are_told(receiving: Receiver) -> None:
+async def test_only_listed_events_are_sent(receiving: Receiver) -> None:
     async with sending(MemoryJournal()) as outbox:
         await outbox.job(1, receiving.url(), events=("prompt.failed",))
         await outbox.job(2, receiving.url(), events=("prompt.failed",), state=State.FAILED)
@@ -256,8 +256,8 @@ async def test_only_listed_events_are_told(receiving: Receiver) -> None:
 # Addresses
 
 
-async def test_a_name_is_checked_at_each_try_and_the_checked_address_is_connected_to(receiving: Receiver) -> None:
-    """The name leads to a permitted address at the first look-up, and inside at every later one."""
+async def test_a_host_is_checked_at_each_try_and_only_the_checked_address_is_used(receiving: Receiver) -> None:
+    """The name resolves to a permitted address first, and to internal ones later."""
     names = Names(hook_example=[["127.0.0.1"], ["127.0.0.9"], ["10.0.0.1"], ["127.0.0.9", "127.0.0.1"]])
     receiving.replies = [with_status(500), with_status(200)]
     async with receiver("127.0.0.9", receiving.port) as inside:
@@ -280,8 +280,8 @@ async def test_a_name_is_checked_at_each_try_and_the_checked_address_is_connecte
     "host",
     ["127.0.0.9", "127.9", "0x7f.9", "0177.0.0.9", "2130706441", "127.0.0.9.", "[::ffff:127.0.0.9]", "①②⑦.0.0.9"],
 )
-async def test_an_address_that_is_not_permitted_is_never_connected_to(host: str) -> None:
-    """Also where it came into the journal before the settings changed."""
+async def test_the_gateway_never_connects_to_an_address_that_is_not_permitted(host: str) -> None:
+    """The journal may have such an address from before a change of the settings."""
     async with receiver("127.0.0.9") as inside:
         async with sending(MemoryJournal()) as outbox:
             await outbox.job(1, f"http://{host}:{inside.port}/")
@@ -291,13 +291,13 @@ async def test_an_address_that_is_not_permitted_is_never_connected_to(host: str)
 
 
 @pytest.mark.parametrize("url", ["http://user:pw@127.0.0.1/", "ftp://127.0.0.1/", "http://[", "nothing"])
-async def test_a_url_that_cannot_be_asked_is_no_crash(url: str) -> None:
+async def test_an_unusable_url_is_recorded_as_a_failed_try(url: str) -> None:
     async with sending(MemoryJournal()) as outbox:
         await outbox.job(1, url)
         assert (await outbox.tried(1, 1)).answer == "not a URL that can be asked"
 
 
-async def test_the_operators_url_may_be_inside(receiving: Receiver) -> None:
+async def test_the_operators_url_may_be_internal(receiving: Receiver) -> None:
     options = SenderOptions(allow=())
     async with sending(MemoryJournal(), operator_url=receiving.url(), sender=options) as outbox:
         await outbox.job(1, "http://127.0.0.9/")
@@ -305,7 +305,7 @@ async def test_the_operators_url_may_be_inside(receiving: Receiver) -> None:
     assert came.id.endswith("_operator")
 
 
-async def test_names_without_an_answer_take_no_threads_of_others() -> None:
+async def test_slow_name_lookups_do_not_block_other_lookups() -> None:
     silent = threading.Event()
 
     def look_up(host: str, port: int, **_options: object) -> list[Any]:
@@ -327,7 +327,7 @@ async def test_names_without_an_answer_take_no_threads_of_others() -> None:
         await resolver.close()
 
 
-async def test_a_real_name_is_looked_up(receiving: Receiver) -> None:
+async def test_host_names_are_looked_up_and_failures_are_named(receiving: Receiver) -> None:
     options = SenderOptions(allow=("127.0.0.1", "::1"), timeout_s=5)
     async with sending(MemoryJournal(), sender=options) as outbox:
         await outbox.job(1, receiving.url(host="localhost"))
@@ -342,7 +342,7 @@ async def test_a_real_name_is_looked_up(receiving: Receiver) -> None:
 
 
 class Failing(MemoryJournal):
-    """Cannot be written while `full`."""
+    """A journal that cannot be written while `full`."""
 
     full = False
 
@@ -352,7 +352,7 @@ class Failing(MemoryJournal):
         return await super().write(write)
 
 
-async def test_what_was_delivered_is_not_sent_again_while_that_cannot_be_written(receiving: Receiver) -> None:
+async def test_a_delivered_webhook_is_not_repeated_while_the_journal_cannot_be_written(receiving: Receiver) -> None:
     journal = Failing()
 
     async def then_full(_request: web.Request) -> web.Response:
@@ -370,7 +370,7 @@ async def test_what_was_delivered_is_not_sent_again_while_that_cannot_be_written
     assert len(receiving.received) == 1
 
 
-async def test_what_was_cut_off_is_sent_again_by_the_next_gateway(receiving: Receiver, tmp_path: Path) -> None:
+async def test_the_next_gateway_sends_an_interrupted_webhook_again(receiving: Receiver, tmp_path: Path) -> None:
     receiving.replies = [hang, with_status(200)]
     async with SqliteJournal(tmp_path) as first, sending(first) as outbox:
         await outbox.job(1, receiving.url())
@@ -381,14 +381,16 @@ async def test_what_was_cut_off_is_sent_again_by_the_next_gateway(receiving: Rec
     assert len({came.id for came in receiving.received}) == 1
 
 
-async def test_an_end_is_not_told_before_it_is_committed(receiving: Receiver, tmp_path: Path) -> None:
-    """The file cannot be written: the job has not ended as far as anybody is told."""
+async def test_a_webhook_is_not_sent_before_the_end_of_its_job_is_committed(
+    receiving: Receiver, tmp_path: Path
+) -> None:
+    """The write of the end fails, so the receiver is not told of it."""
     async with SqliteJournal(tmp_path) as journal, sending(journal) as outbox:
         order = WebhookOrder(receiving.url())
         await journal.write(Add(new_job(1, webhook=order)))
         fence = Fence(prompt_id(1), 1, 0)
         refused = outbox.announcements.of_end(fence, order, State.FAILED, 0.0)
-        # No JSON: the write fails, and is rolled back with its webhook.
+        # This error is not JSON: the write fails, and is rolled back with its webhook.
         journal.write_behind(Finish(fence=fence, state=State.FAILED, at=0.0, error={"a": object()}, deliveries=refused))
         outbox.announcements.news.set()
         assert await journal.deliveries(prompt_id(1)) == []
@@ -410,7 +412,7 @@ async def test_a_body_that_cannot_be_made_counts_as_a_try(receiving: Receiver) -
         assert (await outbox.tried(1, 2)).state is _DELIVERED
 
 
-async def test_with_nothing_to_send_the_journal_is_asked_once(receiving: Receiver) -> None:
+async def test_the_journal_is_not_polled_while_no_webhook_is_due(receiving: Receiver) -> None:
     journal = Asked()
     async with sending(journal) as outbox:
         await until(lambda: _count(journal), lambda count: count == 1)
@@ -433,8 +435,8 @@ async def _count(journal: Asked) -> int:
     return journal.asked
 
 
-async def test_a_stop_lets_the_tries_under_way_end(receiving: Receiver, tmp_path: Path) -> None:
-    """What is cut off may have arrived: each deployment would send it twice."""
+async def test_a_stop_waits_for_deliveries_in_progress(receiving: Receiver, tmp_path: Path) -> None:
+    """A webhook that is cut off may have arrived, so each deployment would send it twice."""
     answer = asyncio.Event()
 
     async def later(_request: web.Request) -> web.Response:
@@ -451,7 +453,7 @@ async def test_a_stop_lets_the_tries_under_way_end(receiving: Receiver, tmp_path
     assert delivery.state is _DELIVERED
 
 
-async def test_a_stop_waits_only_a_moment(receiving: Receiver) -> None:
+async def test_a_stop_waits_only_briefly_for_a_hanging_receiver(receiving: Receiver) -> None:
     receiving.replies = [hang]
     async with asyncio.timeout(30):
         async with sending(MemoryJournal(), last_s=0.1) as outbox:
@@ -460,7 +462,7 @@ async def test_a_stop_waits_only_a_moment(receiving: Receiver) -> None:
 
 
 async def test_a_receiver_that_does_not_read_costs_a_bounded_time() -> None:
-    # A task that waits for what only it knows is garbage.
+    # The test holds the event, because Python collects a task whose event only the task itself refers to.
     over, closed = asyncio.Event(), asyncio.Event()
 
     async def ignore(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

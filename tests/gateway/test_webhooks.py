@@ -1,4 +1,4 @@
-"""Webhooks as callers and receivers see them: the field, the events, lists, sending again, and restarts."""
+"""Webhooks as callers and receivers see them: the field, the events, lists, sending again, restarts."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _messages() -> tuple[Description, Any]:
 
 
 def verified(came: Any) -> Any:
-    """What a receiver that uses the package of Standard Webhooks reads; `/openapi.json` has it so."""
+    """Reads a webhook with the package of Standard Webhooks, and checks it against `/openapi.json`."""
     description, said = _messages()
     description.check(said, came.body)
     return Webhook(SECRET).verify(came.body, came.headers)
@@ -64,14 +64,14 @@ async def webhook_of(gateway: RunningGateway, prompt_id: str) -> Any:
 
 
 async def told_as(gateway: RunningGateway, prompt_id: str, state: str) -> Any:
-    """The job's webhooks as a list shows them, once the last one is so."""
+    """Returns the job's webhook from the list, once its last delivery has this state."""
     return await until(
         lambda: webhook_of(gateway, prompt_id),
         lambda shown: bool(shown and shown["deliveries"]) and shown["deliveries"][-1]["state"] == state,
     )
 
 
-async def test_an_async_job_tells_its_caller_the_result_that_get_gives(engine: Engine, receiving: Receiver) -> None:
+async def test_the_webhook_of_an_async_job_has_the_result_that_get_returns(engine: Engine, receiving: Receiver) -> None:
     async with running_gateway(engine.url, **SET) as gateway:
         webhook = {"url": receiving.url("/hook?token=geheim")}
         prompt_id = await submit(gateway.http, invert_workflow(1), webhook=webhook)
@@ -93,7 +93,7 @@ async def test_an_async_job_tells_its_caller_the_result_that_get_gives(engine: E
     assert delivery["id"] == receiving.received[0].id
 
 
-async def test_a_named_workflow_tells_what_was_run_at_its_start_and_its_end(
+async def test_the_webhooks_of_a_named_workflow_name_it_at_its_start_and_end(
     engine: Engine, receiving: Receiver, tmp_path: Path
 ) -> None:
     async with running_gateway(engine.url, **SET, workflows_dir=named_folder(tmp_path)) as gateway:
@@ -106,7 +106,7 @@ async def test_a_named_workflow_tells_what_was_run_at_its_start_and_its_end(
     assert [file["output"] for file in ended["data"]["images"]] == ["picture"]
 
 
-async def test_a_sync_call_tells_as_well_also_of_its_start(engine: Engine, receiving: Receiver) -> None:
+async def test_a_sync_call_sends_webhooks_for_its_start_and_end(engine: Engine, receiving: Receiver) -> None:
     async with running_gateway(engine.url, **SET) as gateway:
         webhook = {"url": receiving.url(), "events": ALL}
         status, result = await gateway.prompt_sync(sleep_workflow(0.1), webhook=webhook)
@@ -118,7 +118,7 @@ async def test_a_sync_call_tells_as_well_also_of_its_start(engine: Engine, recei
     assert (ended["type"], ended["data"]["outputs"]) == ("prompt.succeeded", result["outputs"])
 
 
-async def test_a_form_may_have_the_field(engine: Engine, receiving: Receiver) -> None:
+async def test_a_form_may_have_the_webhook_field(engine: Engine, receiving: Receiver) -> None:
     async with running_gateway(engine.url, **SET) as gateway:
         form = aiohttp.FormData({"workflow": json.dumps(invert_workflow(2))}, default_to_multipart=True)
         form.add_field("webhook", json.dumps({"url": receiving.url()}))
@@ -128,7 +128,7 @@ async def test_a_form_may_have_the_field(engine: Engine, receiving: Receiver) ->
     assert message["type"] == "prompt.succeeded"
 
 
-async def test_the_links_open_without_a_key(engine: Engine, receiving: Receiver) -> None:
+async def test_the_links_in_a_webhook_open_without_a_key(engine: Engine, receiving: Receiver) -> None:
     async with running_gateway(engine.url, api_keys="key-of-the-test", **SET) as gateway:
         gateway.http.headers["Authorization"] = "Bearer key-of-the-test"
         await submit(gateway.http, invert_workflow(1), webhook={"url": receiving.url()})
@@ -138,7 +138,7 @@ async def test_the_links_open_without_a_key(engine: Engine, receiving: Receiver)
             assert (response.status, response.content_type) == (200, "image/png")
 
 
-async def test_a_failure_tells_the_error_body(engine: Engine, receiving: Receiver) -> None:
+async def test_the_webhook_of_a_failure_has_the_error_body(engine: Engine, receiving: Receiver) -> None:
     workflow = invert_workflow()
     workflow["2"]["class_type"] = "NoSuchNode"
     async with running_gateway(engine.url, **SET) as gateway:
@@ -149,8 +149,8 @@ async def test_a_failure_tells_the_error_body(engine: Engine, receiving: Receive
     assert message["data"] == {**body, "request_id": None, "timestamp": message["data"]["timestamp"]}
 
 
-async def test_a_call_that_finds_no_server_tells_as_well(receiving: Receiver) -> None:
-    """Its job is written down only because somebody is to be told of it."""
+async def test_a_call_that_finds_no_server_sends_its_webhook(receiving: Receiver) -> None:
+    """Its job is kept only because a webhook has to be sent for it."""
     async with Engine() as gone:
         address = gone.url
     async with running_gateway(address, ready=False, **SET) as gateway:
@@ -164,7 +164,7 @@ async def test_a_call_that_finds_no_server_tells_as_well(receiving: Receiver) ->
 
 
 @pytest.mark.parametrize("where", ["waiting", "running", "sync"])
-async def test_a_cancel_is_told(engine: Engine, receiving: Receiver, where: str) -> None:
+async def test_a_cancel_sends_a_webhook(engine: Engine, receiving: Receiver, where: str) -> None:
     async with running_gateway(engine.url, changed=handler_options(queue=QueueOptions(ahead=1)), **SET) as gateway:
         webhook, prompt_id = {"url": receiving.url()}, str(uuid4())
         blocker = await submit(gateway.http, sleep_workflow(20), webhook=webhook) if where != "sync" else ""
@@ -190,7 +190,7 @@ async def test_a_cancel_is_told(engine: Engine, receiving: Receiver, where: str)
     assert message["data"]["type"] == "task_cancelled"
 
 
-async def test_a_job_that_waits_too_long_tells_that(engine: Engine, receiving: Receiver) -> None:
+async def test_a_job_that_waits_too_long_sends_a_webhook(engine: Engine, receiving: Receiver) -> None:
     options = handler_options(queue=QueueOptions(ahead=0, max_queued_s=0.05), run_limits=RunLimits(max_queued_s=0.05))
     async with running_gateway(engine.url, changed=options, **SET) as gateway:
         await submit(gateway.http, invert_workflow(), webhook={"url": receiving.url()})
@@ -198,7 +198,7 @@ async def test_a_job_that_waits_too_long_tells_that(engine: Engine, receiving: R
     assert (message["type"], message["data"]["type"]) == ("prompt.failed", "timeout")
 
 
-async def test_the_operator_is_told_of_every_job_and_no_caller_sees_its_url(
+async def test_the_operator_gets_a_webhook_for_every_job_and_callers_never_see_its_url(
     engine: Engine, receiving: Receiver
 ) -> None:
     url = receiving.url("/ops?token=geheim")
@@ -212,7 +212,7 @@ async def test_the_operator_is_told_of_every_job_and_no_caller_sees_its_url(
     assert [message["type"] for message in messages] == ["prompt.succeeded"] * 2
 
 
-async def test_a_receiver_that_is_away_fails_no_job_and_shows_in_lists_and_looks(
+async def test_a_failing_receiver_fails_no_job_and_is_shown_in_lists(
     engine: Engine, receiving: Receiver, log_lines: Lines
 ) -> None:
     receiving.replies = [with_status(503)]
@@ -249,7 +249,7 @@ async def test_webhooks_are_sent_again_on_request(engine: Engine, receiving: Rec
     assert verified(second)["data"]["prompt_id"] == prompt_id
 
 
-async def test_what_cannot_be_sent_again_says_why(engine: Engine, receiving: Receiver) -> None:
+async def test_a_webhook_that_cannot_be_sent_again_gets_the_reason(engine: Engine, receiving: Receiver) -> None:
     async def again(prompt_id: str, gateway: RunningGateway) -> tuple[int, str]:
         async with gateway.http.post(f"/prompt_sync/{prompt_id}/webhook") as response:
             body = await response.json()
@@ -293,7 +293,9 @@ async def test_what_cannot_be_sent_again_says_why(engine: Engine, receiving: Rec
         ({"url": "http://[::ffff:127.0.0.9]/?geheim"}, "webhook.url"),
     ],
 )
-async def test_a_bad_webhook_is_refused_by_name(telling: RunningGateway, webhook: Any, named: str, kind: str) -> None:
+async def test_an_invalid_webhook_is_refused_by_name(
+    telling: RunningGateway, webhook: Any, named: str, kind: str
+) -> None:
     headers = ASYNC if kind == "async" else {}
     body = {"prompt": invert_workflow(), "webhook": webhook}
     async with telling.http.post("/prompt_sync", json=body, headers=headers) as response:
@@ -304,7 +306,7 @@ async def test_a_bad_webhook_is_refused_by_name(telling: RunningGateway, webhook
     assert (await listed(telling.http))["jobs"] == []
 
 
-async def test_without_its_settings_the_field_is_refused_by_name(gateway: RunningGateway) -> None:
+async def test_the_webhook_field_is_refused_without_its_settings(gateway: RunningGateway) -> None:
     status, body = await gateway.prompt_sync(invert_workflow(), webhook={"url": "https://example.org"})
     assert (status, body["type"]) == (422, "invalid_request")
     assert "webhook" in body["detail"]
@@ -323,7 +325,7 @@ async def test_without_its_settings_the_field_is_refused_by_name(gateway: Runnin
         ({**SET, "webhook_url_allow": "10.0.0.0/99"}, "webhook_url_allow"),
     ],
 )
-def test_a_setting_that_cannot_be_used_stops_the_start_by_name(settings: dict[str, Any], named: str) -> None:
+def test_an_unusable_webhook_setting_stops_the_start_by_name(settings: dict[str, Any], named: str) -> None:
     with pytest.raises(ValidationError) as caught:
         Settings(**settings)
     assert named in str(caught.value)
@@ -331,9 +333,7 @@ def test_a_setting_that_cannot_be_used_stops_the_start_by_name(settings: dict[st
         assert secret not in str(caught.value)
 
 
-async def test_the_first_call_s_webhook_stays_and_is_no_part_of_the_request(
-    engine: Engine, receiving: Receiver
-) -> None:
+async def test_the_webhook_of_the_first_call_with_an_id_is_kept(engine: Engine, receiving: Receiver) -> None:
     async with running_gateway(engine.url, **SET) as gateway, receiver() as other:
         prompt_id = str(uuid4())
         await submit(gateway.http, sleep_workflow(0.5), prompt_id=prompt_id, webhook={"url": receiving.url()})
@@ -345,8 +345,8 @@ async def test_the_first_call_s_webhook_stays_and_is_no_part_of_the_request(
         assert other.received == []
 
 
-async def test_without_webhooks_a_prompt_costs_no_statement_more(engine: Engine, tmp_path: Path) -> None:
-    """Of the journal: none about webhooks, whether they could be sent or not."""
+async def test_a_prompt_without_webhooks_needs_no_statements_about_them(engine: Engine, tmp_path: Path) -> None:
+    """The journal runs no statement about webhooks, although the settings allow them."""
     async with running_gateway(engine.url, **SET, state_dir=tmp_path) as gateway:
         statements: list[str] = []
         await gateway.handler.journal.get(str(uuid4()))
@@ -361,8 +361,8 @@ async def test_without_webhooks_a_prompt_costs_no_statement_more(engine: Engine,
     assert not [one for one in statements if "deliveries" in one]
 
 
-async def test_a_result_that_is_too_long_is_told_without_its_outputs(engine: Engine, receiving: Receiver) -> None:
-    """Two hundred pictures with long names."""
+async def test_a_webhook_omits_outputs_that_are_too_long(engine: Engine, receiving: Receiver) -> None:
+    """A thousand pictures with long names."""
     async with running_gateway(engine.url, **SET) as gateway:
         workflow = invert_workflow(prefix="a" * 200)
         workflow["1"]["inputs"]["batch_size"] = 1000
@@ -376,7 +376,7 @@ async def test_a_result_that_is_too_long_is_told_without_its_outputs(engine: Eng
     assert len(message["data"]["images"]) == len(result["images"]) == 1000
 
 
-async def test_what_waits_when_the_secret_is_taken_away_is_kept_and_told_of(
+async def test_a_waiting_webhook_is_kept_while_the_secret_is_removed(
     engine: Engine, receiving: Receiver, tmp_path: Path, log_lines: Lines
 ) -> None:
     receiving.replies = [with_status(500), with_status(204)]
@@ -396,7 +396,7 @@ async def test_what_waits_when_the_secret_is_taken_away_is_kept_and_told_of(
 # Restarts
 
 
-async def test_a_gateway_that_is_killed_between_end_and_delivery_tells_after_its_restart(
+async def test_a_webhook_that_a_kill_interrupted_is_sent_after_the_restart(
     tmp_path: Path, engine: Engine, receiving: Receiver
 ) -> None:
     receiving.replies = [hang, with_status(204)]
@@ -413,7 +413,9 @@ async def test_a_gateway_that_is_killed_between_end_and_delivery_tells_after_its
     assert verified(second)["data"]["prompt_id"] == prompt_id
 
 
-async def test_what_a_restart_canceled_is_told(tmp_path: Path, engine: Engine, receiving: Receiver) -> None:
+async def test_a_job_that_a_restart_canceled_sends_its_webhook(
+    tmp_path: Path, engine: Engine, receiving: Receiver
+) -> None:
     settings = {**VARIABLES, "STATE_DIR": str(tmp_path), "SHUTDOWN_GRACE_SECONDS": "5"}
     async with gateway_process(engine.url, **settings) as gateway:
         body = {"prompt": sleep_workflow(30), "webhook": {"url": receiving.url(), "events": ALL}}
@@ -423,7 +425,7 @@ async def test_what_a_restart_canceled_is_told(tmp_path: Path, engine: Engine, r
         with pytest.raises(aiohttp.ClientError):
             await call
     async with gateway_process(engine.url, **settings):
-        # The first one may have come twice: its delivery need not have been written down.
+        # The first message may come twice, because its delivery may not have been recorded.
         messages = await until(lambda: told(receiving), lambda found: found[-1]["type"] != "prompt.started")
     assert messages[-1]["type"] == "prompt.canceled"
     assert {message["data"]["prompt_id"] for message in messages} == {messages[0]["data"]["prompt_id"]}

@@ -1,4 +1,4 @@
-"""Webhooks behind keys: each key of KEYS_FILE signs with its own secret, and sees its own."""
+"""Webhooks with keys: each key in KEYS_FILE signs with its own secret, and controls only its own webhooks."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ def _keys(tmp_path: Path) -> Path:
     return write_keys(tmp_path / "keys.toml", text + table("root", ROOT, "admin"))
 
 
-@pytest.mark.parametrize("of_settings", [{}, {"webhook_secret": SECRET}], ids=["keys only", "with WEBHOOK_SECRET"])
+@pytest.mark.parametrize("settings", [{}, {"webhook_secret": SECRET}], ids=["only keys", "with WEBHOOK_SECRET"])
 async def test_each_key_signs_with_its_own_secret(
-    engine: Engine, tmp_path: Path, receiving: Receiver, of_settings: dict[str, Any]
+    engine: Engine, tmp_path: Path, receiving: Receiver, settings: dict[str, Any]
 ) -> None:
-    async with running_gateway(engine.url, keys_file=_keys(tmp_path), api_keys=KEY, **_SET, **of_settings) as gateway:
+    async with running_gateway(engine.url, keys_file=_keys(tmp_path), api_keys=KEY, **_SET, **settings) as gateway:
         calls = Calls(gateway)
         secrets = {}
         for number, (key, secret) in enumerate(((ALICE, _OF_ALICE), (BOB, _OF_BOB), (KEY, SECRET))):
             webhook = {"url": receiving.url()}
             status, job = await calls.submit(key, invert_workflow(number), _ASYNC, webhook=webhook)
-            if key == KEY and not of_settings:
+            if key == KEY and not settings:
                 assert (status, job["type"]) == (422, "invalid_request")
                 assert "WEBHOOK_SECRET is not set" in job["detail"]
                 continue
@@ -50,7 +50,7 @@ async def test_each_key_signs_with_its_own_secret(
                     Webhook(other).verify(came.body, came.headers)
 
 
-async def test_a_key_without_a_secret_may_ask_for_no_webhook(
+async def test_a_key_without_a_secret_cannot_request_webhooks(
     engine: Engine, tmp_path: Path, receiving: Receiver
 ) -> None:
     async with running_gateway(engine.url, keys_file=_keys(tmp_path), webhook_secret=SECRET, **_SET) as gateway:
@@ -58,7 +58,7 @@ async def test_a_key_without_a_secret_may_ask_for_no_webhook(
     assert (status, told["detail"]) == (422, "webhook: the key 'root' has no webhook_secret in KEYS_FILE")
 
 
-async def test_another_s_webhook_cannot_be_sent_again(engine: Engine, tmp_path: Path, receiving: Receiver) -> None:
+async def test_another_keys_webhook_cannot_be_sent_again(engine: Engine, tmp_path: Path, receiving: Receiver) -> None:
     async with running_gateway(engine.url, keys_file=_keys(tmp_path), **_SET) as gateway:
         calls = Calls(gateway)
         webhook = {"url": receiving.url()}
@@ -73,7 +73,9 @@ async def test_another_s_webhook_cannot_be_sent_again(engine: Engine, tmp_path: 
             Webhook(_OF_ALICE).verify(came.body, came.headers)
 
 
-async def test_a_webhook_s_link_opens_the_file_of_its_job(engine: Engine, tmp_path: Path, receiving: Receiver) -> None:
+async def test_the_link_in_a_webhook_opens_its_file_without_a_key(
+    engine: Engine, tmp_path: Path, receiving: Receiver
+) -> None:
     async with running_gateway(engine.url, keys_file=_keys(tmp_path), **_SET) as gateway:
         await Calls(gateway).submit(ALICE, invert_workflow(), _ASYNC, webhook={"url": receiving.url()})
         (came,) = await receiving.got(1)

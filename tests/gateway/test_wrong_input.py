@@ -1,4 +1,4 @@
-"""What is wrong with a request has a status of its own, and leaves neither files nor error lines behind; never 500."""
+"""Wrong requests get a status of their own, never 500, and leave neither files nor error lines behind."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ async def test_no_header_value_makes_an_endpoint_fail(gateway: RunningGateway, l
 
 
 @pytest.mark.parametrize("value", ["日本".encode(), b"caf\xe9", b"a\tb"])
-async def test_the_header_values_of_a_submission_reach_comfyui_as_they_came(value: bytes) -> None:
+async def test_the_header_values_of_a_submission_reach_comfyui_unchanged(value: bytes) -> None:
     async def answering(exchange: Exchange) -> None:
         await exchange.body()
         await exchange.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
@@ -108,7 +108,7 @@ def form_type(boundary: bytes = b"XX") -> tuple[bytes, bytes]:
 @pytest.mark.parametrize(
     "boundary", [b"b" * 257, b"b" * 60_000, b'""', b"\xff\xfe"], ids=[257, 60_000, "empty", "8bit"]
 )
-async def test_a_boundary_that_cannot_be_used_is_422_and_leaves_nothing(
+async def test_an_unusable_boundary_gets_422_and_leaves_no_files(
     gateway: RunningGateway, form_folder: Path, boundary: bytes, path: bytes
 ) -> None:
     answer = await raw_request(gateway.url, request(b"POST " + path, form_type(boundary), body=b"x"))
@@ -125,7 +125,7 @@ async def post_form(gateway: GatewayProcess, path: str, *, files: bool) -> tuple
         return response.status, await response.json()
 
 
-async def test_a_folder_for_temporary_files_that_cannot_be_used_is_503_by_name(engine: Engine, tmp_path: Path) -> None:
+async def test_an_unusable_folder_for_temporary_files_gets_503_by_name(engine: Engine, tmp_path: Path) -> None:
     folder = tmp_path / "spool"
     folder.mkdir()
     async with gateway_process(engine.url, TMPDIR=str(folder)) as gateway:
@@ -141,7 +141,9 @@ async def test_a_folder_for_temporary_files_that_cannot_be_used_is_503_by_name(e
             assert status == 200, "a form without files needs no folder"
 
 
-async def test_a_file_that_does_not_fit_on_the_disk_is_503_and_leaves_nothing(engine: Engine, tmp_path: Path) -> None:
+async def test_a_file_that_is_too_large_for_the_disk_gets_503_and_leaves_no_files(
+    engine: Engine, tmp_path: Path
+) -> None:
     async with gateway_process(engine.url, TMPDIR=str(tmp_path)) as gateway:
         resource.prlimit(gateway.process.pid, resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
         for path in ("/prompt_sync", "/validate"):
@@ -151,9 +153,7 @@ async def test_a_file_that_does_not_fit_on_the_disk_is_503_and_leaves_nothing(en
         await nothing_is_left(tmp_path)
 
 
-async def test_a_request_that_validate_cannot_take_is_not_called_a_fault_of_comfyui(
-    gateway: RunningGateway, form_folder: Path
-) -> None:
+async def test_validate_refuses_an_invalid_file_name_with_400(gateway: RunningGateway, form_folder: Path) -> None:
     body = form(files=True).replace(b"a.png", b"../../b")
     answer = await raw_request(gateway.url, request(b"POST /validate", form_type(), body=body))
     assert status_of(answer) == 400, answer
@@ -162,7 +162,7 @@ async def test_a_request_that_validate_cannot_take_is_not_called_a_fault_of_comf
 
 
 @pytest.mark.parametrize("number", ["nan", "inf", "-inf", "1e400"])
-async def test_a_number_that_no_json_has_is_422(gateway: RunningGateway, number: str) -> None:
+async def test_a_number_that_json_does_not_have_gets_422(gateway: RunningGateway, number: str) -> None:
     async with gateway.http.post("/prompt_sync", json={"prompt": invert_workflow(), "number": number}) as response:
         assert response.status == 422
         assert (await response.json())["detail"].startswith("number: ")
@@ -194,13 +194,13 @@ async def leave(url: str, line: bytes, headers: tuple[tuple[bytes, bytes], ...],
     async with raw_client(url) as (_, writer):
         writer.write(request(line, *headers, framing) + body)
         await writer.drain()
-        await asyncio.sleep(0.05)  # so that the request is being read
+        await asyncio.sleep(0.05)  # by then the gateway reads the request
         if how == "half closed":
             writer.write_eof()
             await asyncio.sleep(0.05)
 
 
-async def test_a_client_that_leaves_in_mid_body_is_no_error_line_and_leaves_nothing(
+async def test_a_client_that_leaves_during_its_body_causes_no_error_and_leaves_no_files(
     own_engine: str, tmp_path: Path
 ) -> None:
     for keys in ("", "secret"):
@@ -234,20 +234,20 @@ async def test_a_client_that_does_not_read_its_answer_is_cut_off_without_an_erro
         port = gateway.http._base_url.port if gateway.http._base_url else 0
         loop = asyncio.get_running_loop()
         for line, headers in ANSWERS.values():
-            told = sum(entry["event"] == "client.slow" for entry in gateway.lines)
+            before = sum(entry["event"] == "client.slow" for entry in gateway.lines)
             with socket.socket() as client:
                 client.setblocking(False)
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
                 await loop.sock_connect(client, ("127.0.0.1", port))
                 await loop.sock_sendall(client, request(line, *headers, body=body if line.startswith(b"POST") else b""))
                 await eventually(
-                    lambda told=told: sum(entry["event"] == "client.slow" for entry in gateway.lines) > told,  # type: ignore[misc]
+                    lambda before=before: sum(entry["event"] == "client.slow" for entry in gateway.lines) > before,  # type: ignore[misc]
                     within_s=20,
                 )
         assert gateway.lines_of("warning", "error", "critical") == []
 
 
-async def test_a_gateway_that_ends_in_mid_body_leaves_no_folder(engine: Engine, form_folder: Path) -> None:
+async def test_a_gateway_that_stops_during_a_body_leaves_no_folder(engine: Engine, form_folder: Path) -> None:
     async with running_gateway(engine.url) as gateway:
         parts = urlsplit(gateway.url)
         _, writer = await asyncio.open_connection(parts.hostname, parts.port)
@@ -265,14 +265,14 @@ async def test_a_gateway_that_ends_in_mid_body_leaves_no_folder(engine: Engine, 
     await nothing_is_left(form_folder)
 
 
-# An object store that says nothing
+# An object store that does not answer
 
 SILENCES = {"from the start": b"", "after the upload has begun": b"POST "}
 
 
 @asynccontextmanager
 async def silent_store(answers: bytes) -> AsyncIterator[str]:
-    """An object store that answers only requests that begin with `answers`, and is silent from then on."""
+    """Gives the address of an object store that answers only requests that begin with `answers`."""
     begun = (
         b"<InitiateMultipartUploadResult><Bucket>renders</Bucket><Key>k</Key><UploadId>u</UploadId>"
         b"</InitiateMultipartUploadResult>"
@@ -299,7 +299,9 @@ async def silent_store(answers: bytes) -> AsyncIterator[str]:
 
 @pytest.mark.parametrize("answers", SILENCES.values(), ids=SILENCES.keys())
 @pytest.mark.parametrize("accept", ["application/json", "text/event-stream"])
-async def test_a_silent_store_keeps_no_caller_beyond_the_timeout(engine: Engine, answers: bytes, accept: str) -> None:
+async def test_a_silent_store_keeps_no_caller_waiting_beyond_the_timeout(
+    engine: Engine, answers: bytes, accept: str
+) -> None:
     pytest.importorskip("aiobotocore")
     large = {"size": 9_000_000, "count": 1, "extension": "mp4", "output_key": "video", "filename_prefix": "x"}
     workflow = {"1": {"class_type": "SimulatedOutput", "inputs": large}} if answers else invert_workflow()
