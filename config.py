@@ -68,7 +68,8 @@ from comfyui.web.server.serving import ServingOptions
 _LONGEST_LINK_S = 366 * 24 * 3600
 # An international name is written in ASCII, because links are also sent as headers.
 _PUBLIC_URL = re.compile(
-    r"https?://(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]+)?(?:/(?:[A-Za-z0-9._~!$&()*+,;=:@-]|%[0-9A-Fa-f]{2})*)*",
+    r"https?://(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]+)?(?:/(?:[A-Za-z0-9._~!$&()*+,;=:@-]|%[0-9A-Fa-f]{2})*)"
+    "*",
     re.IGNORECASE,
 )
 
@@ -99,236 +100,308 @@ class Settings(
 
     server_host: Annotated[CommaList, AfterValidator(parse_listen)] = Field(
         default=("0.0.0.0",),  # noqa: S104 - a container's default
-        description="Addresses to listen on, IPv4 or IPv6 (0.0.0.0,:: for all of both).",
+        description="IPv4 or IPv6 addresses to listen on; 0.0.0.0,:: means all of both kinds.",
     )
-    server_port: int = Field(default=18188, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    server_port: int = Field(default=18188, ge=0, le=65535, description="Port to listen on; 0 means any free port.")
     comfyui_headers: SecretStr | None = Field(
         default=None,
-        description="Headers to send to ComfyUI: lines of 'Name: value', or JSON by address if they differ.",
+        description=(
+            "Headers that the gateway sends to ComfyUI: lines of 'Name: value', or a JSON object by address if they"
+            " differ."
+        ),
     )
     comfyui_tls_verify: str = Field(
         default="true",
-        description="Check ComfyUI's certificate: true, false, or a file with its authority; JSON by address.",
+        description=(
+            "Whether ComfyUI's TLS certificate is checked: true, false, or a PEM file of its authority; or JSON by"
+            " address."
+        ),
     )
     backend: CommaList = Field(
         default=("comfyui",),
-        description="The runner of prompts: comfyui, runpod (a serverless endpoint), or both: comfyui,runpod.",
+        description="Where prompts run: comfyui, runpod (a serverless endpoint), or both: comfyui,runpod.",
     )
     runpod_endpoint_id: str = Field(
-        default="", description="Id of the endpoint that runs prompts; needed with runpod in BACKEND."
+        default="", description="Id of the RunPod endpoint that runs prompts; required if BACKEND has runpod."
     )
     runpod_api_key: SecretStr | None = Field(
-        default=None, description="RunPod's API key; needed with runpod in BACKEND."
+        default=None, description="RunPod's API key; required if BACKEND has runpod."
     )
     runpod_endpoint_url: WebUrl = Field(
-        default="", description="Another API server with RunPod's protocol; empty: RunPod's own."
+        default="", description="URL of another API server with RunPod's protocol; empty means RunPod's own server."
     )
     runpod_data_dir: Path = Field(
         default=Path("runpod-data"),
-        description="Folder of results and inputs of prompts that ran on RunPod. One gateway at a time.",
+        description=(
+            "Folder for results and inputs of prompts that ran on RunPod. Only one gateway at a time may use it."
+        ),
     )
     runpod_data_days: float = Field(
         default=0,
         ge=0,
         allow_inf_nan=False,
-        description="Days after which results and inputs in RUNPOD_DATA_DIR are removed; 0: never, as in ComfyUI.",
+        description="Days after which results and inputs in RUNPOD_DATA_DIR are removed; 0 means never, as in ComfyUI.",
     )
     default_timeout: float = Field(
-        default=300, gt=0, description="Seconds that a request waits if it does not say how long."
+        default=300, gt=0, description="Seconds that a request waits for its result if it does not set timeout."
     )
-    max_timeout: float = Field(default=3600, gt=0, description="Most seconds that a request may ask to wait.")
+    max_timeout: float = Field(default=3600, gt=0, description="Longest timeout, in seconds, that a request may set.")
     max_concurrent_requests: int = Field(
-        default=1000, ge=1, description="Requests that may wait at once; more get 429."
+        default=1000, ge=1, description="Most requests that wait at the same time; further ones get 429."
     )
     max_request_body_mb: float = Field(
-        default=100, gt=0, description="Largest body of the gateway's own endpoints, in MB."
+        default=100, gt=0, description="Largest request body of the gateway's own endpoints, in MB."
     )
     max_buffered_mb: float = Field(
-        default=1000, gt=0, description="Bodies of all requests in flight together, in MB; more get 429."
+        default=1000,
+        gt=0,
+        description="Most MB that the bodies of all current requests take together; further requests get 429.",
     )
     max_json_values: int = Field(
-        default=250_000, ge=1000, description="Values of one JSON body, at every depth; more get 413."
+        default=250_000,
+        ge=1000,
+        description="Most values in one JSON body, at all depths together; a body with more gets 413.",
     )
     max_json_depth: int = Field(
-        default=900, ge=16, le=900, description="Lists and objects within each other in one JSON body; more get 400."
+        default=900,
+        ge=16,
+        le=900,
+        description="Deepest nesting of lists and objects in one JSON body; a deeper body gets 400.",
     )
-    max_workflow_nodes: int = Field(default=10_000, ge=1, description="Nodes of one workflow; more get 413.")
-    max_node_inputs: int = Field(default=1_000, ge=1, description="Inputs of one node; more get 413.")
+    max_workflow_nodes: int = Field(
+        default=10_000, ge=1, description="Most nodes in one workflow; a workflow with more gets 413."
+    )
+    max_node_inputs: int = Field(
+        default=1_000, ge=1, description="Most inputs of one node; a workflow with more gets 413."
+    )
     max_inputs: int = Field(
-        default=1_000, ge=1, description="Files that one request may bring, in any form; more get 413."
+        default=1_000,
+        ge=1,
+        description="Most input files of one request, however they are sent; a request with more gets 413.",
     )
     max_name_length: int = Field(
-        default=512, ge=16, le=4000, description="Characters of a node id, class or input name; more get 413."
+        default=512,
+        ge=16,
+        le=4000,
+        description="Most characters of a node id, node class or input name; a workflow with a longer one gets 413.",
     )
     max_problems: int = Field(
-        default=500, ge=1, description="Errors that an answer lists, and as many warnings; the rest are only counted."
+        default=500,
+        ge=1,
+        description="Most errors, and most warnings, that an answer lists; the rest are only counted.",
     )
     max_header_kb: float = Field(
-        default=64, ge=1, le=1000, description="A request's target and headers together, in KB; more get 431."
+        default=64,
+        ge=1,
+        le=1000,
+        description="Largest size of a request's target and headers together, in KB; a larger request gets 431.",
     )
     header_seconds: float = Field(
-        default=20, gt=0, description="Seconds within which a connection must send the whole head of a request."
+        default=20, gt=0, description="Seconds within which a client must send all headers of a request."
     )
     client_idle_seconds: float = Field(
         default=60,
         gt=0,
-        description="Seconds after which a client that neither sends its body nor reads is disconnected.",
+        description="Seconds after which a client is disconnected if it neither sends its body nor reads its answer.",
     )
     min_body_kb_per_second: float = Field(
-        default=1, ge=0, description="Least KB a second of a body, after CLIENT_IDLE_SECONDS of waiting; 0: no limit."
+        default=1,
+        ge=0,
+        description=(
+            "Lowest speed of a request body, in KB a second, checked after CLIENT_IDLE_SECONDS; 0 means no limit."
+        ),
     )
     oom_retries: int = Field(
-        default=0, ge=0, le=10, description="How often a prompt that ran out of memory is submitted again, after /free."
+        default=0,
+        ge=0,
+        le=10,
+        description="How often a prompt that ran out of GPU memory is submitted again, after a call of /free.",
     )
     silent_after: float = Field(
-        default=600, gt=0, description="Seconds that a prompt may run without any event before it is logged."
+        default=600, gt=0, description="Seconds without any event from ComfyUI after which a running prompt is logged."
     )
     dead_after: float = Field(
         default=0,
         ge=0,
-        description="Seconds without any event after which a server that runs a prompt is not ready; 0: never.",
+        description=(
+            "Seconds without any event after which a server that runs a prompt counts as not ready; 0 means never."
+        ),
     )
-    cancel_on_timeout: bool = Field(default=True, description="Cancel the prompt when its last request timed out.")
-    cancel_on_disconnect: bool = Field(default=True, description="Cancel the prompt when its last client went away.")
+    cancel_on_timeout: bool = Field(
+        default=True, description="Whether a prompt is cancelled when the last request for it has timed out."
+    )
+    cancel_on_disconnect: bool = Field(
+        default=True,
+        description="Whether a prompt is cancelled when the last client that waits for it has disconnected.",
+    )
     cancel_on_shutdown: bool = Field(
-        default=False, description="Cancel prompts in flight at shutdown; otherwise callers can attach to them again."
+        default=False,
+        description="Whether unfinished prompts are cancelled at shutdown; if not, callers can attach to them again.",
     )
     shutdown_grace_seconds: float = Field(
-        default=30, ge=0, description="Seconds that prompts in flight get to finish after SIGTERM."
+        default=30, ge=0, description="Seconds that unfinished prompts get to finish after SIGTERM."
     )
     warmup_workflow: Path | None = Field(
-        default=None, description="A workflow (API format) to run before the gateway says that it is ready."
+        default=None,
+        description="File of a workflow (API format) that runs once before the gateway reports that it is ready.",
     )
     queue: Literal["auto", "gateway", "comfyui"] = Field(
         default="auto",
-        description="Place where prompts wait: gateway or comfyui; auto: comfyui with one server and no KEYS_FILE.",
+        description="Where prompts wait: gateway or comfyui; auto means comfyui with one server and no KEYS_FILE.",
     )
     state_dir: Path | None = Field(
         default=Path("gateway-state"),
-        description="Folder of the jobs, which survive a restart there. One gateway at a time; empty: in memory.",
+        description=(
+            "Folder of the jobs, so that they survive a restart; empty keeps them in memory. Only one gateway at a"
+            " time."
+        ),
     )
     jobs_keep_days: float = Field(
-        default=7, ge=1, allow_inf_nan=False, description="Days after which jobs that have ended are removed."
+        default=7, ge=1, allow_inf_nan=False, description="Days after which ended jobs are removed."
     )
     jobs_keep: int = Field(
-        default=100_000, ge=1, description="Ended jobs that are kept; those of the last day are always kept."
+        default=100_000, ge=1, description="Most ended jobs that are kept; those of the last day are always kept."
     )
     inputs_keep_days: float = Field(
         default=0,
         ge=0,
         allow_inf_nan=False,
-        description="Days that inputs of async jobs are kept when no job needs them; 0: only in ComfyUI.",
+        description=(
+            "Days that inputs of async jobs are kept after no job needs them; 0 means they stay only in ComfyUI."
+        ),
     )
     max_stored_inputs_mb: float = Field(
         default=10_000,
         gt=0,
-        description="Inputs of async jobs, uploads and assets, in MB; above it, old uploads are removed, then 429.",
+        description="Most MB of inputs, uploads and assets; old uploads are removed first, then further ones get 429.",
     )
     usage_keep_days: float = Field(
-        default=400, ge=1, allow_inf_nan=False, description="Days for which the usage of each key is kept."
+        default=400, ge=1, allow_inf_nan=False, description="Days for which the usage records of each key are kept."
     )
-    max_queued_jobs: int = Field(default=10_000, ge=1, description="Async jobs that may wait; more get 429.")
+    max_queued_jobs: int = Field(default=10_000, ge=1, description="Most async jobs that wait; further ones get 429.")
     reattach_seconds: float = Field(
         default=60,
         ge=0,
         allow_inf_nan=False,
-        description="Seconds that a job with its caller's id waits for a caller who left; 0: it is canceled at once.",
+        description=(
+            "Seconds that a job with its caller's id waits for a caller who left; 0 means it is cancelled at once."
+        ),
     )
     max_execution_seconds: float = Field(
         default=0,
         ge=0,
         allow_inf_nan=False,
-        description="Seconds that an async job may run; 0: MAX_TIMEOUT.",
+        description="Most seconds that an async job may run; 0 means MAX_TIMEOUT.",
     )
     max_queued_seconds: float = Field(
-        default=0, ge=0, allow_inf_nan=False, description="Seconds that an async job may wait before it runs; 0: any."
+        default=0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Most seconds that an async job may wait before it runs; 0 means no limit.",
     )
 
     webhook_secret: SecretList = Field(
         default=(),
-        description="Secrets that sign webhooks: base64 of 24 bytes or more; several during a rotation.",
+        description="Secrets that sign webhooks: base64 of 24 bytes or more. Give both secrets while you replace one.",
     )
     webhook_url: WebUrl = Field(
-        default="", description="URL that gets the end of every job; needs WEBHOOK_SECRET and PUBLIC_URL."
+        default="", description="URL that gets a webhook when any job ends; requires WEBHOOK_SECRET and PUBLIC_URL."
     )
     webhook_url_allow: CommaList = Field(
-        default=(), description="Private hosts, host:port or CIDRs that callers' webhooks may reach."
+        default=(), description="Private hosts, host:port or CIDRs that callers' webhooks may be sent to."
     )
     max_multipart_mb: float = Field(
         default=1000,
         gt=0,
-        description="Largest form (multipart/form-data) of /prompt_sync and of assets, in MB; it is kept on disk.",
+        description=(
+            "Largest form (multipart/form-data) for /prompt_sync and assets, in MB; its files are buffered on disk."
+        ),
     )
     preflight: bool = Field(
-        default=False, description="Check workflows against the node definitions before they are queued."
+        default=False,
+        description="Whether workflows are checked against ComfyUI's node definitions before they are queued.",
     )
     convert_max_megapixels: float = Field(
-        default=80, gt=0, description="Largest image that is converted to another format; larger ones pass unchanged."
+        default=80,
+        gt=0,
+        description=(
+            "Largest image, in megapixels, that is converted to another format; larger ones are delivered unchanged."
+        ),
     )
     convert_at_once: int = Field(
-        default=2, ge=1, le=64, description="Images that are converted at the same time; the others wait."
+        default=2, ge=1, le=64, description="Most images that are converted at the same time; the others wait."
     )
     convert_memory_mb: float = Field(
         default=2000,
         gt=0,
-        description="MB of memory that all conversions together may take; others wait, larger ones are not done.",
+        description=(
+            "Most MB of memory for all conversions together; others wait, and an image that needs more is not"
+            " converted."
+        ),
     )
     output_store: Literal["none", "s3"] = Field(
-        default="none", description="Store for the files of requests that name none; s3 needs S3_BUCKET."
+        default="none",
+        description="Where files are stored if a request does not say: none or s3; s3 requires S3_BUCKET.",
     )
 
     api_keys: SecretList = Field(
         default=(),
-        description="Keys that may do everything; with these or KEYS_FILE, every path but the probes needs a key.",
+        description=(
+            "Keys that may do everything. With API_KEYS or KEYS_FILE, every path except the probes requires a key."
+        ),
     )
     keys_file: Path | None = Field(
-        default=None, description="A TOML file of keys with names, roles and limits, read again when it changes."
+        default=None, description="TOML file of keys with names, roles and limits; it is read again when it changes."
     )
     login_hours: float = Field(default=168, gt=0, description="Hours that a browser stays signed in.")
     cors_allow_origins: CommaList = Field(
-        default=(), description="Origins (https://example.org) whose pages may use the gateway; * for all."
+        default=(), description="Origins (https://example.org) whose pages may call the gateway; * means all."
     )
     allowed_hosts: Annotated[CommaList, AfterValidator(parse_hosts)] = Field(
         default=(),
-        description="Without keys: further names by which the gateway may be called (*.example.org); * for all.",
+        description="Further host names that requests may use if no keys are set (*.example.org); * means all.",
     )
     openai_models: Annotated[CommaList, AfterValidator(check_models)] = Field(
         default=(),
-        description="Models of OpenAI's image API as named workflows: gpt-image-1=portrait,gpt-image-1=retouch.",
+        description=(
+            "Named workflows that serve as models of OpenAI's image API: gpt-image-1=portrait,gpt-image-1=retouch."
+        ),
     )
     openai_generations: str | None = Field(
-        default=None, description="The named workflow for generations that name no model."
+        default=None, description="Named workflow for image generations that name no model."
     )
-    openai_edits: str | None = Field(default=None, description="The named workflow for edits that name no model.")
+    openai_edits: str | None = Field(default=None, description="Named workflow for image edits that name no model.")
     public_url: WebUrl = Field(
         default="",
-        description="URL of the gateway for clients (https://example.org/comfy); links in answers begin with it.",
+        description="The gateway's URL for clients (https://example.org/comfy); links in answers begin with it.",
     )
     link_seconds: int = Field(
         default=LINK_S,
         ge=1,
         le=_LONGEST_LINK_S,
-        description="Seconds that links to files in a webhook open without a key, if keys are required.",
+        description="Seconds that file links in a webhook work without a key, if keys are required.",
     )
     forwarded_allow_ips: CommaList = Field(
         default=DEFAULT_PROXIES,
-        description="Addresses or CIDRs of reverse proxies whose X-Forwarded headers are believed; * for all.",
+        description="Addresses or CIDRs of reverse proxies whose X-Forwarded headers are trusted; * means all.",
     )
     proxy_mode: ProxyMode = Field(
-        default="full", description="Paths that are relayed: full, api (those of client libraries) or off (none)."
+        default="full",
+        description="Which of ComfyUI's paths are relayed: full (all), api (those of client libraries) or off (none).",
     )
     proxy_deny: CommaList = Field(
-        default=DEFAULT_DENY, description="Paths that are not relayed, with *; ! before one makes it an exception."
+        default=DEFAULT_DENY,
+        description="Paths that are not relayed; * matches any text, and ! before a path makes it an exception.",
     )
     proxy_timeout: float = Field(
         default=300,
         ge=0,
-        description="Seconds that a relayed request waits for ComfyUI's answer to begin; 0: no limit.",
+        description="Seconds that a relayed request waits for ComfyUI's answer to begin; 0 means no limit.",
     )
     max_upload_mb: float = Field(
         default=0,
         ge=0,
-        description="Largest body that is relayed or uploaded, in MB; 0: only ComfyUI's own limit.",
+        description="Largest body that is relayed or uploaded, in MB; 0 means only ComfyUI's own limit.",
     )
     websocket_buffer_mb: float = Field(
         default=512,
@@ -337,15 +410,22 @@ class Settings(
         " dropped, or, if prompts wait in the gateway, messages wait in files.",
     )
 
-    mcp: bool = Field(default=False, description="Serve the Model Context Protocol at /mcp; it needs the extra mcp.")
+    mcp: bool = Field(
+        default=False, description="Whether the Model Context Protocol is served at /mcp; requires the extra mcp."
+    )
     mcp_wait: float = Field(
         default=45,
         gt=0,
         le=3600,
-        description="Seconds that a tool waits for its job; then it answers with the job's id, and the job goes on.",
+        description=(
+            "Seconds that a tool waits for its job. After them it answers with the job's id, and the job goes on."
+        ),
     )
     mcp_max_tools: int = Field(
-        default=100, ge=0, le=10_000, description="Named workflows that are tools of MCP; run_named runs the others."
+        default=100,
+        ge=0,
+        le=10_000,
+        description="Most named workflows that are MCP tools of their own; run_named runs the others.",
     )
 
     @field_validator("warmup_workflow", "state_dir", "keys_file", mode="before")
@@ -357,7 +437,7 @@ class Settings(
     @classmethod
     def _one_address_at_least(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if not value:
-            raise ValueError("give at least one host:port or URL")
+            raise ValueError("must have at least one host:port or URL")
         return value
 
     @field_validator("cors_allow_origins")
@@ -366,7 +446,7 @@ class Settings(
         for origin in value:
             parts = urlsplit(origin)
             if origin != "*" and (not parts.scheme or not parts.netloc or parts.path.strip("/") or parts.query):
-                raise ValueError(f"{origin!r} is not an origin: it must be scheme://host[:port]")
+                raise ValueError(f"{origin!r} is not an origin, which has the form scheme://host[:port]")
         return tuple(origin.rstrip("/").lower() for origin in value)
 
     @field_validator("forwarded_allow_ips")
@@ -380,7 +460,7 @@ class Settings(
     def _public(cls, value: str) -> str:
         if value and not _PUBLIC_URL.fullmatch(value):
             raise ValueError(
-                "must be an http(s) URL with a host name, percent-encoded, without user, query and fragment:"
+                "must be a percent-encoded http(s) URL with a host name and without user, query and fragment, such as"
                 " https://example.org/comfy"
             )
         if value and urlsplit(value).port == 0:  # raises for a port that is too large
@@ -423,7 +503,9 @@ class Settings(
     @model_validator(mode="after")
     def _webhooks_are_complete(self) -> Self:
         if self.webhook_url and (missing := self._missing_for_webhooks()):
-            raise ValueError(f"WEBHOOK_URL is set, and {' and '.join(missing)} {'are' if missing[1:] else 'is'} not")
+            raise ValueError(
+                f"WEBHOOK_URL requires {' and '.join(missing)}, which {'are' if missing[1:] else 'is'} not set"
+            )
         return self
 
     def _missing_for_webhooks(self) -> list[str]:
@@ -437,7 +519,7 @@ class Settings(
     @model_validator(mode="after")
     def _store_is_complete(self) -> Self:
         if self.output_store == "s3" and not self.s3_bucket:
-            raise ValueError("OUTPUT_STORE is s3, but S3_BUCKET is not set")
+            raise ValueError("OUTPUT_STORE is s3, so S3_BUCKET must be set")
         return self
 
     @model_validator(mode="after")
@@ -450,13 +532,19 @@ class Settings(
                 f"BACKEND has runpod, and {' and '.join(missing)} {'are' if missing[1:] else 'is'} not set"
             )
         if self.queue == "comfyui":
-            raise ValueError("QUEUE is comfyui, and BACKEND has runpod, which has no such queue: use auto or gateway")
+            raise ValueError(
+                "QUEUE must be auto or gateway if BACKEND has runpod, because prompts cannot wait in ComfyUI's queue"
+            )
         if self.runs_on_comfyui:
             return self
         if len(self.comfyui_server_address) > 1:
-            raise ValueError("COMFYUI_SERVER_ADDRESS: BACKEND=runpod takes one address, that of the local ComfyUI")
+            raise ValueError(
+                "COMFYUI_SERVER_ADDRESS must be one address, that of the local ComfyUI, if BACKEND is runpod"
+            )
         if self.preflight:
-            raise ValueError("PREFLIGHT: with BACKEND=runpod only the endpoint's worker knows its nodes and models")
+            raise ValueError(
+                "PREFLIGHT must be false if BACKEND is runpod: only the endpoint's worker knows its nodes and models"
+            )
         return self
 
     @model_validator(mode="after")
@@ -465,20 +553,24 @@ class Settings(
             return self
         if (count := len(self.comfyui_server_address)) > 1:
             raise ValueError(
-                f"QUEUE is comfyui, and COMFYUI_SERVER_ADDRESS has {count} servers, each with a queue of its own:"
-                " use auto or gateway"
+                f"QUEUE must not be comfyui with the {count} servers of COMFYUI_SERVER_ADDRESS, each with its own"
+                " queue:"
+                " set QUEUE to auto or gateway"
             )
         if self.keys_file is not None:
             raise ValueError(
-                "QUEUE is comfyui, and KEYS_FILE is set: ComfyUI's own queue knows no owners, weights and limits;"
-                " use auto or gateway"
+                "QUEUE must not be comfyui with KEYS_FILE, because ComfyUI's own queue has no owners, weights and"
+                " limits:"
+                " set QUEUE to auto or gateway"
             )
         return self
 
     @model_validator(mode="after")
     def _timeouts_agree(self) -> Self:
         if self.default_timeout > self.max_timeout:
-            raise ValueError(f"DEFAULT_TIMEOUT ({self.default_timeout:g}) is above MAX_TIMEOUT ({self.max_timeout:g})")
+            raise ValueError(
+                f"DEFAULT_TIMEOUT ({self.default_timeout:g}) must not be above MAX_TIMEOUT ({self.max_timeout:g})"
+            )
         return self
 
     @property
@@ -565,7 +657,7 @@ class Settings(
         if not self.mcp:
             return None
         if find_spec("mcp") is None:
-            raise SettingsError("MCP: the Model Context Protocol needs the extra: pip install 'comfyui-gateway[mcp]'")
+            raise SettingsError("MCP requires the extra mcp: pip install 'comfyui-gateway[mcp]'")
         return McpOptions(wait_s=self.mcp_wait, max_tools=self.mcp_max_tools)
 
     def _keys(self) -> tuple[KeyRing, KeysFile | None]:
@@ -690,7 +782,7 @@ class Settings(
 
     def _object_store(self) -> S3Store | None:
         if self.s3_bucket and find_spec("aiobotocore") is None:
-            raise SettingsError("S3_BUCKET: object storage needs the extra: pip install 'comfyui-gateway[s3]'")
+            raise SettingsError("S3_BUCKET requires the extra s3: pip install 'comfyui-gateway[s3]'")
         try:
             return s3_store(self)
         except ValueError as error:

@@ -22,20 +22,20 @@ class Metrics:
         ProcessCollector(registry=self.registry)
         self.prompts = Counter(
             "comfyui_gateway_prompts",
-            "Prompts that were answered, by outcome: success or the type of the error body.",
+            "Prompts that were answered, by outcome: success or the type of the error.",
             ["outcome"],
             registry=self.registry,
         )
         self.key_prompts = Counter(
             "comfyui_gateway_key_prompts",
-            "Prompts that were answered, by the name of the key that submitted them and outcome.",
+            "Prompts that were answered, by outcome and by the name of the key that submitted them.",
             ["key", "outcome"],
             registry=self.registry,
         )
         self._keys: set[str] = set()
         self.stage_seconds = Histogram(
             "comfyui_gateway_stage_seconds",
-            "Time that a finished prompt spent in each stage: staging, queued, executing, collecting.",
+            "Seconds that finished prompts spent in each stage: staging, queued, executing, collecting.",
             ["stage"],
             buckets=_SECONDS,
             registry=self.registry,
@@ -53,18 +53,18 @@ class Metrics:
         )
         self.jobs = Gauge(
             "comfyui_gateway_jobs",
-            "Jobs that the journal has now, by state.",
+            "Jobs in the journal now, by state.",
             ["state"],
             registry=self.registry,
         )
         self.oldest_waiting_job_seconds = Gauge(
             "comfyui_gateway_oldest_waiting_job_seconds",
-            "Seconds that the oldest async job without a server has waited; 0 when none waits.",
+            "Seconds that the oldest async job without a server has waited; 0 if none waits.",
             registry=self.registry,
         )
         self.queue_paused = Gauge(
             "comfyui_gateway_queue_paused",
-            "1 while the gateway's queue is paused, so that no prompt leaves it.",
+            "1 while the gateway's queue is paused, so that no prompt leaves it; otherwise 0.",
             registry=self.registry,
         )
         self.journal_writes = Counter(
@@ -75,7 +75,7 @@ class Metrics:
         )
         self.journal_commit_seconds = Histogram(
             "comfyui_gateway_journal_commit_seconds",
-            "Time of one commit, which many writes may share.",
+            "Seconds that one commit to the journal took; many writes may share a commit.",
             buckets=_COMMIT_SECONDS,
             registry=self.registry,
         )
@@ -99,7 +99,7 @@ class Metrics:
         )
         self.server_up = Gauge(
             "comfyui_gateway_server_up",
-            "1 while this ComfyUI server is in the pool's rotation.",
+            "1 while this ComfyUI server is in rotation.",
             ["server"],
             registry=self.registry,
         )
@@ -111,63 +111,62 @@ class Metrics:
         )
         self.silent_seconds = Gauge(
             "comfyui_gateway_silent_seconds",
-            "Seconds for which ComfyUI has run a prompt without any event; 0 when it does not.",
+            "Seconds for which this server has run a prompt without any event from it; 0 if it runs none.",
             ["server"],
             registry=self.registry,
         )
         self.resubmissions = Counter(
             "comfyui_gateway_resubmissions",
-            "Prompts that were submitted again, by reason: reply_lost, prompt_lost, output_gone, out_of_memory, "
-            "gpu_fault.",
+            "Prompts that were submitted again, by reason: reply_lost, prompt_lost, output_gone, out_of_memory,"
+            " gpu_fault.",
             ["reason"],
             registry=self.registry,
         )
         self.cancelled = Counter(
             "comfyui_gateway_cancellations",
-            "Prompts that were taken out of ComfyUI, by reason: timeout, disconnect, request, shutdown.",
+            "Prompts that were taken out of ComfyUI, by reason: timeout, disconnect, request, shutdown, restart.",
             ["reason"],
             registry=self.registry,
         )
         self.webhooks = Counter(
             "comfyui_gateway_webhooks",
-            "Tries to deliver webhooks, by outcome: delivered, retried (failed, and is tried again), given_up, refused"
-            " (not sent: no address that may be connected to; it is tried again).",
+            "Attempts to deliver webhooks, by outcome: delivered, retried, given_up, refused.",
             ["outcome"],
             registry=self.registry,
         )
         self.relayed_bytes = Counter(
             "comfyui_gateway_relayed_bytes",
-            "Body and websocket bytes that were relayed, by direction: to_comfyui, to_client.",
+            "Bytes of relayed bodies and websocket messages, by direction: to_comfyui, to_client.",
             ["direction"],
             registry=self.registry,
         )
         self.relayed_websockets = Gauge(
             "comfyui_gateway_relayed_websockets",
-            "Client websockets that are relayed now.",
+            "Websockets of clients that are open now.",
             registry=self.registry,
         )
         self.rejected = Counter(
             "comfyui_gateway_rejected_requests",
-            "Requests that were refused before any work, by reason: overloaded, draining, unauthorized, origin,"
-            " host, body_too_large, denied, slow_client, rights, key_limit.",
+            "Requests that were refused before any work, by reason.",
             ["reason"],
             registry=self.registry,
         )
         self.runpod_jobs = Gauge(
             "comfyui_gateway_runpod_jobs",
-            "Prompts for RunPod now, by state: waiting (about to be sent), pending and running at the endpoint.",
+            "Prompts for RunPod now, by state: waiting, pending, running.",
             ["state"],
             registry=self.registry,
         )
         self.runpod_requests = Counter(
             "comfyui_gateway_runpod_requests",
-            "Requests to RunPod's API, by verb (run, status, cancel, health) and status (0: no answer).",
+            "Requests to RunPod's API, by verb (run, status, cancel, health) and HTTP status (0: no answer).",
             ["verb", "status"],
             registry=self.registry,
         )
         self.runpod_result_bytes = Counter(
             "comfyui_gateway_runpod_result_bytes",
-            "Bytes of results fetched, by source: reply of a completed job, link in it.",
+            "Bytes of results that were fetched from RunPod, by source: reply (inside the job's reply), link (behind"
+            " a link in it).",
             ["source"],
             registry=self.registry,
         )

@@ -50,7 +50,7 @@ def check_http_url(value: str) -> str:
     """The value if it is empty or an http(s) URL; raises ValueError for others."""
     parts = urlsplit(value)
     if value and (parts.scheme not in {"http", "https"} or not parts.netloc or "@" in parts.netloc):
-        raise ValueError("must be an http(s) URL without a user")
+        raise ValueError("must be an http(s) URL without user and password")
     return value
 
 
@@ -65,9 +65,11 @@ def _check_addresses(value: tuple[str, ...]) -> tuple[str, ...]:
     names, urls = [server.name for server in servers], [server.url for server in servers]
     for name, url in zip(names, urls, strict=True):
         if names.count(name) > 1:
-            raise ValueError(f"{name!r} is given to more than one server; jobs are kept by the server's name")
+            raise ValueError(
+                f"{name!r} is the name of several servers; each needs its own name, because jobs are stored by it"
+            )
         if urls.count(url) > 1:
-            raise ValueError(f"{str(url)!r} is listed more than once: each address is one server")
+            raise ValueError(f"{str(url)!r} is listed more than once; list each server once")
     return value
 
 
@@ -83,16 +85,24 @@ WebUrl = Annotated[str, AfterValidator(check_http_url)]
 ServerAddresses = Annotated[
     CommaList,
     AfterValidator(_check_addresses),
-    Field(description="ComfyUI as host:port or URL; the gateway takes several: gpu-1=host:port,gpu-2=host:port."),
+    Field(
+        description=(
+            "ComfyUI's host:port or URL. The gateway takes several, with names: gpu-1=host:port,gpu-2=host:port."
+        )
+    ),
 ]
 MaxInputMb = Annotated[
-    float, Field(gt=0, description="Largest single input (base64, data URI, URL or form part), in MB.")
+    float, Field(gt=0, description="Largest single input file (base64, data URI, URL or form part), in MB.")
 ]
-InputUrlTimeout = Annotated[float, Field(gt=0, description="Seconds for one input URL, including retries.")]
+InputUrlTimeout = Annotated[
+    float, Field(gt=0, description="Most seconds for the download of one input URL, retries included.")
+]
 PresignSeconds = Annotated[
     int,
     Field(
-        ge=1, le=MAX_PRESIGN_SECONDS, description="Seconds that links work if a request or job does not say how long."
+        ge=1,
+        le=MAX_PRESIGN_SECONDS,
+        description="Seconds that links to stored files work if a request or job does not set them.",
     ),
 ]
 
@@ -109,10 +119,12 @@ class LogFields(FieldGroup):
     log_level: Annotated[
         Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"],
         BeforeValidator(_upper),
-        Field(description="Lines below this level are not written."),
+        Field(description="Lowest level of the log lines that are written."),
     ] = "INFO"
     log_output: str = Field(
-        default="console", min_length=1, description="console, json, or the path of a file (as JSON)."
+        default="console",
+        min_length=1,
+        description="Where and how the log is written: console, json, or the path of a file (in JSON).",
     )
 
 
@@ -120,7 +132,9 @@ class AnswerFields(FieldGroup):
     """The most that ComfyUI may send at once."""
 
     max_answer_mb: float = Field(
-        default=256, gt=0, description="Largest answer of ComfyUI that is read as a whole (history, queue, …), in MB."
+        default=256,
+        gt=0,
+        description="Largest answer of ComfyUI that is read into memory as a whole (history, queue, …), in MB.",
     )
     max_frame_mb: float = Field(
         default=128, gt=0, description="Largest message that ComfyUI may send by websocket, in MB."
@@ -135,10 +149,10 @@ class ComfyUIFields(FieldGroup):
 
     comfyui_server_address: ServerAddresses = ("127.0.0.1:8188",)
     http_timeout: float = Field(
-        default=30, gt=0, description="Seconds for one request to ComfyUI; for files, seconds without data."
+        default=30, gt=0, description="Most seconds for one request to ComfyUI; for files, most seconds without data."
     )
     http_retries: int = Field(
-        default=3, ge=0, le=20, description="Further tries of a request to ComfyUI after the first."
+        default=3, ge=0, le=20, description="How often a failed request to ComfyUI is tried again."
     )
 
 
@@ -146,7 +160,10 @@ class PollFields(FieldGroup):
     """How ComfyUI is watched. The Postgres worker's POLL_INTERVAL is another setting."""
 
     poll_interval: float = Field(
-        default=1, gt=0, le=60, description="Longest time between polls while the websocket cannot be relied on."
+        default=1,
+        gt=0,
+        le=60,
+        description="Most seconds between two polls of ComfyUI while its websocket does not work.",
     )
 
 
@@ -154,19 +171,19 @@ class RecoveryFields(FieldGroup):
     """What follows if ComfyUI crashes, forgets a prompt, or has nothing to do."""
 
     lost_prompt_retries: int = Field(
-        default=1, ge=0, le=10, description="How often a prompt is submitted again when ComfyUI crashed or forgot it."
+        default=1, ge=0, le=10, description="How often a prompt is submitted again after ComfyUI crashed or forgot it."
     )
     quarantine_after: int = Field(
         default=2,
         ge=0,
         le=100,
-        description="How often a workflow may crash ComfyUI before it is refused; 0: it never is.",
+        description="Number of crashes of ComfyUI after which the workflow that caused them is refused; 0 means never.",
     )
     quarantine_seconds: float = Field(
-        default=600, gt=0, description="Seconds for which a crash counts, and for which the workflow is refused."
+        default=600, gt=0, description="Seconds for which a crash counts, and for which that workflow is refused."
     )
     free_after_idle: float = Field(
-        default=0, ge=0, description="Idle seconds after which ComfyUI unloads its models (/free); 0: never."
+        default=0, ge=0, description="Idle seconds after which ComfyUI's models are unloaded (/free); 0 means never."
     )
 
 
@@ -175,7 +192,7 @@ class InputFields(FieldGroup):
 
     max_input_mb: MaxInputMb = 512
     input_url_allow: CommaList = Field(
-        default=(), description="Private hosts, host:port or CIDRs that input URLs may reach."
+        default=(), description="Private hosts, host:port or CIDRs from which input URLs may be downloaded."
     )
     input_url_timeout: InputUrlTimeout = 60
 
@@ -189,7 +206,9 @@ class NamedFields(FieldGroup):
 
     workflows_dir: Path | None = Field(
         default=Path("workflows"),
-        description="Folder of the named workflows, which is watched and need not exist; empty: no named workflows.",
+        description=(
+            "Folder of the named workflows, which is watched and need not exist; empty means no named workflows."
+        ),
     )
 
     @field_validator("workflows_dir", mode="before")
@@ -202,21 +221,24 @@ class S3Fields(FieldGroup):
     """An object store for output files, which is not used without a bucket. `outputs.stores.s3.s3_store` makes it."""
 
     s3_bucket: str = Field(
-        default="", description="Bucket for outputs; with it, requests may ask for store s3, and workers store there."
+        default="",
+        description=(
+            "Bucket for output files. If it is set, requests may ask for the store s3, and workers store there."
+        ),
     )
     s3_region: str = Field(default="us-east-1", min_length=1, description="Region of the bucket.")
-    s3_endpoint_url: WebUrl = Field(default="", description="URL of a compatible store; empty: AWS.")
+    s3_endpoint_url: WebUrl = Field(default="", description="URL of an S3-compatible store; empty means AWS.")
     s3_public_endpoint_url: WebUrl = Field(
-        default="", description="URL of the store for clients, for links, if it is not S3_ENDPOINT_URL."
+        default="", description="URL of the store in links for clients, if it differs from S3_ENDPOINT_URL."
     )
     s3_access_key_id: SecretStr | None = Field(
-        default=None, description="Id of the access key; empty: from where AWS's tools take it."
+        default=None, description="Id of the access key; empty means that it is looked up as AWS's own tools do."
     )
-    s3_secret_access_key: SecretStr | None = Field(default=None, description="Secret of S3_ACCESS_KEY_ID.")
-    s3_session_token: SecretStr | None = Field(default=None, description="Session token, only for temporary keys.")
+    s3_secret_access_key: SecretStr | None = Field(default=None, description="Secret of the access key.")
+    s3_session_token: SecretStr | None = Field(default=None, description="Session token of a temporary access key.")
     s3_prefix: str = Field(default="", description="Folder of all outputs in the bucket.")
     s3_addressing_style: Literal["auto", "path", "virtual"] = Field(
-        default="auto", description="path (host/bucket/key) suits most compatible stores."
+        default="auto", description="Form of the store's URLs; path (host/bucket/key) suits most S3-compatible stores."
     )
     s3_presign_seconds: PresignSeconds = 3600
 
@@ -234,7 +256,9 @@ class S3Fields(FieldGroup):
 class S3ChoiceFields(S3Fields):
     """An object store; a request or job may choose its bucket."""
 
-    s3_allowed_buckets: CommaList = Field(default=(), description="Other buckets that a request or job may name.")
+    s3_allowed_buckets: CommaList = Field(
+        default=(), description="Buckets besides S3_BUCKET that a request or job may name."
+    )
 
     def other_buckets(self) -> tuple[str, ...]:
         return self.s3_allowed_buckets

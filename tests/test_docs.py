@@ -126,11 +126,14 @@ def test_the_sdk_knows_the_status_of_every_error() -> None:
     assert {code: status for code, status in known.items() if status not in possible[code]} == {}
 
 
-def test_every_metric_is_described() -> None:
-    names = re.findall(r"^# HELP (\S+)", generate_latest(Metrics().registry).decode(), re.MULTILINE)
-    assert names
-    missing = [name for name in names if name.removesuffix("_created") not in page("metrics.md")]
-    assert not missing
+def test_every_metric_is_described_by_its_help_text() -> None:
+    helps = dict(re.findall(r"^# HELP (\S+) (.+)$", generate_latest(Metrics().registry).decode(), re.MULTILINE))
+    ours = {name: text for name, text in helps.items() if name.startswith("comfyui_") and not name.endswith("_created")}
+    rows = re.findall(r"^\| `(\w+)` \| \w+ \| [^|]*\| (.+) \|$", page("metrics.md"), re.MULTILINE)
+    documented = {name: meaning.replace("`", "") for name, meaning in rows}
+    assert documented.keys() == ours.keys()
+    assert {name: text for name, text in ours.items() if not documented[name].startswith(text)} == {}
+    assert [name for name in helps if name.startswith("process_") and f"`{name}`" not in page("metrics.md")] == []
 
 
 def documented_log_lines() -> dict[str, LogLine]:

@@ -29,13 +29,19 @@ from comfyui.workers.options import WorkerOptions
 class CommonWorkerSettings(AnswerFields, InputFields, NamedFields, RecoveryFields, LogFields):
     """Settings of the workers of all platforms, under the same names."""
 
-    comfyui_input_dir: Path | None = Field(default=None, description="ComfyUI's input folder; when set, cleaned.")
-    comfyui_temp_dir: Path | None = Field(default=None, description="ComfyUI's temp folder; when set, cleaned.")
+    comfyui_input_dir: Path | None = Field(
+        default=None, description="ComfyUI's input folder; if set, old files of jobs are removed there."
+    )
+    comfyui_temp_dir: Path | None = Field(
+        default=None, description="ComfyUI's temp folder; if set, old files of jobs are removed there."
+    )
     cleanup_max_age: float = Field(
         default=3600, ge=0, description="Seconds after which a file of a finished job is removed."
     )
     cleanup_max_mb: float = Field(
-        default=2000, ge=0, description="Above this size of a folder's jobs' files, in MB, the oldest are removed."
+        default=2000,
+        ge=0,
+        description="Most MB that the files of jobs take in each folder; above it, the oldest are removed.",
     )
 
     @field_validator("input_url_allow")
@@ -76,8 +82,12 @@ class StoringWorkerSettings(CommonWorkerSettings, ComfyUIFields, S3Fields):
     The keys of the store have other names, too, which only workers had. The shared names win where both are set.
     """
 
-    comfyui_output_dir: Path | None = Field(default=None, description="ComfyUI's output folder; when set, cleaned.")
-    comfyui_start_timeout: float = Field(default=600, gt=0, description="Seconds that ComfyUI may take to answer.")
+    comfyui_output_dir: Path | None = Field(
+        default=None, description="ComfyUI's output folder; if set, old files of jobs are removed there."
+    )
+    comfyui_start_timeout: float = Field(
+        default=600, gt=0, description="Most seconds from ComfyUI's start to its first answer."
+    )
     comfyui_stop_grace: float = Field(
         default=10, gt=0, description="Seconds that ComfyUI gets to stop before it is killed."
     )
@@ -85,22 +95,26 @@ class StoringWorkerSettings(CommonWorkerSettings, ComfyUIFields, S3Fields):
         default=3,
         ge=0,
         le=100,
-        description="Crashes in a row after which ComfyUI is started again; at one more the worker gives it up.",
+        description="How many crashes in a row ComfyUI is restarted after; after one more, the worker gives up.",
     )
     comfyui_restart_delay: float = Field(
         default=0.5,
         ge=0,
         le=30,
-        description="Seconds until a crashed ComfyUI is started again; more with each crash in a row, at most 30.",
+        description="Seconds until a crashed ComfyUI is restarted; they grow with each crash in a row, up to 30.",
     )
-    job_timeout: float = Field(default=3600, gt=0, description="Seconds that one job may take, queueing included.")
-    jobs_at_once: int = Field(default=1, ge=1, le=64, description="Jobs that run at once; one for each GPU.")
+    job_timeout: float = Field(
+        default=3600, gt=0, description="Most seconds that one job may take, its wait in the queue included."
+    )
+    jobs_at_once: int = Field(
+        default=1, ge=1, le=64, description="Number of jobs that run at the same time; use one for each GPU."
+    )
 
     @field_validator("comfyui_server_address")
     @classmethod
     def _one_comfyui(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if len(value) > 1:
-            raise ValueError("a worker has one ComfyUI")
+            raise ValueError("must be one address, because a worker has one ComfyUI")
         return value
 
     @model_validator(mode="after")

@@ -232,7 +232,7 @@ async def test_log_output_names_the_file_of_the_log(engine: Engine, tmp_path: Pa
         ("LOG_LEVEL", "LOUD", "LOG_LEVEL: .*'DEBUG', 'INFO'"),
         ("COMFYUI_SERVER_ADDRESS", "ftp://x", "COMFYUI_SERVER_ADDRESS: .*http"),
         ("COMFYUI_SERVER_ADRESS", "127.0.0.1:1", "COMFYUI_SERVER_ADRESS: .*did you mean COMFYUI_SERVER_ADDRESS"),
-        ("MAX_TIMEOUT", "1", r"DEFAULT_TIMEOUT \(300\) is above MAX_TIMEOUT \(1\)"),
+        ("MAX_TIMEOUT", "1", r"DEFAULT_TIMEOUT \(300\) must not be above MAX_TIMEOUT \(1\)"),
     ],
 )
 async def test_a_bad_setting_stops_the_start_with_its_name_and_reason(name: str, value: str, says: str) -> None:

@@ -420,7 +420,7 @@ def test_comfyuis_queue_can_be_used_with_one_server_only() -> None:
     assert Settings(comfyui_server_address=("a:8188",)).options().handler.queue.queue == "comfyui"
     assert Settings(comfyui_server_address=two).options().handler.queue.queue == "gateway"
     assert Settings(comfyui_server_address=("a:8188",), queue="gateway").options().handler.queue.queue == "gateway"
-    with pytest.raises(ValueError, match="QUEUE is comfyui, and COMFYUI_SERVER_ADDRESS has 2 servers"):
+    with pytest.raises(ValueError, match="QUEUE must not be comfyui with the 2 servers of COMFYUI_SERVER_ADDRESS"):
         Settings(comfyui_server_address=two, queue="comfyui")
 
 
@@ -428,7 +428,7 @@ def test_a_keys_file_requires_the_gateways_queue(keys_path: Path) -> None:
     one = ("a:8188",)
     assert Settings(comfyui_server_address=one, keys_file=keys_path).options().handler.queue.queue == "gateway"
     assert Settings(comfyui_server_address=one, api_keys=(SecretStr("k"),)).options().handler.queue.queue == "comfyui"
-    with pytest.raises(ValueError, match="QUEUE is comfyui, and KEYS_FILE is set"):
+    with pytest.raises(ValueError, match="QUEUE must not be comfyui with KEYS_FILE"):
         Settings(comfyui_server_address=one, keys_file=keys_path, queue="comfyui")
 
 

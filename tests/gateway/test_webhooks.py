@@ -318,8 +318,14 @@ async def test_the_webhook_field_is_refused_without_its_settings(gateway: Runnin
     [
         ({"webhook_secret": "short", "public_url": PUBLIC}, "webhook_secret"),
         ({"webhook_secret": f"{SECRET},not base64 at all!", "public_url": PUBLIC}, "webhook_secret"),
-        ({"webhook_url": "https://ops.example"}, "WEBHOOK_URL is set, and WEBHOOK_SECRET and PUBLIC_URL are not"),
-        ({"webhook_url": "https://ops.example", "webhook_secret": SECRET}, "WEBHOOK_URL is set, and PUBLIC_URL is not"),
+        (
+            {"webhook_url": "https://ops.example"},
+            "WEBHOOK_URL requires WEBHOOK_SECRET and PUBLIC_URL, which are not set",
+        ),
+        (
+            {"webhook_url": "https://ops.example", "webhook_secret": SECRET},
+            "WEBHOOK_URL requires PUBLIC_URL, which is not set",
+        ),
         ({**SET, "webhook_url": "ftp://ops.example"}, "webhook_url"),
         ({**SET, "webhook_url": "https://:geheim@ops.example"}, "webhook_url"),
         ({**SET, "webhook_url_allow": "10.0.0.0/99"}, "webhook_url_allow"),

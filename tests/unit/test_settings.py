@@ -155,7 +155,9 @@ def test_bad_settings_of_a_store_are_refused_without_showing_secrets(
 @pytest.mark.parametrize("process", ["RunPod", "Postgres"])
 def test_a_worker_has_one_comfyui(process: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COMFYUI_SERVER_ADDRESS", "one:8188,two:8188")
-    with pytest.raises(SettingsError, match="COMFYUI_SERVER_ADDRESS: a worker has one ComfyUI"):
+    with pytest.raises(
+        SettingsError, match="COMFYUI_SERVER_ADDRESS: must be one address, because a worker has one ComfyUI"
+    ):
         load(PROCESSES[process])
 
 

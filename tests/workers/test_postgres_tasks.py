@@ -157,10 +157,10 @@ def test_what_cannot_be_a_name_is_refused(name: str) -> None:
         ({"WORKER_STATUSES": "busy=active"}, "there is no status of a worker busy"),
         ({"TASKS_PRESET": "other"}, "TASKS_PRESET: "),
         ({"TASK_STATUSES": "queued=complete"}, "two statuses have the same name"),
-        ({"SUPABASE_URL": "https://x.supabase.co"}, "SUPABASE_URL and SUPABASE_SERVICE_ROLE_KEY go together"),
+        ({"SUPABASE_URL": "https://x.supabase.co"}, "SUPABASE_URL and SUPABASE_SERVICE_ROLE_KEY must be set together"),
         ({"LEASE_SECONDS": "0"}, "LEASE_SECONDS: "),
         ({}, "set DATABASE_URL, or SUPABASE_URL"),
-        ({"DATABASE_URL": "postgresql://u:s3cret-word@h/x"}, "there is no place for outputs"),
+        ({"DATABASE_URL": "postgresql://u:s3cret-word@h/x"}, "output files have no store"),
     ],
 )
 def test_settings_that_cannot_be_used_stop_the_start_with_the_reason(

@@ -295,7 +295,7 @@ def _load_driver(settings: S3Settings) -> tuple[Any, Any, Any]:
         config_type = importlib.import_module("aiobotocore.config").AioConfig
         errors = importlib.import_module("botocore.exceptions")
     except ImportError as error:
-        raise StorageError("object storage needs the extra: pip install 'comfyui-gateway[s3]'") from error
+        raise StorageError("S3_BUCKET requires the extra s3: pip install 'comfyui-gateway[s3]'") from error
     # At DEBUG they log what they sign and send: session tokens, working links.
     for name in ("aiobotocore", "botocore"):
         logging.getLogger(name).setLevel(logging.INFO)

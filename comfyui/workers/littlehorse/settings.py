@@ -17,31 +17,43 @@ from comfyui.workers.settings import CommonWorkerSettings
 class LittleHorseSettings(CommonWorkerSettings):
     """The shared settings and its own. The SDK reads its ``LHC_*`` and ``LHW_*`` itself, and they win."""
 
-    lh_host: str = Field(default="", description="LittleHorse's server, host or host:port; empty: localhost:2023.")
+    lh_host: str = Field(
+        default="", description="LittleHorse's server as host or host:port; empty means localhost:2023."
+    )
     comfyui_base_url: Annotated[str, AfterValidator(check_address)] = Field(
-        default="http://127.0.0.1:8188", description="ComfyUI as URL or host:port."
+        default="http://127.0.0.1:8188", description="ComfyUI's URL or host:port."
     )
     # The other workers' COMFYUI_OUTPUT_DIR is a folder on their own machine.
     reader_output_dir: str = Field(
         default="",
         alias="comfyui_output_dir",
-        description="ComfyUI's output folder as the readers of the paths see it.",
+        description="ComfyUI's output folder as those who read the paths in results see it.",
     )
     cleanup_comfyui_output_dir: Path | None = Field(
         default=None,
-        description="ComfyUI's output folder on this machine; when set, cleaned: give readers CLEANUP_MAX_AGE to read.",
+        description="ComfyUI's output folder on this machine; if set, files are removed there after CLEANUP_MAX_AGE.",
     )
-    comfyui_poll_interval_sec: float = Field(default=2, gt=0, description="Seconds between looks at ComfyUI's queue.")
-    comfyui_history_timeout_sec: float = Field(default=600, gt=0, description="The longest that one task may take.")
-    comfyui_http_timeout_sec: float = Field(default=30, gt=0, description="Seconds for one request to ComfyUI.")
-    comfyui_http_retries: int = Field(default=3, ge=0, le=20, description="Further tries of a request to ComfyUI.")
+    comfyui_poll_interval_sec: float = Field(
+        default=2, gt=0, description="Seconds between two polls of ComfyUI's queue."
+    )
+    comfyui_history_timeout_sec: float = Field(default=600, gt=0, description="Most seconds that one task may take.")
+    comfyui_http_timeout_sec: float = Field(default=30, gt=0, description="Most seconds for one request to ComfyUI.")
+    comfyui_http_retries: int = Field(
+        default=3, ge=0, le=20, description="How often a failed request to ComfyUI is tried again."
+    )
     lhw_num_worker_threads: int = Field(
-        default=1, ge=1, description="Jobs at a time, over all server hosts together; one suits one GPU."
+        default=1,
+        ge=1,
+        description=(
+            "Number of jobs that run at the same time, over all LittleHorse servers together; use one for each GPU."
+        ),
     )
     lhw_heartbeat_interval_sec: float = Field(
-        default=10, gt=0, le=60, description="Seconds until a lost connection to LittleHorse is made again."
+        default=10, gt=0, le=60, description="Seconds until a lost connection to LittleHorse is opened again."
     )
-    health_port: int = Field(default=0, ge=0, le=65535, description="Serve /health and /metrics here; 0: do not.")
+    health_port: int = Field(
+        default=0, ge=0, le=65535, description="Port that serves /health and /metrics; 0 means none."
+    )
 
     @field_validator("lh_host")
     @classmethod

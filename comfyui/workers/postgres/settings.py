@@ -30,18 +30,20 @@ def _pairs(value: Any) -> Any:
         return value
     parts = [part.partition("=") for part in value.split(",") if part.strip()]
     if any(not equals for _, equals, _ in parts):
-        raise ValueError("must be name=yours, with commas between")
+        raise ValueError("must be pairs such as name=yours, separated by commas")
     return {name.strip(): yours.strip() for name, _, yours in parts}
 
 
 def _check_types(entries: tuple[str, ...]) -> tuple[str, ...]:
     if not entries:
-        raise ValueError("name one type at least")
+        raise ValueError("must have at least one type")
     if len(_workflows_of(entries)) < len(entries):
-        raise ValueError("a type stands there twice")
+        raise ValueError("must not have a type twice")
     for kind, workflow in _workflows_of(entries).items():
         if not kind or (workflow is not None and not WORKFLOW_NAME.fullmatch(workflow)):
-            raise ValueError(f"{kind}:{workflow or ''}: TYPE, or TYPE:WORKFLOW with the name of a workflow, is wanted")
+            raise ValueError(
+                f"{kind}:{workflow or ''} must be TYPE, or TYPE:WORKFLOW with the name of a named workflow"
+            )
     return entries
 
 
@@ -56,47 +58,72 @@ Mapped = Annotated[dict[str, str], NoDecode, BeforeValidator(_pairs)]
 class PostgresWorkerSettings(StoringWorkerSettings):
     """The shared settings and its own; docs/postgres.md explains them."""
 
-    database_url: SecretStr | None = Field(default=None, description="postgresql://…: connect to Postgres directly.")
-    supabase_url: str | None = Field(default=None, description="https://….supabase.co: queue or storage over HTTPS.")
-    supabase_service_role_key: SecretStr | None = Field(default=None, description="The key for SUPABASE_URL.")
-    supabase_bucket: str = Field(default="outputs", min_length=1, description="Bucket of Supabase's storage.")
+    database_url: SecretStr | None = Field(
+        default=None, description="URL of Postgres (postgresql://…), for a direct connection."
+    )
+    supabase_url: str | None = Field(
+        default=None,
+        description="URL of a Supabase project (https://….supabase.co), for the queue or the storage over HTTPS.",
+    )
+    supabase_service_role_key: SecretStr | None = Field(
+        default=None, description="The project's service-role key; required with SUPABASE_URL."
+    )
+    supabase_bucket: str = Field(
+        default="outputs", min_length=1, description="Bucket in Supabase's storage for output files."
+    )
     supabase_signed_url_seconds: int = Field(
-        default=7 * 24 * 3600, ge=0, description="How long its links work; 0: the bucket is public."
+        default=7 * 24 * 3600,
+        ge=0,
+        description="Seconds that links to files in that bucket work; 0 means that the bucket is public.",
     )
     supabase_prefix: str = Field(default="", description="Folder of all outputs in that bucket.")
 
-    tasks_table: str = Field(default="tasks", description="Table of the tasks; schema.table is allowed.")
+    tasks_table: str = Field(default="tasks", description="Table of the tasks, also as schema.table.")
     workers_table: str = Field(default="workers", description="Table of the workers.")
     task_types: Annotated[CommaList, AfterValidator(_check_types)] = Field(
         default=("comfy",),
-        description="Types of the tasks that are ours; comfy,upscale:upscale-4x runs the named workflow upscale-4x.",
+        description=(
+            "Task types that this worker runs; upscale:upscale-4x runs the named workflow upscale-4x for the type"
+            " upscale."
+        ),
     )
     tasks_preset: Literal["", "wan2gp"] = Field(
-        default="", description="wan2gp: the names that users of Headless-Wan2GP's ComfyUI worker know."
+        default="",
+        description="Set of table, column and status names; wan2gp has those of Headless-Wan2GP's ComfyUI worker.",
     )
-    task_columns: Mapped = Field(default={}, description="Other column names: output_url=output_location,…")
-    task_statuses: Mapped = Field(default={}, description="Other statuses: queued=Queued,in_progress=In Progress,…")
-    worker_statuses: Mapped = Field(default={}, description="Other statuses of workers: idle=active,working=active,…")
+    task_columns: Mapped = Field(
+        default={}, description="Your names for columns of the tasks: output_url=output_location,…"
+    )
+    task_statuses: Mapped = Field(
+        default={}, description="Your names for statuses of tasks: queued=Queued,in_progress=In Progress,…"
+    )
+    worker_statuses: Mapped = Field(
+        default={}, description="Your names for statuses of workers: idle=active,working=active,…"
+    )
 
-    comfy_path: Path | None = Field(default=None, description="ComfyUI's folder: the worker starts it from there.")
-    comfy_python: str = Field(default="python", description="The interpreter that has ComfyUI's packages.")
-    comfy_args: str = Field(default="", description="Further arguments of ComfyUI.")
+    comfy_path: Path | None = Field(
+        default=None, description="ComfyUI's folder; if set, the worker starts ComfyUI there."
+    )
+    comfy_python: str = Field(default="python", description="Python interpreter that has ComfyUI's packages.")
+    comfy_args: str = Field(default="", description="Further command-line arguments for ComfyUI.")
     comfy_port: int = Field(
         default=8188,
         ge=1,
         le=65535,
-        description="ComfyUI's port here, where COMFYUI_SERVER_ADDRESS is empty.",
+        description="ComfyUI's port on this machine, used if COMFYUI_SERVER_ADDRESS is empty.",
     )
     # In the gateway and the RunPod worker, POLL_INTERVAL concerns ComfyUI.
     task_poll_interval: float = Field(
         default=5,
         gt=0,
         alias="poll_interval",
-        description="Longest time until a new task is noticed, and between heartbeats.",
+        description="Most seconds until a new task is noticed, and between two heartbeats.",
     )
-    lease_seconds: float = Field(default=60, ge=1, description="A task whose worker is silent so long is retaken.")
-    max_attempts: int = Field(default=3, ge=1, description="How often a task is tried.")
-    retry_delay_seconds: float = Field(default=10, ge=0, description="Wait before a task is tried again.")
+    lease_seconds: float = Field(
+        default=60, ge=1, description="Seconds without a heartbeat after which another worker takes the task over."
+    )
+    max_attempts: int = Field(default=3, ge=1, description="How often a task is tried in all.")
+    retry_delay_seconds: float = Field(default=10, ge=0, description="Seconds before a failed task is tried again.")
 
     # Empty: COMFY_PORT of this machine.
     comfyui_server_address: ServerAddresses = ()
@@ -114,7 +141,7 @@ class PostgresWorkerSettings(StoringWorkerSettings):
     @model_validator(mode="after")
     def _key_and_url(self) -> Self:
         if (self.supabase_url is None) != (self.supabase_service_role_key is None):
-            raise ValueError("SUPABASE_URL and SUPABASE_SERVICE_ROLE_KEY go together")
+            raise ValueError("SUPABASE_URL and SUPABASE_SERVICE_ROLE_KEY must be set together")
         return self
 
     def workflows(self) -> Mapping[str, str]:
@@ -138,7 +165,7 @@ class PostgresWorkerSettings(StoringWorkerSettings):
         if self.database_url is None and self.supabase_url is None:
             return "set DATABASE_URL, or SUPABASE_URL with SUPABASE_SERVICE_ROLE_KEY"
         if not self.s3_bucket and self.supabase_url is None:
-            return "there is no place for outputs: set S3_BUCKET, or SUPABASE_URL with SUPABASE_SERVICE_ROLE_KEY"
+            return "output files have no store: set S3_BUCKET, or SUPABASE_URL with SUPABASE_SERVICE_ROLE_KEY"
         return None
 
     def server_address(self) -> str:

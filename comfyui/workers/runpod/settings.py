@@ -23,14 +23,16 @@ class RunPodSettings(StoringWorkerSettings, S3ChoiceFields, PollFields):
     """The shared settings, and those of a worker that RunPod sends jobs to."""
 
     comfyui_command: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_as_arguments)] = Field(
-        default=(), description="Command line that starts ComfyUI; empty: it is started by something else."
+        default=(), description="Command line that starts ComfyUI; empty means that the worker does not start it."
     )
-    comfyui_dir: Path | None = Field(default=None, description="Folder in which the command is run.")
-    refresh_worker: bool = Field(default=False, description="Have RunPod replace the worker after every job.")
+    comfyui_dir: Path | None = Field(default=None, description="Folder in which COMFYUI_COMMAND runs.")
+    refresh_worker: bool = Field(default=False, description="Whether RunPod replaces the worker after every job.")
     max_result_mb: float | None = Field(
-        default=None, gt=0, description="Largest reply, in MB; empty: RunPod's limits, 10 of /run and 20 of /runsync."
+        default=None,
+        gt=0,
+        description="Largest reply, in MB; empty means RunPod's limits: 10 for /run, 20 for /runsync.",
     )
-    progress_interval: float = Field(default=1, ge=0, description="Least time between two progress updates.")
+    progress_interval: float = Field(default=1, ge=0, description="Least seconds between two progress updates.")
     # A caller may fetch a job's result a day later.
     s3_presign_seconds: PresignSeconds = 24 * 3600
 
@@ -38,7 +40,7 @@ class RunPodSettings(StoringWorkerSettings, S3ChoiceFields, PollFields):
     @classmethod
     def _is_given(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if not value:
-            raise ValueError("give the host:port or URL of ComfyUI")
+            raise ValueError("must be the host:port or URL of ComfyUI")
         return value
 
     def worker_options(self) -> WorkerOptions:
