@@ -146,14 +146,14 @@ class ComfyUIValidationError(ComfyUIError):
         self.lacks = servers
         if servers:
             said = [f"{name} lacks {', '.join(lacks[:_MAX_LACKS])}" for name, lacks in servers.items()]
-            self.detail = f"{self.detail}; no server has all that it needs: {'; '.join(said[:_MAX_LACKS])}"
+            self.detail = f"{self.detail}; no server has all that the workflow needs: {'; '.join(said[:_MAX_LACKS])}"
         return self
 
 
 class ComfyUILimitError(ComfyUIValidationError):
     """The request is over a limit that a setting sets; ``detail`` says of what, and names the setting."""
 
-    title = "Over a limit"
+    title = "Limit exceeded"
     code = "limit_exceeded"
     status = 413
 
@@ -302,11 +302,18 @@ class ContractError(RequestError):
 class BadParameter(TypedDict):
     """The problem of one parameter of a named workflow."""
 
-    message: Annotated[str, Field(description="The problem, and the allowed values.")]
+    message: Annotated[str, Field(description="What is wrong with the value, and which values are allowed.")]
     allowed: NotRequired[
-        Annotated[Any, Field(description="The allowed values or names, a hundred at most; otherwise the JSON Schema.")]
+        Annotated[
+            Any,
+            Field(
+                description="The allowed values or names, up to 100 of them; if they cannot be listed, a JSON Schema."
+            ),
+        ]
     ]
-    closest: NotRequired[Annotated[Any, Field(description="The allowed value or name that is most similar.")]]
+    closest: NotRequired[
+        Annotated[Any, Field(description="The allowed value or name that is most similar to the wrong one.")]
+    ]
 
 
 class ParametersError(RequestError):
@@ -520,7 +527,7 @@ class StorageError(ComfyUIError):
 class StorageRefusedError(StorageError):
     """The request asks for a place that it may not use: another bucket, or a link that lives too long."""
 
-    title = "Place in the object store refused"
+    title = "Storage location refused"
     code = "storage_refused"
     status = 400
     retryable = False
@@ -588,7 +595,7 @@ class ComfyUIConflictError(ComfyUIError):
     status = 409
 
 
-TAKEN: Final = "this prompt_id is taken; choose another, or leave it out"
+TAKEN: Final = "this prompt_id is already in use; choose another one, or leave it out"
 """The text for an id of another owner, about whom it tells nothing."""
 
 
@@ -767,14 +774,20 @@ def retry_after_s(error: ComfyUIError) -> int | None:
 class ErrorBody(TypedDict):
     """The body of every error of the gateway's own."""
 
-    error: Annotated[str, Field(description="A title for people.")]
+    error: Annotated[str, Field(description="A short title of the error, for people.")]
     type: Annotated[str, Field(description="The stable name of the error; docs/api.md lists all of them.")]
-    detail: Annotated[str, Field(description="What went wrong and, if something can be done, what to do.")]
-    prompt_id: Annotated[str | None, Field(description="The prompt, if it is known; callers can attach to it again.")]
-    node_errors: Annotated[dict[str, list[str]], Field(description="Messages by the id of their node.")]
-    timestamp: Annotated[str, Field(description="UTC, to the second.", json_schema_extra={"format": "date-time"})]
+    detail: Annotated[str, Field(description="What went wrong and, if the caller can mend it, how.")]
+    prompt_id: Annotated[
+        str | None,
+        Field(description="The prompt's id, if it is known; with it, callers can attach to the prompt again."),
+    ]
+    node_errors: Annotated[dict[str, list[str]], Field(description="The messages about each node, by the node's id.")]
+    timestamp: Annotated[
+        str,
+        Field(description="When the error occurred, in UTC, to the second.", json_schema_extra={"format": "date-time"}),
+    ]
     request_id: Annotated[
-        str | None, Field(description="The request, as in X-Request-ID and in every line of the log.")
+        str | None, Field(description="The request's id, as in the header X-Request-ID and in every line of the log.")
     ]
     parameters: NotRequired[
         Annotated[

@@ -149,7 +149,7 @@ def _fitted(
             described = problem_of(parameter, None, properties[name])
             problems[name] = {**described, "message": described["message"].replace("not null", "not a file")}
         elif name in given:
-            problems[name] = {"message": "is given twice: as a file and as a value"}
+            problems[name] = {"message": "must not be given twice, as a file and as a value"}
         else:
             chosen[name] = file
     for parameter in workflow.parameters:

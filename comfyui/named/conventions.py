@@ -145,7 +145,8 @@ def _titled(work: Replacing, shown: Sequence[ShownWidget], titles: Mapping[str, 
             continue
         if not listed:
             work.warnings.append(
-                f"node {owner}: its title {title[:100]!r} is no parameter: the node does not run, or shows no value"
+                f"node {owner}: its title {title[:100]!r} makes no parameter, because the node does not run or shows"
+                " no value"
             )
             continue
         wanted = (match[2] or match[1]).strip().lower()
@@ -155,7 +156,9 @@ def _titled(work: Replacing, shown: Sequence[ShownWidget], titles: Mapping[str, 
             yield Found(match[1], _targets(chosen[0]), TITLE)
             continue
         names = ", ".join(f"${match[1]}.{one.label or one.name}" for one in listed[:20])
-        work.warnings.append(f"node {owner}: its title {title[:100]!r} is no parameter: write one of {names}")
+        work.warnings.append(
+            f"node {owner}: its title {title[:100]!r} makes no parameter; write one of {names} instead"
+        )
 
 
 def _titled_outputs(work: Replacing, nodes: Nodes, titles: Mapping[str, str]) -> None:
@@ -172,8 +175,8 @@ def _titled_outputs(work: Replacing, nodes: Nodes, titles: Mapping[str, str]) ->
         if len(inside) == 1 and NAME.fullmatch(match[1]):
             work.outputs.append(NamedOutput(match[1], inside[0]))
             continue
-        why = NAME_IS if len(inside) == 1 else f"{len(inside) or 'no'} nodes in it make files"
-        work.warnings.append(f"node {owner}: its title {title[:100]!r} names no output: {why}")
+        why = NAME_IS if len(inside) == 1 else f"{len(inside) or 'no'} nodes in it make files, but exactly one must"
+        work.warnings.append(f"node {owner}: its title {title[:100]!r} makes no output: {why}")
 
 
 def _of_editor(prompt: Mapping[str, Any], shown: Sequence[ShownWidget]) -> Iterator[Found]:

@@ -27,7 +27,7 @@ def _external(work: Replacing, node_id: str, inputs: Mapping[str, Any], **more: 
     given = inputs.get("input_id")
     name = as_name(given) if isinstance(given, str) else ""
     if not name:
-        work.warn(node_id, "its input_id names no parameter")
+        work.warn(node_id, "its input_id is not a parameter's name")
         return None
     shown = inputs.get("display_name")
     title = shown if isinstance(shown, str) and shown else given if isinstance(given, str) and given != name else ""
@@ -153,7 +153,7 @@ def _kept_file(input_name: str) -> Handler:
         if found := _external(work, node_id, inputs, kind="file"):
             work.prompt[node_id]["inputs"][input_name] = ""
             work.set_by(found, node_id, input_name)
-            work.warn(node_id, "no node of ComfyUI does the same, so that a server needs the pack")
+            work.warn(node_id, "ComfyUI has no node that does the same, so a server needs ComfyUI-Deploy's node pack")
 
     return handle
 
@@ -169,7 +169,7 @@ def _path(name: str) -> Handler:
 
 
 def _unknown_external(work: Replacing, node_id: str) -> None:
-    work.warn(node_id, "it is an unknown node of ComfyUI-Deploy, so it is not a parameter")
+    work.warn(node_id, "the gateway does not know this node of ComfyUI-Deploy, so it makes no parameter of it")
 
 
 def _file_default(inputs: Mapping[str, Any], name: str) -> dict[str, Any]:

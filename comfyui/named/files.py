@@ -75,7 +75,7 @@ def read_source(source: Source, max_bytes: int) -> tuple[bytes, bytes | None]:
     content = _read(source.folder, source.path, max_bytes, "MAX_REQUEST_BODY_MB")
     if source.sidecar is None:
         return content, None
-    return content, _read(source.folder, source.sidecar, MAX_SIDECAR_BYTES, "no setting changes that")
+    return content, _read(source.folder, source.sidecar, MAX_SIDECAR_BYTES, "which no setting changes")
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
@@ -117,11 +117,11 @@ def _checked(found: Mapping[str, Source]) -> dict[str, Source]:
         if not WORKFLOW_NAME.fullmatch(name):
             problem = f"rename its file: {WORKFLOW_NAME_IS}"
         elif alike[name.casefold()] > 1:
-            problem = "another workflow has the same name in other letters (upper or lower case); rename one"
+            problem = "another workflow has the same name but for upper and lower case; rename one of them"
         elif source.path is None:
-            problem = f"there is a sidecar, but no {name}.json beside it"
+            problem = f"the sidecar has no {name}.json beside it"
         elif source.sidecar is not None and source.sidecar.parent != source.path.parent:
-            problem = f"its sidecar must be beside it, but is at {source.sidecar_name}"
+            problem = f"the sidecar must be beside the workflow's file, but it is at {source.sidecar_name}"
         checked[source.name] = replace(source, problem=problem)
     return checked
 
@@ -150,8 +150,8 @@ def _read(root: Path, path: Path, max_bytes: int, setting: str) -> bytes:
                 raise NamedWorkflowUnusableError(f"{shown} is not a file")
             content = file.read(max_bytes + 1)
     except (OSError, RuntimeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is a link to itself"
+        reason = error.strerror if isinstance(error, OSError) else "the link leads to itself"
         raise NamedWorkflowUnusableError(f"{shown} cannot be read: {reason}") from None
     if len(content) > max_bytes:
-        raise NamedWorkflowUnusableError(f"{shown} is larger than {max_bytes / 1e6:g} MB ({setting})")
+        raise NamedWorkflowUnusableError(f"{shown} must not be larger than {max_bytes / 1e6:g} MB ({setting})")
     return content

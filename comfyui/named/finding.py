@@ -111,13 +111,13 @@ def _titled(prompt: Mapping[str, Any], nodes: Nodes, warnings: list[str]) -> tup
             if NAME.fullmatch(match[1]):
                 outputs.append(NamedOutput(match[1], node_id))
             else:
-                warnings.append(f"node {node_id}: its title {short(title)!r} names no output: {NAME_IS}")
+                warnings.append(f"node {node_id}: its title {short(title)!r} makes no output: {NAME_IS}")
         elif _BEGINS_PARAMETER.match(title):
             one = _of_title(node_id, prompt[node_id], title, nodes)
             if isinstance(one, Found):
                 found.append(one)
             else:
-                warnings.append(f"node {node_id}: its title {short(title)!r} is no parameter: {one}")
+                warnings.append(f"node {node_id}: its title {short(title)!r} makes no parameter: {one}")
     return found, outputs
 
 
@@ -131,7 +131,7 @@ def _of_title(node_id: str, node: Mapping[str, Any], title: str, nodes: Nodes) -
     chosen = wanted if wanted is not None else choose_input(node, name, nodes)
     if chosen is None:
         if not widgets:
-            return f"{node['class_type']} has no input that a value could be put into, or all of them are linked"
+            return f"{node['class_type']} has no input for a value, or all of them are linked"
         return f"{node['class_type']} has several inputs; write one of ${name}.{f', ${name}.'.join(widgets[:10])}"
     if chosen not in widgets:
         return _why_not(node, chosen, nodes)
@@ -142,12 +142,12 @@ def _why_not(node: Mapping[str, Any], name: str, nodes: Nodes) -> str:
     """Why no value can be put into an input of a node."""
     class_type = node["class_type"]
     if is_link(node["inputs"].get(name)):
-        return f"{short(name)} of {class_type} is linked, and a value never takes the place of a link"
+        return f"the input {short(name)} of {class_type} is linked, and a value cannot replace a link"
     specs = nodes.specs(node)
     if specs is not None and name in specs:
-        return f"{short(name)} of {class_type} is a socket of type {specs[name].type}, which takes links only"
+        return f"the input {short(name)} of {class_type} takes only links, of type {specs[name].type}"
     widgets = nodes.widgets(node)
-    return f"{class_type} has no input {short(name)!r}; it has {', '.join(widgets[:20]) or 'none that takes a value'}"
+    return f"{class_type} has no input {short(name)!r}; its inputs are: {', '.join(widgets[:20]) or 'none for values'}"
 
 
 def _first_of_each(sources: Iterable[Sequence[Found]]) -> dict[str, Found]:
@@ -159,7 +159,7 @@ def _first_of_each(sources: Iterable[Sequence[Found]]) -> dict[str, Found]:
             other = new.setdefault(one.name, one)
             if other is not one and other.source == one.source:
                 raise NamedWorkflowUnusableError(
-                    f"two parameters are named {one.name}: by {_shown(other)} and by {_shown(one)}"
+                    f"two parameters have the name {one.name}: that of {_shown(other)} and that of {_shown(one)}"
                 )
         found = {**new, **found}
     return found
@@ -175,7 +175,7 @@ def _outputs(listed: Iterable[NamedOutput]) -> dict[str, NamedOutput]:
         other = found.setdefault(one.name, one)
         if other.node_id != one.node_id:
             raise NamedWorkflowUnusableError(
-                f"two outputs are named {one.name}: by node {other.node_id} and by node {one.node_id}"
+                f"two outputs have the name {one.name}: that of node {other.node_id} and that of node {one.node_id}"
             )
     return found
 
@@ -196,10 +196,10 @@ def _of_sidecar(
     where = f"[parameters.{name}]"
     if table.node is None:
         if own is None:
-            no_parameter = f"{where} names no node, and the workflow itself has no parameter of this name"
+            no_parameter = f"{where} must name a node, because the workflow itself has no parameter of this name"
             raise NamedWorkflowUnusableError("; ".join((no_parameter, *warnings)))
         if table.input is not None:
-            raise NamedWorkflowUnusableError(f"{where} names an input and no node")
+            raise NamedWorkflowUnusableError(f"{where} must name a node if it names an input")
         targets = own.targets
     else:
         targets = (_target(where, name, table.node, table.input, prompt, nodes),)
@@ -230,9 +230,9 @@ def _target(
     widgets = nodes.widgets(node)
     chosen = input_name or choose_input(node, name, nodes)
     if chosen is None:
-        shown = ", ".join(widgets[:20]) or "none that takes a value"
+        shown = ", ".join(widgets[:20]) or "none for values"
         raise NamedWorkflowUnusableError(
-            f"{where} says no input of node {node_id} ({node['class_type']}), which has {shown}"
+            f"{where} must name an input of node {node_id} ({node['class_type']}); its inputs are: {shown}"
         )
     if chosen not in widgets:
         raise NamedWorkflowUnusableError(f"{where}: node {node_id}: {_why_not(node, chosen, nodes)}")
@@ -248,9 +248,9 @@ def _node_id(where: str, wanted: str, prompt: Mapping[str, Any]) -> str:
         return titled[0]
     if titled:
         raise NamedWorkflowUnusableError(
-            f"{where}: nodes {', '.join(titled[:20])} all have the title {short(wanted)!r}; name one by its id"
+            f"{where}: nodes {', '.join(titled[:20])} all have the title {short(wanted)!r}; give the id of one instead"
         )
-    raise NamedWorkflowUnusableError(f"{where}: there is no node with the id or the title {short(wanted)!r}")
+    raise NamedWorkflowUnusableError(f"{where}: no node has the id or the title {short(wanted)!r}")
 
 
 def _output_of_sidecar(name: str, table: OutputTable, prompt: Mapping[str, Any]) -> NamedOutput:
@@ -277,20 +277,23 @@ def _checked(
                 free.append(target)
             elif other.source == one.source:
                 raise NamedWorkflowUnusableError(
-                    f"{other.name} and {one.name} both are {target.input} of node {target.node_id}"
+                    f"the parameters {other.name} and {one.name} must not both be the input {target.input} of node"
+                    f" {target.node_id}"
                 )
         if free:
             kept.append(replace(one, targets=tuple(free)))
         else:
-            warnings.append(f"{one.name} is no parameter: another one has its inputs")
+            warnings.append(f"{one.name} is not a parameter, because another one sets its inputs")
     named: dict[str, str] = {}
     for output in outputs:
         first = named.setdefault(output.node_id, output.name)
         if first != output.name:
-            raise NamedWorkflowUnusableError(f"outputs {first} and {output.name} are both node {output.node_id}")
+            raise NamedWorkflowUnusableError(
+                f"the outputs {first} and {output.name} must not both be node {output.node_id}"
+            )
         if nodes.is_output(prompt[output.node_id]) is False:
             warnings.append(
                 f"node {output.node_id}: {prompt[output.node_id]['class_type']}, which is the output {output.name},"
-                " makes no files of a result"
+                " makes no files"
             )
     return Findings(tuple(kept), tuple(outputs), tuple(dict.fromkeys(warnings)))

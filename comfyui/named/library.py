@@ -124,8 +124,8 @@ class NamedWorkflows:
             raise NamedWorkflowNotFoundError(f"there is no workflow {short(name)!r}{self._closest(name)}")
         if isinstance(found, Unusable):
             if found.waits:
-                raise ComfyUIConnectionError(f"workflow {name}: {found.problem}")
-            raise NamedWorkflowUnusableError(f"workflow {name} cannot be used: {found.problem}")
+                raise ComfyUIConnectionError(f"the workflow {name} cannot be used yet: {found.problem}")
+            raise NamedWorkflowUnusableError(f"the workflow {name} cannot be used: {found.problem}")
         return found
 
     @property
@@ -236,7 +236,7 @@ class NamedWorkflows:
         except Exception:
             # A mistake of ours in the reading of one file ends neither the start nor the look at the others.
             _log.exception("workflow.crashed", workflow=source.name)
-            return Unusable(source.name, "", "the gateway failed to read it; its log has the reason")
+            return Unusable(source.name, "", "the gateway failed while it read the file; its log has the reason")
 
     async def _follow(self) -> None:
         while True:
@@ -266,7 +266,7 @@ class NamedWorkflows:
         near = difflib.get_close_matches(name[:64], usable, n=_MOST_NAMED, cutoff=0.5)
         if near:
             return f"; did you mean {' or '.join(near)}?"
-        return "; GET /workflows lists them" if usable else "; there are none"
+        return "; GET /workflows lists them" if usable else "; the gateway has no named workflows"
 
 
 class FleetDefinitions:

@@ -22,9 +22,7 @@ from comfyui.named.types import typed, with_roles
 from comfyui.workflows.api_format import check_api_format, check_ui_nodes, is_ui_format
 from comfyui.workflows.convert import ConvertedWorkflow, to_api_format
 
-WAITS = (
-    "it is in the editor's own format, which is read with a server's node definitions, and no server has sent them yet"
-)
+WAITS = "its file is in the editor's format, which needs a server's node definitions, and no server has sent them yet"
 
 
 def load(
@@ -71,9 +69,9 @@ def _parsed(content: bytes, limits: Limits) -> dict[str, Any]:
     try:
         parsed = big_json.load(content, limits)
     except JSONError as error:
-        raise NamedWorkflowUnusableError(f"it is not JSON: {error}") from None
+        raise NamedWorkflowUnusableError(f"its file is not JSON: {error}") from None
     if not isinstance(parsed, dict):
-        raise NamedWorkflowUnusableError("a workflow is wanted: a JSON object")
+        raise NamedWorkflowUnusableError("its file must hold a workflow, which is a JSON object")
     return parsed
 
 

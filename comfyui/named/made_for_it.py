@@ -28,7 +28,7 @@ def resolve_made_for_it(work: Replacing) -> None:
     for node_id in order:
         class_type = work.prompt[node_id]["class_type"]
         if deploy_nodes.INPUT_CLASS.fullmatch(class_type) and class_type not in deploy_nodes.INPUTS:
-            work.warn(node_id, "it is an unknown node of ComfyUI-Deploy")
+            work.warn(node_id, "the gateway does not know this node of ComfyUI-Deploy")
     work.forget_removed()
 
 

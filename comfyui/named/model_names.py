@@ -28,7 +28,7 @@ def parse_models(entries: Sequence[str]) -> dict[str, tuple[str, ...]]:
     for entry in entries:
         model, _, workflow = (part.strip() for part in entry.partition("="))
         if not model or not workflow:
-            raise ValueError(f"{entry!r}: MODEL=WORKFLOW is wanted, such as gpt-image-1=portrait")
+            raise ValueError(f"{entry!r} must be MODEL=WORKFLOW, such as gpt-image-1=portrait")
         found[model] = (*found.get(model, ()), workflow)
     return found
 

@@ -14,9 +14,9 @@ Cast = Literal["", "integer", "number", "text"]
 
 NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
 """The form of a parameter's and an output's name. Our own names in a body, such as `$options`, never have it."""
-NAME_IS: Final = "a name is 1 to 64 letters, digits, _ and -, and begins with a letter or _"
+NAME_IS: Final = "a name must be 1 to 64 letters, digits, _ and -, and must begin with a letter or _"
 WORKFLOW_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-WORKFLOW_NAME_IS: Final = "a name is 1 to 64 letters, digits, dots, _ and -, and begins with a letter or digit"
+WORKFLOW_NAME_IS: Final = "a name must be 1 to 64 letters, digits, dots, _ and -, and must begin with a letter or digit"
 ROLES: Final = ("prompt", "negative_prompt", "image", "mask", "width", "height", "seed", "n")
 """The role of a parameter for a client that does not know our names, such as OpenAI's image API."""
 RANDOM: Final = "random"

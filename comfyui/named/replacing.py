@@ -120,15 +120,15 @@ class Replacing:
         """
         places = self.consumers(node_id)
         if is_link(value) and value[0] == node_id:
-            self.warn(node_id, f"its value is linked to itself, so {found.name} is no parameter")
+            self.warn(node_id, f"its value is linked to itself, so {found.name} is not a parameter")
             self.remove(node_id)
             return
         if is_link(value):
             self.warn(
-                node_id, f"its value is linked, and no value takes the place of a link: {found.name} is no parameter"
+                node_id, f"its value is linked, and a value cannot replace a link, so {found.name} is not a parameter"
             )
         elif not places:
-            self.warn(node_id, f"it feeds nothing, so {found.name} is no parameter")
+            self.warn(node_id, f"no node uses its value, so {found.name} is not a parameter")
         targets = []
         for one in places:
             cast = casts.get(one.output, "") if casts else ""
@@ -163,7 +163,7 @@ class Replacing:
             if targets:
                 kept.append(replace(one, targets=targets, required=None if one.name in lost else one.required))
             else:
-                self.warnings.append(f"{one.name} is not a parameter: the node that it feeds is removed")
+                self.warnings.append(f"{one.name} is not a parameter, because the node that uses it was removed")
         self.found = kept
         self.outputs = [one for one in self.outputs if one.node_id in self.prompt]
         self.fallbacks = [one for one in self.fallbacks if one.link[0] in self.prompt]

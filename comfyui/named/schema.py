@@ -94,7 +94,7 @@ def _texts(parameter: Parameter) -> dict[str, Any]:
     if parameter.kind == "file":
         words.append("A file: a URL, a data URI, or base64.")
     if parameter.seed:
-        words.append('"random", or not given: one is chosen.')
+        words.append('Leave it out, or send "random", to have the gateway choose one.')
     if words:
         told["description"] = " ".join(words)
     if parameter.role:

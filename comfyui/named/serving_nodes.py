@@ -19,7 +19,7 @@ def _serving_name(work: Replacing, node_id: str, inputs: Mapping[str, Any]) -> s
     given = inputs.get("argument")
     name = as_name(given) if isinstance(given, str) else ""
     if not name:
-        work.warn(node_id, "its argument names no parameter")
+        work.warn(node_id, "its argument is not a parameter's name")
     return name
 
 

@@ -127,19 +127,19 @@ def parse_sidecar(content: bytes, name: str) -> Sidecar:
     try:
         text = content.decode()
     except UnicodeDecodeError:
-        raise NamedWorkflowUnusableError(f"{name} is not text in UTF-8") from None
+        raise NamedWorkflowUnusableError(f"{name} must be text in UTF-8") from None
     if _DEEP_NAME.search(text):
-        raise NamedWorkflowUnusableError(f"{name} has a name of {_MOST_PARTS} parts and more")
+        raise NamedWorkflowUnusableError(f"{name} has a dotted name with {_MOST_PARTS} or more parts")
     try:
         return Sidecar.model_validate(tomllib.loads(text))
     except tomllib.TOMLDecodeError as error:
         raise NamedWorkflowUnusableError(f"{name} is not TOML: {error}") from None
     except RecursionError:
-        raise NamedWorkflowUnusableError(f"{name} is nested too deep") from None
+        raise NamedWorkflowUnusableError(f"{name} is nested too deeply") from None
     except ValidationError as error:
         raise NamedWorkflowUnusableError(f"{name}: {_shown(error)}") from None
     except ValueError:
-        raise NamedWorkflowUnusableError(f"{name} has a number of too many digits") from None
+        raise NamedWorkflowUnusableError(f"{name} has a number with too many digits") from None
 
 
 def _shown(error: ValidationError) -> str:
@@ -161,4 +161,4 @@ def _no_field(place: Sequence[str]) -> str:
     if len(place) > 1:
         tables: Mapping[str, type[BaseModel]] = {"parameters": ParameterTable, "outputs": OutputTable}
         table = Place if "also" in place[2:-1] else tables[place[0]]
-    return f"there is no such field; there are {', '.join(table.model_fields)}"
+    return f"there is no such field; the fields are {', '.join(table.model_fields)}"

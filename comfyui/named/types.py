@@ -86,7 +86,9 @@ def with_roles(parameters: Sequence[Parameter], found: Sequence[Found]) -> tuple
         if one.role is not None and one.role != "image":
             other = said.setdefault(one.role, one.name)
             if other != one.name:
-                raise NamedWorkflowUnusableError(f"{other} and {one.name} both have the role {one.role}")
+                raise NamedWorkflowUnusableError(
+                    f"the parameters {other} and {one.name} must not both have the role {one.role}"
+                )
     by_name = {one.name: one for one in found}
     return tuple(
         replace(one, role=None)
@@ -113,7 +115,9 @@ def _default(found: Found, parameter: Parameter) -> Any:
         # A model that no server has now may exist tomorrow.
         return parameter.spellings.get(spelling(found.default), found.default)
     if not accepted(parameter, found.default):
-        raise NamedWorkflowUnusableError(f"the default of {found.name} {wanted_of(parameter, found.default)}")
+        raise NamedWorkflowUnusableError(
+            f"the default of the parameter {found.name} {wanted_of(parameter, found.default)}"
+        )
     return found.default
 
 
@@ -226,14 +230,14 @@ def _both(found: Found, one: _Type, other: _Type) -> _Type:
             kind = "choice"
         else:
             raise NamedWorkflowUnusableError(
-                f"{found.name} goes into inputs of different types: {one.kind} and {other.kind}"
+                f"the parameter {found.name} sets inputs of different types: {one.kind} and {other.kind}"
             )
     choices = one.choices if other.choices is None else other.choices
     if one.choices is not None and other.choices is not None and one.choices is not other.choices:
         shared = {spelling(choice) for choice in other.choices}
         choices = tuple(choice for choice in one.choices if spelling(choice) in shared)
         if not choices:
-            raise NamedWorkflowUnusableError(f"{found.name} goes into inputs that have no choice in common")
+            raise NamedWorkflowUnusableError(f"the parameter {found.name} sets inputs that have no choice in common")
     return replace(
         one,
         kind=kind,
@@ -251,15 +255,19 @@ def _narrowed(found: Found, kind: _Type) -> _Type:
     if kind.kind in _NUMBERS:
         kind = _within(kind, found.minimum, found.maximum)
     elif found.minimum is not None or found.maximum is not None:
-        raise NamedWorkflowUnusableError(f"{found.name} is no number, and has no minimum and maximum")
+        raise NamedWorkflowUnusableError(
+            f"the parameter {found.name} must have no minimum and maximum, because it is not a number"
+        )
     if kind.minimum is not None and kind.maximum is not None and kind.minimum > kind.maximum:
         raise NamedWorkflowUnusableError(
-            f"{found.name} can have no value: its minimum {kind.minimum} is more than its maximum {kind.maximum}"
+            f"the minimum {kind.minimum} of the parameter {found.name} must not be above its maximum {kind.maximum}"
         )
     if found.choices is None:
         return kind
     if kind.kind in ("file", "any"):
-        raise NamedWorkflowUnusableError(f"{found.name} is {kind.kind}, and has no choices")
+        raise NamedWorkflowUnusableError(
+            f"the parameter {found.name} must have no choices, because its type is {kind.kind}"
+        )
     return _chosen_among(found, kind, found.choices)
 
 
@@ -286,5 +294,5 @@ def _chosen_among(found: Found, kind: _Type, wanted: Sequence[Any]) -> _Type:
         return replace(kind, choices=left or tuple(wanted))
     plain = Parameter(found.name, kind.kind, found.targets, minimum=kind.minimum, maximum=kind.maximum)
     if bad := [one for one in wanted if not accepted(plain, one)]:
-        raise NamedWorkflowUnusableError(f"a choice of {found.name} {wanted_of(plain, bad[0])}")
+        raise NamedWorkflowUnusableError(f"each choice of the parameter {found.name} {wanted_of(plain, bad[0])}")
     return replace(kind, kind="choice", choices=tuple(wanted), seed=False)

@@ -83,7 +83,10 @@ def problem_of(parameter: Parameter, value: Any, schema: Mapping[str, Any]) -> B
         return _no_choice(parameter, value)
     allowed = {name: schema[name] for name in ("type", "minimum", "maximum", "anyOf", "not") if name in schema}
     if parameter.kind == "any" and value is not None:
-        return {"message": "ComfyUI would take this for a link to a node, so it cannot be a value", "allowed": allowed}
+        return {
+            "message": "must not look like a link to a node, because ComfyUI would take it for one",
+            "allowed": allowed,
+        }
     return {"message": wanted_of(parameter, value), "allowed": allowed}
 
 
@@ -97,7 +100,7 @@ def wanted_of(parameter: Parameter, value: Any) -> str:
 
 def missing(parameter: Parameter, schema: Mapping[str, Any]) -> BadParameter:
     """The problem of a parameter that has to be given."""
-    problem: BadParameter = {"message": f"is required: {_described(parameter)}"}
+    problem: BadParameter = {"message": f"is required and must be {_described(parameter)}"}
     if parameter.choices is not None:
         problem["allowed"] = list(parameter.choices[:_MOST_ALLOWED])
     else:
@@ -108,7 +111,10 @@ def missing(parameter: Parameter, schema: Mapping[str, Any]) -> BadParameter:
 def unknown(name: str, names: Sequence[str]) -> BadParameter:
     """The problem of a name that is no parameter's."""
     listed = ", ".join(names[:_MOST_ALLOWED]) or "none"
-    problem: BadParameter = {"message": f"there is no such parameter; there are {listed}", "allowed": list(names)}
+    problem: BadParameter = {
+        "message": f"there is no such parameter; the parameters are: {listed}",
+        "allowed": list(names),
+    }
     if (near := closest(name, names)) is not None:
         problem["closest"] = near
     return problem

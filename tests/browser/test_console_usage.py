@@ -45,7 +45,7 @@ async def test_a_person_signs_in_reads_the_usage_and_signs_out(
         await page.get_by_label("API key").fill("wrong")
         console.allowed.append("status of 401")
         await page.get_by_role("button", name="Sign in").click()
-        await page.get_by_text("This key is not known here.").wait_for()
+        await page.get_by_text("The gateway does not know this key.").wait_for()
         await accessible(page)
         await page.get_by_label("API key").fill(ROOT)
         await page.get_by_role("button", name="Sign in").click()

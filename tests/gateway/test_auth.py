@@ -94,8 +94,8 @@ async def test_the_refusal_tells_a_wrong_key_from_a_missing_one(locked: RunningG
         orjson.loads((await fetch(locked, "/queue", headers=headers)).body)["detail"]
         for headers in ({}, {"X-API-Key": "wrong"})
     ]
-    assert missing.startswith("an API key is needed")
-    assert wrong == f"the key that was sent is not one of this gateway's; {missing}"
+    assert missing.startswith("send an API key")
+    assert wrong == f"the gateway does not know the API key that was sent; {missing}"
 
 
 async def test_probes_need_no_key(locked: RunningGateway) -> None:
@@ -258,7 +258,7 @@ async def test_a_wrong_key_is_told_and_sets_no_cookie(locked: RunningGateway) ->
     answer = await _login(locked, "wrong")
     assert answer.status == 401
     assert "Set-Cookie" not in answer.headers
-    assert b"not known" in answer.body
+    assert b"does not know this key" in answer.body
 
 
 async def test_a_script_gets_401_and_not_the_login_pages_html(locked: RunningGateway) -> None:

@@ -47,7 +47,7 @@ async def test_another_coding_is_415_with_what_is_read(gateway: RunningGateway, 
         answer = await response.json()
         assert (response.status, answer["type"]) == (415, "unsupported_encoding")
         assert response.headers["Accept-Encoding"] == "gzip, x-gzip, deflate"
-    assert answer["detail"].startswith(f"Content-Encoding {coding!r} is not read; send the body in one of gzip,")
+    assert answer["detail"].startswith(f"Content-Encoding: {coding!r} is not supported; use gzip,")
     assert requests(engine, "POST /prompt") == 0
 
 
@@ -59,7 +59,7 @@ async def test_another_coding_is_415_with_what_is_read(gateway: RunningGateway, 
 async def test_a_body_that_is_not_in_its_coding_is_400(gateway: RunningGateway, data: bytes) -> None:
     status, answer = await post(gateway, "/prompt_sync", data, "gzip")
     assert (status, answer["type"]) == (400, "bad_request")
-    assert answer["detail"].startswith("the body is not gzip, as its Content-Encoding says: ")
+    assert answer["detail"].startswith("the body is not valid gzip, which its Content-Encoding names: ")
 
 
 @pytest.mark.parametrize("path", ["/prompt_sync", "/prompt", "/convert"])

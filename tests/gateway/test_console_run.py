@@ -162,7 +162,7 @@ async def test_an_error_of_what_is_folded_opens_it_and_one_of_no_field_stands_ab
     assert problem is not None
     assert "nonsense" in problem[1]
     _, text, _ = await post_form(run_forms, "every", changed(await form_of(run_forms, "every"), prompt=None))
-    assert "is required: a text" in text
+    assert "is required and must be a text" in text
 
 
 @pytest.mark.parametrize("headers", [{"Origin": "http://evil.example"}, {"Origin": ""}])

@@ -57,8 +57,8 @@ async def test_a_change_of_the_file_holds_without_a_restart(engine: Engine, keys
     [
         ("[keys.alice]\nrole = 'user'\n", "line 1: [keys.alice] sha256: Field required"),
         (table("alice", ALICE, per_minute=-1), "line 4: [keys.alice] per_minute: Input should be"),
-        ("", "cannot be read: No such file or directory"),
-        (table("root", KEY), "the same key stands in API_KEYS"),
+        ("", "the file cannot be read: No such file or directory"),
+        (table("root", KEY), "the same key is also in API_KEYS"),
     ],
 )
 async def test_a_broken_file_leaves_the_keys_before_and_says_so(

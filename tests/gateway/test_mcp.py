@@ -332,7 +332,7 @@ async def test_the_text_of_a_crash_is_not_sent_to_the_client(
     told = json_of(result)
     assert (told["type"], told["detail"]) == (
         "internal_error",
-        "the gateway failed; its log has the reason under this request_id",
+        "the gateway failed; its log has the reason with this request_id",
     )
     assert told["request_id"]
     assert "secret" not in str(result)

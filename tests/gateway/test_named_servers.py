@@ -46,7 +46,7 @@ def test_a_server_may_have_a_name_before_its_address(address: str, name: str, ur
 
 
 def test_two_servers_cannot_share_a_name() -> None:
-    with pytest.raises(ValueError, match="'gpu-1' is given to more than one server"):
+    with pytest.raises(ValueError, match="'gpu-1' is the name of several servers"):
         Settings(comfyui_server_address=("gpu-1=a:1", "gpu-1=b:1"))
 
 

@@ -85,7 +85,7 @@ async def test_a_prompt_id_of_another_key_is_refused_without_naming_its_owner(
         status, told = await calls.submit(BOB, body, prefer, prompt_id=prompt_id)
         assert (status, told["type"]) == (409, "conflict")
         assert "alice" not in str(told)
-        assert told["detail"] == "this prompt_id is taken; choose another, or leave it out"
+        assert told["detail"] == "this prompt_id is already in use; choose another one, or leave it out"
     if running:
         await calls.call(ALICE, "DELETE", f"/prompt_sync/{prompt_id}")
         await first

@@ -153,7 +153,7 @@ def test_what_cannot_be_a_name_is_refused(name: str) -> None:
     ("environment", "said"),
     [
         ({"TASK_COLUMNS": "output=x"}, "there is no column output"),
-        ({"TASK_COLUMNS": "output_url"}, "TASK_COLUMNS: must be name=yours"),
+        ({"TASK_COLUMNS": "output_url"}, "TASK_COLUMNS: must be pairs such as name=yours"),
         ({"WORKER_STATUSES": "busy=active"}, "there is no status of a worker busy"),
         ({"TASKS_PRESET": "other"}, "TASKS_PRESET: "),
         ({"TASK_STATUSES": "queued=complete"}, "two statuses have the same name"),

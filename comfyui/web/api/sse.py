@@ -129,7 +129,7 @@ async def event_stream(
         return
     except Exception:
         _log.exception("request.crashed")
-        failure = ComfyUIError("the gateway failed; its log has the reason under this request_id")
+        failure = ComfyUIError("the gateway failed; its log has the reason with this request_id")
         yield _message("error", error_body_of(failure, request_id=request_id))
         return
     yield b"event: result\ndata: "

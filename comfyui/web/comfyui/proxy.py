@@ -237,7 +237,7 @@ class _Exchange:
         except Exception:
             _log.exception("relay.crashed", path=self._scope["path"])
             if not self._started:
-                detail = "the gateway failed; its log has the reason under this request_id"
+                detail = "the gateway failed; its log has the reason with this request_id"
                 response = error_response(ComfyUIError(detail), self._scope)
                 await response(self._scope, self._receive, self._send)
         finally:

@@ -81,15 +81,15 @@ class Guard:
         if unknown_host is not None:
             self._metrics.rejected.labels("host").inc()
             detail = (
-                f"this gateway has no keys and is not known by the name {unknown_host[:_SHOWN_HOST]!r}: list it in"
-                " ALLOWED_HOSTS, or set API_KEYS (a page of a foreign site can make its own name lead here)"
+                f"the gateway has no keys and does not accept the host name {unknown_host[:_SHOWN_HOST]!r}: add it to"
+                " ALLOWED_HOSTS, or set API_KEYS (a foreign web site can point its own name at this address)"
             )
             await refusal(scope, 403, detail)(scope, receive, send)
             return
         ticket = self._tickets.redeem(scope) if self._keys else None
         if page is Page.FOREIGN and ticket is None:
             self._metrics.rejected.labels("origin").inc()
-            detail = "a web page of another site sent this; CORS_ALLOW_ORIGINS lists those that may"
+            detail = "a web page of another site sent this request; add the site to CORS_ALLOW_ORIGINS to allow it"
             await refusal(scope, 403, detail)(scope, receive, send)
             return
         if page not in {Page.OWN, Page.FOREIGN} and scope["type"] == "http":
@@ -131,11 +131,11 @@ class Guard:
                 await self._too_many_guesses(scope, receive, send)
                 return
             challenge = {"WWW-Authenticate": 'Bearer realm="comfyui-gateway"'}
-            detail = "an API key is needed: Authorization: Bearer <key>, or X-API-Key: <key>"
+            detail = "send an API key: Authorization: Bearer <key>, or X-API-Key: <key>"
             if shows_a_key:
-                detail = f"the key that was sent is not one of this gateway's; {detail}"
+                detail = f"the gateway does not know the API key that was sent; {detail}"
             if carries_ticket(scope):
-                detail = f"the ticket is over, was used, or is for another address or method; {detail}"
+                detail = f"the ticket has expired, was already used, or belongs to another address or method; {detail}"
             await refusal(scope, 401, detail, challenge)(scope, receive, send)
 
     async def _let_in(self, caller: Caller, scope: Scope, receive: Receive, send: Send) -> None:
@@ -159,7 +159,9 @@ class Guard:
             return
         if found.row is not None and found.row.counted and (wait_s := self._rates.take(caller.rules)):
             self._metrics.rejected.labels("key_limit").inc()
-            detail = f"the key {caller.rules.name!r} may submit {caller.rules.per_minute} times a minute (per_minute)"
+            detail = (
+                f"the key {caller.rules.name!r} may submit only {caller.rules.per_minute} times a minute (per_minute)"
+            )
             over = TooManySubmissionsError(detail, retry_after_s=wait_s)
             headers = {"Connection": "close"}  # the body is not read
             if scope["path"] in comfyui_errors.PATHS:
@@ -172,7 +174,7 @@ class Guard:
         await self._app(self._without_credentials(scope), receive, send)
 
     async def _too_many_guesses(self, scope: Scope, receive: Receive, send: Send) -> None:
-        detail = "too many wrong keys are waiting for their answer"
+        detail = "too many requests with wrong API keys arrive; try again later"
         await refusal(scope, 429, detail, {"Retry-After": "5", "Connection": "close"})(scope, receive, send)
 
     def _is_login_file(self, scope: Scope) -> bool:
@@ -228,7 +230,7 @@ def _with_person(caller: Caller, scope: Scope) -> Caller:
         return caller
     person = value.decode("utf-8", errors="replace").strip()
     if not person.isprintable() or "\ufffd" in person or len(person) > _LONGEST_PERSON:
-        raise RequestError(f"{wanted}: up to {_LONGEST_PERSON} printable characters are wanted")
+        raise RequestError(f"{wanted}: the header must have at most {_LONGEST_PERSON} characters, all printable")
     return caller.acting_for(person)
 
 

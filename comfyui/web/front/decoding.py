@@ -31,7 +31,9 @@ async def decoded(scope: Scope, receive: Receive, send: Send) -> tuple[Scope, Re
     try:
         coding = coding_of(said.decode("latin-1"))
     except ValueError as error:
-        detail = f"Content-Encoding {str(error)!r} is not read; send the body in one of {_READABLE}, or as it is"
+        detail = (
+            f"Content-Encoding: {str(error)!r} is not supported; use {_READABLE}, or send the body without a coding"
+        )
         await refusal(scope, 415, detail, {"Accept-Encoding": _READABLE})(scope, receive, send)
         return None
     if coding is None:
@@ -72,7 +74,7 @@ class _Unpacked:
                     return {"type": "http.request", "body": b"", "more_body": False}
             except InflateError as error:
                 raise BodyEncodingError(
-                    f"the body is not {self._coding}, as its Content-Encoding says: {error}"
+                    f"the body is not valid {self._coding}, which its Content-Encoding names: {error}"
                 ) from None
             message = await self._receive()
             if message["type"] != "http.request":

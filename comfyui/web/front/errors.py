@@ -120,7 +120,7 @@ def install_error_handlers(app: FastAPI) -> None:
             detail = f"{request.method} {request.url.path}: there is no such endpoint"
         elif error.status_code == 405:
             allowed = (error.headers or {}).get("Allow", "")
-            detail = f"{request.method} is not allowed for {request.url.path}; allowed: {allowed}"
+            detail = f"{request.url.path} does not allow {request.method}; it allows {allowed}"
         return refusal(request.scope, error.status_code, detail, error.headers)
 
     @app.exception_handler(ClientDisconnect)
@@ -139,7 +139,7 @@ def answer_to_nobody() -> Response:
 
 def unexpected(request: Request) -> Response:
     """The answer if the gateway itself failed: the log has the traceback under the same id."""
-    detail = "the gateway failed; its log has the reason under this request_id"
+    detail = "the gateway failed; its log has the reason with this request_id"
     return error_response(ComfyUIError(detail), request.scope)
 
 

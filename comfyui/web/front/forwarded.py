@@ -39,7 +39,7 @@ def parse_proxies(values: Sequence[str]) -> tuple[_Network, ...] | None:
         try:
             networks.append(ip_network(value.strip("[]"), strict=False))
         except ValueError as error:
-            raise ValueError(f"{value!r} is neither an IP address nor a CIDR") from error
+            raise ValueError(f"{value!r} must be an IP address or a CIDR") from error
     return tuple(networks)
 
 

@@ -31,7 +31,9 @@ def parse_hosts(values: Iterable[str]) -> tuple[str, ...]:
     hosts = tuple(value.lower().rstrip(".") for value in values)
     for value, host in zip(values, hosts, strict=True):
         if host != _ANY and not _NAME.fullmatch(host):
-            raise ValueError(f"{value!r} is not a host name: comfy.example.org or *.example.org, no scheme, no port")
+            raise ValueError(
+                f"{value!r} is not a host name such as comfy.example.org or *.example.org, without scheme and port"
+            )
     return hosts
 
 

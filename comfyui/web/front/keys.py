@@ -98,10 +98,12 @@ class KeyRing:
         for key in named:
             if self._place(key.digest) in self._own:
                 raise ValueError(
-                    f"[keys.{key.rules.name}]: the same key stands in API_KEYS; it can be in one place only"
+                    f"[keys.{key.rules.name}]: the same key is also in API_KEYS; remove it from one of the two"
                 )
             if key.rules.name in names:
-                raise ValueError(f"[keys.{key.rules.name}]: a key of API_KEYS has this name; choose another")
+                raise ValueError(
+                    f"[keys.{key.rules.name}]: a key of API_KEYS already has this name; choose another one"
+                )
 
     def set_named(self, named: Sequence[NamedKey]) -> None:
         """The keys of KEYS_FILE are these from now on. Raises as `check_named` does."""

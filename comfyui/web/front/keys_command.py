@@ -25,19 +25,23 @@ _NUMBERS = {"max_queued": int, "per_minute": int, "max_running": int, "max_prior
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments after ``keys``."""
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="add")
-    add = verbs.add_parser("add", help="make a key: its table goes into KEYS_FILE, the key itself is printed once")
+    add = verbs.add_parser(
+        "add", help="create a key: add its table to KEYS_FILE, and print the key itself this one time"
+    )
     add.add_argument("name", help=NAME_IS)
     add.add_argument("--role", required=True, choices=get_args(Role))
     for field, kind in _NUMBERS.items():
-        add.add_argument(f"--{field.replace('_', '-')}", type=kind, help=f"{field} of the table (docs/keys.md)")
-    more = "the only named workflow that the key may run; may be repeated"
+        add.add_argument(
+            f"--{field.replace('_', '-')}", type=kind, help=f"the value of {field} in the key's table (docs/keys.md)"
+        )
+    more = "a named workflow that the key may run, besides which it may run none; may be repeated"
     add.add_argument("--workflow", action="append", dest="workflows", metavar="NAME", help=more)
 
 
 def run(arguments: argparse.Namespace, keys_file: Path | None, state_dir: Path | None) -> str:
     """The text to print: the new key. Raises `SettingsError` if none can be made."""
     if keys_file is None:
-        raise SettingsError("KEYS_FILE is not set: it names the file that the key is written into")
+        raise SettingsError("KEYS_FILE is not set; set it to the file that the key is added to")
     given = {field: getattr(arguments, field) for field in _NUMBERS}
     fields = {"role": arguments.role, **given, "workflows": arguments.workflows}
     return add_key(keys_file, state_dir, arguments.name, fields)
@@ -72,9 +76,12 @@ def add_key(path: Path, state_dir: Path | None, name: str, fields: dict[str, Any
 
 def _check(text: str, name: str, state_dir: Path | None) -> None:
     if any(key.rules.name == name for key in parse_keys(text)):
-        raise ValueError(f"[keys.{name}] is there already")
+        raise ValueError(f"[keys.{name}] already exists; choose another name")
     if name in KnownNames(names_file(state_dir)).read():
-        raise ValueError(f"{name!r} was a key's name before; its jobs and files are still there. Choose another name")
+        raise ValueError(
+            f"{name!r} was the name of an earlier key, and its jobs and files are still stored under it. Choose"
+            " another name"
+        )
 
 
 def _with_table(text: str, name: str, fields: dict[str, Any]) -> str:

@@ -30,7 +30,7 @@ _log = structlog.get_logger("gateway")
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 """The form of a key's name. It occurs in logs and metrics, and in file names that every file system tells apart."""
-NAME_IS = "a name is 1 to 64 lower-case letters, digits, - and _, and begins with a letter or digit"
+NAME_IS = "a key's name must be 1 to 64 lower-case letters, digits, - and _, and must begin with a letter or digit"
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 _HEADER = re.compile(r"[A-Za-z0-9-]{1,64}")
 _EMPTY_SHA256 = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
@@ -62,9 +62,9 @@ class KeyTable(BaseModel):
     @classmethod
     def _of_a_key(cls, value: str) -> str:
         if not _SHA256.fullmatch(value):
-            raise ValueError(f"64 hex digits are wanted, as sha256sum prints them; these are {len(value)} characters")
+            raise ValueError(f"must be 64 hex digits, as sha256sum prints them; it has {len(value)} characters")
         if value.lower() == _EMPTY_SHA256:
-            raise ValueError("this is the SHA-256 of an empty key")
+            raise ValueError("must not be the SHA-256 of an empty key")
         return value.lower()
 
     @field_validator("webhook_secret")
@@ -78,9 +78,9 @@ class KeyTable(BaseModel):
     @classmethod
     def _not_a_key_s(cls, value: str | None) -> str | None:
         if value is not None and not _HEADER.fullmatch(value):
-            raise ValueError("a header's name is wanted, such as X-User: 1 to 64 letters, digits and -")
+            raise ValueError("must be the name of a header, such as X-User: 1 to 64 letters, digits and -")
         if value is not None and value.lower() in _NO_PERSON_IN:
-            raise ValueError("this header has another meaning; name one of your own, such as X-User")
+            raise ValueError("must not be a header with another meaning; use one of your own, such as X-User")
         return value
 
     def named(self, name: str) -> NamedKey:
@@ -110,12 +110,12 @@ def parse_keys(text: str) -> list[NamedKey]:
     try:
         tables = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"this is not TOML: {error}") from None
+        raise ValueError(f"the file is not TOML: {error}") from None
     if unknown := [name for name in tables if name != "keys"]:
-        raise ValueError(f"{_line(text, unknown[0])}{unknown[0]!r} is not known; keys are tables [keys.NAME]")
+        raise ValueError(f"{_line(text, unknown[0])}{unknown[0]!r} is unknown; each key must be a table [keys.NAME]")
     keys = tables.get("keys", {})
     if not isinstance(keys, dict):
-        raise ValueError(f"{_line(text, 'keys')}keys: tables [keys.NAME] are wanted")
+        raise ValueError(f"{_line(text, 'keys')}keys must consist of tables [keys.NAME]")
     found: dict[bytes, NamedKey] = {}
     for name, table in keys.items():
         key = _key(text, name, table)
@@ -132,9 +132,11 @@ def _key(text: str, name: str, table: Any) -> NamedKey:
     if not NAME.fullmatch(name):
         raise ValueError(f"{_line(text, name)}[keys.{shown}]: {NAME_IS}")
     if is_given_name(name):
-        raise ValueError(f"{_line(text, name)}[keys.{shown}]: the gateway gives this name itself; choose another")
+        raise ValueError(
+            f"{_line(text, name)}[keys.{shown}]: the gateway reserves this name for itself; choose another one"
+        )
     if not isinstance(table, dict):
-        raise ValueError(f"{_line(text, name)}keys.{shown}: a table [keys.{shown}] is wanted")
+        raise ValueError(f"{_line(text, name)}keys.{shown} must be a table [keys.{shown}]")
     try:
         return KeyTable.model_validate(table).named(name)
     except ValidationError as error:
@@ -180,7 +182,7 @@ class KnownNames:
         except FileNotFoundError:
             return {}
         if not isinstance(known, dict):
-            raise ValueError(f"STATE_DIR: {self._path.name} was not written by the gateway")
+            raise ValueError(f"STATE_DIR: the file {self._path.name} is not in the gateway's format")
         return known
 
     def take_over(self, keys: Sequence[NamedKey]) -> None:
@@ -204,8 +206,8 @@ def check_names(known: Mapping[str, Mapping[str, Any]], present: Mapping[str, st
         before = known.get(name)
         if before is not None and before.get("removed") and before.get("sha256") != digest:
             raise ValueError(
-                f"[keys.{name}]: this name was another key's before, which was removed; its jobs and files are still"
-                " here. Choose another name"
+                f"[keys.{name}]: a key that was removed had this name, and its jobs and files are still"
+                " stored under it. Choose another name"
             )
 
 
@@ -227,9 +229,9 @@ def signing_secret(state_dir: Path | None) -> bytes | None:
             write_private(path, secrets.token_bytes(_SECRET_BYTES))
         found = path.read_bytes()
     except OSError as error:
-        raise SettingsError(f"STATE_DIR: {path.name} cannot be used: {error.strerror}") from error
+        raise SettingsError(f"STATE_DIR: the file {path.name} cannot be read or written: {error.strerror}") from error
     if len(found) < _SECRET_BYTES:
-        raise SettingsError(f"STATE_DIR: {path.name} is too short; remove it, and a new one is made")
+        raise SettingsError(f"STATE_DIR: the file {path.name} is too short; remove it, and the gateway makes a new one")
     return found
 
 
@@ -259,13 +261,13 @@ class KeysFile:
             with self.path.open("rb") as file:
                 content = file.read(_MAX_BYTES + 1)
         except OSError as error:
-            raise ValueError(f"cannot be read: {error.strerror}") from None
+            raise ValueError(f"the file cannot be read: {error.strerror}") from None
         if len(content) > _MAX_BYTES:
-            raise ValueError(f"larger than {_MAX_BYTES / 1e6:g} MB")
+            raise ValueError(f"the file must not be larger than {_MAX_BYTES / 1e6:g} MB")
         try:
             text = content.decode()
         except UnicodeDecodeError:
-            raise ValueError("not text in UTF-8") from None
+            raise ValueError("the file must be text in UTF-8") from None
         return parse_keys(text)
 
     def remember(self, keys: Sequence[NamedKey]) -> None:
@@ -273,7 +275,7 @@ class KeysFile:
         try:
             self._names.take_over(keys)
         except OSError as error:
-            raise ValueError(f"STATE_DIR: the names of keys cannot be written down: {error.strerror}") from None
+            raise ValueError(f"STATE_DIR: the names of the keys cannot be stored: {error.strerror}") from None
 
     @asynccontextmanager
     async def following(self, ring: KeyRing) -> AsyncIterator[None]:
@@ -296,7 +298,7 @@ class KeysFile:
             await asyncio.to_thread(self.remember, keys)
             ring.set_named(keys)
         except ValueError as error:
-            self._problem = f"KEYS_FILE was changed and cannot be used, so the keys before hold: {error}"
+            self._problem = f"KEYS_FILE was changed but cannot be used, so the earlier keys stay in force: {error}"
             _log.error("keys.not_reloaded", path=str(self.path), reason=str(error))
         else:
             self._problem = None

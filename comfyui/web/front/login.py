@@ -68,15 +68,15 @@ async def answer_login(scope: Scope, receive: Receive, keys: KeyRing, metrics: M
         query = parse_qs(scope["query_string"].decode("latin-1"))
         return _page(query.get("next", ["/"])[0], files)
     if scope["method"] != "POST":
-        return refusal(scope, 405, "the login page takes GET and POST", {"Allow": "GET, HEAD, POST"})
+        return refusal(scope, 405, "the login page allows GET, HEAD and POST", {"Allow": "GET, HEAD, POST"})
     form = await _form(Request(scope, receive))
     if form is None:
-        return refusal(scope, 413, "that is no key")
+        return refusal(scope, 413, "the form is too large: a key is shorter")
     token = keys.open_session(form.get("key", [""])[0].strip().encode())
     target = form.get("next", ["/"])[0]
     if token is None:
         metrics.rejected.labels("unauthorized").inc()
-        return _page(target, files, message="This key is not known here.", status=401)
+        return _page(target, files, message="The gateway does not know this key.", status=401)
     response = RedirectResponse(_seen(scope, _local(target)), 303, _HEADERS)
     response.set_cookie(
         COOKIE,

@@ -194,7 +194,7 @@ class BodyLimit:
     def _no_room(self) -> ComfyUIOverloadedError:
         self._metrics.rejected.labels("overloaded").inc()
         limit = f"{self._limits.max_total_bytes / 1e6:g} MB (MAX_BUFFERED_MB)"
-        return ComfyUIOverloadedError(f"the bodies of the requests in flight fill {limit}; try again later")
+        return ComfyUIOverloadedError(f"the bodies of all current requests take more than {limit}; try again later")
 
     async def _refuse(self, error: ComfyUIError, scope: Scope, receive: Receive, send: Send) -> None:
         # The rest of the body is not read: the connection cannot be used again.
@@ -220,8 +220,8 @@ class SlowClients:
         self._idle_s = idle_s
         self._patience = _Patience(idle_s)
         self._min_body_rate = min_body_rate
-        self._silent = f"the body did not go on for {idle_s:g} s (CLIENT_IDLE_SECONDS)"
-        self._too_slow = f"the body comes at less than {min_body_rate / 1000:g} KB a second (MIN_BODY_KB_PER_SECOND)"
+        self._silent = f"no more of the body arrived for {idle_s:g} s (CLIENT_IDLE_SECONDS)"
+        self._too_slow = f"the body arrived at less than {min_body_rate / 1000:g} KB a second (MIN_BODY_KB_PER_SECOND)"
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

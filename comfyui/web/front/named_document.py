@@ -27,7 +27,7 @@ _OPTIONS: Final[Schema] = {"$ref": "#/components/schemas/RunOptions"}
 _OPTIONS_TEXT: Final[Schema] = {
     **TEXT,
     "contentMediaType": "application/json",
-    "description": "Options that are not parameters, as JSON: see RunOptions.",
+    "description": "Options that are not parameters, as a JSON object; see RunOptions.",
 }
 
 

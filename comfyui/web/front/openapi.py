@@ -42,35 +42,39 @@ _JSON: Final = "application/json"
 
 PROMPT_STATUS: Final = "X-Prompt-Status"
 _HEADERS: Final[dict[str, tuple[str, Schema]]] = {
-    "X-Request-ID": ("The request's id in every line of the log: the caller's own, or a new one.", TEXT),
+    "X-Request-ID": ("The request's id, which every line of the log has: the caller's own, or a new one.", TEXT),
     "X-Prompt-Id": ("ComfyUI's id of the prompt.", TEXT),
     PROMPT_STATUS: (
-        "How the job is that this answer is about. Missing where an error is about the request alone.",
+        "The status of the job that this answer is about. It is missing if an error concerns only the request.",
         {"type": "string", "enum": ["queued", "running", "canceling", "succeeded", "failed", "canceled", "lost"]},
     ),
     "X-Simulation": ("No real ComfyUI ran the prompt.", {"type": "string", "enum": ["true"]}),
     "Content-Disposition": ("The name of the file.", TEXT),
     "Retry-After": ("Seconds after which the same request may succeed.", {"type": "string", "pattern": "^[0-9]+$"}),
-    "WWW-Authenticate": ("How a key is shown.", TEXT),
-    "Location": ("The login page, or the job.", TEXT),
-    "Preference-Applied": ("The parts of `Prefer` that were followed.", TEXT),
+    "WWW-Authenticate": ("The schemes by which a key can be sent.", TEXT),
+    "Location": ("The address of the login page or of the job.", TEXT),
+    "Preference-Applied": ("The preferences of the header `Prefer` that were applied.", TEXT),
 }
 _REQUEST_ID: Final[Schema] = {
     "name": "X-Request-ID",
     "in": "header",
     "required": False,
     "schema": TEXT,
-    "description": "An id of yours for logs and answers: up to 128 letters, digits and ._:/+=@-",
+    "description": "Your own id of the request for logs and answers: up to 128 letters, digits and ._:/+=@-",
 }
 _SECURITY: Final[dict[str, Schema]] = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "A key of the gateway."},
     "header": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "A key of the gateway."},
-    "basic": {"type": "http", "scheme": "basic", "description": "The password is a key, the user any."},
+    "basic": {
+        "type": "http",
+        "scheme": "basic",
+        "description": "The password is a key of the gateway; the user name may be anything.",
+    },
     "session": {
         "type": "apiKey",
         "in": "cookie",
         "name": COOKIE,
-        "description": "The cookie that /login gives a browser.",
+        "description": "The cookie that a browser gets at /login.",
     },
 }
 # Errors that may refuse any request before it reaches its endpoint, and a request with a body.
@@ -185,7 +189,9 @@ def _guard(described: dict[str, Any], *, is_probe: bool, is_page: bool) -> None:
     if not is_probe:
         responses["401"] = _refusal(401, {CODES[401]})
         if is_page:
-            responses["303"] = _response(Answer("A browser without a key is led to the login page.", {}, ["Location"]))
+            responses["303"] = _response(
+                Answer("A browser without a key is redirected to the login page.", {}, ["Location"])
+            )
 
 
 def _below(error: type[ComfyUIError]) -> Iterator[type[ComfyUIError]]:

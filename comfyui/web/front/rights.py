@@ -159,12 +159,18 @@ def verdict(rules: KeyRules | None, method: str, raw_path: str) -> Verdict:
         return _ALL
     row = row_of(method, raw_path)
     if row is not None and row.graph and rules.workflows is not None:
-        return Verdict(NO, f"the key {rules.name!r} may run named workflows only, and no workflow of its own", row)
+        return Verdict(
+            NO,
+            f"the key {rules.name!r} may run named workflows only, not workflows that its callers send",
+            row,
+        )
     if rules.role == "admin":
         return Verdict(ALL, None, row)
     right = NO if row is None else row.user if rules.role == "user" else row.read
     if right is NO:
-        return Verdict(NO, f"the key {rules.name!r} has the role {rules.role!r}, which may not do this", row)
+        return Verdict(
+            NO, f"the key {rules.name!r} has the role {rules.role!r}, which does not allow this request", row
+        )
     return Verdict(right, None, row)
 
 

@@ -25,7 +25,9 @@ class OpenStreams:
     def opened(self, key: str | None) -> Iterator[None]:
         """One more, until the block ends. Raises `TooManyStreamsError`."""
         if self._open[key] >= self._most:
-            raise TooManyStreamsError(f"{self._most} streams of events are open already; close one, or poll the job")
+            raise TooManyStreamsError(
+                f"{self._most} event streams are already open, which is the limit; close one, or poll the job instead"
+            )
         self._open[key] += 1
         try:
             yield

@@ -47,7 +47,7 @@ _SENT_AS_THEY_ARE = re.compile(r"%(?:21|24|28|29|2A|2C|2F|3A|3F|40)")
 class Ticket(TypedDict):
     """An address that opens without a key."""
 
-    url: Annotated[str, Field(description="The address with the ticket.")]
+    url: Annotated[str, Field(description="The address with the ticket in it.")]
     ticket: str
     expires_at: Annotated[str, Field(description="UTC, to the second.", json_schema_extra={"format": "date-time"})]
 
@@ -153,14 +153,14 @@ class Tickets:
         if self._public_url and url.startswith((f"{self._public_url}/", f"{self._public_url}?")):
             target = url.removeprefix(self._public_url)
         if not target.startswith("/"):
-            raise RequestError("url: a path and query of the gateway is wanted, such as /view?filename=a.png")
+            raise RequestError("url must be a path and query of the gateway, such as /view?filename=a.png")
         if not _TARGET.fullmatch(target):
-            raise RequestError("url: percent-encode it as a browser would, without a fragment")
+            raise RequestError("url must be percent-encoded as a browser does it, and have no fragment")
         path = target.partition("?")[0]
         if "//" in path or {".", ".."} & set(path.lower().replace("%2e", ".").split("/")):
-            raise RequestError("url: a path without // and without . or .. is wanted")
+            raise RequestError("url must be a path without //, . and ..")
         if f"&{_PARAMETER}=" in target or f"?{_PARAMETER}=" in target:
-            raise RequestError("url: it has a ticket already")
+            raise RequestError("url must not have a ticket already")
         return target
 
 

@@ -173,7 +173,7 @@ class Tools:
             except Exception:
                 # Its text is for the log: the package would send it on.
                 _log.exception("request.crashed", tool=params.name)
-                return failed(ComfyUIError("the gateway failed; its log has the reason under this request_id"), request)
+                return failed(ComfyUIError("the gateway failed; its log has the reason with this request_id"), request)
 
     # The tools
 

@@ -93,7 +93,7 @@ class Connections:
     @property
     def refusal(self) -> TooManyConnectionsError:
         return TooManyConnectionsError(
-            f"the gateway has {self._most} connections, as many as its limit of open files allows; try again later"
+            f"the gateway has {self._most} connections, all that its limit of open files allows; try again later"
         )
 
     def _refused(self) -> None:
@@ -101,5 +101,7 @@ class Connections:
             self._metrics.rejected.labels("overloaded").inc()
         if time.monotonic() - self._logged_at >= _LOG_EVERY_S:
             self._logged_at = time.monotonic()
-            detail = "more clients get 503 until one leaves; raise the limit of open files (ulimit -n, LimitNOFILE)"
+            detail = (
+                "further clients get 503 until one disconnects; raise the limit of open files (ulimit -n, LimitNOFILE)"
+            )
             _log.warning("connections.full", limit=self._most, detail=detail)

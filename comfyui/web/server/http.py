@@ -206,7 +206,7 @@ class ServerHttp(HttpToolsProtocol):
         upgrade = self.parser.should_upgrade()
         self._websocket = upgrade and not framing and method == b"GET" and self._get_upgrade() == b"websocket"
         if self._websocket and self._running is not None and not self._running.response_complete:
-            raise RequestHeadError("a websocket's handshake must not follow a request that is not answered yet")
+            raise RequestHeadError("a websocket handshake must not come before the previous request is answered")
         if upgrade and not self._websocket:
             persistent = version == "1.1" and self.parser.should_keep_alive()
             self._left_out = framing + (b"" if persistent else b"Connection: close\r\n")
@@ -239,7 +239,7 @@ class ServerHttp(HttpToolsProtocol):
     def _become_websocket(self, behind: bytes) -> None:
         if behind:
             self._in_body = False
-            self._refuse(RequestHeadError("bytes follow a websocket's handshake before it is answered"))
+            self._refuse(RequestHeadError("no bytes may follow a websocket handshake before it is answered"))
         else:
             # The websocket is told when the connection ends.
             lost = functools.partial(self._clients.closed, self)
@@ -273,7 +273,7 @@ class ServerHttp(HttpToolsProtocol):
         self._count("slow_client")
         if begun:
             seconds = f"{self._head_limits.seconds:g} s (HEADER_SECONDS)"
-            self._refuse(SlowRequestError(f"the head of the request did not end within {seconds}"))
+            self._refuse(SlowRequestError(f"the headers of the request did not all arrive within {seconds}"))
         else:
             self.transport.close()
 

@@ -26,10 +26,12 @@ def parse_listen(values: Iterable[str]) -> tuple[str, ...]:
             ip_address(host)
         except ValueError:
             if ":" in host or "/" in host or not host.isprintable() or " " in host:
-                raise ValueError(f"{value!r} is no address or name to listen on; the port is SERVER_PORT") from None
+                raise ValueError(
+                    f"{value!r} is not an address or host name to listen on; SERVER_PORT sets the port"
+                ) from None
         hosts.append(host)
     if not hosts:
-        raise ValueError("give at least one address")
+        raise ValueError("must have at least one address")
     return tuple(dict.fromkeys(hosts))
 
 
@@ -80,7 +82,7 @@ def warn_of_strangers(hosts: Sequence[str], port: int) -> None:
     if reached:
         _log.warning(
             "gateway.open",
-            detail=f"anyone who reaches {', '.join(reached)} (port {port}) can run workflows and read all files of"
+            detail=f"everyone who can reach {', '.join(reached)} (port {port}) can run workflows and read all files of"
             " ComfyUI. To close it, set API_KEYS to a long random text (openssl rand -hex 24 makes one; callers send it"
             " as 'Authorization: Bearer KEY'), or set SERVER_HOST=127.0.0.1 to serve this machine only",
         )

@@ -103,7 +103,7 @@ class HeadWatch:
 
     def _too_large(self) -> HeadTooLargeError:
         limit = f"{self._limits.max_bytes / 1000:g} KB (MAX_HEADER_KB)"
-        return HeadTooLargeError(f"the head of the request, or its trailers, are larger than {limit}")
+        return HeadTooLargeError(f"the headers of the request, or its trailers, are larger than {limit}")
 
     def _end(self) -> None:
         self._timer = None

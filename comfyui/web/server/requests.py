@@ -35,35 +35,37 @@ def checked_framing(method: bytes, version: str, target: bytes, headers: RawHead
         elif name == b"transfer-encoding":
             codings.append(value)
     if version not in {"1.0", "1.1"}:
-        raise RequestHeadError(f"HTTP/{version} is not spoken here; use HTTP/1.1")
+        raise RequestHeadError(f"HTTP/{version} is not supported; use HTTP/1.1")
     if method == b"CONNECT":
-        raise RequestHeadError("CONNECT asks for a tunnel, and the gateway opens none")
+        raise RequestHeadError("CONNECT is not supported: the gateway opens no tunnels")
     if len(hosts) > 1 or (not hosts and version == "1.1"):
-        raise RequestHeadError("a request has one Host header")
+        raise RequestHeadError("the request must have one Host header")
     if hosts and not _HOST.fullmatch(hosts[0]):
-        raise RequestHeadError("the Host header is not a host and a port")
+        raise RequestHeadError("the Host header must be a host, with or without a port")
     _check_target(target, hosts)
     if codings:
         if len(codings) > 1 or lengths or codings[0].lower() != b"chunked" or version == "1.0":
-            raise RequestHeadError("a Transfer-Encoding is 'chunked', once, in HTTP/1.1, without a Content-Length")
+            raise RequestHeadError(
+                "Transfer-Encoding must be 'chunked', given once, in HTTP/1.1 and without Content-Length"
+            )
         return b"Transfer-Encoding: chunked\r\n"
     if not lengths:
         return b""
     if len(lengths) > 1 or not lengths[0].isdigit() or len(lengths[0]) > _MAX_DIGITS:
-        raise RequestHeadError("a Content-Length is one number of bytes")
+        raise RequestHeadError("Content-Length must be one number of bytes")
     return b"Content-Length: %b\r\n" % lengths[0] if int(lengths[0]) else b""
 
 
 def _check_target(target: bytes, hosts: list[bytes]) -> None:
     if b"#" in target:
-        raise RequestHeadError("the request target has a '#', which stays with the client")
+        raise RequestHeadError("the request target must not have a '#' fragment")
     if target.startswith(b"/"):
         return
     absolute = _ABSOLUTE.match(target)
     if absolute is None:
-        raise RequestHeadError("the request target is not a path")
+        raise RequestHeadError("the request target must be a path")
     if hosts != [absolute[1]]:
-        raise RequestHeadError("the request target names another host than the Host header")
+        raise RequestHeadError("the request target must name the same host as the Host header")
 
 
 def origin_form(target: bytes) -> bytes:

@@ -108,9 +108,12 @@ def test_a_choice_is_found_with_either_folder_separator(spelled: str) -> None:
         ({"image": {"url": "x"}}, "must be a file (image): a URL, a data URI, or base64, not an object"),
         ({"image": ""}, "must be a file (image): a URL, a data URI, or base64, not ''"),
         ({"seed": -1}, 'must be a whole number from 0 to 18446744073709551615 or "random", not -1'),
-        ({"marks": ["1", 0]}, "ComfyUI would take this for a link to a node, so it cannot be a value"),
-        ({"marks": {"__value__": ["1", 0]}}, "ComfyUI would take this for a link to a node, so it cannot be a value"),
-        ({"promt": "x"}, "there is no such parameter; there are model, prompt, seed"),
+        ({"marks": ["1", 0]}, "must not look like a link to a node, because ComfyUI would take it for one"),
+        (
+            {"marks": {"__value__": ["1", 0]}},
+            "must not look like a link to a node, because ComfyUI would take it for one",
+        ),
+        ({"promt": "x"}, "there is no such parameter; the parameters are: model, prompt, seed"),
     ],
 )
 def test_a_value_that_does_not_fit_is_refused_by_name(values: dict[str, Any], message: str) -> None:
@@ -135,8 +138,8 @@ def test_missing_required_parameters_are_named() -> None:
     with pytest.raises(ParametersError) as caught:
         bound(named, prompt=None)
     assert {name: one["message"] for name, one in caught.value.parameters.items()} == {
-        "prompt": "is required: a text",
-        "image": "is required: a file (image): a URL, a data URI, or base64",
+        "prompt": "is required and must be a text",
+        "image": "is required and must be a file (image): a URL, a data URI, or base64",
     }
 
 

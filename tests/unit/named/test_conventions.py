@@ -130,7 +130,7 @@ def test_a_title_that_may_mean_several_widgets_gives_a_warning() -> None:
     found = resolved(PROMPT, NODES, shown, titles_of(shown))
     assert found.found == ()
     assert found.warnings == (
-        "node 2: its title '$strength' is no parameter: write one of $strength.seed, $strength.steps",
+        "node 2: its title '$strength' makes no parameter; write one of $strength.seed, $strength.steps instead",
     )
 
 

@@ -40,11 +40,11 @@ def test_an_input_that_only_the_node_definition_has_may_be_a_parameter() -> None
     ("titles", "reason"),
     [
         ({"sampler": "$strength"}, "Sampler has several inputs; write one of $strength.seed, $strength.steps"),
-        ({"sampler": "$strength.gone"}, "Sampler has no input 'gone'; it has seed, steps, cfg, tiled, method"),
-        ({"sampler": "$to.positive"}, "positive of Sampler is linked, and a value never takes the place of a link"),
+        ({"sampler": "$strength.gone"}, "Sampler has no input 'gone'; its inputs are: seed, steps, cfg, tiled, method"),
+        ({"sampler": "$to.positive"}, "the input positive of Sampler is linked, and a value cannot replace a link"),
         ({"text": "$to.model"}, "model of Text is linked"),
-        ({"text": "$5 lora"}, "a name is 1 to 64 letters"),
-        ({"save": "output:"}, "its title 'output:' names no output: a name is"),
+        ({"text": "$5 lora"}, "a name must be 1 to 64 letters"),
+        ({"save": "output:"}, "its title 'output:' makes no output: a name must be"),
     ],
 )
 def test_a_title_that_names_no_input_or_output_gives_a_warning(titles: dict[str, str], reason: str) -> None:
@@ -61,7 +61,7 @@ def test_a_linked_widget_is_no_parameter() -> None:
     prompt["2"]["inputs"]["text"] = ["6", 0]
     named = loaded(prompt)
     assert named.parameters == ()
-    assert "no input that a value could be put into, or all of them are linked" in named.warnings[0]
+    assert "no input for a value, or all of them are linked" in named.warnings[0]
 
 
 def test_the_sidecar_names_nodes_by_id_and_by_title() -> None:
@@ -101,53 +101,65 @@ def test_one_value_may_go_into_several_inputs() -> None:
 def test_the_sidecar_takes_precedence_over_titles() -> None:
     named = loaded(workflow(sampler="$seed"), '[parameters.random]\nnode = 3\ninput = "seed"')
     assert targets(named) == {"random": (Target("3", "seed"),)}
-    assert named.warnings == ("seed is no parameter: another one has its inputs",)
+    assert named.warnings == ("seed is not a parameter, because another one sets its inputs",)
 
 
 @pytest.mark.parametrize(
     ("sidecar", "reason"),
     [
-        ('[parameters.p]\nnode = "99"\ninput = "x"', "[parameters.p]: there is no node with the id or the title '99'"),
+        ('[parameters.p]\nnode = "99"\ninput = "x"', "[parameters.p]: no node has the id or the title '99'"),
         ('[parameters.p]\nnode = 3\ninput = "gone"', "[parameters.p]: node 3: Sampler has no input 'gone'"),
-        ('[parameters.p]\nnode = 3\ninput = "positive"', "positive of Sampler is linked, and a value never takes"),
-        ("[parameters.p]\nnode = 3", "[parameters.p] says no input of node 3 (Sampler), which has seed, steps"),
-        ('[parameters.p]\ntitle = "x"', "[parameters.p] names no node, and the workflow itself has no parameter"),
-        ('[parameters.p]\nnode = "same"\ninput = "x"', "nodes 1, 2 all have the title 'same'; name one by its id"),
-        ("[outputs.o]\nnode = 99", "[outputs.o]: there is no node"),
+        ('[parameters.p]\nnode = 3\ninput = "positive"', "positive of Sampler is linked, and a value cannot replace"),
+        (
+            "[parameters.p]\nnode = 3",
+            "[parameters.p] must name an input of node 3 (Sampler); its inputs are: seed, steps",
+        ),
+        (
+            '[parameters.p]\ntitle = "x"',
+            "[parameters.p] must name a node, because the workflow itself has no parameter",
+        ),
+        (
+            '[parameters.p]\nnode = "same"\ninput = "x"',
+            "nodes 1, 2 all have the title 'same'; give the id of one instead",
+        ),
+        ("[outputs.o]\nnode = 99", "[outputs.o]: no node has"),
         (
             '[parameters.p]\nnode = 3\ninput = "steps"\nminimum = 9\nmaximum = 8',
-            "its minimum 9 is more than its maximum",
+            "the minimum 9 of the parameter p must not be above its maximum 8",
         ),
-        ('[parameters.p]\nnode = 2\ninput = "text"\nminimum = 9', "p is no number, and has no minimum and maximum"),
+        (
+            '[parameters.p]\nnode = 2\ninput = "text"\nminimum = 9',
+            "the parameter p must have no minimum and maximum, because it is not a number",
+        ),
         (
             '[parameters.p]\nnode = 3\ninput = "steps"\ndefault = "many"',
-            "the default of p must be a whole number from 1 to 100, not 'many'",
+            "the default of the parameter p must be a whole number from 1 to 100, not 'many'",
         ),
         (
             '[parameters.p]\nnode = 3\ninput = "steps"\ndefault = 1000',
-            "the default of p must be a whole number from 1 to 100, not 1000",
+            "the default of the parameter p must be a whole number from 1 to 100, not 1000",
         ),
         ('[parameters.p]\nnode = 3\ninput = "steps"\nrole = "size"', "[parameters.p] role: Input should be 'prompt'"),
-        ("[parameters.p]\nsize = 3", "[parameters.p] size: there is no such field; there are node, input, also"),
+        ("[parameters.p]\nsize = 3", "[parameters.p] size: there is no such field; the fields are node, input, also"),
         ("[parameters.p", "portrait.toml is not TOML"),
         (
             '[parameters.a]\nnode=3\ninput="steps"\n[parameters.b]\nnode=3\ninput="steps"',
-            "a and b both are steps of node 3",
+            "the parameters a and b must not both be the input steps of node 3",
         ),
         (
             '[parameters.a]\nnode=3\ninput="steps"\nrole="n"\n[parameters.b]\nnode=3\ninput="seed"\nrole="n"',
-            "a and b both have the role n",
+            "the parameters a and b must not both have the role n",
         ),
         (
             "[parameters.p]\nnode = 4\ndefault = 5",
-            "the default of p must be a file (image): a URL, a data URI, or base64, not 5",
+            "the default of the parameter p must be a file (image): a URL, a data URI, or base64, not 5",
         ),
-        ("[outputs.a]\nnode = 5\n[outputs.b]\nnode = 5", "outputs a and b are both node 5"),
-        ("title = " + "[" * 100_000, "portrait.toml is nested too deep"),
-        ("[parameters.p]\nnode = 4\ndefault = " + "9" * 5000, "portrait.toml has a number of too many digits"),
-        ("a." * 400_000 + "a = 1", "portrait.toml has a name of 100 parts and more"),
-        ("x = {" + '"a\\"" . ' * 40_000 + "'a' = 1}", "portrait.toml has a name of 100 parts and more"),
-        ("[" + "'a'." * 40_000 + "a]", "portrait.toml has a name of 100 parts and more"),
+        ("[outputs.a]\nnode = 5\n[outputs.b]\nnode = 5", "the outputs a and b must not both be node 5"),
+        ("title = " + "[" * 100_000, "portrait.toml is nested too deeply"),
+        ("[parameters.p]\nnode = 4\ndefault = " + "9" * 5000, "portrait.toml has a number with too many digits"),
+        ("a." * 400_000 + "a = 1", "portrait.toml has a dotted name with 100 or more parts"),
+        ("x = {" + '"a\\"" . ' * 40_000 + "'a' = 1}", "portrait.toml has a dotted name with 100 or more parts"),
+        ("[" + "'a'." * 40_000 + "a]", "portrait.toml has a dotted name with 100 or more parts"),
     ],
 )
 def test_an_unusable_sidecar_is_refused_with_the_reason(sidecar: str, reason: str) -> None:
@@ -173,16 +185,19 @@ def test_folders_of_the_input_folder_are_not_shown_as_choices() -> None:
 
 def test_two_parameters_of_one_name_are_refused_with_both_nodes() -> None:
     reason = unusable(workflow(loader="$x", text="$x"))
-    assert reason == "two parameters are named x: by node 1 and by node 2"
+    assert reason == "two parameters have the name x: that of node 1 and that of node 2"
 
 
 def test_two_outputs_of_one_name_are_refused_with_both_nodes() -> None:
-    assert unusable(workflow(picture="output:x", save="output:x")) == "two outputs are named x: by node 4 and by node 5"
+    assert (
+        unusable(workflow(picture="output:x", save="output:x"))
+        == "two outputs have the name x: that of node 4 and that of node 5"
+    )
 
 
 def test_an_output_node_that_makes_no_files_gives_a_warning() -> None:
     named = loaded(workflow(sampler="output:x"))
-    assert named.warnings == ("node 3: Sampler, which is the output x, makes no files of a result",)
+    assert named.warnings == ("node 3: Sampler, which is the output x, makes no files",)
 
 
 def test_without_node_definitions_the_types_come_from_the_file() -> None:
@@ -195,16 +210,18 @@ def test_the_error_of_a_sidecar_table_says_why_the_title_gave_no_parameter() -> 
 
     reason = unusable(prompt, "[parameters.p]\nrequired = true")
 
-    assert reason.startswith("[parameters.p] names no node, and the workflow itself has no parameter of this name; ")
-    assert "node 1: its title '$p.txt' is no parameter: " in reason
+    assert reason.startswith(
+        "[parameters.p] must name a node, because the workflow itself has no parameter of this name; "
+    )
+    assert "node 1: its title '$p.txt' makes no parameter: " in reason
 
 
 @pytest.mark.parametrize(
     ("sidecar", "reason"),
     [
-        ("size = 3", "size: there is no such field; there are title, description, parameters, outputs"),
-        ("[outputs.o]\nid = 3", "[outputs.o] id: there is no such field; there are node"),
-        ("[parameters.p]\nalso = [{nod = 3}]", "nod: there is no such field; there are node, input"),
+        ("size = 3", "size: there is no such field; the fields are title, description, parameters, outputs"),
+        ("[outputs.o]\nid = 3", "[outputs.o] id: there is no such field; the fields are node"),
+        ("[parameters.p]\nalso = [{nod = 3}]", "nod: there is no such field; the fields are node, input"),
     ],
 )
 def test_an_unknown_field_of_a_sidecar_is_refused_with_the_known_fields(sidecar: str, reason: str) -> None:

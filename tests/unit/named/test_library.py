@@ -77,7 +77,9 @@ async def test_a_missing_folder_means_that_there_are_no_workflows(folder: Path |
     named = NamedWorkflows(folder, Servers(), FAST)
     async with named.following():
         assert list(named.all()) == []
-        with pytest.raises(NamedWorkflowNotFoundError, match="there is no workflow 'x'; there are none"):
+        with pytest.raises(
+            NamedWorkflowNotFoundError, match="there is no workflow 'x'; the gateway has no named workflows"
+        ):
             named.get("x")
 
 
@@ -96,18 +98,18 @@ async def test_an_unusable_workflow_is_listed_with_its_reason(tmp_path: Path) ->
     write(tmp_path, "apart/workflow", workflow())
     (tmp_path / "apart.toml").write_text("")
     found = problems(await library(tmp_path))
-    assert found.pop("text").startswith("it is not JSON: ")
+    assert found.pop("text").startswith("its file is not JSON: ")
     assert found == {
-        "list": "a workflow is wanted: a JSON object",
+        "list": "its file must hold a workflow, which is a JSON object",
         "empty": "The workflow is empty: it has no nodes.",
         "broken": "Not a workflow in API format: see node 1. node 1: The inputs of Text must be an object",
-        "bad name": "rename its file: a name is 1 to 64 letters, digits, dots, _ and -, and begins with a letter or"
-        " digit",
-        "alone": "there is a sidecar, but no alone.json beside it",
-        "Twin": "another workflow has the same name in other letters (upper or lower case); rename one",
-        "twin": "another workflow has the same name in other letters (upper or lower case); rename one",
+        "bad name": "rename its file: a name must be 1 to 64 letters, digits, dots, _ and -, and must begin with a"
+        " letter or digit",
+        "alone": "the sidecar has no alone.json beside it",
+        "Twin": "another workflow has the same name but for upper and lower case; rename one of them",
+        "twin": "another workflow has the same name but for upper and lower case; rename one of them",
         "two": "there are both two.json and two/workflow.json; remove one",
-        "apart": "its sidecar must be beside it, but is at apart.toml",
+        "apart": "the sidecar must be beside the workflow's file, but it is at apart.toml",
     }
 
 
@@ -116,7 +118,7 @@ async def test_workflow_files_have_the_same_limits_as_request_bodies(tmp_path: P
     found = problems(await library(tmp_path, limits=Limits(max_workflow_nodes=2)))
     assert found == {"a": "The workflow has more than 2 nodes (MAX_WORKFLOW_NODES)"}
     found = problems(await library(tmp_path, max_bytes=100))
-    assert found == {"a": "a.json is larger than 0.0001 MB (MAX_REQUEST_BODY_MB)"}
+    assert found == {"a": "a.json must not be larger than 0.0001 MB (MAX_REQUEST_BODY_MB)"}
 
 
 async def test_no_link_leads_out_of_the_folder(tmp_path: Path) -> None:
@@ -163,7 +165,7 @@ async def test_an_unknown_name_is_refused_with_the_closest_names(tmp_path: Path)
 
 async def test_a_call_of_an_unusable_workflow_gets_the_reason(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text("{}")
-    with pytest.raises(NamedWorkflowUnusableError, match="workflow a cannot be used: The workflow is empty"):
+    with pytest.raises(NamedWorkflowUnusableError, match="the workflow a cannot be used: The workflow is empty"):
         (await library(tmp_path)).get("a")
 
 
@@ -330,7 +332,7 @@ async def test_a_crash_in_reading_one_file_spares_the_others(tmp_path: Path) -> 
     with capture_logs() as lines:
         named = await library(tmp_path, Servers(said=[OBJECT_INFO | {"Loader": Broken()}]))
     assert usable(named) == ["b"]
-    assert problems(named) == {"a": "the gateway failed to read it; its log has the reason"}
+    assert problems(named) == {"a": "the gateway failed while it read the file; its log has the reason"}
     assert [line["workflow"] for line in lines if line["event"] == "workflow.crashed"] == ["a"]
 
 

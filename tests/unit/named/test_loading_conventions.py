@@ -108,7 +108,9 @@ def test_a_sidecar_takes_precedence_and_may_rename_a_picture() -> None:
 def test_two_nodes_with_one_input_id_are_refused_with_both_nodes() -> None:
     prompt = served()
     prompt["23"]["inputs"]["input_id"] = "prompt"
-    assert unusable(prompt, object_info=INFO) == "two parameters are named prompt: by node 2 and by node 3"
+    assert (
+        unusable(prompt, object_info=INFO) == "two parameters have the name prompt: that of node 2 and that of node 3"
+    )
 
 
 def test_one_number_is_put_into_inputs_of_several_types() -> None:
@@ -246,7 +248,9 @@ def test_the_title_of_a_subgraph_names_its_widget() -> None:
     }
     file = ui_file(ui_node(1, "group", [24], title="$size"), ui_node(2, "group", [48], title="$size"))
     file["definitions"] = {"subgraphs": [inner]}
-    assert unusable(file, object_info=INFO) == "two parameters are named size: by node 1:7 and by node 2:7"
+    assert (
+        unusable(file, object_info=INFO) == "two parameters have the name size: that of node 1:7 and that of node 2:7"
+    )
     file["nodes"][1]["title"] = "input: big.width"
     named = loaded(file, object_info=INFO)
     assert {one.name: one.own for one in named.parameters} == {"size": 24, "big": 48}
@@ -284,8 +288,8 @@ def test_an_output_title_of_a_subgraph_names_its_node_that_makes_files() -> None
 @pytest.mark.parametrize(
     ("title", "warning"),
     [
-        ("output: a b", "node 1: its title 'output: a b' names no output: a name is 1 to 64"),
-        ("$size", "node 1: its title '$size' is no parameter: the node does not run, or shows no value"),
+        ("output: a b", "node 1: its title 'output: a b' makes no output: a name must be 1 to 64"),
+        ("$size", "node 1: its title '$size' makes no parameter, because the node does not run or shows no value"),
     ],
 )
 def test_a_meaningless_title_of_a_subgraph_gives_a_warning(title: str, warning: str) -> None:
@@ -302,7 +306,7 @@ def test_a_subgraph_with_two_nodes_that_make_files_names_no_output() -> None:
     file["nodes"][0]["title"] = "output: picture"
     named = loaded(file, object_info=INFO)
     assert named.outputs == ()
-    assert "2 nodes in it make files" in "".join(named.warnings)
+    assert "2 nodes in it make files, but exactly one must" in "".join(named.warnings)
 
 
 def test_a_title_of_a_node_that_does_not_run_gives_a_warning() -> None:
@@ -310,7 +314,9 @@ def test_a_title_of_a_node_that_does_not_run_gives_a_warning() -> None:
     file["nodes"][1] |= {"mode": 2, "title": "$photo"}
     named = loaded(file, object_info=INFO)
     assert named.parameters == ()
-    assert named.warnings == ("node 2: its title '$photo' is no parameter: the node does not run, or shows no value",)
+    assert named.warnings == (
+        "node 2: its title '$photo' makes no parameter, because the node does not run or shows no value",
+    )
 
 
 def test_choices_in_the_workflow_are_used_and_the_index_follows_the_choice() -> None:

@@ -209,7 +209,7 @@ def test_a_value_that_is_a_link_stays_linked() -> None:
     )
     assert found.found == ()
     assert found.prompt["2"]["inputs"] == {"text": ["9", 0]}
-    assert "no value takes the place of a link" in found.warnings[0]
+    assert "a value cannot replace a link" in found.warnings[0]
 
 
 def test_a_node_that_makes_no_parameter_gives_a_warning() -> None:
@@ -218,9 +218,9 @@ def test_a_node_that_makes_no_parameter_gives_a_warning() -> None:
     )
     assert found.found == ()
     assert found.warnings == (
-        "node 1 (ComfyUIDeployExternalText): it feeds nothing, so unused is no parameter",
-        "node 2 (ComfyUIDeployExternalText): its input_id names no parameter",
-        "node 3 (ComfyUIDeployExternalNew): it is an unknown node of ComfyUI-Deploy",
+        "node 1 (ComfyUIDeployExternalText): no node uses its value, so unused is not a parameter",
+        "node 2 (ComfyUIDeployExternalText): its input_id is not a parameter's name",
+        "node 3 (ComfyUIDeployExternalNew): the gateway does not know this node of ComfyUI-Deploy",
     )
 
 
@@ -348,7 +348,7 @@ def test_a_value_passes_through_two_linked_nodes_of_a_pack() -> None:
         )
         assert [(one.name, one.targets) for one in found.found] == [("outer", (Target("3", "text"),))]
         assert found.prompt == {"3": node("CLIPTextEncode", text="a fox")}
-        assert "inner is no parameter" in found.warnings[0]
+        assert "inner is not a parameter" in found.warnings[0]
 
 
 def test_a_default_picture_may_have_a_lower_id_than_its_user() -> None:
@@ -373,7 +373,7 @@ def test_a_value_that_only_a_removed_node_used_is_no_parameter() -> None:
         }
     )
     assert found.found == ()
-    assert "token is no parameter" in found.warnings[0]
+    assert "token is not a parameter" in found.warnings[0]
 
 
 def test_a_node_that_is_linked_to_itself_gives_a_warning() -> None:

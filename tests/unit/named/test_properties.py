@@ -166,7 +166,7 @@ def test_no_title_makes_a_parameter_of_a_linked_input(titles: list[str], linked:
         prompt["2" if name == "text" else "3"]["inputs"][name] = ["1", 0]
     named = loaded_or_not(prompt, None, object_info=OBJECT_INFO)
     if isinstance(named, Unusable):
-        assert named.problem.startswith(("two parameters are named", "two outputs are named"))
+        assert named.problem.startswith(("two parameters have the name", "two outputs have the name"))
         return
     for parameter in named.parameters:
         for target in parameter.targets:

@@ -52,33 +52,36 @@ def test_a_user_may_raise_its_priority_only_if_its_table_allows_it(role: str, hi
     ("text", "told"),
     [
         ("[keys.alice]\nsha256 = \n", "not TOML: Invalid value (at line 2, column 10)"),
-        ("[alice]\n", "line 1: 'alice' is not known; keys are tables [keys.NAME]"),
-        ("keys = 3\n", "keys: tables [keys.NAME] are wanted"),
-        ("[keys]\nalice = 3\n", "line 2: keys.alice: a table [keys.alice] is wanted"),
+        ("[alice]\n", "line 1: 'alice' is unknown; each key must be a table [keys.NAME]"),
+        ("keys = 3\n", "keys must consist of tables [keys.NAME]"),
+        ("[keys]\nalice = 3\n", "line 2: keys.alice must be a table [keys.alice]"),
         (f'\n[keys.alice]\nsha256 = "{_HASH}"\n', "line 2: [keys.alice] role: Field required"),
         (f'[keys.alice]\nsha256 = "{_HASH}"\nrole = "boss"\n', "line 3: [keys.alice] role: Input should be"),
         (
             f'[keys.alice]\nrole = "user"\nsha256 = "{_HASH[1:]}"\n',
-            "line 3: [keys.alice] sha256: 64 hex digits are wanted",
+            "line 3: [keys.alice] sha256: must be 64 hex digits",
         ),
         (
             f'[keys.alice]\nsha256 = "{_HASH}\\n"\nrole = "user"\n',
-            "line 2: [keys.alice] sha256: 64 hex digits are wanted",
+            "line 2: [keys.alice] sha256: must be 64 hex digits",
         ),
-        (table("alice", ALICE, user_header="X User"), "line 4: [keys.alice] user_header: a header's name is wanted"),
+        (table("alice", ALICE, user_header="X User"), "line 4: [keys.alice] user_header: must be the name of a header"),
         (
             '[keys.a]\nsha256 = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"\nrole = "user"\n',
-            "line 2: [keys.a] sha256: this is the SHA-256 of an empty key",
+            "line 2: [keys.a] sha256: must not be the SHA-256 of an empty key",
         ),
         (table("alice", ALICE, colour="red"), "line 4: [keys.alice] colour: there is no such field"),
         (table("alice", ALICE, per_minute=0), "line 4: [keys.alice] per_minute: Input should be greater"),
         (table("alice", ALICE, max_queued="5"), "line 4: [keys.alice] max_queued: Input should be a valid integer"),
-        (table("alice", ALICE, user_header="Cookie"), "line 4: [keys.alice] user_header: this header has another"),
+        (
+            table("alice", ALICE, user_header="Cookie"),
+            "line 4: [keys.alice] user_header: must not be a header with another",
+        ),
         (table("alice", ALICE, webhook_secret="short"), "line 4: [keys.alice] webhook_secret: "),
         (table("alice", ALICE, webhook_secret="no base64, but long enough"), "webhook_secret: a secret is not base64"),
-        (table("Alice", ALICE), "line 1: [keys.'Alice']: a name is 1 to 64 lower-case letters"),
-        (table("key-0123abcd", ALICE), "line 1: [keys.key-0123abcd]: the gateway gives this name itself"),
-        (table("external", ALICE), "line 1: [keys.external]: the gateway gives this name itself"),
+        (table("Alice", ALICE), "line 1: [keys.'Alice']: a key's name must be 1 to 64 lower-case letters"),
+        (table("key-0123abcd", ALICE), "line 1: [keys.key-0123abcd]: the gateway reserves this name for itself"),
+        (table("external", ALICE), "line 1: [keys.external]: the gateway reserves this name for itself"),
         (table("alice", ALICE) + table("bob", ALICE), "line 5: [keys.bob] has the same sha256 as [keys.alice]"),
     ],
 )
@@ -92,9 +95,9 @@ def test_an_error_names_its_line_key_and_field(text: str, told: str) -> None:
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (b"\xff", "not text in UTF-8"),
+        (b"\xff", "the file must be text in UTF-8"),
         (b"[keys.alice]\nrole = 'user'\n", "line 1: [keys.alice] sha256: Field required"),
-        (None, "cannot be read: No such file or directory"),
+        (None, "the file cannot be read: No such file or directory"),
     ],
 )
 def test_a_broken_file_stops_the_start(tmp_path: Path, content: bytes | None, told: str) -> None:
@@ -109,7 +112,7 @@ def test_a_broken_file_stops_the_start(tmp_path: Path, content: bytes | None, to
 
 def test_a_key_in_both_the_file_and_api_keys_is_refused(tmp_path: Path) -> None:
     path = write_keys(tmp_path / "keys.toml", table("alice", KEY))
-    with pytest.raises(SettingsError, match="stands in API_KEYS; it can be in one place only"):
+    with pytest.raises(SettingsError, match="is also in API_KEYS; remove it from one of the two"):
         Settings(keys_file=path, state_dir=None, api_keys=KEY).options()  # type: ignore[arg-type]
 
 
@@ -137,7 +140,7 @@ def test_a_removed_name_may_come_back_only_with_its_own_key(tmp_path: Path, in_m
 
     use(KEYS)
     use(table("bob", BOB))
-    with pytest.raises(ValueError, match=r"\[keys.alice\]: this name was another key's before"):
+    with pytest.raises(ValueError, match=r"\[keys.alice\]: a key that was removed had this name"):
         use(table("bob", BOB) + table("alice", "the key of someone else"))
     use(table("bob", BOB) + table("alice", ALICE))
     # A new key for an existing name belongs to the same customer.
