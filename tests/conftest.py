@@ -1,4 +1,4 @@
-"""Guards of the whole suite, and the servers that tests share."""
+"""Guards for the whole suite, and the servers that tests share."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ from tests.support.running import RunningGateway, running_gateway
 from tests.support.runpod_endpoint import FakeEndpoint
 from tests.support.settings import all_variables
 
-# A shell that starts the suite in the background has its processes ignore SIGINT, and so would those that tests start:
-# servers that stop by it, and a client that is to be interrupted.
+# A shell makes its background processes ignore SIGINT, and processes that tests start would inherit that: servers that
+# SIGINT must stop, and a client that a test interrupts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-# The suite draws the same examples each time: no run fails by chance. Those who look for more run `make scheduler` and
-# `make framing`.
+# Hypothesis draws the same examples in each run, so no run fails by chance. `make scheduler` and `make framing` draw
+# new ones.
 settings.register_profile("suite", derandomize=True)
 settings.load_profile("suite")
 
 
 @pytest.fixture(autouse=True)
 def _scrubbed_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No setting of the developer's shell reaches a test. `.env` is read by entry points only."""
+    """Removes the settings of the developer's shell. Only entry points read `.env`, so no test does by accident."""
     for name in all_variables():
         monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture(autouse=True)
 def _logging_as_before() -> Iterator[None]:
-    """A test that sets the logging up leaves none of it: its stream is closed, and each later line would fail there."""
+    """Restores the logging after a test that configures it: later lines would go to the test's closed stream."""
     root = logging.getLogger()
     before, configured = (root.handlers[:], root.level), structlog.get_config()
     yield
@@ -54,7 +54,7 @@ def _logging_as_before() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _only_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A connection that would leave this machine fails the test."""
+    """Fails a test that connects to another machine."""
     connect = socket.socket.connect
 
     def guarded(self: socket.socket, address: Any) -> None:
@@ -81,14 +81,14 @@ async def gateway(engine: Engine) -> AsyncIterator[RunningGateway]:
 
 @pytest.fixture
 async def endpoint() -> AsyncIterator[FakeEndpoint]:
-    """RunPod's API."""
+    """A fake of RunPod's API for one endpoint."""
     async with FakeEndpoint() as running:
         yield running
 
 
 @pytest.fixture(scope="session")
 def seaweedfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of an S3 server, one for this session."""
+    """The URL of an S3 server that runs for the whole session."""
     with running_seaweedfs(tmp_path_factory.mktemp("seaweedfs")) as url:
         yield url
 

@@ -1,4 +1,4 @@
-"""The house of docs/architecture.md, drawn from the imports themselves."""
+"""Checks that the code has the structure that docs/architecture.md describes."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ from comfyui.exceptions import ComfyUIError
 ROOT = Path(__file__).parents[1]
 PRODUCT = sorted([ROOT / "server.py", ROOT / "config.py", ROOT / "client.py", *(ROOT / "comfyui").rglob("*.py")])
 
-# From the bottom up. Each entry is one floor; a folder may import itself and the folders of the floors before its own.
-# A folder stands for its own files and not for the folders in it; `client`, `handler`, `warmup`, `fallback`, `web.app`
-# and the entry points of the workers are single files with a floor of their own. "ground" is every other file of
-# comfyui/ itself.
+# The floors, lowest first. A folder may import itself and the folders of lower floors.
+# A folder's name means its own files and not its subfolders; `client`, `handler`, `warmup`, `fallback`, `web.app`
+# and the entry points of the workers are single files. "ground" is every other file of comfyui/ itself.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("ground",),
     ("transport", "workflows", "jobs.journal"),
@@ -41,7 +40,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 )
 _NAMED = {name for names in FLOORS for name in names}
 
-# Modules that are longer than 400 lines, each with the reason why it is not cut.
+# Modules that are longer than 400 lines, each with the reason why it is not split.
 LONG = {
     "config.py": "every setting of the gateway, one after the other",
     "comfyui/exceptions.py": "every error of ours, one class after the other",
@@ -62,7 +61,7 @@ OWN_ERRORS = {
     "comfyui/outputs/zipping.py": ("_BrokenOffError", "raised and caught there"),
 }
 
-# What imports nothing else of ours.
+# Packages that import nothing else of ours.
 ISLANDS = {"engine", "sdk"}
 
 # A library, and the only files that may import it.
@@ -80,12 +79,12 @@ ONLY_IN = {
     "mcp_types": ("comfyui/web/mcp/",),
     "sse_starlette": ("comfyui/web/mcp/",),
     "jinja2": ("comfyui/web/console/pages.py",),
-    # One writer, which keeps comments; who reads takes the standard library's.
+    # The one writer keeps comments; readers use the standard library.
     "tomlkit": ("comfyui/web/front/keys_command.py",),
     "tomllib": ("comfyui/web/front/keys_file.py", "comfyui/named/sidecar.py"),
-    # One reader and two writers for all that comes from ComfyUI or a caller: nothing else reads as ComfyUI writes.
+    # All JSON of ComfyUI and of callers goes through one reader and two writers, which accept what ComfyUI writes.
     "orjson": ("comfyui/jsonio.py",),
-    # Islands; a setting; and EXIF's ASCII form of a letter, which is no JSON text of a caller.
+    # The islands, a setting, and the ASCII form of letters in EXIF: none of these is JSON of a caller.
     "json": (
         "comfyui/jsonio.py",
         "comfyui/engine/",
@@ -95,20 +94,21 @@ ONLY_IN = {
     ),
 }
 
-# Our own HTTP and its splices, and the only rooms that know them: others have `transport.body`, `drivers` and `relay`.
+# Our own HTTP and its splices, and the only rooms that may import them. Others use `transport.body`, `drivers` and
+# `relay`.
 FENCED = {f"comfyui.transport.{name}" for name in ("connection", "framing", "http1", "splice")}
 WITHIN_THE_FENCE = ("comfyui/transport/", "comfyui/web/server/")
 
-# Classes whose attributes others write, by their module: who may, and why.
+# Modules whose classes have attributes that other modules write: which modules may, and why.
 WRITTEN_BY_OTHERS = {
-    "comfyui/exceptions.py": ("comfyui/", "whoever knows more of an error on its way adds it"),
-    "comfyui/sdk/errors.py": ("comfyui/sdk/", "whoever knows more of an error on its way adds it"),
+    "comfyui/exceptions.py": ("comfyui/", "each layer adds what it knows to an error that passes it"),
+    "comfyui/sdk/errors.py": ("comfyui/sdk/", "each layer adds what it knows to an error that passes it"),
     "comfyui/workflows/convert/graph.py": ("comfyui/workflows/convert/", "the graph that the steps change in turn"),
     "comfyui/transport/connection.py": ("comfyui/transport/", "the pool keeps its notes on each connection"),
-    "comfyui/web/front/request_state.py": ("comfyui/web/", "each layer adds what it found out of the request"),
+    "comfyui/web/front/request_state.py": ("comfyui/web/", "each layer adds what it found out about the request"),
 }
 
-# Objects of other packages that have an attribute named as one of ours, in the file that writes it.
+# Objects of other packages with an attribute that one of our classes has too, by the file that writes it.
 FOREIGN = {
     ("comfyui/exceptions.py", "error.args"),
     ("comfyui/transport/interim.py", "protocol.read"),
@@ -124,7 +124,7 @@ def parsed(path: Path) -> ast.Module:
 
 @functools.cache
 def imports(path: Path) -> frozenset[str]:
-    """Dotted names of the modules that a file imports, wherever in it."""
+    """Dotted names of the modules that a file imports anywhere."""
     names: set[str] = set()
     for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import):
@@ -139,7 +139,7 @@ def relative(path: Path) -> str:
 
 
 def room(name: str) -> str | None:
-    """The part of our package that a dotted name leads to: the longest of `FLOORS` that fits, an island, or ground."""
+    """The part of our package that a dotted name belongs to: an island, the longest match in `FLOORS`, or "ground"."""
     parts = name.split(".")
     if parts[0] != "comfyui" or len(parts) == 1:
         return None
@@ -180,7 +180,7 @@ def test_no_floor_is_empty() -> None:
     assert {room(dotted(path)) for path in core()} - ISLANDS == _NAMED
 
 
-def test_modules_do_not_import_each_other_in_a_circle() -> None:
+def test_no_modules_import_each_other_in_a_cycle() -> None:
     known = {dotted(path): path for path in PRODUCT}
     below: dict[str, frozenset[str]] = {name: (imports(path) & known.keys()) - {name} for name, path in known.items()}
     while free := {name for name, names in below.items() if not names}:
@@ -188,27 +188,27 @@ def test_modules_do_not_import_each_other_in_a_circle() -> None:
     assert not below
 
 
-def test_a_long_module_has_its_reason() -> None:
+def test_every_long_module_gives_its_reason() -> None:
     long = {relative(path) for path in PRODUCT if len(path.read_text().splitlines()) > 400}
-    assert long - LONG.keys() == set(), "cut it, or say in LONG why not"
+    assert long - LONG.keys() == set(), "split it, or give the reason in LONG"
     assert LONG.keys() - long == set(), "take it out of LONG"
 
 
 def errors_of(path: Path) -> set[str]:
-    """Classes that are exceptions, by their own names or those of what they inherit from."""
+    """Names of the exception classes: their own names, or those of their bases, end in Error or Exception."""
     classes = [node for node in ast.walk(parsed(path)) if isinstance(node, ast.ClassDef)]
     named = {node.name: [node.name, *map(ast.unparse, node.bases)] for node in classes}
     return {name for name, names in named.items() if any(one.endswith(("Error", "Exception")) for one in names)}
 
 
-def test_every_error_is_in_the_one_tree() -> None:
+def test_every_error_class_is_in_the_one_error_tree() -> None:
     paths = [path for path in PRODUCT if room(dotted(path)) not in ISLANDS and path.name != "exceptions.py"]
     found = {relative(path): errors for path in paths if (errors := errors_of(path))}
     assert found == {path: {name} for path, (name, _) in OWN_ERRORS.items()}
 
 
-def test_the_tree_of_errors_is_drawn_as_it_is() -> None:
-    """With each class's status, code and whether to send the request again; `ComfyUIError` and all that inherit it."""
+def test_the_drawn_error_tree_matches_the_classes() -> None:
+    """Compares the parent, status, code and retryability of `ComfyUIError` and all its subclasses."""
     drawn: dict[str, tuple[str, int, str, bool]] = {}
     above: list[str] = []
     for match in re.finditer(
@@ -224,13 +224,13 @@ def test_the_tree_of_errors_is_drawn_as_it_is() -> None:
     } == drawn
 
 
-def test_the_core_knows_neither_settings_nor_server() -> None:
+def test_the_core_imports_neither_settings_nor_server() -> None:
     for path in core():
         assert not {name.split(".")[0] for name in imports(path)} & {"config", "server", "client"}, relative(path)
 
 
-def test_an_island_imports_nothing_of_ours_and_only_the_face_of_the_sdk_imports_it() -> None:
-    """The engine and the SDK would test themselves with what they are held against."""
+def test_islands_import_nothing_of_ours_and_only_client_py_imports_the_sdk() -> None:
+    """The engine and the SDK are what our code is tested against, so they must not share code with it."""
     for path in core():
         here = room(dotted(path))
         foreign = {name for name in imports(path) if (there := room(name)) and there != here}
@@ -246,16 +246,16 @@ def test_each_library_stays_in_the_files_named_for_it() -> None:
             assert allowed is None or relative(path).startswith(allowed), f"{relative(path)} imports {name}"
 
 
-def test_only_the_two_ends_of_a_body_know_how_it_is_moved() -> None:
+def test_only_transport_and_the_web_server_import_our_http() -> None:
     knowing = {relative(path) for path in PRODUCT if imports(path) & FENCED}
     assert {path for path in knowing if not path.startswith(WITHIN_THE_FENCE)} == set()
 
 
-def test_the_fence_is_around_what_there_is() -> None:
+def test_every_fenced_module_exists() -> None:
     assert {dotted(path) for path in core()} >= FENCED
 
 
-def test_the_client_is_the_face_of_the_sdk() -> None:
+def test_client_py_imports_only_the_sdk() -> None:
     assert {name.partition(".")[0] for name in imports(ROOT / "client.py")} == {"sys", "comfyui"}
     assert {room(name) for name in imports(ROOT / "client.py")} == {None, "sdk"}
 
@@ -270,7 +270,7 @@ def test_no_module_reads_the_environment_at_import() -> None:
             assert "getenv" not in text, relative(path)
 
 
-# Tests that patch what only its own module knows, each with the reason why there is no option for it.
+# Tests that patch a private name of a module, each with the reason why no option does the same.
 PATCHES_OF_OURS = {
     ("tests/gateway/test_framing.py", "where"): "breaks our HTTP on purpose, to show that the suite sees it",
     (
@@ -281,7 +281,7 @@ PATCHES_OF_OURS = {
 
 
 def patched_in(path: Path) -> set[tuple[str, str]]:
-    """What a test file patches that is private to a module of ours, or that the file does not name."""
+    """Targets that a test file patches although they are private, or without a literal name."""
     found = set()
     for call in ast.walk(parsed(path)):
         if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr == "setattr"):
@@ -295,13 +295,13 @@ def patched_in(path: Path) -> set[tuple[str, str]]:
     return found
 
 
-def test_tests_set_limits_by_options_and_patch_no_private_name() -> None:
-    """A private name that moves would be patched in vain, or break tests that have nothing to do with it."""
+def test_tests_patch_no_private_name() -> None:
+    """A patch of a private name does nothing after the name moves, or breaks unrelated tests. Tests use options."""
     found = {patched for path in sorted((ROOT / "tests").rglob("*.py")) for patched in patched_in(path)}
     assert found == set(PATCHES_OF_OURS)
 
 
-def test_tests_use_hand_written_fakes() -> None:
+def test_tests_do_not_use_unittest_mock() -> None:
     tests = (ROOT / "tests").rglob("*.py")
     assert [relative(path) for path in tests if "unittest.mock" in imports(path)] == []
 
@@ -316,19 +316,19 @@ def fixtures_in(tree: ast.AST) -> list[str]:
     ]
 
 
-def test_fixtures_stand_in_the_conftest_of_their_folder() -> None:
+def test_fixtures_are_defined_in_conftest_files() -> None:
     modules = [path for path in (ROOT / "tests").rglob("*.py") if path.name != "conftest.py"]
     assert {relative(path): names for path in modules if (names := fixtures_in(parsed(path)))} == {}
 
 
-def test_the_check_sees_a_fixture_however_it_is_written() -> None:
+def test_the_fixture_check_finds_every_form_of_fixture() -> None:
     marks = ("@pytest.fixture(scope='module')", "@pytest_asyncio.fixture", "@pytest.mark.usefixtures('a')")
     written = "\n".join(f"{mark}\nasync def f{number}(): ..." for number, mark in enumerate(marks))
     assert fixtures_in(ast.parse(written)) == ["f0", "f1"]
 
 
 def lambda_slots(tree: ast.AST) -> Iterator[int]:
-    """Lines of lambdas that stand for a callback until another one takes their place: attributes and defaults."""
+    """Lines where a lambda is the value of an attribute or a default: a placeholder for a later callback."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.Lambda):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
@@ -347,7 +347,7 @@ def written(tree: ast.AST) -> Iterator[tuple[str, str, int]]:
 
 
 def attributes(tree: ast.AST) -> set[str]:
-    """What the module's classes and their instances have: assigned to `self`, or declared in the class."""
+    """Names of the attributes of the module's classes: assigned to `self`, or declared in the class."""
     declared = {
         target.id
         for node in ast.walk(tree)
@@ -361,7 +361,7 @@ def attributes(tree: ast.AST) -> set[str]:
 
 
 def written_from_outside(path: Path, tree: ast.AST, owners: Mapping[str, set[str]]) -> list[str]:
-    """Assignments to attributes that only classes of other modules have; `owners`: their modules, by attribute."""
+    """Assignments to attributes that only classes of other modules have; `owners` maps an attribute to its modules."""
     here = relative(path)
     found: list[str] = []
     for owner, attribute, line in written(tree):
@@ -385,17 +385,17 @@ def owners() -> dict[str, set[str]]:
     return known
 
 
-def test_no_callback_waits_in_a_slot() -> None:
+def test_no_callback_is_a_lambda_that_is_replaced_later() -> None:
     slots = {relative(path): lines for path in OURS if (lines := list(lambda_slots(parsed(path))))}
-    assert slots == {}, "hand it to the constructor, as a protocol"
+    assert slots == {}, "pass it to the constructor, as a protocol"
 
 
-def test_only_a_class_writes_its_attributes() -> None:
+def test_only_a_class_itself_writes_its_attributes() -> None:
     assert [line for path in OURS for line in written_from_outside(path, parsed(path), owners())] == []
 
 
 @pytest.mark.parametrize("name", WRITTEN_BY_OTHERS)
-def test_what_others_may_write_they_do_write(name: str) -> None:
+def test_every_exception_for_outside_writers_is_used(name: str) -> None:
     attributes_there = {attribute for attribute, modules in owners().items() if name in modules}
     foreign = (
         attribute
@@ -407,7 +407,7 @@ def test_what_others_may_write_they_do_write(name: str) -> None:
     assert attributes_there.intersection(foreign), "take it out of WRITTEN_BY_OTHERS"
 
 
-def test_the_checks_see_a_slot_and_a_second_writer() -> None:
+def test_the_checks_find_a_callback_slot_and_a_second_writer() -> None:
     slots = """
 class Queue:
     on_taken: Callable[[], None] = lambda: None

@@ -14,7 +14,7 @@ from config import Settings
 ROOT = Path(__file__).parents[1]
 _THIS = Path(__file__).relative_to(ROOT)
 
-# A path with a folder, or the name of a page. What has a variable part (a shell's, Python's) is not meant.
+# Matches a path with a folder, or the name of a page; skips names with a variable part (of a shell or Python).
 _FILE = re.compile(r"(?<![\w./:@{}$%*~<>+-])((?:[\w.-]+/)*[\w-][\w.-]*\.(?:md|py|toml|sh|yaml|conf))(?![\w/*{<]|\.\w)")
 _ROOMS = ("comfyui/", "tests/", "docs/", "deploy/", "examples/", "benchmarks/", "requirements/", ".ci/", "adr/")
 _TRAP = re.compile(r"\btraps? (\d+)(?:(?:, | and | to )(\d+))*")
@@ -39,7 +39,7 @@ def texts() -> dict[Path, str]:
 
 
 def prose(path: Path, text: str) -> str:
-    """Of a Python file the comments and docstrings, where references stand; of any other file the whole."""
+    """The text that may refer to files: comments and docstrings of a Python file, or the whole of any other file."""
     if path.suffix != ".py":
         return text
     return "\n".join(re.findall(r'""".*?"""|(?<!["\'])#[^\n]*', text, re.DOTALL))
@@ -56,15 +56,15 @@ def missing_files(path: Path, text: str) -> list[str]:
             beside = (ROOT / path.parent / name).resolve()
             known = name in names or beside.exists() or any(item.endswith("/" + name) for item in names)
         else:
-            continue  # a file of ComfyUI, of a user, or a module named without its room
+            continue  # a file of ComfyUI or of a user, or a module named without its folder
         if name.startswith("deploy/comfyui/"):
-            continue  # where ComfyUI itself is put
+            continue  # ComfyUI itself is put there
         if not known:
             missing.append(name)
     return missing
 
 
-def test_every_file_that_is_named_exists() -> None:
+def test_every_named_file_exists() -> None:
     assert {str(path): names for path, text in texts().items() if (names := missing_files(path, text))} == {}
 
 
@@ -75,7 +75,7 @@ def test_a_reference_to_a_missing_file_is_found(text: str) -> None:
     assert missing_files(Path("comfyui/client.py"), text)
 
 
-def test_every_trap_that_is_named_is_on_the_page_of_traps() -> None:
+def test_every_named_trap_is_on_the_page_of_traps() -> None:
     page = (ROOT / "docs" / "comfyui.md").read_text().partition("## Traps")[2]
     known = set(re.findall(r"^(\d+)\. \*\*", page, re.MULTILINE))
     named = {
@@ -85,7 +85,7 @@ def test_every_trap_that_is_named_is_on_the_page_of_traps() -> None:
     assert named <= known
 
 
-def test_every_decision_that_is_named_exists() -> None:
+def test_every_named_decision_exists() -> None:
     known = {int(path.name[:4]) for path in (ROOT / "docs" / "adr").glob("[0-9]*.md")}
     named = {int(number) for text in texts().values() for number in _ADR.findall(text)}
     assert named
@@ -102,7 +102,7 @@ def test_every_test_that_the_docs_name_exists() -> None:
     assert named <= defined | modules
 
 
-# Names that belong to others: Linux, LittleHorse, uvicorn.
+# Names of Linux, LittleHorse and uvicorn.
 _FOREIGN = {"SO_RCVLOWAT", "TASK_ERROR", "FORWARDED_ALLOW_IPS"}
 # Settings of Open WebUI and LibreChat.
 _FOREIGN |= {"DALLE_API_KEY", "DALLE_REVERSE_PROXY", "ENABLE_FORWARD_USER_INFO_HEADERS"}
@@ -110,7 +110,7 @@ _FOREIGN |= {"IMAGE_GEN_OAI_API_KEY", "IMAGE_GEN_OAI_BASEURL"}
 
 
 def test_every_setting_that_the_docs_spell_out_exists() -> None:
-    """Names in capitals: each is read by the gateway, a worker, a script or the image, or belongs to somebody named."""
+    """Each name in capitals is read by the gateway, a worker, a script or the image, or is listed in `_FOREIGN`."""
     read = {word.upper() for path, text in texts().items() if path.suffix != ".md" for word in re.findall(r"\w+", text)}
     spelled = {
         (str(path), name)

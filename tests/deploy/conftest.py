@@ -1,4 +1,4 @@
-"""What the tests of this folder share."""
+"""Fixtures that the tests of this folder share."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.ports import free_port
 
 @pytest.fixture
 def bare_container(tmp_path: Path) -> dict[str, str]:
-    """A container of the role `gateway` with a ComfyUI that writes down its arguments and ends."""
+    """Variables of a container with the role `gateway`, whose ComfyUI is an empty program."""
     comfyui = tmp_path / "comfyui"
     comfyui.mkdir()
     (comfyui / "main.py").write_text("")
@@ -27,7 +27,7 @@ def bare_container(tmp_path: Path) -> dict[str, str]:
 
 @pytest.fixture
 def engine_container(tmp_path: Path) -> dict[str, str]:
-    """A container of the role `gateway` whose ComfyUI is the embedded engine, on a port that only COMFY_PORT tells."""
+    """Variables of a container with the role `gateway`, whose ComfyUI is the embedded engine on the port COMFY_PORT."""
     (tmp_path / "comfyui").mkdir()
     port = free_port()
     return environment(
@@ -43,7 +43,7 @@ def engine_container(tmp_path: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the package as `pip install .` puts it there. Its dependencies are those of this interpreter."""
+    """A folder with the package as `pip install .` installs it; its dependencies come from this interpreter."""
     if int(version("setuptools").split(".")[0]) < 77:
         pytest.skip("setuptools cannot build the package: it is older than pyproject.toml asks for")
     sources = tmp_path_factory.mktemp("sources")
@@ -53,7 +53,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         else:
             shutil.copy(ROOT / name, sources)
     built = tmp_path_factory.mktemp("built")
-    # What pip itself calls; pip would look for an index.
+    # pip makes the same call; pip itself would look for a package index.
     build = f"from setuptools import build_meta; print(build_meta.build_wheel({str(built)!r}))"
     done = subprocess.run(
         [sys.executable, "-c", build], cwd=sources, capture_output=True, text=True, timeout=50, check=False

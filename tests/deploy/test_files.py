@@ -1,4 +1,4 @@
-"""The files of a deployment agree with each other and with the code. `make manifests` checks them against schemas."""
+"""The deployment's files agree with each other and with the code. `make manifests` checks them against schemas."""
 
 from __future__ import annotations
 
@@ -35,21 +35,21 @@ def _variables(container: dict[str, Any]) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("script", sorted(path.relative_to(ROOT).as_posix() for path in DEPLOY.rglob("*.sh")))
-def test_shellcheck_has_nothing_to_say(script: str) -> None:
+def test_shell_scripts_pass_shellcheck(script: str) -> None:
     found = subprocess.run([BIN / "shellcheck", script], cwd=ROOT, capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stdout
-    assert (ROOT / script).stat().st_mode & 0o111, "it can be executed"
+    assert (ROOT / script).stat().st_mode & 0o111, "it is executable"
     assert "set -euo pipefail" in (ROOT / script).read_text()
 
 
-def test_hadolint_has_nothing_to_say() -> None:
+def test_the_dockerfile_passes_hadolint() -> None:
     found = subprocess.run(
         [BIN / "hadolint", "deploy/Dockerfile"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert found.returncode == 0, found.stdout
 
 
-def test_the_image_has_what_it_copies_and_every_role_has_requirements() -> None:
+def test_all_files_that_the_image_copies_exist_and_every_role_has_requirements() -> None:
     text = (DEPLOY / "Dockerfile").read_text().replace("\\\n", " ")
     for sources in re.findall(r"^COPY (?!--)(.*) \S+$", text, re.MULTILINE):
         for source in sources.split():
@@ -62,7 +62,7 @@ def test_the_image_has_what_it_copies_and_every_role_has_requirements() -> None:
             assert (ROOT / "comfyui" / "workers" / f"{role}_worker.py").is_file()
 
 
-def test_each_image_has_the_bytecode_of_our_modules() -> None:
+def test_each_image_compiles_our_modules() -> None:
     stages = re.split(r"^FROM ", (DEPLOY / "Dockerfile").read_text(), flags=re.MULTILINE)
     with_code = [stage.partition("COPY comfyui ")[2] for stage in stages if "COPY comfyui " in stage]
     assert len(with_code) == 2
@@ -70,7 +70,7 @@ def test_each_image_has_the_bytecode_of_our_modules() -> None:
         assert "\nRUN /opt/venv/gateway/bin/python -m compileall -q /opt/gateway\n" in after
 
 
-def test_what_the_image_installs_has_hashes() -> None:
+def test_every_package_of_the_image_is_pinned_by_hash() -> None:
     for name in ("image", "gateway", "runpod", "littlehorse", "postgres"):
         lines = (ROOT / "requirements" / f"{name}.txt").read_text().splitlines()
         for number, line in enumerate(lines):
@@ -78,7 +78,7 @@ def test_what_the_image_installs_has_hashes() -> None:
                 assert lines[number + 1].strip().startswith("--hash="), f"{name}: {line}"
 
 
-def test_probes_ask_what_they_are_for() -> None:
+def test_each_probe_asks_the_health_path_made_for_it() -> None:
     container = _container()
     paths = {name: container[name]["httpGet"]["path"] for name in ("startupProbe", "livenessProbe", "readinessProbe")}
     assert paths == {
@@ -88,21 +88,21 @@ def test_probes_ask_what_they_are_for() -> None:
     }
 
 
-def test_a_pod_has_the_time_to_drain() -> None:
+def test_a_pod_has_enough_time_to_drain() -> None:
     pod = _k8s("deployment")["spec"]["template"]["spec"]
     drain = int(_variables(_container())["SHUTDOWN_GRACE_SECONDS"])
     pre_stop = int(_container()["lifecycle"]["preStop"]["exec"]["command"][1])
     assert pod["terminationGracePeriodSeconds"] >= pre_stop + drain + 15 + 20
 
 
-def test_compose_gives_the_time_to_drain_too() -> None:
+def test_compose_gives_enough_time_to_drain() -> None:
     services = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
     for name, margin in {"gateway": 35, "many": 15}.items():
         grace = int(services[name]["stop_grace_period"].removesuffix("s"))
         assert grace >= int(services[name]["environment"]["SHUTDOWN_GRACE_SECONDS"]) + margin
 
 
-def test_a_pod_may_do_no_more_than_it_must() -> None:
+def test_a_pod_runs_with_the_least_privileges() -> None:
     pod = _k8s("deployment")["spec"]["template"]["spec"]
     security = _container()["securityContext"]
     assert pod["securityContext"]["runAsNonRoot"] is True
@@ -115,13 +115,13 @@ def test_a_pod_may_do_no_more_than_it_must() -> None:
     assert [pod["securityContext"][key] for key in ("runAsUser", "runAsGroup")] == [int(user[1]), int(user[2])]
 
 
-def test_keys_come_from_a_secret() -> None:
+def test_api_keys_come_from_a_secret() -> None:
     (keys,) = [item for item in _container()["env"] if item["name"] == "API_KEYS"]
     assert keys["valueFrom"]["secretKeyRef"] == {"name": "comfyui-gateway", "key": "api-keys"}
     assert set(_k8s("secret.example")["stringData"]) == {"api-keys", "metrics-api-key"}
 
 
-def test_all_select_the_same_pods() -> None:
+def test_all_manifests_select_the_same_pods() -> None:
     labels = _k8s("deployment")["spec"]["template"]["metadata"]["labels"]
     selectors = [
         _k8s("deployment")["spec"]["selector"]["matchLabels"],
@@ -134,7 +134,7 @@ def test_all_select_the_same_pods() -> None:
     assert _k8s("scaledobject")["spec"]["scaleTargetRef"]["name"] == _k8s("deployment")["metadata"]["name"]
 
 
-def test_every_metric_that_is_asked_for_exists() -> None:
+def test_every_metric_in_alerts_and_scaling_exists() -> None:
     from comfyui.metrics import Metrics
 
     families = {family.name: family.type for family in Metrics().registry.collect()}

@@ -22,7 +22,9 @@ def examples_of(page: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("page", ["README.md", "examples/README.md"])
-async def test_the_python_example_runs_as_it_stands(installed: Path, engine: Engine, tmp_path: Path, page: str) -> None:
+async def test_the_documented_python_example_runs_unchanged(
+    installed: Path, engine: Engine, tmp_path: Path, page: str
+) -> None:
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     [example] = examples_of(ROOT / page)
     async with running_gateway(engine.url) as gateway:
@@ -41,13 +43,13 @@ async def test_the_python_example_runs_as_it_stands(installed: Path, engine: Eng
     assert (tmp_path / saved).read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_package_has_all_that_it_needs_beside_the_code(installed: Path) -> None:
+def test_the_package_contains_all_data_files(installed: Path) -> None:
     kept = {path.relative_to(ROOT) for path in (ROOT / "comfyui").rglob("*") if path.is_file()}
     kept = {path for path in kept if "__pycache__" not in path.parts and path.suffix != ".md"}
     assert not [path for path in sorted(kept) if not (installed / path).exists()]
 
 
-def test_the_demo_needs_only_what_the_gateway_does() -> None:
+def test_the_demo_installs_only_the_gateways_requirements() -> None:
     if shutil.which("make") is None:
         pytest.skip("no make")
     planned = subprocess.run(
@@ -62,4 +64,4 @@ def test_the_demo_needs_only_what_the_gateway_does() -> None:
     assert set(re.findall(r"requirements/[\w-]+\.txt", planned.stdout)) == {"requirements/gateway.txt"}
     assert "/bin/python examples/demo.py" in planned.stdout
     assert re.search(r"--requirement requirements/gateway\.txt\b", planned.stdout)
-    assert "getting" in planned.stdout, "each package is told"
+    assert "getting" in planned.stdout, "the demo prints each package that it downloads"

@@ -1,4 +1,4 @@
-"""The event listener's judgement and its side of supervisord's protocol; test_supervisord.py has the whole."""
+"""The event listener's decisions and its side of supervisord's protocol; test_supervisord.py runs it for real."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class _Clock:
         return self.now
 
 
-def test_crashes_count_for_each_program_and_only_within_the_window() -> None:
+def test_crashes_are_counted_for_each_program_within_the_window() -> None:
     clock = _Clock()
     crashes = CrashCount(2, 100, clock)
     seen = []
@@ -36,18 +36,18 @@ def test_crashes_count_for_each_program_and_only_within_the_window() -> None:
     assert not crashes.crashed("worker")
 
 
-def test_broken_must_last_without_a_break() -> None:
+def test_the_broken_state_must_last_without_interruption() -> None:
     clock = _Clock()
     watch = BrokenWatch(30, clock)
     seen = []
     for clock.now, health in ((0, BROKEN), (20, BROKEN), (25, CONNECTED), (31, BROKEN), (60, BROKEN), (61, BROKEN)):
         seen.append(watch.seen(health))
     assert seen == [False, False, False, False, False, True]
-    assert not watch.seen(BROKEN), "a restart takes its time, too"
+    assert not watch.seen(BROKEN), "after a restart the time begins again"
     assert not watch.seen(None)
 
 
-def test_every_event_is_answered_and_the_end_of_events_is_the_end(tmp_path: Path) -> None:
+def test_the_listener_answers_every_event_and_ends_with_its_input(tmp_path: Path) -> None:
     payload = "processname:comfyui groupname:comfyui from_state:RUNNING expected:0 pid:7"
     events = io.StringIO(f"ver:3.0 server:s serial:1 eventname:PROCESS_STATE_EXITED len:{len(payload)}\n{payload}")
     replies, log = io.StringIO(), io.StringIO()
@@ -65,11 +65,11 @@ def test_every_event_is_answered_and_the_end_of_events_is_the_end(tmp_path: Path
         ("comfyui", "http://127.0.0.1:2/system_stats"),
     ],
 )
-def test_the_health_check_asks_what_the_role_serves(worker: str, asked: str) -> None:
+def test_the_health_check_asks_the_url_that_its_role_serves(worker: str, asked: str) -> None:
     assert url(worker, "1", "2") == asked
 
 
-async def test_the_health_check_fails_with_the_reason_and_passes_without_a_word(engine: Engine) -> None:
+async def test_the_health_check_prints_the_reason_only_when_it_fails(engine: Engine) -> None:
     async def check(port: str) -> tuple[int | None, str]:
         process = await asyncio.create_subprocess_exec(
             sys.executable,

@@ -31,10 +31,10 @@ async def _prompt_sync(container: Container, workflow: dict[str, Any]) -> tuple[
         return response.status, await response.json()
 
 
-async def test_live_before_comfyui_and_ready_after_it_and_ready_again_after_a_crash(
+async def test_the_container_is_live_before_comfyui_and_ready_again_after_its_crash(
     engine_container: dict[str, str], tmp_path: Path
 ) -> None:
-    # A ComfyUI that takes as long as the test wants.
+    # The test decides when this ComfyUI starts.
     gate = tmp_path / "gate"
     os.mkfifo(gate)
     engine_container["COMFYUI_COMMAND"] = f"/bin/sh -c 'read line < {gate}; exec {engine_container['COMFYUI_COMMAND']}'"
@@ -65,7 +65,7 @@ async def test_live_before_comfyui_and_ready_after_it_and_ready_again_after_a_cr
     assert log.index("stopped: worker") < log.index("stopped: comfyui"), "the gateway drains while ComfyUI still runs"
 
 
-async def test_a_stop_lets_the_prompt_in_flight_finish(engine_container: dict[str, str]) -> None:
+async def test_a_stopping_container_finishes_the_running_prompt(engine_container: dict[str, str]) -> None:
     async with running_container(engine_container) as container:
         await container.answers("/health/ready", 200)
         waiting = asyncio.create_task(_prompt_sync(container, sleep_workflow(1.5)))
@@ -77,7 +77,7 @@ async def test_a_stop_lets_the_prompt_in_flight_finish(engine_container: dict[st
     await container.logged("shutdown.draining")
 
 
-async def test_a_program_that_cannot_be_started_ends_the_container_with_a_failure(
+async def test_a_program_that_cannot_start_ends_the_container_with_status_70(
     engine_container: dict[str, str],
 ) -> None:
     engine_container |= {"COMFYUI_COMMAND": "/bin/false", "START_RETRIES": "0"}
@@ -87,10 +87,10 @@ async def test_a_program_that_cannot_be_started_ends_the_container_with_a_failur
     await container.logged("ending with 70")
 
 
-async def test_a_program_that_ends_again_and_again_after_a_while_ends_the_container_with_a_failure(
+async def test_a_program_that_crashes_too_often_ends_the_container_with_status_70(
     engine_container: dict[str, str],
 ) -> None:
-    # It lives longer than startsecs each time, so that supervisord never gives it up by itself.
+    # Each run lasts longer than startsecs, so supervisord itself never gives up.
     engine_container |= {"MAX_CRASHES": "0"}
     async with running_container(engine_container) as container:
         await container.logged("success: comfyui entered RUNNING")
@@ -99,7 +99,7 @@ async def test_a_program_that_ends_again_and_again_after_a_while_ends_the_contai
     await container.logged("comfyui ended more than 0 times in 600 s")
 
 
-async def test_a_comfyui_that_answers_and_cannot_run_prompts_is_restarted(engine_container: dict[str, str]) -> None:
+async def test_a_comfyui_that_answers_but_runs_no_prompts_is_restarted(engine_container: dict[str, str]) -> None:
     engine_container["RESTART_BROKEN_AFTER"] = "0"
     async with running_container(engine_container) as container:
         await container.answers("/health/ready", 200)
@@ -114,7 +114,7 @@ async def test_a_comfyui_that_answers_and_cannot_run_prompts_is_restarted(engine
         assert (await _prompt_sync(container, invert_workflow(2)))[0] == 200
 
 
-async def test_comfyui_alone_for_a_gateway_elsewhere(engine_container: dict[str, str]) -> None:
+async def test_a_container_can_run_comfyui_alone(engine_container: dict[str, str]) -> None:
     engine_container |= {"WORKER": "comfyui", "SERVER_PORT": engine_container["COMFY_PORT"]}
     async with running_container(engine_container) as container:
         await container.answers("/system_stats", 200)

@@ -1,4 +1,4 @@
-"""Faults that end the engine's process, as a process of its own; and its nodes that write and read video."""
+"""The engine as a process of its own: faults that end it. Also its nodes that write and read video."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.support.target import Target, node
 
 @asynccontextmanager
 async def engine_process(*arguments: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
-    """The process and its URL, once it serves; or once it has ended."""
+    """Yields the process and its URL when it serves, or when it has ended."""
     port = free_port()
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "comfyui.engine", "--port", str(port), *arguments),
@@ -40,25 +40,25 @@ async def engine_process(*arguments: str) -> AsyncIterator[tuple[asyncio.subproc
 
 
 async def queue(url: str, prompt: dict[str, Any]) -> None:
-    """The node may end the process before the reply is sent."""
+    """Submits the prompt; its node may end the process before the reply is sent."""
     with contextlib.suppress(aiohttp.ClientError):
         async with aiohttp.ClientSession(url) as http, http.post("/prompt", json={"prompt": prompt}) as response:
             assert response.status == 200, await response.text()
 
 
-async def ended(process: asyncio.subprocess.Process) -> int:
+async def exit_status(process: asyncio.subprocess.Process) -> int:
     async with asyncio.timeout(20):
         return await process.wait()
 
 
 @pytest.mark.parametrize(("how", "status"), [("segfault", -signal.SIGSEGV), ("exit", 1)])
-async def test_a_node_ends_the_process(how: str, status: int) -> None:
+async def test_a_crash_node_ends_the_process(how: str, status: int) -> None:
     async with engine_process() as (process, url):
         await queue(url, {"1": node("SimulatedCrash", how=how, after=0.0), "2": node("PreviewAny", source=["1", 0])})
-        assert await ended(process) == status
+        assert await exit_status(process) == status
 
 
-async def test_a_fault_ends_the_process_at_its_node_and_is_counted_over_the_next_starts(tmp_path: Path) -> None:
+async def test_a_fault_at_a_node_ends_the_process_and_is_counted_across_restarts(tmp_path: Path) -> None:
     kept = tmp_path / "faults.json"
     fault = json.dumps({"class_type": "PreviewAny", "times": 2, "message": "GPU has fallen off the bus"})
     arguments = ("--faults-file", str(kept), "--fault", f"segfault={fault}")
@@ -66,7 +66,7 @@ async def test_a_fault_ends_the_process_at_its_node_and_is_counted_over_the_next
     for _ in range(2):
         async with engine_process(*arguments) as (process, url):
             await queue(url, prompt)
-            assert await ended(process) == -signal.SIGSEGV
+            assert await exit_status(process) == -signal.SIGSEGV
             assert process.stdout is not None
             assert b"GPU has fallen off the bus" in await process.stdout.read()
     async with engine_process(*arguments) as (process, url):
@@ -77,21 +77,21 @@ async def test_a_fault_ends_the_process_at_its_node_and_is_counted_over_the_next
         assert process.returncode is None
 
 
-async def test_a_fault_ends_the_process_at_a_request_and_at_the_start(tmp_path: Path) -> None:
+async def test_a_fault_can_end_the_process_at_its_start_or_at_a_request(tmp_path: Path) -> None:
     faults: list[dict[str, Any]] = [{"at": "start", "times": 1, "status": 7}, {"route": "/queue", "times": 1}]
     arguments = ("--faults-file", str(tmp_path / "faults.json"), "--fault", f"exit={json.dumps(faults)}")
     async with engine_process(*arguments) as (process, _):
-        assert await ended(process) == 7
+        assert await exit_status(process) == 7
     async with engine_process(*arguments) as (process, url):
         async with aiohttp.ClientSession(url) as http:
             assert (await http.get("/history")).status == 200
             with pytest.raises(aiohttp.ClientError):
                 await http.post("/queue", json={})
-        assert await ended(process) == 1
+        assert await exit_status(process) == 1
 
 
 async def test_a_fault_ends_the_process_when_a_prompt_with_its_node_is_validated(tmp_path: Path) -> None:
-    """What runs meanwhile ends with it; a prompt without such a node is queued."""
+    """The prompt that runs meanwhile ends with the process; a prompt without that node is queued."""
     fault = json.dumps({"at": "validation", "class_type": "ImageInvert"})
     executed = tmp_path / "executions"
     async with engine_process("--executions-file", str(executed), "--fault", f"segfault={fault}") as (process, url):
@@ -103,7 +103,7 @@ async def test_a_fault_ends_the_process_when_a_prompt_with_its_node_is_validated
         await queue(
             url, {"1": picture, "2": node("ImageInvert", image=["1", 0]), "3": node("PreviewImage", images=["2", 0])}
         )
-        assert await ended(process) == -signal.SIGSEGV
+        assert await exit_status(process) == -signal.SIGSEGV
     assert len(executed.read_text().split()) == 1
 
 
@@ -136,7 +136,7 @@ async def test_an_engine_inside_another_process_refuses_to_end_it(engine: Engine
     assert entry[prompt_id]["status"]["status_str"] == "error"
 
 
-async def test_a_video_is_written_under_gifs_and_read_again(tmp_path: Path) -> None:
+async def test_a_saved_video_is_listed_under_gifs_and_can_be_loaded_again(tmp_path: Path) -> None:
     frames = {
         "1": node("EmptyImage", width=32, height=16, batch_size=4, color=0x208040),
         "2": node(

@@ -1,4 +1,4 @@
-"""The engine's nodes whose inputs take shape in the prompt."""
+"""The engine's nodes with dynamic inputs: the prompt decides which inputs they have."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ async def _submit(engine: Engine, prompt: dict[str, Any]) -> tuple[int, dict[str
         return answer.status, found
 
 
-async def test_a_workflow_of_such_nodes_runs() -> None:
+async def test_a_workflow_with_dynamic_inputs_runs() -> None:
     async with Engine(EngineOptions(comfyui_version=NEW_VERSION)) as engine:
         status, answer = await _submit(engine, {"1": PICTURE, "2": SCALED, "3": BATCH, "4": SAVE})
         assert status == 200, answer
@@ -43,7 +43,7 @@ async def test_a_workflow_of_such_nodes_runs() -> None:
         assert len(outputs["4"]["images"]) == 2
 
 
-async def test_the_old_version_does_not_have_them() -> None:
+async def test_the_old_version_has_no_nodes_with_dynamic_inputs() -> None:
     async with Engine(EngineOptions(comfyui_version=OLD_VERSION)) as engine:
         status, answer = await _submit(engine, {"1": PICTURE, "2": SCALED, "3": BATCH, "4": SAVE})
         assert status == 400
@@ -59,12 +59,12 @@ async def test_the_old_version_does_not_have_them() -> None:
         ({"mode": "b"}, {"mode", "mode.y"}),
     ],
 )
-def test_a_dynamic_combo_stands_for_the_inputs_of_its_option(given: dict[str, Any], names: set[str]) -> None:
+def test_a_dynamic_combo_has_the_inputs_of_its_chosen_option(given: dict[str, Any], names: set[str]) -> None:
     options = [{"key": key, "inputs": {"required": {name: ["INT", {}]}}} for key, name in (("a", "x"), ("b", "y"))]
     found = expanded({"required": {"mode": ["COMFY_DYNAMICCOMBO_V3", {"options": options}]}}, given)
     assert set(found["required"]) == names
 
 
-def test_a_node_gets_one_dict_for_each() -> None:
+def test_a_node_gets_one_dict_for_each_dynamic_combo() -> None:
     declared = {"required": {"mode": ["COMFY_DYNAMICCOMBO_V3", {"options": []}], "n": ["INT", {}]}}
     assert nested({"mode": "a", "mode.x": 1, "n": 2}, declared) == {"mode": {"mode": "a", "x": 1}, "n": 2}

@@ -1,4 +1,4 @@
-"""The engine by itself: its life, its pictures, its own nodes and routes."""
+"""The engine by itself: start and stop, pictures, its own nodes and routes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ async def test_two_engines_run_side_by_side_and_share_nothing() -> None:
             assert await response.json() == {"exec_info": {"queue_remaining": 0}}
 
 
-async def test_a_temporary_folder_goes_with_the_engine_and_a_chosen_one_stays(tmp_path: Path) -> None:
+async def test_the_engine_removes_its_temporary_folder_and_keeps_a_chosen_one(tmp_path: Path) -> None:
     async with Engine() as engine:
         temporary = engine.folders.base
         assert temporary.exists()
@@ -43,7 +43,7 @@ async def test_a_temporary_folder_goes_with_the_engine_and_a_chosen_one_stays(tm
     assert (tmp_path / "base" / "output" / "kept.txt").exists()
 
 
-async def test_leaving_does_not_wait_for_what_runs_or_hangs() -> None:
+async def test_the_engine_stops_without_waiting_for_running_prompts_or_hanging_requests() -> None:
     engine = Engine(EngineOptions(faults={"hang": {"route": "/features"}}))
     async with engine, aiohttp.ClientSession(engine.url) as session:
         async with session.post("/prompt", json={"prompt": sleeping()}) as response:
@@ -58,7 +58,7 @@ async def test_leaving_does_not_wait_for_what_runs_or_hangs() -> None:
             await hanging
 
 
-async def test_a_prompt_that_is_woken_sleeps_no_longer_and_succeeds(engine: Engine, target: Target) -> None:
+async def test_a_sleeping_prompt_that_is_woken_succeeds_at_once(engine: Engine, target: Target) -> None:
     async with target.session.post("/prompt", json={"prompt": sleeping()}) as response:
         prompt_id = (await response.json())["prompt_id"]
     engine.wake(prompt_id)
@@ -68,13 +68,13 @@ async def test_a_prompt_that_is_woken_sleeps_no_longer_and_succeeds(engine: Engi
     assert entry[prompt_id]["status"]["status_str"] == "success"
 
 
-async def test_it_says_that_it_is_a_simulation(target: Target) -> None:
+async def test_the_engine_says_that_it_is_a_simulation(target: Target) -> None:
     assert (await target.get_json("/system_stats"))["system"]["simulation"] is True
     async with target.session.get("/") as response:
         assert "simulation" in await response.text()
 
 
-async def test_text_and_seed_decide_the_picture_which_carries_the_mark(target: Target) -> None:
+async def test_text_and_seed_decide_the_picture_and_it_carries_the_mark(target: Target) -> None:
     async def draw(**choices: Any) -> Image.Image:
         run = await target.run(txt2img(uuid.uuid4().hex, **choices))
         return await target.picture(run.entry["outputs"]["9"]["images"][0])
@@ -96,7 +96,7 @@ async def test_text_and_seed_decide_the_picture_which_carries_the_mark(target: T
     assert low < 100
 
 
-async def test_an_image_is_drawn_over_as_far_as_denoise_says(target: Target) -> None:
+async def test_denoise_decides_how_much_of_the_input_image_is_redrawn(target: Target) -> None:
     async def draw(denoise: float) -> Image.Image:
         prompt = txt2img(uuid.uuid4().hex)
         prompt["1"] = empty(color=0x00FF00, width=130, height=97)
@@ -123,7 +123,7 @@ async def test_a_lora_changes_the_picture(target: Target) -> None:
 
 
 async def sampling_frames(target: Target, flags: dict[str, bool] | None) -> tuple[list[bytes], list[dict[str, Any]]]:
-    """Binary frames, and the `progress` messages, of one text-to-image prompt of three steps."""
+    """The binary frames and the `progress` messages of one text-to-image prompt with three steps."""
     binary: list[bytes] = []
     progress: list[dict[str, Any]] = []
     async with target.socket() as socket:
@@ -162,7 +162,7 @@ async def test_previews_carry_metadata_for_clients_that_declared_it(target: Targ
     assert Image.open(BytesIO(binary[0][8 + length :])).format == "JPEG"
 
 
-async def test_a_reconnecting_submitter_is_told_which_node_runs(target: Target) -> None:
+async def test_a_reconnecting_client_gets_the_node_that_runs_now(target: Target) -> None:
     client_id = uuid.uuid4().hex
     async with target.socket(client_id) as socket:
         await target.submit(sleeping(), client_id=client_id)
@@ -171,7 +171,7 @@ async def test_a_reconnecting_submitter_is_told_which_node_runs(target: Target) 
         await socket.until("executing", node="1")
 
 
-async def test_a_number_decides_who_runs_next(target: Target) -> None:
+async def test_front_and_number_decide_which_prompt_runs_next(target: Target) -> None:
     async with target.socket() as socket:
         _, first = await target.submit(sleeping(), client_id=socket.client_id)
         await socket.until("executing", node="1")
@@ -190,7 +190,7 @@ async def test_a_number_decides_who_runs_next(target: Target) -> None:
     assert seen == ["number", "front", "plain"]
 
 
-async def test_files_of_any_size_and_medium_are_written(target: Target) -> None:
+async def test_output_files_can_have_any_size_and_type(target: Target) -> None:
     run = await target.run(writing(count=2, size=3_000_001, extension="mp4", key="gifs"))
     files = run.entry["outputs"]["1"]["gifs"]
     assert [file["filename"] for file in files] == ["written_00001_.mp4", "written_00002_.mp4"]
@@ -199,7 +199,7 @@ async def test_files_of_any_size_and_medium_are_written(target: Target) -> None:
     assert body[:300] == bytes(range(256)) + bytes(range(44))
 
 
-async def test_sound_and_video_are_real_files_under_their_keys(target: Target) -> None:
+async def test_sound_and_video_outputs_are_real_files_under_their_keys(target: Target) -> None:
     prompt = {
         "1": node("EmptyAudio", duration=0.1, sample_rate=8000, channels=2),
         "2": node("SaveAudio", audio=["1", 0], filename_prefix="audio/sound"),
@@ -216,7 +216,7 @@ async def test_sound_and_video_are_real_files_under_their_keys(target: Target) -
     assert (await target.picture(outputs["5"]["images"][0])).format == "WEBP"
 
 
-async def test_a_failing_node_names_the_exception_it_was_asked_for(target: Target) -> None:
+async def test_a_failing_node_reports_the_requested_exception(target: Target) -> None:
     prompt = {
         "1": node("SimulatedError", exception_type="torch.OutOfMemoryError", message="no memory"),
         "2": node("PreviewAny", source=["1", 0]),
@@ -241,7 +241,7 @@ async def test_stats_count_requests_by_route_and_executions_by_prompt(target: Ta
     assert (stats["requests"], stats["executed"]) == ({}, {})
 
 
-async def test_thousands_of_prompts_wait_and_any_of_them_can_be_deleted(target: Target) -> None:
+async def test_a_thousand_prompts_can_wait_and_be_deleted(target: Target) -> None:
     async with target.socket() as socket:
         await target.submit(sleeping(), client_id=socket.client_id)
         await socket.until("executing", node="1")
@@ -261,7 +261,7 @@ async def test_thousands_of_prompts_wait_and_any_of_them_can_be_deleted(target: 
         pytest.param({"2": node("ImageInvert", image=["1", 0], undeclared=["99", 0])}, id="undeclared link to nowhere"),
     ],
 )
-async def test_what_validation_does_not_see_kills_the_prompt_thread_as_in_comfyui(
+async def test_a_broken_prompt_that_passes_validation_kills_the_prompt_thread_as_in_comfyui(
     target: Target, unseen: dict[str, Any]
 ) -> None:
     broken = {**inverted("broken"), **unseen}
@@ -288,7 +288,7 @@ async def start(*arguments: str) -> tuple[asyncio.subprocess.Process, str]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_the_command_line_serves_until_it_is_told_to_stop(number: signal.Signals, tmp_path: Path) -> None:
+async def test_the_command_line_serves_until_it_gets_a_signal(number: signal.Signals, tmp_path: Path) -> None:
     process, url = await start("--base-directory", str(tmp_path), "--comfyui-version", "0.3.64", "--fault", "ws_refuse")
     async with aiohttp.ClientSession(url) as session:
         async with session.get("/system_stats") as response:
@@ -311,8 +311,8 @@ async def test_the_command_line_refuses_an_unknown_fault() -> None:
     assert b"no fault named 'no_such'" in stderr
 
 
-def test_a_prompt_that_begins_is_pending_or_runs_and_never_neither() -> None:
-    """A gateway that asks at this moment would take it for gone, and have it run once more."""
+def test_a_starting_prompt_is_always_listed_as_pending_or_running() -> None:
+    """Otherwise a gateway that asks at this moment would believe the prompt lost and submit it again."""
     queue = PromptQueue(lambda: None)
     seen: list[list[str]] = []
 

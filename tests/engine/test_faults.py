@@ -1,4 +1,4 @@
-"""Each fault does what its description says, as often as it was told, and can be switched off."""
+"""Each fault does what its description says, as often as it is set to, and can be switched off."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def test_faults_are_merged_by_name_shown_and_switched_off(target: Target) 
 
 
 @pytest.mark.parametrize("body", ['{"nonsense": {}}', '{"hang": 5}', '{"hang": {"times": 0}}', "[]", "no json"])
-async def test_a_fault_that_is_not_known_or_not_well_formed_is_refused(target: Target, body: str) -> None:
+async def test_an_unknown_or_malformed_fault_is_refused(target: Target, body: str) -> None:
     async with target.session.post("/engine/faults", data=body) as response:
         assert response.status == 400
         assert (await response.json())["error"]
@@ -52,7 +52,7 @@ async def test_every_fault_is_described() -> None:
     assert described >= NAMES
 
 
-async def test_status_strikes_the_route_and_method_as_often_as_told(target: Target) -> None:
+async def test_the_status_fault_applies_to_its_route_and_method_for_its_count(target: Target) -> None:
     await fault(target, status={"route": "/history/*", "method": "GET", "status": 503, "body": "busy", "times": 2})
     for path in ("/history/a", "/api/history/b"):
         async with target.session.get(path) as response:
@@ -60,34 +60,34 @@ async def test_status_strikes_the_route_and_method_as_often_as_told(target: Targ
     assert await target.history("c") == {}
 
 
-async def test_several_faults_of_one_name(target: Target) -> None:
+async def test_one_fault_can_be_set_for_several_routes(target: Target) -> None:
     await fault(target, status=[{"route": "/queue", "status": 500}, {"route": "/features", "status": 404}])
     for path, status in (("/queue", 500), ("/features", 404), ("/prompt", 200)):
         async with target.session.get(path) as response:
             assert response.status == status
 
 
-async def test_hang_answers_nothing(target: Target) -> None:
+async def test_a_hanging_route_gives_no_answer(target: Target) -> None:
     await fault(target, hang={"route": "/queue", "times": 1, "seconds": 0.05})
     # Not a GET: aiohttp's client repeats that by itself when a kept connection ends.
     with pytest.raises(CONNECTION_LOST):
         await target.session.post("/queue", json={})
 
 
-async def test_cut_closes_without_an_answer_and_does_nothing(target: Target) -> None:
+async def test_a_cut_request_is_closed_without_an_answer(target: Target) -> None:
     await fault(target, cut={"route": "/queue", "method": "POST", "times": 1})
     with pytest.raises(CONNECTION_LOST):
         await target.session.post("/queue", json={"clear": True})
 
 
-async def test_half_json_breaks_off_in_the_middle(target: Target) -> None:
+async def test_half_json_ends_the_body_in_the_middle(target: Target) -> None:
     await fault(target, half_json={"route": "/object_info", "times": 1})
     with pytest.raises(aiohttp.ClientPayloadError):
         await target.get_json("/object_info")
     assert "SaveImage" in await target.get_json("/object_info")
 
 
-async def test_delay_waits_and_then_answers(target: Target) -> None:
+async def test_a_delayed_route_answers_after_its_delay(target: Target) -> None:
     await fault(target, delay={"route": "/prompt", "seconds": 0.1, "times": 1})
     before = asyncio.get_running_loop().time()
     assert "exec_info" in await target.get_json("/prompt")
@@ -95,7 +95,7 @@ async def test_delay_waits_and_then_answers(target: Target) -> None:
 
 
 @pytest.mark.parametrize(("when", "queued"), [("before", 0), ("after", 1)])
-async def test_the_reply_of_a_submission_is_lost(target: Target, when: str, queued: int) -> None:
+async def test_a_submission_reply_can_be_lost_before_or_after_queueing(target: Target, when: str, queued: int) -> None:
     await fault(target, prompt_thread_dead=True, **{f"prompt_reply_lost_{when}_queue": {"times": 1}})
     with pytest.raises(CONNECTION_LOST):
         await target.submit(inverted("lost"))
@@ -103,7 +103,7 @@ async def test_the_reply_of_a_submission_is_lost(target: Target, when: str, queu
     assert (await target.submit(inverted("kept")))[0] == 200
 
 
-async def test_websockets_are_refused(target: Target) -> None:
+async def test_a_websocket_can_be_refused(target: Target) -> None:
     await fault(target, ws_refuse={"status": 500, "times": 1})
     with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
         await target.session.ws_connect("/ws")
@@ -113,7 +113,7 @@ async def test_websockets_are_refused(target: Target) -> None:
 
 
 @pytest.mark.parametrize("abrupt", [False, True])
-async def test_websockets_are_dropped_now(target: Target, abrupt: bool) -> None:
+async def test_ws_drop_closes_open_websockets_at_once(target: Target, abrupt: bool) -> None:
     async with target.socket() as socket:
         await socket.next()
         await fault(target, ws_drop={"abrupt": abrupt})
@@ -124,7 +124,7 @@ async def test_websockets_are_dropped_now(target: Target, abrupt: bool) -> None:
     assert await target.get_json("/engine/faults") == {}
 
 
-async def test_a_websocket_is_flooded_now(target: Target) -> None:
+async def test_ws_flood_sends_its_messages_at_once(target: Target) -> None:
     async with target.session.ws_connect("/ws", autoping=False) as websocket:
         await websocket.receive()
         await fault(target, ws_flood={"count": 300, "text": "1"})
@@ -136,7 +136,7 @@ async def test_a_websocket_is_flooded_now(target: Target) -> None:
         assert response.status == 400
 
 
-async def test_a_websocket_stays_open_and_silent(target: Target) -> None:
+async def test_ws_silent_keeps_the_websocket_open_without_messages(target: Target) -> None:
     async with target.socket() as socket:
         await socket.next()
         await fault(target, ws_silent=True)
@@ -149,7 +149,7 @@ async def test_a_websocket_stays_open_and_silent(target: Target) -> None:
         assert answer["prompt_id"] not in json.dumps(run.messages)
 
 
-async def test_a_reconnect_under_the_same_client_id_goes_deaf(target: Target) -> None:
+async def test_a_reconnect_with_the_same_client_id_gets_no_more_messages(target: Target) -> None:
     await fault(target, ws_deaf_reconnect=True)
     client_id = uuid.uuid4().hex
     async with target.socket(client_id) as socket:
@@ -163,8 +163,8 @@ async def test_a_reconnect_under_the_same_client_id_goes_deaf(target: Target) ->
             await asyncio.wait_for(deaf.next(), 0.05)
 
 
-async def test_an_old_socket_that_ends_after_the_reconnect_deafens_the_new_one(target: Target) -> None:
-    """ComfyUI's own bug, without any fault."""
+async def test_closing_the_old_socket_after_a_reconnect_silences_the_new_one(target: Target) -> None:
+    """This is a bug of ComfyUI itself; the test sets no fault."""
     client_id = uuid.uuid4().hex
     async with target.socket(client_id) as old:
         await old.next()
@@ -176,7 +176,7 @@ async def test_an_old_socket_that_ends_after_the_reconnect_deafens_the_new_one(t
                 await asyncio.wait_for(new.next(), 0.05)
 
 
-async def test_forgetting_loses_queue_history_and_the_running_prompt(target: Target) -> None:
+async def test_the_forget_fault_loses_queue_history_and_running_prompt(target: Target) -> None:
     run = await target.run(inverted("forgotten"))
     async with target.socket() as socket:
         _, running = await target.submit(sleeping(), client_id=socket.client_id)
@@ -194,7 +194,7 @@ async def test_forgetting_loses_queue_history_and_the_running_prompt(target: Tar
     assert again.entry["outputs"]["3"]["images"][0]["filename"] == "forgotten_00002_.png"
 
 
-async def test_an_output_is_deleted_before_it_is_viewed(target: Target, engine: Engine) -> None:
+async def test_an_output_can_be_deleted_before_it_is_viewed(target: Target, engine: Engine) -> None:
     run = await target.run(inverted("gone"))
     (file,) = run.entry["outputs"]["3"]["images"]
     await fault(target, output_deleted={"match": "gone_*", "times": 1})
@@ -205,7 +205,7 @@ async def test_an_output_is_deleted_before_it_is_viewed(target: Target, engine: 
     assert again.entry["outputs"] == run.entry["outputs"]
 
 
-async def test_a_view_is_cut_in_the_middle(target: Target) -> None:
+async def test_a_view_can_be_cut_in_the_middle(target: Target) -> None:
     run = await target.run(writing(size=2_000_000))
     (file,) = run.entry["outputs"]["1"]["images"]
     await fault(target, view_cut={"after_bytes": 1_000_000, "times": 1})
@@ -216,7 +216,7 @@ async def test_a_view_is_cut_in_the_middle(target: Target) -> None:
     assert len(await target.view(file)) == 2_000_000
 
 
-async def test_a_wholly_cached_prompt_has_empty_outputs(target: Target) -> None:
+async def test_a_fully_cached_prompt_can_have_empty_outputs(target: Target) -> None:
     await target.run(inverted("empty"))
     await fault(target, cached_empty={"times": 1})
     empty = await target.run(inverted("empty"))
@@ -230,7 +230,9 @@ async def test_a_wholly_cached_prompt_has_empty_outputs(target: Target) -> None:
     ("config", "node_id"),
     [({"class_type": "VAEDecode"}, "8"), ({"node_id": "3"}, "3"), ({"class_type": "VAEDecode", "node_id": "3"}, None)],
 )
-async def test_a_node_raises(target: Target, config: dict[str, str], node_id: str | None) -> None:
+async def test_a_node_error_strikes_the_node_of_its_class_and_id(
+    target: Target, config: dict[str, str], node_id: str | None
+) -> None:
     await fault(target, node_error={**config, "exception_type": "ValueError", "message": "told to", "times": 1})
     run = await target.run(txt2img())
     errors = run.of_type("execution_error")
@@ -238,7 +240,7 @@ async def test_a_node_raises(target: Target, config: dict[str, str], node_id: st
     assert all((error["exception_type"], error["exception_message"]) == ("ValueError", "told to\n") for error in errors)
 
 
-async def test_memory_is_out_until_it_is_freed(target: Target) -> None:
+async def test_nodes_run_out_of_memory_until_models_are_unloaded(target: Target) -> None:
     await fault(target, out_of_memory={"class_type": "KSampler"})
     for _ in range(2):
         (error,) = (await target.run(txt2img())).of_type("execution_error")
@@ -251,7 +253,7 @@ async def test_memory_is_out_until_it_is_freed(target: Target) -> None:
     assert (await target.run(txt2img())).entry["status"]["status_str"] == "success"
 
 
-async def test_a_cuda_fault_fails_every_prompt_whatever_is_freed(target: Target) -> None:
+async def test_a_cuda_fault_fails_every_prompt_even_after_memory_is_freed(target: Target) -> None:
     await fault(target, cuda_fault=True)
     for color in (1, 2):
         run = await target.run(inverted("cuda", color=color))
@@ -260,7 +262,7 @@ async def test_a_cuda_fault_fails_every_prompt_whatever_is_freed(target: Target)
         await target.session.post("/free", json={"unload_models": True, "free_memory": True})
 
 
-async def test_a_dead_prompt_thread_accepts_and_runs_nothing(target: Target) -> None:
+async def test_a_dead_prompt_thread_accepts_prompts_but_runs_none(target: Target) -> None:
     await fault(target, prompt_thread_dead=True)
     status, answer = await target.submit(inverted("waiting"))
     assert status == 200
@@ -272,7 +274,7 @@ async def test_a_dead_prompt_thread_accepts_and_runs_nothing(target: Target) -> 
         await asyncio.sleep(0)
 
 
-async def test_faults_can_be_on_from_the_start() -> None:
+async def test_faults_can_be_set_before_the_start() -> None:
     async with (
         Engine(EngineOptions(faults={"status": {"status": 418}})) as engine,
         aiohttp.ClientSession(engine.url) as session,
@@ -281,7 +283,7 @@ async def test_faults_can_be_on_from_the_start() -> None:
         assert response.status == 418
 
 
-async def test_a_wrong_value_is_put_where_the_path_leads_and_nowhere_else(target: Target) -> None:
+async def test_a_wrong_value_is_put_only_where_its_path_leads(target: Target) -> None:
     await fault(target, wrong_value={"route": "/queue", "path": ["queue_running"], "text": '[NaN, "\\ud800"]'})
     async with target.session.get("/queue") as response:
         assert await response.text() == '{"queue_running": [NaN, "\\ud800"], "queue_pending": []}'
@@ -292,7 +294,7 @@ async def test_a_wrong_value_is_put_where_the_path_leads_and_nowhere_else(target
         assert await response.text() == "<html>"
 
 
-async def test_a_wrong_value_of_a_websocket_message_is_for_its_type(target: Target) -> None:
+async def test_a_wrong_websocket_value_changes_only_messages_of_its_type(target: Target) -> None:
     await fault(target, ws_wrong_value={"type": "execution_success", "path": ["data", "odd"], "text": "NaN"})
     run = await target.run(inverted("odd"))
     assert [repr(data["odd"]) for data in run.of_type("execution_success")] == ["nan"]
