@@ -1,4 +1,4 @@
-"""What the tests of the workers share."""
+"""Fixtures that the tests of the workers share."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tests.support.watched_store import WatchedStore
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresServer]:
-    """One real Postgres for all tests of this session."""
+    """A real Postgres that runs for the whole session."""
     if binaries() is None or importlib.util.find_spec("asyncpg") is None:
         pytest.skip("no Postgres here: install requirements/dev.txt")
     with running_postgres() as server:
@@ -42,7 +42,7 @@ def postgres() -> Iterator[PostgresServer]:
 
 @pytest.fixture
 async def tables(postgres: PostgresServer) -> AsyncIterator[Tables]:
-    """A database of this test alone, with the migrations run."""
+    """A database for this test alone, with the migrations applied."""
     from tests.support.tables import new_database
 
     async with new_database(postgres) as database:
@@ -51,7 +51,7 @@ async def tables(postgres: PostgresServer) -> AsyncIterator[Tables]:
 
 @pytest.fixture(autouse=True)
 def _no_setting_of_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No platform's variable of the developer's shell reaches a test."""
+    """Removes the platforms' variables of the developer's shell."""
     for name in ("DATABASE_URL", "SUPABASE_URL", "SUPABASE_SERVICE_ROLE_KEY", "LH_HOST", "S3_BUCKET", "COMFY_PATH"):
         monkeypatch.delenv(name, raising=False)
 
@@ -162,7 +162,7 @@ async def comfyui_worker(engine: Engine) -> AsyncIterator[ComfyUIWorker]:
 
 @pytest.fixture
 async def naming_worker(engine: Engine, tmp_path: Path) -> AsyncIterator[ComfyUIWorker]:
-    """Has the workflows of `tests.support.named_folder`."""
+    """A worker with the named workflows of `tests.support.named_folder`."""
     options = WorkerOptions(engine.url, workflows_dir=named_folder(tmp_path / "workflows"))
     async with ComfyUIWorker(options) as worker:
         await worker.wait_until_ready()
@@ -171,13 +171,13 @@ async def naming_worker(engine: Engine, tmp_path: Path) -> AsyncIterator[ComfyUI
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def shared_runpod_worker() -> AsyncIterator[tuple[JobApi, WorkerProcess]]:
-    """One worker for the tests that leave it as it was: to import the SDK takes two seconds."""
+    """One worker for all tests that leave it unchanged, because importing the SDK takes two seconds."""
     async with JobApi() as api, running_worker(api.environment(), PROGRESS_INTERVAL="0") as worker:
         yield api, worker
 
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def job_api() -> AsyncIterator[JobApi]:
-    """For a worker of the test's own."""
+    """A job API for tests that start their own worker."""
     async with JobApi() as running:
         yield running

@@ -1,4 +1,4 @@
-"""ComfyUI's folders are cleaned after jobs, and never of what a job may still need."""
+"""ComfyUI's folders are cleaned after jobs; files that a job may still need stay."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.watched_store import WatchedStore
 from tests.workers.test_postgres_runner import QUICK
 
 
-async def test_after_a_job_its_files_go_from_all_three_folders_and_those_from_before_the_worker_stay(
+async def test_a_finished_jobs_files_are_removed_and_files_from_before_the_worker_stay(
     cleaned_folders: Folders,
 ) -> None:
     before = cleaned_folders.write(age_s=100)
@@ -32,7 +32,7 @@ async def test_after_a_job_its_files_go_from_all_three_folders_and_those_from_be
     assert cleaned_folders.forgotten == 1
 
 
-async def test_within_its_limits_a_folder_keeps_its_files(cleaned_folders: Folders) -> None:
+async def test_a_folder_within_its_limits_keeps_its_files(cleaned_folders: Folders) -> None:
     async with cleaned_folders.opened(max_age_s=1000, max_bytes=1000) as cleaned:
         async with cleaned.job():
             files = cleaned_folders.write()
@@ -43,7 +43,7 @@ async def test_within_its_limits_a_folder_keeps_its_files(cleaned_folders: Folde
         assert all(file.exists() for file in files)
 
 
-async def test_a_job_that_is_under_way_keeps_its_files_and_every_input(cleaned_folders: Folders) -> None:
+async def test_a_running_job_keeps_its_files_and_all_inputs(cleaned_folders: Folders) -> None:
     async with cleaned_folders.opened() as cleaned:
         async with cleaned.job():
             earlier, newer = cleaned_folders.write(age_s=100), cleaned_folders.write()
@@ -55,7 +55,7 @@ async def test_a_job_that_is_under_way_keeps_its_files_and_every_input(cleaned_f
         assert not any(file.exists() for file in (*earlier, *newer))
 
 
-async def test_a_job_that_fails_is_cleaned_up_after_as_well(cleaned_folders: Folders) -> None:
+async def test_files_of_a_failed_job_are_removed_as_well(cleaned_folders: Folders) -> None:
     files: list[Path] = []
 
     async def failing(cleaned: ComfyUIFolders) -> None:

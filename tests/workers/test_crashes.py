@@ -1,4 +1,4 @@
-"""`ComfyUIWorker` with a ComfyUI of its own that crashes, hangs or is held back, in every way that the engine knows."""
+"""`ComfyUIWorker` with its own ComfyUI, which crashes or hangs in every way that the engine can simulate."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from tests.support.running import Workflow, invert_workflow, sleep_workflow
 async def crashing_worker(
     tmp_path: Path, faults: dict[str, Any] | None = None, **options: Any
 ) -> AsyncIterator[ComfyUIWorker]:
-    """A worker whose engine has these faults; they are counted over its crashes."""
+    """A worker whose engine has these faults; the engine counts them across its crashes."""
     port = free_port()
     (tmp_path / "faults.json").write_text(json.dumps(faults or {}))
     command = (
@@ -58,10 +58,10 @@ def crash_workflow(how: str = "segfault", *, tag: int = 0, after: float = 0.0) -
     return workflow
 
 
-async def test_a_workflow_that_ends_comfyui_is_rendered_as_often_as_the_one_budget_says_then_quarantined(
+async def test_a_workflow_that_crashes_comfyui_is_quarantined_after_its_render_budget(
     tmp_path: Path,
 ) -> None:
-    """It hung until JOB_TIMEOUT, after four renders with LOST_PROMPT_RETRIES=1."""
+    """Regression: with LOST_PROMPT_RETRIES=1 it was rendered four times, then hung until JOB_TIMEOUT."""
     async with crashing_worker(tmp_path) as worker, asyncio.timeout(40):
         with pytest.raises(ComfyUIPromptQuarantinedError) as failed:
             await worker.run(job(crash_workflow()))
@@ -70,7 +70,7 @@ async def test_a_workflow_that_ends_comfyui_is_rendered_as_often_as_the_one_budg
         assert "ended by SIGSEGV" in failed.value.detail
         assert any("Segmentation fault" in line for line in failed.value.log_tail)
         assert not any(f"{tmp_path.parent}/" in line or "/comfyui/" in line for line in failed.value.log_tail)
-        # The same workflow under another id does not reach ComfyUI; another workflow is done.
+        # The same workflow under another id does not reach ComfyUI; another workflow succeeds.
         with pytest.raises(ComfyUIPromptQuarantinedError):
             await worker.run(job(crash_workflow()))
         assert worker.process.crashes == 2
@@ -78,7 +78,7 @@ async def test_a_workflow_that_ends_comfyui_is_rendered_as_often_as_the_one_budg
 
 
 @pytest.mark.parametrize("retries", [0, 1, 2])
-async def test_one_budget_for_all_layers_and_deliveries_of_one_job(tmp_path: Path, retries: int) -> None:
+async def test_all_layers_and_deliveries_of_a_job_share_one_render_budget(tmp_path: Path, retries: int) -> None:
     request = job(crash_workflow("exit"))
     running = crashing_worker(tmp_path, quarantine_after=0, lost_prompt_retries=retries)
     async with running as worker, asyncio.timeout(60):
@@ -99,9 +99,7 @@ async def test_one_budget_for_all_layers_and_deliveries_of_one_job(tmp_path: Pat
         ("collecting", {"route": "/history/*", "method": "GET"}),
     ],
 )
-async def test_one_crash_at_any_stage_delays_the_job_and_no_more(
-    tmp_path: Path, stage: str, fault: dict[str, Any]
-) -> None:
+async def test_a_job_survives_one_crash_at_any_stage(tmp_path: Path, stage: str, fault: dict[str, Any]) -> None:
     workflow = invert_workflow(3)
     picture = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
     request = PromptRequest.model_validate(
@@ -113,20 +111,20 @@ async def test_one_crash_at_any_stage_delays_the_job_and_no_more(
         assert worker.process.crashes == 1
 
 
-async def test_a_job_ends_at_once_when_its_comfyui_is_given_up(tmp_path: Path) -> None:
+async def test_a_job_fails_at_once_when_its_comfyui_is_given_up(tmp_path: Path) -> None:
     faults = {"segfault": [{"class_type": "ImageInvert", "times": 1}, {"at": "start"}]}
     began = time.monotonic()
     async with crashing_worker(tmp_path, faults) as worker, asyncio.timeout(40):
         with pytest.raises(ComfyUIConnectionError, match="does not run: it was ended by SIGSEGV, 4 times in a row"):
             await worker.run(job(invert_workflow(3)))
         assert worker.given_up
-        # So does the next one.
+        # The next job fails at once, too.
         with pytest.raises(ComfyUIConnectionError, match="does not run"):
             await worker.run(job(invert_workflow(4)))
     assert time.monotonic() - began < 40
 
 
-async def test_a_job_done_between_two_crashes_makes_them_two_and_not_a_succession(tmp_path: Path) -> None:
+async def test_a_successful_job_between_crashes_resets_the_series_of_crashes(tmp_path: Path) -> None:
     async with crashing_worker(tmp_path, quarantine_after=1, lost_prompt_retries=0) as worker, asyncio.timeout(60):
         for number in range(6):
             with pytest.raises(ComfyUIPromptQuarantinedError):
@@ -137,7 +135,7 @@ async def test_a_job_done_between_two_crashes_makes_them_two_and_not_a_successio
         assert worker.process.state is ProcessState.READY
 
 
-async def test_a_prompt_that_hangs_and_ignores_interrupts_costs_comfyui_and_not_the_next_job(tmp_path: Path) -> None:
+async def test_a_prompt_that_ignores_interrupts_costs_a_restart_and_not_the_next_job(tmp_path: Path) -> None:
     async with crashing_worker(tmp_path, hung_after_s=0.3) as worker, asyncio.timeout(60):
         await worker.wait_until_ready()
         with pytest.raises(ComfyUITimeoutError):
@@ -158,7 +156,7 @@ async def test_a_cancelled_prompt_that_stops_costs_no_restart(tmp_path: Path) ->
         assert worker.process.pid == pid
 
 
-async def test_quarantine_counts_within_its_time_and_forgets_after_it() -> None:
+async def test_quarantine_counts_crashes_only_within_its_time() -> None:
     now = 0.0
     quarantine = Quarantine(after=2, seconds=10, clock=lambda: now)
     poison, other = invert_workflow(1), invert_workflow(2)
@@ -180,7 +178,7 @@ async def test_quarantine_counts_within_its_time_and_forgets_after_it() -> None:
     quarantine.check(poison)
 
 
-async def test_quarantine_goes_on_where_a_process_before_it_ended() -> None:
+async def test_quarantine_continues_after_a_restart_of_the_process() -> None:
     poison, other = crash_workflow(), invert_workflow(1)
     journal = MemoryJournal()
     wall, now = 1000.0, 5.0
@@ -206,14 +204,14 @@ async def test_quarantine_goes_on_where_a_process_before_it_ended() -> None:
     third = await next_process()
     with pytest.raises(ComfyUIPromptQuarantinedError, match="2 times; it is refused for another 4 s"):
         third.check(poison)
-    wall = 900.0  # somebody set the clock back: nothing is refused for longer than it may be
+    wall = 900.0  # the clock was set back; the refusal still lasts at most its set time
     with pytest.raises(ComfyUIPromptQuarantinedError, match="refused for another 10 s"):
         (await next_process()).check(poison)
     wall, now = 1014.5, 9.0
     (await next_process()).check(poison)
 
 
-async def test_a_quarantine_whose_time_is_over_hashes_no_workflow_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_expired_quarantine_hashes_no_workflow(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     quarantine = Quarantine(after=1, seconds=10, clock=lambda: now)
     await quarantine.ended_comfyui(crash_workflow())
@@ -233,7 +231,7 @@ async def test_quarantine_can_be_switched_off_and_lifted_by_success() -> None:
     once.check(invert_workflow(1))
 
 
-def test_the_hash_is_that_of_what_runs() -> None:
+def test_titles_and_node_order_do_not_change_the_workflow_hash() -> None:
     titled = invert_workflow(1)
     titled["1"]["_meta"] = {"title": "another"}
     assert workflow_hash(titled) == workflow_hash(dict(reversed(invert_workflow(1).items())))
@@ -242,9 +240,9 @@ def test_the_hash_is_that_of_what_runs() -> None:
 
 @pytest.mark.parametrize("platform", ["own child", "supervised"])
 @pytest.mark.parametrize(("stage", "crashes"), [("starting", 3), ("staging", 2), ("queued", 3), ("running", 6)])
-async def test_crashes_in_a_row_neither_hang_nor_lose_a_job_nor_render_it_beyond_its_budget(
+async def test_repeated_crashes_neither_hang_nor_lose_a_job_nor_exceed_its_budget(
     platform: str, stage: str, crashes: int
 ) -> None:
-    """The short form of ``python -m tests.chaos.workers``; each platform's test has its own."""
+    """The short form of ``python -m tests.chaos.workers``; the other platforms' tests are in their own modules."""
     ended = await chaos.one(platform, stage, crashes)
     assert ended.is_right, ended

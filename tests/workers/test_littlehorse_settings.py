@@ -1,4 +1,4 @@
-"""What can be set, and what the gate promises, without the SDK."""
+"""LittleHorse's settings and the promises of the task gate; needs no SDK."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from comfyui.workers.littlehorse.settings import LittleHorseSettings, server_of
         ("[::1]:2023", {"LHC_API_HOST": "::1", "LHC_API_PORT": "2023"}),
     ],
 )
-def test_a_host_may_come_with_its_port(host: str, expected: dict[str, str]) -> None:
+def test_a_host_may_include_its_port(host: str, expected: dict[str, str]) -> None:
     assert server_of(host) == expected
 
 
@@ -42,13 +42,13 @@ def test_a_host_may_come_with_its_port(host: str, expected: dict[str, str]) -> N
         ("LH_HOST", "http://"),
     ],
 )
-def test_a_bad_value_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+def test_an_invalid_value_is_refused_with_its_variable(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(name, value)
     with pytest.raises(SettingsError, match=f"^{name}: "):
         load(LittleHorseSettings)
 
 
-def test_the_defaults_are_those_of_one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_defaults_fit_one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COMFYUI_BASE_URL", "http://gpu:8188")
     options = load(LittleHorseSettings).worker_options()
     assert (options.server_address, options.jobs_at_once, options.max_job_s) == ("http://gpu:8188", 1, 600.0)
@@ -72,7 +72,7 @@ def test_paths_are_below_the_output_folder_unless_they_are_absolute(
 
 
 def reply(guid: str | None) -> Any:
-    """A reply, or a report, as the SDK's messages look from here."""
+    """A stand-in for the SDK's replies and reports; without a `guid`, a reply that brings no task."""
     task = SimpleNamespace(
         task_run_id=SimpleNamespace(wf_run_id=SimpleNamespace(id="wf"), task_guid=guid), attempt_number=0
     )
@@ -106,7 +106,7 @@ async def sent(_result: Any) -> str:
     return "sent"
 
 
-async def test_the_next_request_waits_until_the_task_at_hand_is_done() -> None:
+async def test_no_task_is_requested_before_the_running_one_is_reported() -> None:
     gate = TaskGate(1, no_wait, report_tries=2)
     asked: list[Any] = []
     replies = gate.poll(lambda requests: Stream(requests, [reply("a"), reply("b")], asked))(_numbers(2))
@@ -121,7 +121,7 @@ async def test_the_next_request_waits_until_the_task_at_hand_is_done() -> None:
     assert gate.under_way == 1
 
 
-async def test_draining_waits_for_the_report_and_tells_when_it_did_not_come() -> None:
+async def test_draining_waits_for_the_report_and_returns_false_without_one() -> None:
     gate = TaskGate(1, no_wait, report_tries=2)
     replies = gate.poll(lambda requests: Stream(requests, [reply("a")], []))(_numbers(1))
     task = await anext(replies)
@@ -136,7 +136,7 @@ async def test_draining_waits_for_the_report_and_tells_when_it_did_not_come() ->
     assert await draining
 
 
-async def test_a_report_that_the_sdk_gives_up_is_not_waited_for() -> None:
+async def test_a_task_ends_when_the_sdk_gives_up_its_report() -> None:
     async def refused(_result: Any) -> None:
         raise OSError("unavailable")
 
@@ -154,7 +154,7 @@ async def _numbers(count: int) -> AsyncIterator[Any]:
         yield number
 
 
-def test_every_failure_stands_in_the_docs() -> None:
+def test_every_failure_name_is_documented() -> None:
     root = Path(__file__).parents[2]
     page = (root / "docs" / "littlehorse.md").read_text()
     code = (root / "comfyui" / "workers" / "littlehorse" / "worker.py").read_text()

@@ -1,4 +1,4 @@
-"""The example is a WfSpec that the real SDK compiles, around the task that the worker registers."""
+"""The real SDK compiles the example into a WfSpec that runs the worker's task."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def compiled() -> dict[str, Any]:
     return request
 
 
-def test_the_example_retries_with_back_off_within_a_timeout() -> None:
+def test_the_example_retries_with_backoff_and_sets_a_timeout() -> None:
     from comfyui.workers.littlehorse.settings import LittleHorseSettings
     from comfyui.workers.littlehorse.worker import TASK_NAME
 

@@ -37,7 +37,7 @@ async def until_running(engine: Engine, prompt_id: str) -> None:
             await asyncio.sleep(0.02)
 
 
-async def test_a_workflow_gives_its_paths_and_a_log_of_few_lines(littlehorse_shared: Trio) -> None:
+async def test_a_task_returns_the_output_paths_and_a_short_log(littlehorse_shared: Trio) -> None:
     assert littlehorse_shared.definition["name"] == "execute-comfyui-workflow"
     assert [variable["name"] for variable in littlehorse_shared.definition["inputVars"]] == ["workflow"]
     workflow = invert_workflow(prefix="sub/a")
@@ -90,10 +90,10 @@ async def test_a_task_may_name_its_workflow_and_parameters(littlehorse_shared: T
         ),
     ],
 )
-async def test_what_no_retry_would_help_is_an_exception_with_a_name(
+async def test_a_failure_that_no_retry_can_fix_is_a_named_exception(
     littlehorse_shared: Trio, workflow: Any, name: str, said: str
 ) -> None:
-    guid = f"{name} {said}"  # a refusal is given again for the same task
+    guid = f"{name} {said}"  # the worker repeats its refusal for a task that it knows
     littlehorse_shared.fake.schedule(workflow, guid)
     report = await littlehorse_shared.fake.report(guid)
     assert (report["status"], report["exception"]["name"]) == ("TASK_EXCEPTION", name)
@@ -101,7 +101,7 @@ async def test_what_no_retry_would_help_is_an_exception_with_a_name(
     assert "failed: " in report["logOutput"]["str"]
 
 
-async def test_a_node_error_is_an_exception_that_tells_the_node(littlehorse_shared: Trio) -> None:
+async def test_a_node_error_is_an_exception_that_names_the_node(littlehorse_shared: Trio) -> None:
     fault = {"class_type": "ImageInvert", "message": "too dark", "times": 1}
     async with ComfyUIClient(littlehorse_shared.engine.url) as client:
         await client._post("/engine/faults", {"node_error": fault})
@@ -117,7 +117,7 @@ async def test_a_node_error_is_an_exception_that_tells_the_node(littlehorse_shar
     assert content["diagnostics"]["versions"]["comfyui"]
 
 
-async def test_a_workflow_that_saves_nothing_fails_and_says_so(littlehorse_shared: Trio) -> None:
+async def test_a_workflow_without_saved_outputs_fails_with_the_reason(littlehorse_shared: Trio) -> None:
     workflow = invert_workflow()
     workflow["3"] = {"class_type": "PreviewImage", "inputs": {"images": ["2", 0]}}
     littlehorse_shared.fake.schedule(workflow, "preview")
@@ -126,7 +126,7 @@ async def test_a_workflow_that_saves_nothing_fails_and_says_so(littlehorse_share
     assert "1 preview" in report["exception"]["message"]
 
 
-async def test_a_timeout_is_an_ordinary_failure_and_takes_the_prompt_out_of_comfyui(
+async def test_a_timeout_fails_the_task_and_removes_the_prompt_from_comfyui(
     littlehorse_fake: Fake, littlehorse_engine: Engine
 ) -> None:
     async with running_worker(littlehorse_fake.ports[0], littlehorse_engine.url, comfyui_history_timeout_sec=0.5):
@@ -139,10 +139,10 @@ async def test_a_timeout_is_an_ordinary_failure_and_takes_the_prompt_out_of_comf
         assert (await littlehorse_fake.report("next"))["status"] == "TASK_SUCCESS"
 
 
-async def test_an_input_that_cannot_be_fetched_now_is_an_ordinary_failure(
+async def test_an_input_that_cannot_be_fetched_fails_the_task_for_a_retry(
     littlehorse_fake: Fake, littlehorse_engine: Engine
 ) -> None:
-    """LittleHorse retries it; the error names the field that the task has."""
+    """LittleHorse retries such a failure; the error names the field as the task does."""
     workflow = invert_workflow()
     async with running_worker(
         littlehorse_fake.ports[0], littlehorse_engine.url, input_url_allow="127.0.0.1", input_url_timeout=2
@@ -157,7 +157,7 @@ async def test_an_input_that_cannot_be_fetched_now_is_an_ordinary_failure(
 
 
 async def test_a_retry_attaches_to_the_render_of_the_first_attempt(littlehorse_shared: Trio) -> None:
-    """As when LittleHorse timed the first attempt out; the second comes to another worker."""
+    """LittleHorse has timed out the first attempt and gives the second one to another worker."""
     littlehorse_shared.fake.schedule(sleep_workflow(0.8), "again")
     await until_running(littlehorse_shared.engine, prompt_id_of("again"))
     async with running_fake() as other, running_worker(other.ports[0], littlehorse_shared.engine.url):
@@ -173,7 +173,7 @@ async def test_a_retry_attaches_to_the_render_of_the_first_attempt(littlehorse_s
         assert (await client._get("/engine/stats", "", dict))["executed"][prompt_id_of("again")] == 1
 
 
-async def test_one_task_at_a_time_over_several_hosts_and_none_is_claimed_ahead(littlehorse_engine: Engine) -> None:
+async def test_tasks_run_one_at_a_time_over_several_hosts_and_none_is_claimed_early(littlehorse_engine: Engine) -> None:
     async with running_fake(hosts=2) as fake, running_worker(fake.ports[0], littlehorse_engine.url):
         for host in (0, 1):
             await fake.until("asked", host=host)
@@ -188,7 +188,7 @@ async def test_one_task_at_a_time_over_several_hosts_and_none_is_claimed_ahead(l
         assert (await fake.report("b"))["status"] == "TASK_SUCCESS"
 
 
-async def test_two_tasks_that_come_at_once_from_two_hosts_run_one_after_the_other(littlehorse_engine: Engine) -> None:
+async def test_two_simultaneous_tasks_from_two_hosts_run_one_after_the_other(littlehorse_engine: Engine) -> None:
     async with running_fake(hosts=2) as fake, running_worker(fake.ports[0], littlehorse_engine.url):
         for host in (0, 1):
             await fake.until("asked", host=host)
@@ -210,7 +210,7 @@ async def _both(fake: Fake) -> list[dict[str, Any]]:
     return [await fake.report("t0"), await fake.report("t1")]
 
 
-async def test_more_threads_run_more_tasks_and_the_log_tells_the_place_in_the_queue(
+async def test_two_threads_run_two_tasks_and_the_log_shows_the_queue_position(
     littlehorse_fake: Fake, littlehorse_engine: Engine
 ) -> None:
     async with running_worker(littlehorse_fake.ports[0], littlehorse_engine.url, lhw_num_worker_threads=2):
@@ -222,10 +222,10 @@ async def test_more_threads_run_more_tasks_and_the_log_tells_the_place_in_the_qu
     assert lines.index("queued, 1 before it") < lines.index("running")
 
 
-async def test_sigterm_finishes_and_reports_what_runs_and_takes_nothing_more(
+async def test_sigterm_finishes_and_reports_the_running_task_and_takes_no_other(
     littlehorse_fake: Fake, littlehorse_engine: Engine, littlehorse_worker: Worker
 ) -> None:
-    """The first report is refused, as by a server that restarts."""
+    """The server refuses the first report, as it does during its restart."""
     littlehorse_fake.do(fail_reports=1)
     littlehorse_fake.schedule(sleep_workflow(1.0), "last")
     await until_running(littlehorse_engine, prompt_id_of("last"))
@@ -235,7 +235,7 @@ async def test_sigterm_finishes_and_reports_what_runs_and_takes_nothing_more(
     assert not [event for event in littlehorse_fake.events if event["event"] == "given"][1:]
 
 
-async def test_a_connection_that_breaks_is_made_again(littlehorse_fake: Fake, littlehorse_worker: Worker) -> None:
+async def test_a_broken_connection_is_opened_again(littlehorse_fake: Fake, littlehorse_worker: Worker) -> None:
     await littlehorse_fake.until("asked")
     littlehorse_fake.do(cut=0)
     await littlehorse_fake.until("PollTask")
@@ -244,7 +244,7 @@ async def test_a_connection_that_breaks_is_made_again(littlehorse_fake: Fake, li
     assert (await littlehorse_fake.report("after"))["status"] == "TASK_SUCCESS"
 
 
-async def test_the_report_of_a_huge_refusal_stays_below_the_limit_of_a_message(littlehorse_shared: Trio) -> None:
+async def test_the_report_of_a_huge_refusal_stays_below_the_message_limit(littlehorse_shared: Trio) -> None:
     workflow = {str(number): {"class_type": "X" * 900, "inputs": {}} for number in range(4000)}
     littlehorse_shared.fake.schedule(workflow, "huge")
     report = await littlehorse_shared.fake.report("huge")
@@ -252,7 +252,7 @@ async def test_the_report_of_a_huge_refusal_stays_below_the_limit_of_a_message(l
     assert report["size"] < LIMIT / 4
 
 
-async def test_without_comfyui_no_task_is_asked_for(littlehorse_fake: Fake) -> None:
+async def test_no_task_is_requested_without_comfyui(littlehorse_fake: Fake) -> None:
     async with Engine() as engine:
         pass
     async with running_worker(littlehorse_fake.ports[0], engine.url) as process:
@@ -262,7 +262,7 @@ async def test_without_comfyui_no_task_is_asked_for(littlehorse_fake: Fake) -> N
     assert not [event for event in littlehorse_fake.events if event["event"] == "asked"]
 
 
-async def test_a_definition_that_is_refused_ends_the_worker_with_the_reason(
+async def test_a_refused_task_definition_ends_the_worker_with_the_reason(
     littlehorse_fake: Fake, littlehorse_engine: Engine
 ) -> None:
     littlehorse_fake.do(refuse_definition=True)
@@ -271,7 +271,7 @@ async def test_a_definition_that_is_refused_ends_the_worker_with_the_reason(
         await refused.until_logged("LittleHorse refuses: ALREADY_EXISTS")
 
 
-async def test_a_server_that_is_not_there_yet_is_waited_for(littlehorse_engine: Engine) -> None:
+async def test_the_worker_waits_for_a_server_that_does_not_answer_yet(littlehorse_engine: Engine) -> None:
     port = free_port()
     async with running_worker(port, littlehorse_engine.url) as worker:
         await worker.until_logged("littlehorse.unavailable")
@@ -279,7 +279,7 @@ async def test_a_server_that_is_not_there_yet_is_waited_for(littlehorse_engine: 
             await fake.until("asked")
 
 
-async def test_health_is_the_sdks_and_comfyuis_and_an_idle_worker_stops_at_once(
+async def test_health_shows_littlehorse_and_comfyui_and_an_idle_worker_stops_at_once(
     littlehorse_fake: Fake, littlehorse_engine: Engine
 ) -> None:
     port = free_port()
@@ -297,15 +297,13 @@ async def test_health_is_the_sdks_and_comfyuis_and_an_idle_worker_stops_at_once(
 
 
 @pytest.mark.parametrize(("stage", "crashes"), [("starting", 2), ("queued", 2), ("running", 3), ("collecting", 6)])
-async def test_crashes_in_a_row_neither_hang_nor_lose_a_job_here_nor_render_it_beyond_its_budget(
-    stage: str, crashes: int
-) -> None:
+async def test_repeated_crashes_neither_hang_nor_lose_a_job_of_this_platform(stage: str, crashes: int) -> None:
     """The short form of ``python -m tests.chaos.workers --platform littlehorse``."""
     ended = await chaos.one("littlehorse", stage, crashes)
     assert ended.is_right, ended
 
 
-async def test_the_worker_reads_the_file_in_its_folder(
+async def test_the_worker_reads_the_env_file_in_its_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from comfyui.workers.littlehorse.worker import main

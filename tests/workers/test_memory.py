@@ -11,7 +11,7 @@ from comfyui.workers.options import WorkerOptions
 from tests.support.running import executions, invert_workflow
 
 
-async def test_a_worker_that_runs_for_weeks_remembers_its_last_jobs_only(engine: Engine) -> None:
+async def test_a_worker_remembers_only_its_last_jobs(engine: Engine) -> None:
     async with ComfyUIWorker(WorkerOptions(engine.url, max_journal_bytes=20_000)) as worker:
         jobs = [PromptRequest(prompt=invert_workflow(color), prompt_id=uuid4()) for color in range(40)]
         for job in jobs:

@@ -26,7 +26,7 @@ from tests.support.watched_store import WatchedStore
 ID = UUID("5f0c1a2e-7d0b-4c39-9a36-0e3b6f0f8a11")
 
 
-async def test_a_job_of_runpod_names_its_workflow(naming_worker: ComfyUIWorker) -> None:
+async def test_a_runpod_job_can_name_its_workflow(naming_worker: ComfyUIWorker) -> None:
     job = parse_input({"workflow_name": "flat", "parameters": {"width": "24"}})
     request = await job.named_request(ID, naming_worker.named)
     result = await naming_worker.run(request, fields=job_fields(job, request))
@@ -36,7 +36,7 @@ async def test_a_job_of_runpod_names_its_workflow(naming_worker: ComfyUIWorker) 
     assert [image["node_id"] for image in answer["images"]] == ["2"]  # the preview beside it has no name
 
 
-async def test_a_job_that_is_delivered_again_has_the_same_seed(naming_worker: ComfyUIWorker) -> None:
+async def test_a_job_delivered_again_has_the_same_seed(naming_worker: ComfyUIWorker) -> None:
     job = parse_input({"workflow_name": "flat"})
     first, again = [await job.named_request(ID, naming_worker.named) for _ in range(2)]
     assert first.prompt == again.prompt
@@ -68,7 +68,7 @@ def test_an_input_without_exactly_one_workflow_is_refused(given: dict[str, Any],
         ({"workflow_name": "flat", "images": [{"name": "a.png", "image": "aaaa"}]}, ComfyUIInputError, "parameters"),
     ],
 )
-async def test_what_cannot_be_used_is_named(
+async def test_an_unusable_named_job_is_refused_with_the_reason(
     naming_worker: ComfyUIWorker, given: dict[str, Any], kind: type[ComfyUIError], said: str
 ) -> None:
     with pytest.raises(kind) as refused:
@@ -76,7 +76,7 @@ async def test_what_cannot_be_used_is_named(
     assert said in refused.value.detail
 
 
-async def test_a_file_that_cannot_be_had_is_named_by_its_parameter(naming_worker: ComfyUIWorker) -> None:
+async def test_a_file_that_cannot_be_fetched_is_reported_under_its_parameter(naming_worker: ComfyUIWorker) -> None:
     job = parse_input({"workflow_name": "inverted", "parameters": {"image": "http://127.0.0.1:9/a.png"}})
     request = await job.named_request(ID, naming_worker.named)
     with pytest.raises(ComfyUIError, match=r"^image: "):
@@ -93,12 +93,12 @@ async def test_a_file_that_cannot_be_had_is_named_by_its_parameter(naming_worker
         (("a:../b",), "name of a workflow"),
     ],
 )
-def test_types_of_tasks_that_cannot_be_used_are_refused(entries: tuple[str, ...], said: str) -> None:
+def test_invalid_task_types_are_refused(entries: tuple[str, ...], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         PostgresWorkerSettings(task_types=entries)
 
 
-async def test_tasks_name_their_workflow_or_have_a_type_that_does(
+async def test_a_task_names_its_workflow_by_itself_or_by_its_type(
     postgres: PostgresServer, naming_worker: ComfyUIWorker, watched_store: WatchedStore
 ) -> None:
     settings = PostgresWorkerSettings(task_types=("comfy", "flat-picture:flat", "negative:inverted"))
@@ -128,7 +128,7 @@ async def test_tasks_name_their_workflow_or_have_a_type_that_does(
                 await running
 
 
-async def test_a_database_of_before_gets_the_function_that_tells_types(tables: Tables) -> None:
+async def test_migrating_an_older_database_adds_the_task_type_to_claims(tables: Tables) -> None:
     await tables.sql.execute(
         "drop function comfy_claim_task(text, uuid, double precision, integer);"
         "create function comfy_claim_task(text, uuid, double precision, integer)"

@@ -1,4 +1,4 @@
-"""Tables that somebody else made, rows that an orchestrator writes, and workers that were killed."""
+"""Tables made by other software, rows written by an orchestrator, and killed workers."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ async def migrated(tables: Tables, names: TaskNames | None = None) -> None:
         (", progress real check (progress in (0, 1))", "", "heartbeat.*violates check constraint"),
     ],
 )
-async def test_tables_that_a_worker_cannot_use_are_refused_with_the_reason_and_left_alone(
+async def test_unusable_tables_are_refused_with_the_reason_and_left_unchanged(
     postgres: PostgresServer, tasks: str, workers: str, said: str
 ) -> None:
     async with foreign(postgres, f"{_OLD_TASKS}{tasks})", f"{_OLD_WORKERS}{workers})") as tables:
@@ -76,7 +76,7 @@ async def test_tables_that_a_worker_cannot_use_are_refused_with_the_reason_and_l
         assert "lease_token" not in {row["column_name"] for row in columns}
 
 
-async def test_a_trial_leaves_nothing_behind_and_takes_no_task(tables: Tables) -> None:
+async def test_the_trial_of_a_migration_leaves_no_rows_and_takes_no_task(tables: Tables) -> None:
     task_id = await tables.add({"mine": 1})
     await migrated(tables)
     assert await tables.sql.fetchval("select count(*) from workers") == 0
@@ -85,7 +85,7 @@ async def test_a_trial_leaves_nothing_behind_and_takes_no_task(tables: Tables) -
     assert (row["status"], row["attempts"], row["worker_id"]) == ("queued", 0, None)
 
 
-async def test_a_task_table_that_needs_other_columns_is_tried_with_a_row_that_is_there(
+async def test_a_table_with_required_columns_is_tried_with_an_existing_row(
     postgres: PostgresServer,
 ) -> None:
     made = f"{_OLD_TASKS}, project text not null, output_url integer)"
@@ -101,7 +101,7 @@ async def test_a_task_table_that_needs_other_columns_is_tried_with_a_row_that_is
         assert await tables.sql.fetchval("select status from tasks") == "done"
 
 
-async def test_empty_attempts_and_missing_times_are_understood(postgres: PostgresServer) -> None:
+async def test_null_attempts_and_run_times_are_accepted(postgres: PostgresServer) -> None:
     tasks = f"{_OLD_TASKS}, attempts integer)"
     rows = "insert into tasks (task_type, status, params) values ('comfy', 'queued', '{}'), ('comfy', 'queued', '{}')"
     async with foreign(postgres, tasks, f"{_OLD_WORKERS})", rows) as tables:
@@ -132,7 +132,7 @@ def _video_workflow() -> dict[str, Any]:
 async def test_the_queries_of_the_original_worker_run_unchanged(
     postgres: PostgresServer, engine: Engine, tmp_path: Path
 ) -> None:
-    """Those of its documentation, on tables that the migration made with the preset."""
+    """The queries come from its documentation; the migration made the tables with the preset."""
     frames = [Image.new("RGB", (16, 16), color) for color in ("red", "green", "blue")]
     animation = io.BytesIO()
     frames[0].save(animation, "GIF", save_all=True, append_images=frames[1:])
@@ -173,7 +173,7 @@ _LATEST_TASKS = """
 # Orchestrators
 
 
-async def test_a_worker_that_is_told_to_end_finishes_its_task_and_takes_no_more(
+async def test_a_terminating_worker_finishes_its_task_and_takes_no_other(
     tables: Tables, engine: Engine, tmp_path: Path
 ) -> None:
     first = await tables.add({"workflow": sleep_workflow(0.6)})
@@ -188,7 +188,7 @@ async def test_a_worker_that_is_told_to_end_finishes_its_task_and_takes_no_more(
         await tables.until_status(second, "complete")
 
 
-async def test_a_claim_that_was_on_its_way_brings_a_terminating_worker_nothing(tables: Tables) -> None:
+async def test_a_claim_of_a_terminating_worker_gets_no_task(tables: Tables) -> None:
     await tables.add({})
     async with tables.queue() as queue:
         assert await queue.seen("w", WorkerState.IDLE)
@@ -198,8 +198,8 @@ async def test_a_claim_that_was_on_its_way_brings_a_terminating_worker_nothing(t
         assert await queue.claim("other", uuid4()) is not None
 
 
-async def test_a_row_and_a_word_of_an_orchestrator_are_kept(postgres: PostgresServer) -> None:
-    """It makes the row before the worker starts, with columns of its own; then only the row has to fit."""
+async def test_a_workers_row_and_status_from_an_orchestrator_are_kept(postgres: PostgresServer) -> None:
+    """The orchestrator inserts the row before the worker starts and fills columns that the worker does not know."""
     async with new_database(postgres) as tables:
         await tables.sql.execute(
             "alter table workers add instance_type text not null default 'x'; alter table workers alter instance_type"
@@ -212,7 +212,7 @@ async def test_a_row_and_a_word_of_an_orchestrator_are_kept(postgres: PostgresSe
         assert row["last_heartbeat"] is not None
 
 
-async def test_statuses_of_workers_can_have_other_words(postgres: PostgresServer) -> None:
+async def test_worker_statuses_can_be_renamed(postgres: PostgresServer) -> None:
     names = TaskNames(worker_statuses={"idle": "free", "working": "busy", "terminating": "drain|error"})
     async with new_database(postgres, names) as tables, tables.queue() as queue:
         for state, word in (
@@ -228,7 +228,7 @@ async def test_statuses_of_workers_can_have_other_words(postgres: PostgresServer
             assert (await tables.workers())["w"]["status"] == word
 
 
-async def test_the_row_of_a_killed_worker_does_not_go_on_saying_that_it_works(tables: Tables) -> None:
+async def test_a_killed_worker_is_marked_dead(tables: Tables) -> None:
     task_id = await tables.add({})
     async with tables.queue() as queue:
         task = await claim(queue, "killed")
@@ -246,7 +246,7 @@ async def test_the_row_of_a_killed_worker_does_not_go_on_saying_that_it_works(ta
 
 
 class BrokenRows(PostgresQueue):
-    """A queue whose table of workers takes no row, as one with a column that must not be empty."""
+    """A queue that cannot write a worker's row, as when the table has a required column of its own."""
 
     broken = True
     renewals = 0
@@ -261,7 +261,7 @@ class BrokenRows(PostgresQueue):
         return await super().renew(task, progress, note)
 
 
-async def test_a_worker_that_cannot_give_signs_of_life_takes_nothing_but_keeps_the_task_that_it_has(
+async def test_a_worker_that_cannot_write_its_row_keeps_its_task_and_takes_no_other(
     tables: Tables, engine: Engine, tmp_path: Path
 ) -> None:
     stop = asyncio.Event()
@@ -287,7 +287,7 @@ async def test_a_worker_that_cannot_give_signs_of_life_takes_nothing_but_keeps_t
 
 
 class _Beats:
-    """Counts the signs of life that a queue was asked to write."""
+    """Counts the heartbeats that the runner asks a queue to write."""
 
     def __init__(self, queue: BrokenRows) -> None:
         self._count = 0
@@ -312,7 +312,7 @@ class _Beats:
 # Priorities and dead tasks
 
 
-async def test_a_higher_priority_comes_first_and_none_counts_as_zero(tables: Tables) -> None:
+async def test_a_higher_priority_comes_first_and_null_counts_as_zero(tables: Tables) -> None:
     await tables.sql.execute("alter table tasks alter priority drop not null")
     low = await tables.add({}, priority=-1)
     none = await tables.add({}, priority=None)
@@ -322,7 +322,7 @@ async def test_a_higher_priority_comes_first_and_none_counts_as_zero(tables: Tab
         assert [(await claim(queue)).id for _ in range(4)] == [high, none, plain, low]
 
 
-async def test_the_view_of_dead_tasks_has_the_unclaimed_ones_and_queues_them_again(tables: Tables) -> None:
+async def test_the_dead_tasks_view_lists_failed_and_abandoned_tasks_for_requeueing(tables: Tables) -> None:
     failed, held, orphan, _waiting = [await tables.add({}) for _ in range(4)]
     async with tables.queue() as queue:
         tasks = {task.id: task for task in [await claim(queue) for _ in range(3)]}
@@ -338,7 +338,7 @@ async def test_the_view_of_dead_tasks_has_the_unclaimed_ones_and_queues_them_aga
         assert (await tables.row(held))["status"] == "in_progress"
 
 
-async def test_a_worker_of_version_one_can_finish_its_task_after_the_migration(tables: Tables) -> None:
+async def test_a_version_1_worker_can_renew_its_lease_after_the_migration(tables: Tables) -> None:
     await tables.add({})
     async with tables.queue() as queue:
         task = await claim(queue, "old")

@@ -23,7 +23,7 @@ async def claim(queue: PostgresQueue, worker: str = "w") -> ClaimedTask:
     return task
 
 
-async def test_two_hundred_tasks_are_taken_once_each_by_eight_workers_at_a_time(tables: Tables) -> None:
+async def test_eight_concurrent_workers_claim_each_of_200_tasks_once(tables: Tables) -> None:
     await tables.sql.execute("insert into tasks (params) select '{}' from generate_series(1, 200)")
     async with tables.queue(connections=8) as queue:
 
@@ -38,7 +38,7 @@ async def test_two_hundred_tasks_are_taken_once_each_by_eight_workers_at_a_time(
     assert len(every) == len(set(every)) == 200
 
 
-async def test_the_oldest_task_comes_first_and_other_types_never(tables: Tables) -> None:
+async def test_the_oldest_task_is_claimed_first_and_other_types_never(tables: Tables) -> None:
     await tables.sql.execute("insert into tasks (params, task_type) values ('{}', 'training')")
     first = await tables.add({"n": 1})
     second = await tables.add({"n": 2})
@@ -47,7 +47,7 @@ async def test_the_oldest_task_comes_first_and_other_types_never(tables: Tables)
         assert await queue.claim("w", uuid4()) is None
 
 
-async def test_a_claim_whose_answer_was_lost_gives_the_same_task_again(tables: Tables) -> None:
+async def test_repeating_a_claim_with_the_same_token_returns_the_same_task(tables: Tables) -> None:
     await tables.add({})
     await tables.add({})
     async with tables.queue() as queue:
@@ -56,7 +56,7 @@ async def test_a_claim_whose_answer_was_lost_gives_the_same_task_again(tables: T
         assert await tables.sql.fetchval("select count(*) from tasks where status = 'queued'") == 1
 
 
-async def test_a_lease_that_ran_out_is_taken_by_another_and_the_first_can_write_nothing_more(tables: Tables) -> None:
+async def test_an_expired_lease_goes_to_another_worker_and_the_first_can_write_nothing(tables: Tables) -> None:
     task_id = await tables.add({})
     async with tables.queue() as queue:
         first = await claim(queue, "first")
@@ -73,7 +73,7 @@ async def test_a_lease_that_ran_out_is_taken_by_another_and_the_first_can_write_
         assert (await tables.row(task_id))["output_url"] == "http://right"
 
 
-async def test_a_heartbeat_keeps_the_lease_and_shows_the_progress(tables: Tables) -> None:
+async def test_a_heartbeat_extends_the_lease_and_records_the_progress(tables: Tables) -> None:
     task_id = await tables.add({})
     async with tables.queue() as queue:
         task = await claim(queue)
@@ -100,7 +100,7 @@ async def test_a_task_whose_workers_all_vanish_fails_after_its_last_attempt(tabl
     assert row["error"] == "given up after 2 attempts: each time the worker vanished, the last was gpu-7"
 
 
-async def test_a_technical_failure_is_queued_again_until_the_last_attempt(tables: Tables) -> None:
+async def test_a_retryable_failure_is_queued_again_until_the_last_attempt(tables: Tables) -> None:
     task_id = await tables.add({})
     async with tables.queue(max_attempts=2) as queue:
         first = await claim(queue)
@@ -113,7 +113,7 @@ async def test_a_technical_failure_is_queued_again_until_the_last_attempt(tables
         assert (row["status"], row["attempts"], row["error"]) == ("failed", 2, "ComfyUI is unreachable")
 
 
-async def test_a_task_that_goes_back_waits_before_it_is_taken_again(tables: Tables) -> None:
+async def test_a_requeued_task_waits_for_the_retry_delay(tables: Tables) -> None:
     task_id = await tables.add({})
     async with tables.queue(retry_delay_s=60) as queue:
         assert await queue.fail(await claim(queue), "later", retry=True)
@@ -123,7 +123,7 @@ async def test_a_task_that_goes_back_waits_before_it_is_taken_again(tables: Tabl
 
 
 @pytest.mark.parametrize("end", ["complete", "failed", "cancelled"])
-async def test_a_task_queued_again_after_its_end_is_another_job_with_all_attempts(tables: Tables, end: str) -> None:
+async def test_a_task_requeued_after_its_end_is_a_new_job_with_all_attempts(tables: Tables, end: str) -> None:
     task_id = await tables.add({})
     async with tables.queue() as queue:
         first = await claim(queue)
@@ -151,7 +151,7 @@ async def test_a_task_queued_again_after_its_end_is_another_job_with_all_attempt
         ("update tasks set status = 'failed'", Lease.LOST),
     ],
 )
-async def test_what_users_do_to_a_running_task_reaches_its_worker(tables: Tables, change: str, verdict: Lease) -> None:
+async def test_a_users_change_to_a_running_task_reaches_its_worker(tables: Tables, change: str, verdict: Lease) -> None:
     await tables.add({})
     async with tables.queue() as queue:
         task = await claim(queue)
@@ -160,7 +160,7 @@ async def test_what_users_do_to_a_running_task_reaches_its_worker(tables: Tables
         assert not await queue.complete(task, "http://x", [])
 
 
-async def test_new_and_cancelled_tasks_are_heard_of_at_once(tables: Tables) -> None:
+async def test_new_and_cancelled_tasks_are_notified_at_once(tables: Tables) -> None:
     heard: asyncio.Queue[str] = asyncio.Queue()
     async with tables.queue() as queue, asyncio.timeout(30):
         queue.listen(heard.put_nowait)
@@ -172,7 +172,7 @@ async def test_new_and_cancelled_tasks_are_heard_of_at_once(tables: Tables) -> N
         assert await heard.get() == task_id
 
 
-async def test_listening_goes_on_after_the_connection_was_cut(tables: Tables) -> None:
+async def test_listening_continues_after_the_connection_was_cut(tables: Tables) -> None:
     heard: asyncio.Queue[str] = asyncio.Queue()
     async with tables.queue() as queue, asyncio.timeout(20):
         queue.listen(heard.put_nowait)
@@ -192,7 +192,7 @@ async def test_listening_goes_on_after_the_connection_was_cut(tables: Tables) ->
                 continue
 
 
-async def test_a_database_that_is_away_is_a_word_without_its_address() -> None:
+async def test_an_unreachable_database_is_an_error_without_its_address() -> None:
     url = SecretStr("postgresql://robot:s3cret-word@127.0.0.1:9/tasks")
     with pytest.raises(QueueError) as caught:
         async with PostgresQueue(url, lease_s=1, max_attempts=1, retry_delay_s=0):
@@ -204,20 +204,20 @@ async def test_a_database_that_is_away_is_a_word_without_its_address() -> None:
 
 
 @pytest.mark.parametrize("url", ["mysql://robot:s3cret-word@host/x", "postgresql://robot:s3cret-word@h:none/x", "x"])
-async def test_a_url_that_is_none_stops_the_start_without_repeating_it(url: str) -> None:
+async def test_an_invalid_database_url_stops_the_start_and_is_not_repeated(url: str) -> None:
     with pytest.raises(QueueSetupError, match="DATABASE_URL") as caught:
         async with PostgresQueue(SecretStr(url), lease_s=1, max_attempts=1, retry_delay_s=0):
             pass
     assert "s3cret-word" not in repr(caught.value)
 
 
-async def test_a_database_without_the_migrations_says_what_to_do(postgres: PostgresServer) -> None:
+async def test_a_database_without_the_migrations_is_an_error_that_names_migrate(postgres: PostgresServer) -> None:
     with pytest.raises(QueueSetupError, match="--migrate"):
         async with PostgresQueue(SecretStr(postgres.url()), lease_s=1, max_attempts=1, retry_delay_s=0):
             pass
 
 
-async def test_migrations_can_be_run_again_and_by_two_at_once(tables: Tables) -> None:
+async def test_migrations_can_run_repeatedly_and_concurrently(tables: Tables) -> None:
     await tables.add({"kept": 1})
     await asyncio.gather(*(migrate(SecretStr(tables.url), TaskNames()) for _ in range(3)))
     assert await tables.sql.fetchval("select count(*) from tasks") == 1
@@ -235,7 +235,7 @@ WAN2GP = TaskNames(
 )
 
 
-async def test_a_table_that_exists_keeps_its_rows_columns_and_spelling(postgres: PostgresServer) -> None:
+async def test_an_existing_table_keeps_its_rows_columns_and_status_names(postgres: PostgresServer) -> None:
     """The table of Headless-Wan2GP: statuses of an enumeration, numbers as ids, other names of columns."""
     async with new_database(postgres) as tables:
         await tables.sql.execute("drop table tasks, workers cascade")
@@ -260,7 +260,7 @@ async def test_a_table_that_exists_keeps_its_rows_columns_and_spelling(postgres:
         assert rows[1]["error_message"] == "out of luck"
 
 
-async def test_names_with_quotes_and_commands_in_them_are_only_names(postgres: PostgresServer) -> None:
+async def test_names_with_quotes_and_sql_commands_are_only_names(postgres: PostgresServer) -> None:
     names = TaskNames(
         tasks='robert"; drop table "students',
         workers="public.my workers",
@@ -283,8 +283,8 @@ async def test_names_with_quotes_and_commands_in_them_are_only_names(postgres: P
         assert await tables.sql.fetchval("select count(*) from students") == 0
 
 
-async def test_on_supabase_the_public_key_reaches_neither_tables_nor_functions(postgres: PostgresServer) -> None:
-    """Supabase's roles, made here: what it grants to `anon` for every new table and function is taken back."""
+async def test_supabases_public_key_can_use_neither_tables_nor_functions(postgres: PostgresServer) -> None:
+    """The test makes Supabase's roles; the migration revokes what `anon` is granted on new tables and functions."""
     async with new_database(postgres) as tables:
         await tables.sql.execute("drop table tasks, workers cascade")
         await tables.sql.execute("create role anon; create role authenticated; create role service_role bypassrls")

@@ -32,7 +32,7 @@ QUICK = TaskRunnerOptions(poll_interval_s=0.2, heartbeat_s=0.1)
 async def running_worker(
     tables: Tables, engine: Engine, store: WatchedStore, worker_id: str = "w", **queue: Any
 ) -> AsyncIterator[asyncio.Event]:
-    """Yields the event that stops it; at the end it has stopped."""
+    """Runs a worker and yields the event that stops it; waits for its end on exit."""
     stop = asyncio.Event()
     comfyui = WorkerOptions(
         engine.url,
@@ -65,7 +65,7 @@ async def until_running(engine: Engine, prompt_id: str) -> None:
             await asyncio.sleep(0.02)
 
 
-async def test_a_task_is_complete_with_its_files_in_the_store(
+async def test_a_task_is_complete_after_its_files_are_stored(
     tables: Tables, engine: Engine, watched_store: WatchedStore, tmp_path: Path
 ) -> None:
     workflow = invert_workflow(1, prefix="first")
@@ -123,7 +123,7 @@ async def test_a_new_task_is_taken_without_waiting_for_the_next_poll(
         ({"no": "workflow"}, "params.workflow"),
     ],
 )
-async def test_what_no_retry_would_help_fails_at_once_with_the_reason(
+async def test_a_failure_that_no_retry_can_fix_ends_the_task_at_once(
     tables: Tables, engine: Engine, watched_store: WatchedStore, params: dict[str, Any], said: str
 ) -> None:
     task_id = await tables.add(params)
@@ -134,7 +134,7 @@ async def test_what_no_retry_would_help_fails_at_once_with_the_reason(
     assert row["outputs"] is None
 
 
-async def test_a_node_that_raises_fails_the_task_and_a_later_retry_by_hand_renders_again(
+async def test_a_node_error_fails_the_task_and_requeueing_it_renders_again(
     tables: Tables, engine: Engine, watched_store: WatchedStore
 ) -> None:
     async with ComfyUIClient(engine.url) as client:
@@ -180,7 +180,7 @@ async def test_a_worker_that_lost_its_lease_leaves_the_render_to_its_new_owner(
     assert await executions(engine) == {prompt_id: 1}
 
 
-async def test_stopping_finishes_the_task_at_hand_and_takes_no_other(
+async def test_a_stopping_worker_finishes_its_task_and_takes_no_other(
     tables: Tables, engine: Engine, watched_store: WatchedStore
 ) -> None:
     first = await tables.add({"workflow": sleep_workflow(0.5)})
@@ -193,9 +193,7 @@ async def test_stopping_finishes_the_task_at_hand_and_takes_no_other(
     assert await tables.sql.fetchval("select status from workers") == "stopped"
 
 
-async def test_without_comfyui_no_task_is_taken_and_with_it_again_they_are(
-    tables: Tables, watched_store: WatchedStore
-) -> None:
+async def test_tasks_are_taken_only_while_comfyui_answers(tables: Tables, watched_store: WatchedStore) -> None:
     async with Engine() as engine:
         address, port = engine.url, int(engine.url.rpartition(":")[2])
     task_id = await tables.add({"workflow": invert_workflow()})
@@ -212,7 +210,7 @@ async def test_without_comfyui_no_task_is_taken_and_with_it_again_they_are(
             await running
 
 
-async def test_a_store_that_fails_for_a_moment_delays_completion(
+async def test_a_short_failure_of_the_store_only_delays_completion(
     tables: Tables, engine: Engine, watched_store: WatchedStore
 ) -> None:
     watched_store.failures = [StorageError("the object store cannot be reached")]
@@ -222,7 +220,7 @@ async def test_a_store_that_fails_for_a_moment_delays_completion(
     assert (row["status"], row["attempts"]) == ("complete", 1)
 
 
-async def test_a_store_that_refuses_fails_the_task_and_nothing_is_complete(
+async def test_a_store_that_refuses_a_file_fails_the_task(
     tables: Tables, engine: Engine, watched_store: WatchedStore
 ) -> None:
     watched_store.failures = [StorageRefusedError("Supabase has no bucket 'outputs'")]
@@ -233,7 +231,7 @@ async def test_a_store_that_refuses_fails_the_task_and_nothing_is_complete(
     assert (row["output_url"], row["outputs"]) == (None, None)
 
 
-async def test_what_could_not_be_stored_is_delivered_by_the_next_attempt_without_rendering(
+async def test_the_next_attempt_delivers_unstored_files_without_rendering_again(
     tables: Tables, engine: Engine, watched_store: WatchedStore
 ) -> None:
     watched_store.failures = [StorageError("the object store cannot be reached")] * 3
@@ -244,7 +242,7 @@ async def test_what_could_not_be_stored_is_delivered_by_the_next_attempt_without
     assert set((await executions(engine)).values()) == {1}
 
 
-async def test_a_task_of_which_some_files_could_not_be_stored_is_complete_in_part_and_says_so(
+async def test_a_task_with_some_undelivered_files_is_complete_and_marked_partial(
     tables: Tables, engine: Engine, watched_store: WatchedStore
 ) -> None:
     watched_store.failures = [StorageError("the object store cannot be reached")] * 3
@@ -259,7 +257,7 @@ async def test_a_task_of_which_some_files_could_not_be_stored_is_complete_in_par
     assert (row["result"]["status"], row["result"]["partial"]) == ("success", True)
 
 
-async def test_what_other_nodes_saved_is_in_the_row_of_a_task_whose_node_failed(
+async def test_a_failed_task_keeps_the_files_that_other_nodes_saved(
     tables: Tables, engine: Engine, watched_store: WatchedStore
 ) -> None:
     workflow = invert_workflow(1)
@@ -285,10 +283,10 @@ async def test_what_other_nodes_saved_is_in_the_row_of_a_task_whose_node_failed(
     assert (await tables.row(task_id))["result"] is None
 
 
-async def test_a_reason_that_postgres_cannot_store_still_ends_the_task(
+async def test_an_error_text_with_nul_still_ends_the_task(
     tables: Tables, engine: Engine, watched_store: WatchedStore
 ) -> None:
-    """NUL is in no text and no jsonb; what a node says is its author's choice."""
+    """Postgres stores NUL neither in text nor in jsonb, but a node's message may contain it."""
     workflow = invert_workflow(1)
     workflow["2"] |= {
         "class_type": "SimulatedError",
@@ -316,10 +314,10 @@ async def test_no_task_is_taken_while_the_store_cannot_be_used(
         await tables.until_status(task_id, "complete")
 
 
-async def test_the_bytes_behind_video_url_reach_their_node(
+async def test_the_file_at_video_url_reaches_its_node(
     tables: Tables, engine: Engine, watched_store: WatchedStore, tmp_path: Path
 ) -> None:
-    """A picture stands for the video: the engine decodes it, so that what is rendered can be compared."""
+    """A picture replaces the video, because the engine decodes it and the test can compare the result."""
     picture = io.BytesIO()
     Image.new("RGB", (8, 8), (200, 100, 0)).save(picture, "PNG")
     workflow = invert_workflow()
@@ -333,10 +331,9 @@ async def test_the_bytes_behind_video_url_reach_their_node(
         assert rendered.convert("RGB").getpixel((0, 0)) == (55, 155, 255)
 
 
-async def test_a_video_that_cannot_be_fetched_now_is_tried_in_another_attempt(
+async def test_a_video_is_fetched_again_after_503_and_not_after_404(
     tables: Tables, engine: Engine, watched_store: WatchedStore
 ) -> None:
-    """And one that is not there is not."""
     workflow = invert_workflow()
     workflow["1"] = {"class_type": "LoadImage", "inputs": {"image": "unused.png"}}
     params = {"workflow": workflow, "video_node_id": "1", "video_input_field": "image"}
@@ -353,7 +350,7 @@ async def test_a_video_that_cannot_be_fetched_now_is_tried_in_another_attempt(
     assert errors[1] == "Input could not be staged: params.video_url: the URL's server answered HTTP 404"
 
 
-async def test_an_input_that_the_video_node_does_not_have_is_refused_by_name(
+async def test_an_unknown_video_input_field_is_refused_with_the_nodes_fields(
     tables: Tables, engine: Engine, watched_store: WatchedStore
 ) -> None:
     workflow = invert_workflow()
@@ -383,7 +380,7 @@ async def serving(path: str, body: bytes, status: int = 200) -> AsyncIterator[st
         await runner.cleanup()
 
 
-async def test_two_lanes_of_one_process_run_two_tasks_at_a_time_under_two_names(
+async def test_two_lanes_of_a_process_run_two_tasks_at_once_under_two_names(
     tables: Tables, engine: Engine, watched_store: WatchedStore
 ) -> None:
     stop = asyncio.Event()
@@ -402,7 +399,7 @@ async def test_two_lanes_of_one_process_run_two_tasks_at_a_time_under_two_names(
         await asyncio.gather(*lanes)
 
 
-async def test_a_database_that_goes_away_in_mid_render_costs_nothing(
+async def test_losing_the_database_connection_during_a_render_costs_no_attempt(
     tables: Tables, engine: Engine, watched_store: WatchedStore
 ) -> None:
     task_id = await tables.add({"workflow": sleep_workflow(0.6)})
@@ -417,7 +414,7 @@ async def test_a_database_that_goes_away_in_mid_render_costs_nothing(
     assert set((await executions(engine)).values()) == {1}
 
 
-async def test_comfyui_that_forgets_everything_is_asked_once_more(
+async def test_a_task_completes_although_comfyui_forgot_its_prompt(
     tables: Tables, engine: Engine, watched_store: WatchedStore
 ) -> None:
     task_id = await tables.add({"workflow": sleep_workflow(0.8)})
@@ -428,10 +425,10 @@ async def test_comfyui_that_forgets_everything_is_asked_once_more(
     assert row["status"] == "complete"
 
 
-async def test_a_render_that_comfyui_lost_as_often_as_it_may_is_not_begun_again_by_another_worker(
+async def test_two_workers_share_one_budget_of_lost_renders(
     tables: Tables, engine: Engine, watched_store: WatchedStore
 ) -> None:
-    """Each worker counted for itself: two workers and three attempts made six renders of a budget of two."""
+    """Regression: each worker counted alone, so two workers and three attempts made six renders instead of two."""
     task_id = await tables.add({"workflow": sleep_workflow(30)})
     prompt_id = str(prompt_id_for_job("postgres", task_id))
     async with running_worker(tables, engine, watched_store, "a"), running_worker(tables, engine, watched_store, "b"):

@@ -1,4 +1,4 @@
-"""The queue and the storage over Supabase's HTTPS API: the migrations' real functions behind a stand-in of the rest."""
+"""The queue and the storage over Supabase's HTTPS API: a stub of the API calls the migrations' real functions."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ async def running_worker(supabase: SupabaseStub, engine: Engine, **settings: Any
             await running
 
 
-async def test_a_task_goes_from_queued_to_stored_over_https_alone(
+async def test_a_task_is_claimed_and_stored_over_https_alone(
     tables: Tables, supabase: SupabaseStub, engine: Engine
 ) -> None:
     async with running_worker(supabase, engine):
@@ -87,7 +87,7 @@ async def test_a_cancelled_task_interrupts_comfyui_at_the_next_heartbeat(
         await tables.until_status(following, "complete")
 
 
-async def test_answers_that_are_lost_or_refused_for_a_moment_are_asked_for_again(
+async def test_temporary_failures_of_supabase_are_retried(
     tables: Tables, supabase: SupabaseStub, engine: Engine
 ) -> None:
     supabase.failures = [
@@ -104,7 +104,7 @@ async def test_answers_that_are_lost_or_refused_for_a_moment_are_asked_for_again
     assert set((await executions(engine)).values()) == {1}
 
 
-async def test_the_queue_keeps_the_promises_of_the_direct_one(tables: Tables, supabase_api: SupabaseApi) -> None:
+async def test_the_https_queue_keeps_the_promises_of_the_direct_one(tables: Tables, supabase_api: SupabaseApi) -> None:
     task_id = await tables.add({"a": [1, "é"]})
     async with queue_on(supabase_api) as queue:
         token = uuid4()
@@ -124,7 +124,7 @@ async def test_the_queue_keeps_the_promises_of_the_direct_one(tables: Tables, su
         assert (await tables.row(task_id))["error"] == "no 'luck'"
 
 
-async def test_what_the_project_refuses_stops_the_start_with_what_to_do(
+async def test_a_refusal_by_supabase_stops_the_start_with_advice(
     tables: Tables, supabase: SupabaseStub, supabase_api: SupabaseApi
 ) -> None:
     async with SupabaseApi(supabase.url, SecretStr("header.anon.other-s3cret")) as other:
@@ -139,7 +139,7 @@ async def test_what_the_project_refuses_stops_the_start_with_what_to_do(
             pass
 
 
-async def test_a_project_that_is_away_is_a_word_without_its_address() -> None:
+async def test_an_unreachable_project_is_an_error_without_its_address() -> None:
     async with SupabaseApi("http://127.0.0.1:9", SecretStr(SERVICE_ROLE_KEY)) as api:
         with pytest.raises(QueueError, match="Supabase cannot be reached") as caught:
             await queue_on(api).claim("w", uuid4())
@@ -159,7 +159,7 @@ async def test_only_json_web_tokens_are_sent_as_bearer_tokens(supabase: Supabase
     assert supabase.headers[-1]["apikey"] == key
 
 
-async def test_a_redirect_is_not_followed_with_the_key(supabase: SupabaseStub, supabase_api: SupabaseApi) -> None:
+async def test_supabases_redirect_is_not_followed(supabase: SupabaseStub, supabase_api: SupabaseApi) -> None:
     supabase.failures = [("rpc", 307, None)]
     with pytest.raises(QueueSetupError, match="HTTP 307"):
         await queue_on(supabase_api).claim("w", uuid4())
@@ -168,7 +168,9 @@ async def test_a_redirect_is_not_followed_with_the_key(supabase: SupabaseStub, s
 # The storage
 
 
-async def test_a_file_is_stored_again_under_the_same_key(supabase: SupabaseStub, supabase_api: SupabaseApi) -> None:
+async def test_storing_a_file_again_replaces_it_under_the_same_key(
+    supabase: SupabaseStub, supabase_api: SupabaseApi
+) -> None:
     store = SupabaseStorage(supabase_api, "outputs", prefix="a b", signed_url_s=60)
     await store.put("x/ü.png", chunks(b"old"), 3, "image/png")
     stored = await store.put("x/ü.png", chunks(b"ne", b"w"), 3, "image/png")
@@ -192,10 +194,10 @@ async def test_files_of_a_public_bucket_have_plain_links(supabase: SupabaseStub,
         ("outputs", "wrong", 1, "refused the key"),
     ],
 )
-async def test_the_status_in_the_body_tells_why(
+async def test_the_status_in_the_body_decides_the_error(
     supabase: SupabaseStub, bucket: str, key: str, size: int, said: str
 ) -> None:
-    """Each of these is HTTP 400."""
+    """Supabase sends HTTP 400 for each of these."""
     async with SupabaseApi(supabase.url, SecretStr(key)) as api:
         with pytest.raises(StorageRefusedError, match=said):
             await SupabaseStorage(api, bucket).put("a.png", chunks(b"x" * size), size)
@@ -211,7 +213,7 @@ async def test_the_status_in_the_body_tells_why(
         (502, None, True),
     ],
 )
-async def test_what_may_pass_is_worth_another_try(
+async def test_only_temporary_storage_errors_are_retryable(
     supabase: SupabaseStub, supabase_api: SupabaseApi, status: int, body: Any, retryable: bool
 ) -> None:
     supabase.failures = [("/object/", status, body)]
@@ -220,7 +222,7 @@ async def test_what_may_pass_is_worth_another_try(
     assert caught.value.retryable is retryable
 
 
-async def test_a_source_that_breaks_off_is_told_as_it_is_and_nothing_is_stored(
+async def test_a_broken_source_raises_its_own_error_and_stores_nothing(
     supabase: SupabaseStub, supabase_api: SupabaseApi
 ) -> None:
     async def broken() -> AsyncIterator[bytes]:
@@ -232,7 +234,7 @@ async def test_a_source_that_breaks_off_is_told_as_it_is_and_nothing_is_stored(
     assert supabase.buckets["outputs"] == {}
 
 
-async def test_a_bucket_outside_the_allowed_ones_is_refused(supabase_api: SupabaseApi) -> None:
+async def test_a_bucket_that_is_not_allowed_is_refused(supabase_api: SupabaseApi) -> None:
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(SupabaseStorage(supabase_api, "outputs"))
         with pytest.raises(StorageRefusedError, match="worker's settings"):

@@ -29,7 +29,7 @@ def task(run: int = 0, **params: Any) -> ClaimedTask:
     return ClaimedTask("7f", uuid4(), run, 1, params)
 
 
-def test_the_general_inputs_of_prompt_sync_are_understood() -> None:
+def test_a_task_accepts_the_fields_of_prompt_sync() -> None:
     image = {"name": "a.png", "image": "https://example.com/a.png"}
     request = prompt_request(task(workflow=WORKFLOW, images=[image], extra_data={"a": 1}, front=True), PROMPT_ID)
     assert request.prompt == WORKFLOW
@@ -58,7 +58,7 @@ def test_a_video_becomes_an_input_of_its_node(params: dict[str, Any], node_id: s
     assert WORKFLOW["5"]["inputs"]["video"] == "old.mp4"
 
 
-def test_the_core_node_for_videos_takes_them_in_its_own_field() -> None:
+def test_the_core_video_node_gets_the_video_in_its_file_field() -> None:
     workflow = {"1": {"class_type": "LoadVideo", "inputs": {"file": "x.mp4"}}}
     request = prompt_request(task(workflow=workflow, video_url="https://example.com/v"), PROMPT_ID)
     assert request.prompt["1"]["inputs"] == {"file": "task-7f.mp4"}
@@ -81,13 +81,13 @@ def test_the_core_node_for_videos_takes_them_in_its_own_field() -> None:
         ({"workflow": WORKFLOW, "video_url": " "}, "params.video_url: must be an http(s) URL"),
     ],
 )
-def test_what_cannot_be_understood_is_named(params: dict[str, Any], said: str) -> None:
+def test_invalid_params_are_refused_with_the_field(params: dict[str, Any], said: str) -> None:
     with pytest.raises(ComfyUIError, match=re.escape(said)) as caught:
         prompt_request(task(**params), PROMPT_ID)
     assert not caught.value.retryable
 
 
-def test_fields_have_the_names_that_the_task_has_for_them() -> None:
+def test_errors_name_fields_as_the_task_does() -> None:
     images = [{"name": "a.png", "image": "x"}]
     job = task(workflow=WORKFLOW, images=images, video_url="https://example.com/v.mp4")
     fields = job_fields(job, prompt_request(job, PROMPT_ID))
@@ -99,7 +99,7 @@ def test_fields_have_the_names_that_the_task_has_for_them() -> None:
     assert job_fields(job, prompt_request(job, PROMPT_ID)).target is None
 
 
-def test_every_attempt_of_a_run_is_the_same_job_and_another_run_is_another() -> None:
+def test_all_attempts_of_a_run_share_one_job_id_and_another_run_has_its_own() -> None:
     assert task().job_id == task().job_id == "7f"
     assert task(run=1).job_id == "7f#1"
 
@@ -115,14 +115,14 @@ def test_no_two_files_of_a_task_share_a_key() -> None:
     assert all(key.startswith("7f/") for key in keys)
 
 
-def test_the_link_of_a_task_is_its_video_else_its_first_picture() -> None:
+def test_the_main_output_is_the_video_or_otherwise_the_first_saved_picture() -> None:
     listed = [{**file.to_json(), "url": file.filename} for file in (output(kind="temp", name="p.png"), output())]
     assert main_output(listed)["url"] == "a.png"
     assert main_output([*listed, {**output(name="v.mp4").to_json(), "url": "v.mp4"}])["url"] == "v.mp4"
     assert main_output(listed[:1])["url"] == "p.png"
 
 
-def test_the_reason_names_the_nodes_and_fits_into_a_column() -> None:
+def test_the_error_text_names_the_nodes_and_fits_its_column() -> None:
     refused = ComfyUIValidationError("Prompt outputs failed validation", node_errors={"3": ["Value not in list"]})
     assert reason_of(refused) == (
         "Workflow validation failed: Prompt outputs failed validation\nnode 3: Value not in list"
@@ -132,7 +132,7 @@ def test_the_reason_names_the_nodes_and_fits_into_a_column() -> None:
     assert len(reason_of(ComfyUITaskError("x" * 10_000))) == 4000
 
 
-def test_the_default_names_leave_the_sql_as_it_stands_in_its_files() -> None:
+def test_the_default_names_stand_unchanged_in_the_migrations() -> None:
     shipped = dict(migrations())
     assert list(shipped) == sorted(shipped)
     assert 'create table "tasks"' in shipped["0001_tables.sql"]
@@ -140,7 +140,7 @@ def test_the_default_names_leave_the_sql_as_it_stands_in_its_files() -> None:
 
 
 @pytest.mark.parametrize("name", ["", "a$b", "a\0b", "a\\b", "a\nb", "x" * 64])
-def test_what_cannot_be_a_name_is_refused(name: str) -> None:
+def test_invalid_names_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match="name"):
         quote_identifier(name)
     with pytest.raises(ValueError, match="name"):
@@ -163,7 +163,7 @@ def test_what_cannot_be_a_name_is_refused(name: str) -> None:
         ({"DATABASE_URL": "postgresql://u:s3cret-word@h/x"}, "output files have no store"),
     ],
 )
-def test_settings_that_cannot_be_used_stop_the_start_with_the_reason(
+def test_invalid_settings_stop_the_start_with_the_reason(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], environment: dict[str, str], said: str
 ) -> None:
     for name, value in environment.items():
@@ -183,7 +183,7 @@ def test_secrets_are_in_no_repr_of_the_settings(monkeypatch: pytest.MonkeyPatch)
     assert "s3cret-word" not in repr(PostgresWorkerSettings())
 
 
-def test_the_sql_is_printed_with_ones_own_names(
+def test_the_sql_is_printed_with_the_configured_names(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("TASK_STATUSES", "queued=Queued,in_progress=In Progress,complete=Complete,failed=Failed")

@@ -40,7 +40,7 @@ ROOT = Path(__file__).parents[2]
 
 @asynccontextmanager
 async def worker(*arguments: str, **settings: Any) -> AsyncIterator[asyncio.subprocess.Process]:
-    """A worker's process; at the end it is killed if it still lives. What it logged is shown when the test fails."""
+    """A worker's process, killed on exit if it still runs. Its log is printed, so pytest shows it with a failure."""
     with tempfile.TemporaryFile() as log:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -80,13 +80,13 @@ async def stored_keys(store: S3Store, prefix: str) -> set[str]:
     return {entry["Key"] async for page in pages for entry in page.get("Contents", ())}
 
 
-async def test_killed_in_mid_render_a_worker_loses_nothing_and_nothing_is_rendered_twice(
+async def test_killing_a_rendering_worker_loses_no_task_and_renders_none_twice(
     tables: Tables,
     engine: Engine,
     seaweedfs: str,
     outputs_bucket: S3Store,
 ) -> None:
-    """Two workers, two hundred tasks, kill -9 of the one that renders: each task is done once, its file in S3."""
+    """Two workers share 200 tasks. After kill -9 of one, each task was rendered once and its file is in S3."""
     quick = [await tables.add({"workflow": invert_workflow(number)}) for number in range(20)]
     victim_id = await tables.add({"workflow": sleep_workflow(1.5)})
     quick += [await tables.add({"workflow": invert_workflow(number)}) for number in range(20, 199)]
@@ -124,14 +124,14 @@ async def test_killed_in_mid_render_a_worker_loses_nothing_and_nothing_is_render
         assert (await response.read()).startswith(b"\x89PNG")
 
 
-async def test_sigterm_finishes_the_task_at_hand_and_ends_the_comfyui_that_the_worker_started(
+async def test_sigterm_finishes_the_running_task_and_ends_the_workers_comfyui(
     postgres: PostgresServer,
     tables: Tables,
     seaweedfs: str,
     outputs_bucket: S3Store,
     tmp_path: Path,
 ) -> None:
-    """From nothing: a database without tables, a ComfyUI that is not running."""
+    """At the start the database has no tables and ComfyUI does not run."""
     await tables.sql.execute("drop table tasks, workers cascade")
     async with worker("--migrate", database_url=tables.url) as migration:
         assert await migration.wait() == 0
@@ -160,7 +160,7 @@ async def test_sigterm_finishes_the_task_at_hand_and_ends_the_comfyui_that_the_w
         await asyncio.open_connection("127.0.0.1", port)
 
 
-async def test_a_database_without_the_migrations_ends_the_worker_with_a_word(tables: Tables, seaweedfs: str) -> None:
+async def test_a_database_without_the_migrations_ends_the_worker_with_advice(tables: Tables, seaweedfs: str) -> None:
     await tables.sql.execute("drop function comfy_schema_version")
     process = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -177,13 +177,11 @@ async def test_a_database_without_the_migrations_ends_the_worker_with_a_word(tab
     assert b"Traceback" not in complaint
 
 
-async def test_a_restart_of_the_whole_postgres_server_costs_one_line_of_log_each_and_no_task(
-    engine: Engine, tmp_path: Path
-) -> None:
+async def test_a_restart_of_postgres_loses_no_task_and_logs_each_outage_once(engine: Engine, tmp_path: Path) -> None:
     log = tmp_path / "log"
     with running_postgres() as server:
         await migrate(SecretStr(server.url()), TaskNames())
-        # Of the project only its storage is used, which needs no database.
+        # Only the project's storage is used; it needs no database.
         async with connected(server) as tables, running_supabase(server.url()) as project:
             first = await tables.add({"workflow": sleep_workflow(1.5)})
             settings = {
@@ -229,8 +227,8 @@ async def until_logged(log: Path, event: str, count: int) -> None:
             await asyncio.sleep(0.02)
 
 
-async def test_a_comfyui_that_crashes_again_and_again_ends_the_worker(tables: Tables, tmp_path: Path) -> None:
-    """So that whoever supervises the worker learns of it; tasks stay queued for the others."""
+async def test_a_comfyui_that_keeps_crashing_ends_the_worker(tables: Tables, tmp_path: Path) -> None:
+    """The worker's supervisor can react to its end; tasks stay queued for other workers."""
     (tmp_path / "main.py").write_text("raise SystemExit('no GPU')")
     task_id = await tables.add({"workflow": invert_workflow()})
     settings = PostgresWorkerSettings(
@@ -251,10 +249,10 @@ async def test_a_comfyui_that_crashes_again_and_again_ends_the_worker(tables: Ta
     assert await tables.sql.fetchval("select status from workers where id = 'w'") == "stopped"
 
 
-async def test_tasks_that_crash_comfyui_end_within_their_budget_and_the_next_one_is_done(
+async def test_a_task_that_crashes_comfyui_fails_within_its_budget_and_the_next_succeeds(
     tables: Tables, seaweedfs: str, outputs_bucket: S3Store, tmp_path: Path
 ) -> None:
-    """The lease of such a task went on being renewed for ever, and SIGTERM did not end the worker."""
+    """Regression: the lease of such a task was renewed for ever, and SIGTERM did not end the worker."""
     executions_file = tmp_path / "executions"
     (tmp_path / "main.py").write_text(
         f"import runpy, sys; sys.path.insert(0, {str(ROOT)!r}); sys.argv[0] = 'comfyui.engine'\n"
@@ -288,9 +286,7 @@ async def test_tasks_that_crash_comfyui_end_within_their_budget_and_the_next_one
 
 
 @pytest.mark.parametrize(("stage", "crashes"), [("starting", 4), ("staging", 2)])
-async def test_crashes_in_a_row_neither_hang_nor_lose_a_job_here_nor_render_it_beyond_its_budget(
-    stage: str, crashes: int
-) -> None:
+async def test_repeated_crashes_neither_hang_nor_lose_a_job_of_this_platform(stage: str, crashes: int) -> None:
     """The short form of ``python -m tests.chaos.workers --platform postgres``."""
     ended = await chaos.one("postgres", stage, crashes)
     assert ended.is_right, ended

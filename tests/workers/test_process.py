@@ -43,7 +43,7 @@ def script_process(script: str, **options: float) -> ComfyUIProcess:
 
 
 def is_alive(pid: int) -> bool:
-    """Zombies are dead: whoever should have waited for them is gone."""
+    """A zombie counts as dead: the parent that should reap it is gone."""
     try:
         return " Z " not in Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
     except OSError:
@@ -63,7 +63,7 @@ async def until(process: ComfyUIProcess, state: ProcessState) -> None:
             await process.wait_for_change()
 
 
-async def test_it_is_ready_when_it_answers_and_is_gone_after_the_end() -> None:
+async def test_the_process_is_ready_when_it_answers_and_ends_with_its_context() -> None:
     async with engine_process() as process:
         assert process.reason == "starting"
         await process.wait_until_ready()
@@ -76,7 +76,7 @@ async def test_it_is_ready_when_it_answers_and_is_gone_after_the_end() -> None:
         await process.wait_until_ready()
 
 
-async def test_a_crash_is_noticed_at_once_and_it_is_started_again() -> None:
+async def test_a_crashed_process_is_noticed_and_started_again() -> None:
     async with engine_process() as process:
         await process.wait_until_ready()
         first = process.pid
@@ -101,7 +101,7 @@ async def test_restart_replaces_a_living_child_and_counts_no_crash() -> None:
         assert process.crashes == 0
 
 
-async def test_one_that_always_ends_is_given_up_with_its_last_words() -> None:
+async def test_a_process_that_keeps_ending_is_given_up_with_its_last_output() -> None:
     script = "import sys; print('out'); print('CUDA is not there', file=sys.stderr); sys.exit(7)"
     async with script_process(script, max_crashes=1) as process:
         with pytest.raises(ComfyUIConnectionError, match="exit status 7, 2 times in a row"):
@@ -110,21 +110,21 @@ async def test_one_that_always_ends_is_given_up_with_its_last_words() -> None:
         assert set(process.recent_lines) == {"out", "CUDA is not there"}
 
 
-async def test_a_command_that_does_not_exist_is_a_reason_and_no_crash_of_ours() -> None:
+async def test_a_missing_command_is_reported_as_the_reason() -> None:
     process = ComfyUIProcess(["/nonexistent/python", "main.py"], f"127.0.0.1:{free_port()}", max_crashes=0)
     async with process:
         with pytest.raises(ComfyUIConnectionError, match="cannot be started: No such file or directory"):
             await process.wait_until_ready()
 
 
-async def test_a_bug_of_ours_lets_no_caller_wait_for_ever() -> None:
+async def test_an_internal_error_fails_the_callers_that_wait() -> None:
     process = ComfyUIProcess(["with\0null"], f"127.0.0.1:{free_port()}")
     async with process:
         with pytest.raises(ComfyUIConnectionError, match="its log has the reason"):
             await process.wait_until_ready()
 
 
-async def test_one_that_never_answers_is_stopped_after_its_time() -> None:
+async def test_a_process_that_never_answers_is_stopped_after_the_start_timeout() -> None:
     async with script_process(
         "import time; print('loading', flush=True); time.sleep(600)", start_timeout_s=1
     ) as process:
@@ -133,7 +133,7 @@ async def test_one_that_never_answers_is_stopped_after_its_time() -> None:
         assert process.pid is None
 
 
-async def test_what_ignores_sigterm_is_killed_with_its_own_children() -> None:
+async def test_a_process_that_ignores_sigterm_is_killed_with_its_children() -> None:
     process = script_process(SCRIPT_THAT_IGNORES_SIGTERM, stop_grace_s=0.2)
     async with process:
         async with asyncio.timeout(20):
@@ -146,7 +146,7 @@ async def test_what_ignores_sigterm_is_killed_with_its_own_children() -> None:
     await until_dead(grandchild)
 
 
-async def test_children_that_outlive_a_crashed_parent_are_ended_too() -> None:
+async def test_children_of_a_crashed_process_are_ended_too() -> None:
     script = """
 import os, subprocess, sys
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], stdout=subprocess.DEVNULL)
@@ -158,7 +158,7 @@ os._exit(1)
         await until_dead(int(process.recent_lines[0].split()[1]))
 
 
-async def test_output_is_kept_in_bounds_whatever_is_written() -> None:
+async def test_the_kept_output_is_bounded() -> None:
     script = r"""
 import sys
 for number in range(1000):
@@ -173,7 +173,7 @@ sys.stdout.write("\n" + "x" * 500_000 + "\nlast words of \xe9 and no newline")
         assert lines[-1].startswith("last words of")
 
 
-async def test_the_child_and_its_children_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+async def test_the_process_and_its_children_end_when_their_parent_is_killed(tmp_path: Path) -> None:
     child = tmp_path / "child.py"
     child.write_text(
         "import subprocess, sys, time\n"
@@ -204,8 +204,8 @@ async def test_the_child_and_its_children_end_with_a_parent_that_is_killed(tmp_p
         await until_dead(pid)
 
 
-async def test_a_port_that_another_program_holds_is_an_error_that_names_it_and_no_readiness() -> None:
-    """The other program answers as a ComfyUI does: a worker took the one that a killed worker had left behind."""
+async def test_a_port_in_use_is_an_error_that_names_the_other_program() -> None:
+    """Regression: a worker used the ComfyUI that a killed worker had left running on its port."""
     async with engine_process() as other:
         await other.wait_until_ready()
         address = other._client.base_url
@@ -216,14 +216,14 @@ async def test_a_port_that_another_program_holds_is_an_error_that_names_it_and_n
                 await process.wait_until_ready()
 
 
-async def test_one_that_answers_in_the_childs_place_does_not_make_it_ready() -> None:
-    """The port was free when the child was started, and is taken before the child gets to it."""
+async def test_another_program_on_the_port_does_not_make_the_process_ready() -> None:
+    """The port is free when the process starts, and another program takes it first."""
     async with engine_process() as other:
         await other.wait_until_ready()
         address = other._client.base_url
         looks = itertools.count()
 
-        def nobody_at_first(host: str, port: int) -> list[ports.Holder]:
+        def free_at_first(host: str, port: int) -> list[ports.Holder]:
             return ports.holders(host, port) if next(looks) else []
 
         process = ComfyUIProcess(
@@ -231,7 +231,7 @@ async def test_one_that_answers_in_the_childs_place_does_not_make_it_ready() -> 
             f"127.0.0.1:{address.port}",
             max_crashes=0,
             start_timeout_s=1,
-            holders_of=nobody_at_first,
+            holders_of=free_at_first,
         )
         async with process:
             with pytest.raises(
@@ -240,8 +240,8 @@ async def test_one_that_answers_in_the_childs_place_does_not_make_it_ready() -> 
                 await process.wait_until_ready()
 
 
-async def test_a_stop_that_is_cancelled_leaves_the_child_its_time(tmp_path: Path) -> None:
-    """RunPod's SDK ends its loop by cancelling every task, the one that stops ComfyUI among them."""
+async def test_a_cancelled_stop_still_gives_the_process_its_time(tmp_path: Path) -> None:
+    """RunPod's SDK cancels every task at its end, including the task that stops ComfyUI."""
     saved = tmp_path / "saved"
     script = f"""
 import pathlib, signal, sys, time
@@ -269,7 +269,7 @@ time.sleep(600)
     assert saved.exists()
 
 
-async def test_how_it_died_is_kept_with_its_last_words() -> None:
+async def test_the_cause_of_death_is_kept_with_the_last_output() -> None:
     script = "import os, signal; print('GPU is lost', flush=True); os.kill(os.getpid(), signal.SIGSEGV)"
     async with script_process(script) as process:
         await until(process, ProcessState.FAILED)

@@ -1,6 +1,6 @@
 """BACKEND=runpod in front of RunPod's own SDK: its local API server, and its production loop.
 
-The SDK lives in an environment of its own (`make test` runs these there).
+The SDK is in an environment of its own; `make test` runs these tests there.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def picture(content: bytes) -> tuple[int, int]:
 # The SDK's local API server
 
 
-async def test_prompt_sync_gives_the_files_of_a_job_at_the_sdks_local_api(
+async def test_prompt_sync_returns_a_jobs_files_from_the_sdks_local_api(
     local_api_worker: tuple[str, WorkerProcess], tmp_path: Path
 ) -> None:
     url, _ = local_api_worker
@@ -67,7 +67,7 @@ async def test_prompt_sync_gives_the_files_of_a_job_at_the_sdks_local_api(
         assert (status, answer["detail"]) == (500, "SimulatedError (node 2): RuntimeError: no such luck")
 
 
-async def test_a_frontend_queues_and_sees_its_result_by_the_sdks_local_api(
+async def test_a_frontend_gets_its_result_through_the_sdks_local_api(
     local_api_worker: tuple[str, WorkerProcess], tmp_path: Path
 ) -> None:
     url, worker = local_api_worker
@@ -75,7 +75,7 @@ async def test_a_frontend_queues_and_sees_its_result_by_the_sdks_local_api(
         running_gateway(NOWHERE, **gateway_settings(url, tmp_path)) as gateway,
         gateway.http.ws_connect("/ws?clientId=front") as websocket,
     ):
-        # Longer than a question about its state may take at RunPod's own: there the job runs within it.
+        # Takes longer than a status request may: the local API runs the job within that request.
         extra_data = {"extra_pnginfo": {"workflow": {"id": "of the editor"}}}
         prompt_id = await submit(gateway, steps_workflow(1.5, 3), client_id="front", extra_data=extra_data)
         kinds = []
@@ -91,7 +91,7 @@ async def test_a_frontend_queues_and_sees_its_result_by_the_sdks_local_api(
         async with gateway.http.get("/view", params=image) as response, gateway.http.get("/queue") as queue:
             with Image.open(io.BytesIO(await response.read())) as saved:
                 assert saved.size == (16, 12)
-                # The picture opens in the editor, as one that ComfyUI made.
+                # The editor can open the picture, as it can open one from ComfyUI.
                 assert json.loads(saved.info["workflow"]) == {"id": "of the editor"}
             assert (await queue.json())["queue_running"] == []
         assert sum((await worker.executed()).values()) >= 1
@@ -127,7 +127,7 @@ async def test_a_cancelled_prompt_is_interrupted_in_the_workers_comfyui(
     api, worker = production_worker
     runs, prompt_id = len(api.runs), str(uuid4())
     asking = asyncio.create_task(gateway_of_worker.prompt_sync(steps_workflow(30, 300), prompt_id=prompt_id))
-    await api.update(await sent(api, runs))
+    await api.update(await job_after(api, runs))
     async with gateway_of_worker.http.delete(f"/prompt_sync/{prompt_id}") as response:
         assert response.status == 200
     assert (await asking)[0] == 409
@@ -137,7 +137,7 @@ async def test_a_cancelled_prompt_is_interrupted_in_the_workers_comfyui(
     assert status == 200
 
 
-async def test_a_failed_job_says_why(gateway_of_worker: RunningGateway) -> None:
+async def test_a_failed_job_reports_the_reason_without_comfyuis_log(gateway_of_worker: RunningGateway) -> None:
     workflow = invert_workflow()
     workflow["5"] = {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "absent.safetensors"}}
     workflow["7"] = {"class_type": "EmptyLatentImage", "inputs": {"width": 64, "height": 64, "batch_size": 1}}
@@ -148,13 +148,13 @@ async def test_a_failed_job_says_why(gateway_of_worker: RunningGateway) -> None:
     assert "last lines of ComfyUI's output" not in message
 
 
-async def test_two_workers_finish_out_of_order_and_each_caller_gets_its_own(
+async def test_two_workers_finish_out_of_order_and_each_caller_gets_its_own_result(
     production_worker: tuple[JobApi, WorkerProcess], gateway_of_worker: RunningGateway
 ) -> None:
     api, first = production_worker
     runs = len(api.runs)
     slow = asyncio.create_task(gateway_of_worker.prompt_sync(steps_workflow(6, 60), return_image_base64=True))
-    await api.update(await sent(api, runs))
+    await api.update(await job_after(api, runs))
     async with running_worker(api.environment(), RUNPOD_POD_ID="second") as second:
         status, quick = await gateway_of_worker.prompt_sync(invert_workflow(2, width=20), return_image_base64=True)
         assert status == 200
@@ -166,7 +166,7 @@ async def test_two_workers_finish_out_of_order_and_each_caller_gets_its_own(
         assert second.process.returncode is None
 
 
-async def test_a_gateway_restarted_in_mid_render_gives_the_result_of_the_one_execution(
+async def test_a_gateway_restarted_during_a_render_returns_the_result_of_that_render(
     production_worker: tuple[JobApi, WorkerProcess], tmp_path: Path
 ) -> None:
     api, worker = production_worker
@@ -176,7 +176,7 @@ async def test_a_gateway_restarted_in_mid_render_gives_the_result_of_the_one_exe
     more = gateway_settings(api.url, tmp_path, shutdown_grace_seconds=0)
     async with running_gateway(NOWHERE, **more) as gateway:
         await submit(gateway, workflow, prompt_id=prompt_id)
-        await api.update(await sent(api, runs))
+        await api.update(await job_after(api, runs))
     async with running_gateway(NOWHERE, **more) as gateway:
         status, answer = await gateway.prompt_sync(workflow, prompt_id=prompt_id)
         assert (status, answer["prompt_id"]) == (200, prompt_id)
@@ -185,8 +185,8 @@ async def test_a_gateway_restarted_in_mid_render_gives_the_result_of_the_one_exe
     assert sum((await worker.executed()).values()) == before + 1
 
 
-async def sent(api: JobApi, runs: int) -> str:
-    """The job that came after so many, as soon as it is there."""
+async def job_after(api: JobApi, runs: int) -> str:
+    """Waits for the job that comes after the first `runs`, and returns its id."""
 
     async def job() -> str:
         return api.runs[runs] if len(api.runs) > runs else ""

@@ -1,4 +1,4 @@
-"""deploy/runpod: each script as its user runs it, on real sockets and processes; Docker and RunPod are stand-ins."""
+"""deploy/runpod: each script as its user runs it, on real sockets and processes; Docker and RunPod are fakes."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def run(*command: str | Path, cwd: Path = ROOT, **environment: str) -> subproces
 
 
 def program(folder: Path, name: str, text: str) -> str:
-    """A program of this name before all others; returns the PATH for it."""
+    """Writes a program of this name and returns a PATH on which it comes first."""
     folder.mkdir(exist_ok=True)
     path = folder / name
     path.write_text(f"#!{sys.executable}\n{text}", encoding="utf-8")
@@ -62,7 +62,7 @@ def program(folder: Path, name: str, text: str) -> str:
     return f"{folder}:{os.environ['PATH']}"
 
 
-# A server of models
+# Downloading models
 
 
 def download(
@@ -75,13 +75,11 @@ def download(
         downloader.download(model)
 
 
-def there(folder: Path) -> list[str]:
+def files_in(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
-def test_models_are_downloaded_side_by_side_and_a_second_run_asks_for_nothing(
-    model_store: Store, tmp_path: Path
-) -> None:
+def test_models_are_downloaded_once_and_a_dry_run_downloads_nothing(model_store: Store, tmp_path: Path) -> None:
     models = [{"path": f"loras/{n}.safetensors", "url": f"{model_store.url}/{n}", "sha256": SHA256} for n in range(6)]
     manifest = tmp_path / "manifest.json"
     manifest.write_text(json.dumps({"models": models}), encoding="utf-8")
@@ -91,22 +89,22 @@ def test_models_are_downloaded_side_by_side_and_a_second_run_asks_for_nothing(
     assert "loras/0.safetensors: missing" in dry.stdout
     done = run(*command)
     assert done.returncode == 0, done.stderr
-    assert there(tmp_path / "models") == [f"loras/{n}.safetensors" for n in range(6)]
+    assert files_in(tmp_path / "models") == [f"loras/{n}.safetensors" for n in range(6)]
     assert len(model_store.requests) == 6
     again = run(*command)
     assert "loras/5.safetensors: there" in again.stdout
     assert len(model_store.requests) == 6
 
 
-def test_a_download_that_broke_off_goes_on_where_it_was(model_store: Store, tmp_path: Path) -> None:
+def test_an_interrupted_download_resumes_where_it_stopped(model_store: Store, tmp_path: Path) -> None:
     model_store.break_after = [300_000, 300_000]
     download(model_store, tmp_path, sha256=SHA256)
     assert (tmp_path / "loras/a.safetensors").read_bytes() == CONTENT
     assert [headers.get("Range") for _, headers in model_store.requests] == [None, "bytes=300000-", "bytes=600000-"]
-    assert there(tmp_path) == ["loras/a.safetensors"]
+    assert files_in(tmp_path) == ["loras/a.safetensors"]
 
 
-def test_it_goes_on_in_another_run(model_store: Store, tmp_path: Path) -> None:
+def test_an_interrupted_download_resumes_in_the_next_run(model_store: Store, tmp_path: Path) -> None:
     model_store.break_after = [400_000]
     with pytest.raises(download_models.DownloadError, match="broke off"):
         download(model_store, tmp_path, retries=0)
@@ -115,7 +113,7 @@ def test_it_goes_on_in_another_run(model_store: Store, tmp_path: Path) -> None:
     assert model_store.requests[-1][1]["Range"] == "bytes=400000-"
 
 
-def test_a_file_that_changed_meanwhile_is_not_mixed_with_the_old_one(model_store: Store, tmp_path: Path) -> None:
+def test_a_file_that_changed_on_the_server_is_not_mixed_with_its_old_part(model_store: Store, tmp_path: Path) -> None:
     model_store.break_after = [400_000]
     with pytest.raises(download_models.DownloadError):
         download(model_store, tmp_path, retries=0)
@@ -124,30 +122,28 @@ def test_a_file_that_changed_meanwhile_is_not_mixed_with_the_old_one(model_store
     assert (tmp_path / "loras/a.safetensors").read_bytes() == CONTENT[::-1]
 
 
-def test_a_server_without_ranges_is_asked_for_the_whole_again(model_store: Store, tmp_path: Path) -> None:
+def test_a_server_without_ranges_is_asked_for_the_whole_file_again(model_store: Store, tmp_path: Path) -> None:
     model_store.ranges = False
     model_store.break_after = [400_000]
     download(model_store, tmp_path, sha256=SHA256)
     assert (tmp_path / "loras/a.safetensors").read_bytes() == CONTENT
 
 
-def test_what_has_another_checksum_is_never_put_in_place_nor_downloaded_for_ever(
-    model_store: Store, tmp_path: Path
-) -> None:
+def test_a_file_with_a_wrong_checksum_is_discarded_and_not_downloaded_again(model_store: Store, tmp_path: Path) -> None:
     with pytest.raises(download_models.DownloadError, match="SHA-256"):
         download(model_store, tmp_path, sha256="0" * 64)
     assert not (tmp_path / "loras/a.safetensors").exists()
     assert len(model_store.requests) == 1
 
 
-def test_a_bad_first_half_is_thrown_away_and_downloaded_again(model_store: Store, tmp_path: Path) -> None:
+def test_a_damaged_partial_file_is_discarded_and_downloaded_again(model_store: Store, tmp_path: Path) -> None:
     (tmp_path / "loras").mkdir()
     (tmp_path / "loras/.a.safetensors.part").write_bytes(b"nonsense")
     download(model_store, tmp_path, sha256=SHA256)
     assert (tmp_path / "loras/a.safetensors").read_bytes() == CONTENT
 
 
-def test_what_is_temporary_is_tried_again_and_what_is_not_is_not(model_store: Store, tmp_path: Path) -> None:
+def test_only_temporary_download_errors_are_retried(model_store: Store, tmp_path: Path) -> None:
     model_store.statuses = [503, 500]
     download(model_store, tmp_path)
     model_store.statuses = [404]
@@ -163,7 +159,7 @@ def test_a_file_of_another_size_is_replaced(model_store: Store, tmp_path: Path) 
     assert (tmp_path / "loras/a.safetensors").read_bytes() == CONTENT
 
 
-def test_a_token_goes_to_its_server_and_not_where_that_redirects_to(model_store: Store, tmp_path: Path) -> None:
+def test_a_token_goes_to_its_server_and_not_to_a_redirect_target(model_store: Store, tmp_path: Path) -> None:
     elsewhere = Store()
     with serving(elsewhere) as url:
         model_store.redirect_to = f"{url}/signed"
@@ -187,16 +183,16 @@ def test_a_token_goes_to_its_server_and_not_where_that_redirects_to(model_store:
         ([{"path": "x/y"}], "it must be"),
     ],
 )
-def test_a_manifest_that_cannot_be_used_is_refused_with_the_entry(models: list[dict[str, str]], message: str) -> None:
+def test_an_invalid_manifest_is_refused_with_the_reason(models: list[dict[str, str]], message: str) -> None:
     with pytest.raises(download_models.ManifestError, match=message):
         download_models.read_manifest(json.dumps({"models": models}))
 
 
-def test_the_example_manifest_is_one() -> None:
+def test_the_example_manifest_is_valid() -> None:
     assert len(download_models.read_manifest((SCRIPTS / "models.manifest.example.json").read_text())) == 2
 
 
-def test_s3_links_are_signed_as_amazons_own_library_signs_them() -> None:
+def test_s3_links_are_signed_as_by_amazons_library() -> None:
     session = pytest.importorskip("botocore.session").get_session()
     config = pytest.importorskip("botocore.config").Config(signature_version="s3v4", s3={"addressing_style": "path"})
     session.set_credentials("AKIAEXAMPLE", "secret/key", "a+token=")
@@ -217,7 +213,7 @@ def test_s3_links_are_signed_as_amazons_own_library_signs_them() -> None:
     assert urlsplit(ours)[:3] == urlsplit(expected)[:3]
 
 
-def test_a_model_of_an_s3_store_is_downloaded(model_store: Store, tmp_path: Path) -> None:
+def test_a_model_in_an_s3_store_is_downloaded(model_store: Store, tmp_path: Path) -> None:
     environ = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_ENDPOINT_URL": model_store.url}
     download(model_store, tmp_path, url="s3://bucket/dir/a", environ=environ)
     assert (tmp_path / "loras/a.safetensors").read_bytes() == CONTENT
@@ -227,7 +223,7 @@ def test_a_model_of_an_s3_store_is_downloaded(model_store: Store, tmp_path: Path
 # Paths
 
 
-def test_model_paths_name_each_current_folder_once() -> None:
+def test_extra_model_paths_name_each_folder_once() -> None:
     yaml = pytest.importorskip("yaml")
     [section] = yaml.safe_load((SCRIPTS / "extra_model_paths.yaml").read_text()).values()
     assert section.pop("base_path") == "/runpod-volume/models"
@@ -239,7 +235,7 @@ def test_model_paths_name_each_current_folder_once() -> None:
 # Building and pushing
 
 
-def test_build_and_push_say_what_they_would_run_and_run_it(tmp_path: Path) -> None:
+def test_build_and_push_print_their_command_in_a_dry_run_and_otherwise_run_it(tmp_path: Path) -> None:
     log = tmp_path / "log"
     path = program(
         tmp_path / "bin", "docker", f"import sys; open({str(log)!r}, 'a').write(' '.join(sys.argv[1:]) + '\\n')"
@@ -262,7 +258,7 @@ def test_build_and_push_say_what_they_would_run_and_run_it(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(("name", "arguments"), [("build.sh", ["--nope"]), ("build.sh", ["--tag"]), ("push.sh", [])])
-def test_build_and_push_refuse_what_they_do_not_understand(name: str, arguments: list[str]) -> None:
+def test_build_and_push_refuse_invalid_arguments(name: str, arguments: list[str]) -> None:
     refused = run(SCRIPTS / name, *arguments)
     assert refused.returncode == 64
     assert refused.stderr.startswith(name)
@@ -292,7 +288,7 @@ def test_models_are_sent_as_one_archive_that_unpacks_itself_on_the_volume(tmp_pa
 
     done = run("bash", "-c", command)
     assert done.returncode == 0, done.stderr
-    assert there(volume) == [
+    assert files_in(volume) == [
         "models/checkpoints/a b.safetensors",
         "models/loras/deep/c.safetensors",
         "models/loras/old.safetensors",
@@ -301,7 +297,7 @@ def test_models_are_sent_as_one_archive_that_unpacks_itself_on_the_volume(tmp_pa
 
 
 def test_models_may_have_any_name(tmp_path: Path) -> None:
-    """A line break in a name broke the list of checksums, and with it the whole archive."""
+    """Regression: a line break in a name broke the list of checksums, and with it the whole archive."""
     local, volume = tmp_path / "models", tmp_path / "volume"
     names = [
         "loras/two\nlines.safetensors",
@@ -324,13 +320,12 @@ def test_models_may_have_any_name(tmp_path: Path) -> None:
         assert (volume / "models" / name).read_bytes() == name.encode()
 
 
-def test_defaults_come_from_a_file_and_the_environment_and_flags_win(tmp_path: Path) -> None:
+def test_flags_override_the_environment_which_overrides_the_defaults_file(tmp_path: Path) -> None:
     defaults = tmp_path / "defaults.env"
     defaults.write_text(
-        "# ours\nREGISTRY=r.example/file\nIMAGE=from-file\nTAG='v 1'\nRUNPOD_ENDPOINT_ID=endpoint-of-the-file\n"
+        "# ours\nREGISTRY=r.example/file\nIMAGE=from-file\nTAG=v1\nRUNPOD_ENDPOINT_ID=endpoint-of-the-file\n"
     )
     settings: Any = {"RUNPOD_DEFAULTS": str(defaults)}
-    defaults.write_text(defaults.read_text().replace("'v 1'", "v1"))
     said = run(SCRIPTS / "build.sh", "--dry-run", **settings).stdout
     assert "--tag r.example/file/from-file:v1 " in said
     said = run(SCRIPTS / "build.sh", "--dry-run", IMAGE="from-environment", **settings).stdout
@@ -344,7 +339,7 @@ def test_defaults_come_from_a_file_and_the_environment_and_flags_win(tmp_path: P
     assert "other-endpoint" in run(*submit, RUNPOD_ENDPOINT_ID="other-endpoint", **settings).stdout
 
 
-def test_an_archive_that_was_damaged_puts_nothing_in_place(tmp_path: Path) -> None:
+def test_a_damaged_archive_extracts_nothing(tmp_path: Path) -> None:
     local, volume = tmp_path / "models", tmp_path / "volume"
     (local / "loras").mkdir(parents=True)
     (local / "loras/a.safetensors").write_bytes(b"a" * 100_000)
@@ -357,7 +352,7 @@ def test_an_archive_that_was_damaged_puts_nothing_in_place(tmp_path: Path) -> No
     failed = run("bash", "-o", "pipefail", "-c", command)
     assert failed.returncode != 0
     assert "loras/a.safetensors: FAILED" in failed.stdout + failed.stderr
-    assert there(volume) == [archive.name]
+    assert files_in(volume) == [archive.name]
 
 
 def test_a_relative_volume_or_an_empty_folder_is_refused(tmp_path: Path) -> None:
@@ -370,7 +365,7 @@ def test_a_relative_volume_or_an_empty_folder_is_refused(tmp_path: Path) -> None
 
 
 class FakeRunPod:
-    """RunPod's API for one endpoint, with the states that a job goes through."""
+    """RunPod's API for one endpoint; a job goes through the given states."""
 
     def __init__(self, *states: dict[str, Any]) -> None:
         self.states = list(states)
@@ -456,7 +451,7 @@ def test_a_workflow_is_submitted_with_its_inputs_and_the_results_are_saved(tmp_p
         "photo.png": base64.b64encode(b"photo").decode(),
     }
     assert "IN_PROGRESS  50% KSampler 10/20" in done.stdout
-    assert there(tmp_path / "out") == ["deep/a.png", "evil.png"]
+    assert files_in(tmp_path / "out") == ["deep/a.png", "evil.png"]
     assert "gone.png: it is gone" in done.stderr
     assert not (tmp_path.parent / "evil.png").exists()
 
@@ -469,7 +464,7 @@ def test_a_workflow_is_submitted_with_its_inputs_and_the_results_are_saved(tmp_p
         ({"status": "TIMED_OUT"}, "TIMED_OUT: no reason was given"),
     ],
 )
-def test_an_end_without_result_is_told_and_fails(tmp_path: Path, status: dict[str, Any], said: str) -> None:
+def test_a_run_that_ends_without_a_result_fails(tmp_path: Path, status: dict[str, Any], said: str) -> None:
     failed = submit(FakeRunPod(status), tmp_path)
     assert (failed.returncode, failed.stderr.strip()) == (1, said)
 
@@ -484,16 +479,16 @@ def test_an_end_without_result_is_told_and_fails(tmp_path: Path, status: dict[st
         ([], 0, ""),
     ],
 )
-def test_a_job_of_which_no_file_could_be_had_is_no_success(
+def test_a_job_whose_files_are_all_unusable_is_a_failure(
     tmp_path: Path, images: list[dict[str, Any]], status: int, said: str
 ) -> None:
-    """Exit status 0 told a script that the files were there; a link that failed ended in a traceback."""
+    """Regression: exit status 0 told scripts that the files exist, and a failed link ended in a traceback."""
     done = submit(FakeRunPod({"status": "COMPLETED", "output": {"images": images}}), tmp_path / "out")
     assert (done.returncode, said in done.stderr) == (status, True), done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_a_failure_that_an_endpoint_calls_completed_is_one(tmp_path: Path) -> None:
+def test_an_error_in_a_completed_job_is_a_failure(tmp_path: Path) -> None:
     done = submit(FakeRunPod({"status": "COMPLETED", "output": {"error": "no GPU"}}), tmp_path)
     assert (done.returncode, done.stderr.strip()) == (1, "FAILED: no GPU")
 
@@ -506,7 +501,7 @@ def test_a_job_that_takes_too_long_is_cancelled(tmp_path: Path) -> None:
     assert api.calls[-1] == "POST /v2/endpoint/cancel/job-1"
 
 
-def test_what_cannot_be_submitted_is_said(tmp_path: Path) -> None:
+def test_a_submission_that_fails_says_why(tmp_path: Path) -> None:
     refused = submit(FakeRunPod({"status": "IN_QUEUE"}), tmp_path, key="wrong-key")
     assert (refused.returncode, "HTTP 401" in refused.stderr) == (2, True)
     assert "wrong-key" not in refused.stderr
@@ -517,11 +512,11 @@ def test_what_cannot_be_submitted_is_said(tmp_path: Path) -> None:
 # The local trial
 
 
-def test_the_handler_is_tried_without_sdk_and_account(tmp_path: Path) -> None:
+def test_the_local_trial_needs_neither_sdk_nor_account(tmp_path: Path) -> None:
     command = (sys.executable, SCRIPTS / "test_handler.py", "--engine", "--no-open", "--output", tmp_path / "out")
     done = run(*command, ROOT / "examples/invert.json")
     assert done.returncode == 0, done.stderr
-    assert there(tmp_path / "out") == ["invert_00001_.png"]
+    assert files_in(tmp_path / "out") == ["invert_00001_.png"]
     workflow = tmp_path / "bad.json"
     workflow.write_text('{"1": {"class_type": "Absent", "inputs": {}}}', encoding="utf-8")
     failed = run(*command, workflow)

@@ -74,7 +74,7 @@ def output_workflow(*sizes: int) -> Workflow:
 # Fields
 
 
-def test_a_field_has_the_name_that_the_job_has_for_it() -> None:
+def test_errors_name_fields_as_the_job_does() -> None:
     images = [{"name": "a.png", "image": "x"}]
     job = parse_input({"workflow": {}, "images": images, "reference_images": {"s/b.png": "x"}})
     fields = job_fields(job, job.request(ID))
@@ -83,12 +83,12 @@ def test_a_field_has_the_name_that_the_job_has_for_it() -> None:
     assert fields.name_of("prompt.3.inputs.image") == "workflow.3.inputs.image"
 
 
-def test_optional_fields_that_are_null_are_not_given() -> None:
+def test_null_optional_fields_count_as_absent() -> None:
     optional = JobInput.model_fields.keys() - {"workflow", "warnings"}
     assert parse_input({"workflow": {}, **dict.fromkeys(optional)}) == parse_input({"workflow": {}})
 
 
-async def test_an_input_that_cannot_be_fetched_now_is_reported_as_such_by_its_own_name(engine: Engine) -> None:
+async def test_an_unreachable_input_is_reported_as_temporary_under_its_own_name(engine: Engine) -> None:
     options = WorkerOptions(engine.url, input_url_allow=("127.0.0.1",), input_url_timeout_s=0.2)
     url = f"http://127.0.0.1:{free_port()}/b.png"
     job = parse_input({"workflow": invert_workflow(), "reference_images": {"b.png": url}})
@@ -102,7 +102,7 @@ async def test_an_input_that_cannot_be_fetched_now_is_reported_as_such_by_its_ow
 # Ids
 
 
-def test_the_same_job_always_has_the_same_prompt_id_and_no_other_has_it() -> None:
+def test_a_job_always_has_the_same_prompt_id_and_shares_it_with_no_other() -> None:
     assert prompt_id_for_job("runpod", "a") == prompt_id_for_job("runpod", "a")
     others = {prompt_id_for_job(platform, job) for platform in ("runpod", "littlehorse") for job in ("a", "b")}
     assert len(others) == 4
@@ -111,7 +111,7 @@ def test_the_same_job_always_has_the_same_prompt_id_and_no_other_has_it() -> Non
 # Input
 
 
-def test_workflow_may_be_json_text_and_names_may_have_folders() -> None:
+def test_a_workflow_may_be_json_text_and_names_may_have_folders() -> None:
     job = parse_input(
         {
             "workflow": '{"1": {"class_type": "X", "inputs": {}}}',
@@ -129,7 +129,7 @@ def test_workflow_may_be_json_text_and_names_may_have_folders() -> None:
     assert (request.prompt_id, request.extra_data) == (ID, None)
 
 
-def test_the_keys_of_comfy_org_go_where_comfyui_looks_for_them_and_into_no_repr() -> None:
+def test_comfy_org_keys_go_into_extra_data_and_into_no_repr() -> None:
     job = parse_input({"workflow": {}, "comfy_org_api_key": "secret-key", "comfy_org_auth_token": "secret-key-2"})
     assert job.request(ID).extra_data == {"api_key_comfy_org": "secret-key", "auth_token_comfy_org": "secret-key-2"}
     assert "secret-key" not in repr(job)
@@ -148,7 +148,7 @@ def test_the_keys_of_comfy_org_go_where_comfyui_looks_for_them_and_into_no_repr(
         ({"workflow": {}, "output": {"buckt": "x"}}, "output.buckt: Extra inputs"),
     ],
 )
-def test_a_bad_field_is_named(job_input: object, message: str) -> None:
+def test_an_invalid_field_is_named(job_input: object, message: str) -> None:
     with pytest.raises(ComfyUIInputError, match=message):
         parse_input(job_input)
 
@@ -172,7 +172,7 @@ def test_a_bad_field_is_named(job_input: object, message: str) -> None:
         ({"workflow": {}, "warnings": ["mine"]}, ("input.warnings is not known and was left out",)),
     ],
 )
-def test_callers_of_worker_comfyui_change_nothing_and_hear_what_was_not_understood(
+def test_inputs_of_worker_comfyui_are_accepted_with_a_warning_for_unknown_fields(
     job_input: object, warnings: tuple[str, ...]
 ) -> None:
     job = parse_input(job_input)
@@ -180,7 +180,7 @@ def test_callers_of_worker_comfyui_change_nothing_and_hear_what_was_not_understo
     assert job.reference_images == {}
 
 
-def test_a_bad_value_is_not_repeated_since_it_may_be_a_picture_or_a_key() -> None:
+def test_an_error_does_not_repeat_the_invalid_value() -> None:
     with pytest.raises(ComfyUIInputError) as caught:
         parse_input({"workflow": {}, "comfy_org_api_key": ["secret-key"], "images": "QUJDREVG"})
     assert "secret-key" not in caught.value.detail
@@ -188,7 +188,7 @@ def test_a_bad_value_is_not_repeated_since_it_may_be_a_picture_or_a_key() -> Non
 
 
 @pytest.mark.parametrize("path", ["../a.png", "/etc/passwd", "", "x/../../a.png", "x/"])
-def test_a_file_can_leave_no_folder(path: str) -> None:
+def test_a_reference_image_cannot_leave_the_input_folder(path: str) -> None:
     with pytest.raises(ComfyUIInputError, match="reference_images"):
         parse_input({"workflow": {}, "reference_images": {path: "QUJD"}}).request(ID)
 
@@ -196,7 +196,7 @@ def test_a_file_can_leave_no_folder(path: str) -> None:
 # Reply
 
 
-async def test_files_are_in_the_reply_where_they_fit(comfyui_worker: ComfyUIWorker) -> None:
+async def test_files_that_fit_are_in_the_reply(comfyui_worker: ComfyUIWorker) -> None:
     job = parse_input({"workflow": output_workflow(10, 20)})
     result = await comfyui_worker.run(job.request(ID))
     answer = await reply(comfyui_worker.output_files(None), result, job, max_bytes=100_000)
@@ -205,7 +205,7 @@ async def test_files_are_in_the_reply_where_they_fit(comfyui_worker: ComfyUIWork
     assert set(answer) >= {"status", "execution_time", "timings", "outputs", "node_errors"}
 
 
-async def test_what_does_not_fit_is_stored_or_refused_with_what_to_set(
+async def test_a_reply_that_is_too_large_is_stored_or_refused_with_advice(
     comfyui_worker: ComfyUIWorker, tmp_path: Path
 ) -> None:
     job = parse_input({"workflow": output_workflow(10, 9000), "return_base64": True})
@@ -221,7 +221,7 @@ async def test_what_does_not_fit_is_stored_or_refused_with_what_to_set(
     assert stored.stat().st_size == 9000
 
 
-async def test_a_store_is_used_unless_base64_is_asked_for(comfyui_worker: ComfyUIWorker, tmp_path: Path) -> None:
+async def test_the_store_is_used_unless_base64_is_requested(comfyui_worker: ComfyUIWorker, tmp_path: Path) -> None:
     types = {}
     async with LocalStore(tmp_path, "https://files.example") as store:
         for wanted in (None, True, False):
@@ -252,7 +252,7 @@ async def test_a_job_may_choose_the_store_or_none(comfyui_worker: ComfyUIWorker,
     assert answers[0]["images"][0]["data"].startswith(f"https://files.example/p/{ID}/")
 
 
-async def test_a_file_that_is_gone_does_not_take_the_others_with_it(
+async def test_a_missing_file_makes_the_result_partial_and_the_others_are_delivered(
     engine: Engine, comfyui_worker: ComfyUIWorker
 ) -> None:
     job = parse_input({"workflow": output_workflow(10, 20)})
@@ -268,10 +268,8 @@ async def test_a_file_that_is_gone_does_not_take_the_others_with_it(
     assert "error" not in answer["files"][1]
 
 
-async def test_a_job_of_which_no_file_could_be_delivered_has_failed(
-    engine: Engine, comfyui_worker: ComfyUIWorker
-) -> None:
-    """It was COMPLETED, with nothing but errors in it."""
+async def test_a_job_without_any_deliverable_file_fails(engine: Engine, comfyui_worker: ComfyUIWorker) -> None:
+    """Regression: such a job was COMPLETED, with only errors in it."""
     job = parse_input({"workflow": output_workflow(10, 20)})
     result = await comfyui_worker.run(job.request(ID))
     for path in engine.folders.output.glob("o*"):
@@ -282,7 +280,7 @@ async def test_a_job_of_which_no_file_could_be_delivered_has_failed(
 
 
 class BrokenStore(LocalStore):
-    """A folder that fails so often."""
+    """A store whose next `failures` writes fail."""
 
     failures = 0
 
@@ -293,7 +291,7 @@ class BrokenStore(LocalStore):
         return await super().put(*arguments, **named)
 
 
-async def test_a_file_that_cannot_be_stored_is_tried_again_and_a_later_job_delivers_without_rendering(
+async def test_storing_is_retried_and_a_later_job_delivers_without_rendering_again(
     engine: Engine, comfyui_worker: ComfyUIWorker, tmp_path: Path
 ) -> None:
     job = parse_input({"workflow": output_workflow(10)})
@@ -316,7 +314,7 @@ async def test_a_file_that_cannot_be_stored_is_tried_again_and_a_later_job_deliv
     assert engine.stats.show()["executed"] == {str(ID): 1}
 
 
-async def test_a_node_that_fails_leaves_what_others_had_saved(comfyui_worker: ComfyUIWorker) -> None:
+async def test_a_failed_job_still_delivers_the_files_that_other_nodes_saved(comfyui_worker: ComfyUIWorker) -> None:
     workflow = output_workflow(10)
     workflow["8"] = {"class_type": "SimulatedError", "inputs": {"exception_type": "RuntimeError", "message": "no"}}
     workflow["9"] = {"class_type": "PreviewAny", "inputs": {"source": ["8", 0]}}
@@ -333,14 +331,12 @@ async def test_a_node_that_fails_leaves_what_others_had_saved(comfyui_worker: Co
     ("job_id", "set_to", "expected"),
     [("a1", None, 9_900_000), ("sync-a1", None, 19_900_000), ("sync-a1", 5.0, 5_000_000)],
 )
-def test_a_reply_is_held_to_the_limit_of_the_way_in_which_its_job_came(
-    job_id: str, set_to: float | None, expected: int
-) -> None:
+def test_the_reply_limit_depends_on_how_the_job_was_submitted(job_id: str, set_to: float | None, expected: int) -> None:
     assert max_reply_bytes(job_id, set_to) == expected
 
 
-async def test_the_whole_reply_is_measured_as_the_sdk_sends_it(comfyui_worker: ComfyUIWorker, tmp_path: Path) -> None:
-    """Only the files' base64 was: many names, or what nodes say, went over RunPod's limit unseen."""
+async def test_the_reply_limit_counts_the_whole_reply(comfyui_worker: ComfyUIWorker, tmp_path: Path) -> None:
+    """Regression: only the files' base64 was counted, so many names or long node outputs exceeded RunPod's limit."""
     workflow = output_workflow(10)
     workflow["0"]["inputs"]["count"] = 200
     workflow["8"] = {"class_type": "PrimitiveString", "inputs": {"value": "é" * 50_000}}
@@ -389,7 +385,7 @@ async def test_missing_models_and_inputs_are_listed_and_nothing_runs(
     assert not any(route.startswith("POST /prompt") for route in engine.stats.show()["requests"])
 
 
-async def test_a_model_that_came_later_is_found(engine: Engine, comfyui_worker: ComfyUIWorker) -> None:
+async def test_an_input_file_that_is_added_later_is_found(engine: Engine, comfyui_worker: ComfyUIWorker) -> None:
     await comfyui_worker.run(PromptRequest(prompt=invert_workflow()))
     with pytest.raises(ComfyUIValidationError):
         await comfyui_worker.run(PromptRequest(prompt=_load_image("late.png")))
@@ -397,16 +393,16 @@ async def test_a_model_that_came_later_is_found(engine: Engine, comfyui_worker: 
     assert (await comfyui_worker.run(PromptRequest(prompt=_load_image("late.png")))).files
 
 
-async def test_an_input_that_the_job_brings_is_not_missing(comfyui_worker: ComfyUIWorker) -> None:
+async def test_an_input_from_the_job_itself_is_not_missing(comfyui_worker: ComfyUIWorker) -> None:
     content = base64.b64encode(_png()).decode()
     job = parse_input({"workflow": _load_image("sub/brought.png"), "reference_images": {"sub/brought.png": content}})
     assert (await comfyui_worker.run(job.request(ID))).files
 
 
-async def test_a_render_that_is_there_is_delivered_although_its_model_is_gone(
+async def test_a_finished_render_is_delivered_although_its_input_is_gone(
     engine: Engine, comfyui_worker: ComfyUIWorker
 ) -> None:
-    """What a job needs was looked for before its render was: a job that came again failed for it."""
+    """Regression: a job delivered again failed, because its inputs were checked before its render was looked up."""
     (engine.folders.input / "once.png").write_bytes(_png())
     request = PromptRequest(prompt=_load_image("once.png"), prompt_id=ID)
     rendered = await comfyui_worker.run(request)
@@ -438,19 +434,19 @@ async def test_diagnostics_name_the_state_and_the_models(comfyui_worker: ComfyUI
     assert "ckpt_name: " in text
 
 
-async def test_diagnostics_of_a_comfyui_that_was_never_reached() -> None:
+async def test_diagnostics_say_when_comfyui_was_never_reached() -> None:
     async with ComfyUIWorker(WorkerOptions("127.0.0.1:9")) as worker:
         assert "not reached yet" in await diagnostics(worker)
 
 
-def test_an_empty_folder_of_models_shows_as_such() -> None:
+def test_an_empty_model_folder_is_listed_as_empty() -> None:
     info = {
         "L": {"input": {"required": {"lora_name": [[]], "sampler_name": [["euler"]], "ckpt_name": [["a.safetensors"]]}}}
     }
     assert models_found(info) == {"lora_name": [], "ckpt_name": ["a.safetensors"]}
 
 
-def test_an_errors_text_has_the_nodes_and_the_traceback() -> None:
+def test_the_error_text_has_the_nodes_and_the_traceback() -> None:
     error = ComfyUITaskError(
         "KSampler (node 3): RuntimeError: no", node_errors={"3": ["RuntimeError: no"]}, traceback_tail=['File "x.py"']
     )
@@ -497,7 +493,7 @@ def write(path: Path, size: int, age_s: float) -> Path:
     return path
 
 
-def test_files_of_jobs_go_by_age_and_by_size_and_others_stay(tmp_path: Path) -> None:
+def test_job_files_are_removed_by_age_and_size_and_other_files_stay(tmp_path: Path) -> None:
     folder, elsewhere = tmp_path / "output", tmp_path / "elsewhere"
     ours_before = write(folder / "part_of_the_image.png", 1000, 9999)
     outside = write(elsewhere / "secret.txt", 10, 9999)
@@ -513,14 +509,14 @@ def test_files_of_jobs_go_by_age_and_by_size_and_others_stay(tmp_path: Path) -> 
     assert all(path.exists() for path in (ours_before, outside, fresh, folder / "link.txt"))
 
 
-def test_a_folder_that_is_not_there_is_no_trouble(tmp_path: Path) -> None:
+def test_cleaning_a_missing_folder_does_nothing(tmp_path: Path) -> None:
     assert FolderCleaner(tmp_path / "none", max_age_s=0, max_bytes=0).clean() == 0
 
 
 # Settings
 
 
-def test_settings_come_from_the_environment_with_reasons_for_bad_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_come_from_the_environment_and_invalid_ones_give_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COMFYUI_COMMAND", "python 'my main.py' --port 8188")
     monkeypatch.setenv("S3_BUCKET", "pictures")
     monkeypatch.setenv("S3_ACCESS_KEY_ID", "id")
@@ -539,7 +535,7 @@ def test_settings_come_from_the_environment_with_reasons_for_bad_ones(monkeypatc
 
 
 @pytest.mark.parametrize("settings", [RunPodSettings, PostgresWorkerSettings])
-def test_a_bucket_that_cannot_be_is_named_by_its_variable(
+def test_an_invalid_bucket_name_is_reported_with_its_variable(
     monkeypatch: pytest.MonkeyPatch, settings: type[StoringWorkerSettings]
 ) -> None:
     monkeypatch.setenv("S3_BUCKET", "a/b")
@@ -555,7 +551,7 @@ async def test_output_paths_are_below_the_output_folder(comfyui_worker: ComfyUIW
 # ComfyUI as a child
 
 
-async def test_a_gpu_fault_fails_one_job_and_the_next_has_a_new_comfyui() -> None:
+async def test_a_gpu_fault_fails_one_job_and_the_next_gets_a_new_comfyui() -> None:
     port = free_port()
     command = [sys.executable, "-m", "comfyui.engine", "--port", str(port)]
     async with ComfyUIWorker(WorkerOptions(f"127.0.0.1:{port}", command)) as worker:
@@ -593,7 +589,7 @@ async def test_jobs_run_one_at_a_time_unless_set_otherwise(engine: Engine) -> No
         assert most == jobs_at_once
 
 
-async def test_a_cancelled_job_leaves_comfyuis_queue_and_the_slot(engine: Engine) -> None:
+async def test_a_cancelled_job_leaves_comfyuis_queue_and_frees_its_slot(engine: Engine) -> None:
     async with ComfyUIWorker(WorkerOptions(engine.url)) as worker:
         started = asyncio.Event()
         request = PromptRequest(prompt=sleep_workflow(60), prompt_id=ID)

@@ -1,6 +1,6 @@
 """The worker in RunPod's own production loop: the real SDK against a job API on loopback, the engine as ComfyUI.
 
-The SDK lives in an environment of its own (`make test` runs these there).
+The SDK is in an environment of its own; `make test` runs these tests there.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def load_image_workflow(*names: str) -> Workflow:
     return workflow
 
 
-async def test_jobs_give_files_or_reasons(
+async def test_a_job_returns_its_files_or_the_reason_of_its_failure(
     shared_runpod_worker: tuple[JobApi, WorkerProcess],
 ) -> None:
     api, worker = shared_runpod_worker
@@ -114,7 +114,7 @@ async def test_jobs_give_files_or_reasons(
     assert output["warnings"] == ["input.seed is not known and was left out"]
 
 
-async def test_inputs_of_both_contracts_are_placed_and_the_key_is_passed_on_but_never_written(
+async def test_inputs_of_both_contracts_are_accepted_and_keys_are_never_logged(
     shared_runpod_worker: tuple[JobApi, WorkerProcess],
 ) -> None:
     api, worker = shared_runpod_worker
@@ -138,7 +138,7 @@ async def test_inputs_of_both_contracts_are_placed_and_the_key_is_passed_on_but_
     assert not any("comfyui-secret-key" in line for line in worker.lines)
 
 
-async def test_progress_is_reported_while_it_runs_and_never_after_the_result(
+async def test_progress_is_reported_during_the_job_and_never_after_its_result(
     shared_runpod_worker: tuple[JobApi, WorkerProcess],
 ) -> None:
     api, _ = shared_runpod_worker
@@ -150,7 +150,7 @@ async def test_progress_is_reported_while_it_runs_and_never_after_the_result(
     assert fractions == sorted(fractions)
     assert any(update["message"].startswith("SimulatedSleep ") for update in updates)
     assert api.posts["shown"][-1].get("status") != "IN_PROGRESS"
-    # What the SDK's threads still had to send would come before the next job is done.
+    # A late update of the SDK's threads would arrive before the next job is done.
     api.submit("after-shown", {"workflow": invert_workflow()})
     await api.result("after-shown")
     assert api.posts["shown"][-1].get("status") != "IN_PROGRESS"
@@ -170,7 +170,7 @@ async def test_a_stopped_job_is_interrupted_in_comfyui_and_the_next_one_runs(
     await worker.says("prompt.cancelled")
 
 
-async def test_the_same_job_delivered_again_runs_once(
+async def test_a_job_delivered_twice_runs_once(
     shared_runpod_worker: tuple[JobApi, WorkerProcess],
 ) -> None:
     api, worker = shared_runpod_worker
@@ -182,7 +182,7 @@ async def test_the_same_job_delivered_again_runs_once(
     assert (await worker.executed())[prompt_id("twice")] == 1
 
 
-async def test_comfyui_that_crashes_in_mid_job_is_restarted_and_the_job_is_done(
+async def test_a_job_completes_although_comfyui_crashes_during_it(
     shared_runpod_worker: tuple[JobApi, WorkerProcess],
 ) -> None:
     api, worker = shared_runpod_worker
@@ -195,7 +195,7 @@ async def test_comfyui_that_crashes_in_mid_job_is_restarted_and_the_job_is_done(
     assert any("it was ended by SIGKILL" in line for line in worker.lines)
 
 
-async def test_sigterm_finishes_and_reports_what_runs_then_ends_without_waiting_for_open_polls(job_api: JobApi) -> None:
+async def test_sigterm_finishes_the_running_job_and_does_not_wait_for_open_polls(job_api: JobApi) -> None:
     async with running_worker(job_api.environment(), PROGRESS_INTERVAL="0") as worker:
         await worker.says("comfyui.ready")
         assert job_api.taken == []  # it was started before the first job
@@ -210,7 +210,7 @@ async def test_sigterm_finishes_and_reports_what_runs_then_ends_without_waiting_
             await worker.queue()
 
 
-async def test_too_large_a_result_says_what_to_set(job_api: JobApi) -> None:
+async def test_a_result_that_is_too_large_fails_with_advice(job_api: JobApi) -> None:
     workflow = {
         "1": {"class_type": "SimulatedOutput", "inputs": {
             "count": 2, "size": 60_000, "extension": "bin", "output_key": "images", "filename_prefix": "big"}}
@@ -263,7 +263,7 @@ async def test_files_are_in_a_real_s3_server_before_the_reply_links_them(job_api
         assert not any(object_store.SECRET_KEY in line for line in worker.lines)
 
 
-async def test_comfyui_that_cannot_start_is_told_with_its_last_words(job_api: JobApi) -> None:
+async def test_a_comfyui_that_cannot_start_fails_the_job_with_its_last_output(job_api: JobApi) -> None:
     command = "python3 -c \"import sys; print('No module named torch'); sys.exit(3)\""
     async with running_worker(job_api.environment(), COMFYUI_COMMAND=command) as worker:
         job_api.submit("job", {"workflow": invert_workflow()})
@@ -291,7 +291,7 @@ async def test_the_sdks_local_api_runs_a_job() -> None:
 
 
 def slow_to_stop(folder: Path, on_stop: str) -> dict[str, str]:
-    """Settings of a worker whose ComfyUI runs the statements `on_stop` when it is told to stop, and ends after them."""
+    """Settings of a worker whose ComfyUI runs the statements `on_stop` when it is stopped, before it ends."""
     engine = folder / "slow_to_stop.py"
     engine.write_text(
         "import pathlib, runpy, sys, time\n"
@@ -307,10 +307,8 @@ def slow_to_stop(folder: Path, on_stop: str) -> dict[str, str]:
     return {"COMFYUI_COMMAND": command, "COMFYUI_SERVER_ADDRESS": f"127.0.0.1:{port}", "PYTHONPATH": str(ROOT)}
 
 
-async def test_sigterm_gives_comfyui_its_time_to_stop_and_ends_without_a_traceback(
-    job_api: JobApi, tmp_path: Path
-) -> None:
-    """It was killed at once: the SDK cancels every task at the end, that which stopped it among them."""
+async def test_sigterm_gives_comfyui_time_to_stop_and_logs_no_traceback(job_api: JobApi, tmp_path: Path) -> None:
+    """Regression: ComfyUI was killed at once, because the SDK cancels every task at its end."""
     more = slow_to_stop(tmp_path, f"time.sleep(0.5); pathlib.Path({str(tmp_path / 'stopped')!r}).touch()")
     async with running_worker(job_api.environment(), **more) as worker:
         await worker.says("comfyui.ready")
@@ -321,10 +319,8 @@ async def test_sigterm_gives_comfyui_its_time_to_stop_and_ends_without_a_traceba
     assert not any("comfyui.killed" in line for line in worker.lines)
 
 
-async def test_a_worker_that_waits_for_comfyui_to_stop_takes_no_job_that_it_would_not_run(
-    job_api: JobApi, tmp_path: Path
-) -> None:
-    """Its request for a job stayed open for as long as ComfyUI took to stop: a job that came then was run by nobody."""
+async def test_a_worker_takes_no_job_while_its_comfyui_stops(job_api: JobApi, tmp_path: Path) -> None:
+    """Regression: the request for a job stayed open while ComfyUI stopped, so a job that came then was never run."""
     more = slow_to_stop(tmp_path, f"pathlib.Path({str(tmp_path / 'stopping')!r}).touch(); time.sleep(1)")
     async with running_worker(job_api.environment(), **more) as worker:
         await worker.says("comfyui.ready")
@@ -337,7 +333,7 @@ async def test_a_worker_that_waits_for_comfyui_to_stop_takes_no_job_that_it_woul
     assert job_api.taken == []
 
 
-async def test_a_store_that_cannot_be_used_fails_the_job_before_the_gpu_is_used(job_api: JobApi) -> None:
+async def test_an_unusable_store_fails_the_job_before_anything_is_rendered(job_api: JobApi) -> None:
     url = f"http://127.0.0.1:{free_port()}"
     store = {"S3_BUCKET": "renders", "S3_ENDPOINT_URL": url, "S3_ADDRESSING_STYLE": "path"}
     keys = {"S3_ACCESS_KEY_ID": "key", "S3_SECRET_ACCESS_KEY": "secret"}
@@ -358,10 +354,10 @@ def crash_workflow(tag: int) -> Workflow:
     return workflow
 
 
-async def test_jobs_that_crash_comfyui_end_within_their_budget_and_the_next_one_is_done(
+async def test_a_job_that_crashes_comfyui_fails_within_its_budget_and_the_next_succeeds(
     job_api: JobApi, tmp_path: Path
 ) -> None:
-    """After the fourth crash nobody started ComfyUI again and nobody told the job, which hung until JOB_TIMEOUT."""
+    """Regression: after the fourth crash ComfyUI was not started again, and the job hung until JOB_TIMEOUT."""
     port = free_port()
     executions = tmp_path / "executions"
     command = f"{sys.executable} -m comfyui.engine --port {port} --executions-file {executions}"
@@ -388,9 +384,7 @@ async def test_jobs_that_crash_comfyui_end_within_their_budget_and_the_next_one_
 
 
 @pytest.mark.parametrize(("stage", "crashes"), [("starting", 4), ("collecting", 2)])
-async def test_crashes_in_a_row_neither_hang_nor_lose_a_job_here_nor_render_it_beyond_its_budget(
-    stage: str, crashes: int
-) -> None:
+async def test_repeated_crashes_neither_hang_nor_lose_a_job_of_this_platform(stage: str, crashes: int) -> None:
     """The short form of ``python -m tests.chaos.workers --platform runpod``."""
     ended = await chaos.one("runpod", stage, crashes)
     assert ended.is_right, ended
