@@ -61,7 +61,7 @@ async def gateway(target: Target) -> AsyncIterator[RunningGateway]:
 
 @pytest.fixture
 def real_editor(real_comfyui: str) -> str:
-    """The address of the real ComfyUI, where there are a browser and files as well."""
+    """The address of the real ComfyUI; skips without a browser or without workflows to convert."""
     pytest.importorskip("playwright.async_api", reason="playwright is not installed")
     if not chromium():
         pytest.skip("no chromium: apt-get install --no-install-recommends chromium, or set CHROMIUM to one")
@@ -83,7 +83,7 @@ def chromium_path() -> str:
 
 @pytest.fixture
 async def no_first_visit(real_comfyui: str) -> None:
-    """To a new user the frontend offers templates, in a dialog over everything."""
+    """Marks the tutorial as done, because the frontend shows a new user a dialog over the whole page."""
     url = f"{real_comfyui}/settings/Comfy.TutorialCompleted"
     async with aiohttp.ClientSession() as http, http.post(url, json=True) as answer:
         assert answer.status == 200
@@ -91,7 +91,7 @@ async def no_first_visit(real_comfyui: str) -> None:
 
 @pytest.fixture(scope="module")
 def bare_visit() -> dict[str, Visit]:
-    """The visit to ComfyUI itself, made once."""
+    """Keeps the visit to ComfyUI itself, so that it is made only once."""
     return {}
 
 
@@ -107,7 +107,7 @@ async def engine_info() -> AsyncIterator[dict[str, Any]]:
 
 @pytest.fixture
 async def guarded(engine: Engine, tmp_path: Path) -> AsyncIterator[RunningGateway]:
-    """A gateway that asks for a key and has named workflows, so that the document has everything."""
+    """A gateway with a key and named workflows, so that its OpenAPI document is complete."""
     folder = named_folder(tmp_path / "workflows")
     async with running_gateway(engine.url, api_keys=(KEY,), workflows_dir=folder) as running:
         yield running
@@ -115,7 +115,7 @@ async def guarded(engine: Engine, tmp_path: Path) -> AsyncIterator[RunningGatewa
 
 @pytest.fixture
 async def document_file(guarded: RunningGateway, tmp_path: Path) -> Path:
-    """Its document as a file."""
+    """The OpenAPI document of `guarded` as a file."""
     async with guarded.http.get("/openapi.json", headers={"X-API-Key": KEY}) as response:
         assert response.status == 200
         path = tmp_path / "openapi.json"
@@ -134,7 +134,7 @@ async def pair(target: Target) -> AsyncIterator[Pair]:
 
 @pytest.fixture
 async def three_servers() -> AsyncIterator[RunningGateway]:
-    """A gateway without keys before three servers."""
+    """A gateway without keys in front of three servers."""
     async with AsyncExitStack() as stack:
         engines = [await stack.enter_async_context(Engine()) for _ in range(3)]
         yield await stack.enter_async_context(running_gateway(*(engine.url for engine in engines)))
@@ -144,7 +144,7 @@ async def three_servers() -> AsyncIterator[RunningGateway]:
 async def merged(
     request: pytest.FixtureRequest, three_servers: RunningGateway, engine: Engine, tmp_path: Path
 ) -> AsyncIterator[tuple[RunningGateway, str]]:
-    """A gateway where prompts wait, and the key that it wants, or ""."""
+    """A gateway in whose own queue prompts wait, and the key to use, or ""."""
     if request.param == "three servers":
         yield three_servers, ""
         return

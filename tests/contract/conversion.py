@@ -1,4 +1,4 @@
-"""How many of ComfyUI's own templates and blueprints convert as its editor exports them.
+"""Counts how many of ComfyUI's own templates and blueprints we convert as its editor exports them.
 
     COMFYUI_TEST_URL=http://127.0.0.1:8188 python -m tests.contract.conversion
 
@@ -8,8 +8,8 @@ The files are read from two packages where they are installed: comfyui-workflow-
 and comfyui-subgraph-blueprints (1 MB, 6 MB unpacked). Each file whose node classes are known is loaded into the editor
 (``app.loadGraphData``), exported (``app.graphToPrompt``), and converted by `to_api_format`.
 
-``--definitions FILE`` adds node definitions, as ``/object_info`` gives them, for the editor and for us: so newer nodes
-can be measured in front of an older ComfyUI. ``--bench`` converts only, and prints the slowest files.
+``--definitions FILE`` adds node definitions, in the form of ``/object_info``, for the editor and for us, so that newer
+nodes can be measured with an older ComfyUI. ``--bench`` only converts, and prints the slowest files.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ _REASONS = (
     ("only a browser can make", "the value is made by a browser"),
     ("does not offer", "an option that this ComfyUI does not have"),
     ("is not installed", "a node class that is not installed"),
-    ("lives in the editor only", "a node that lives in the editor only"),
+    ("lives in the editor only", "a node that exists only in the editor"),
     ("a script of its node pack", "a widget of a node pack's script"),
     ("straight to an output", "a subgraph that the editor cannot export either"),
     ("Nothing is left to run", "nothing to run"),
@@ -64,7 +64,7 @@ _REASONS = (
 
 
 def installed_files() -> dict[str, Json]:
-    """All workflows of the installed packages, by file name; empty where none is installed."""
+    """All workflows of the installed packages, by file name; empty if no package is installed."""
     found: dict[str, Json] = {}
     for package in PACKAGES:
         spec = find_spec(package)
@@ -117,10 +117,10 @@ async def open_editor(url: str, more_definitions: Mapping[str, Any] | None = Non
         page = await browser.new_page(viewport={"width": 320, "height": 200})
         if more_definitions:
             await page.route("**/object_info", lambda route: route.fulfill(json=info))
-        # The pictures and films that a template shows are not there, and drawing costs more than all the rest.
+        # A template's pictures and films do not exist here, and drawing takes most of the time.
         await page.route(re.compile(r"/view\?"), lambda route: route.abort())
         await page.goto(url)
-        # The node classes are registered some time after the graph exists.
+        # The editor registers the node classes some time after it makes the graph.
         await page.wait_for_function("window.LiteGraph?.registered_node_types?.SaveImage && window.app?.graph")
         await page.wait_for_timeout(2000)
         await page.evaluate("app.canvas.draw = () => {}")
@@ -147,18 +147,18 @@ def differences(theirs: Json, ours: Json) -> Iterator[str]:
 
 @dataclass(slots=True)
 class Shares:
-    """What became of each file. `told` are files that differ in nodes that a warning names."""
+    """The result for each file. Files in `told` differ only in nodes that a warning names."""
 
     equal: list[str] = field(default_factory=list)
     nulls: list[str] = field(default_factory=list)
-    """Files that differ only where the editor sends null for a widget that a subgraph shows, which ComfyUI refuses."""
+    """Files that differ only where the editor sends null for a subgraph's widget, which ComfyUI refuses."""
     told: dict[str, list[str]] = field(default_factory=dict)
     silent: dict[str, list[str]] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     unknown: dict[str, str | None] = field(default_factory=dict)
-    """Files with node classes that are not known: why they are refused, None where the nodes are not needed."""
+    """Files with unknown node classes: why they are refused, or None if these nodes do not run."""
     not_exported: dict[str, str] = field(default_factory=dict)
-    """Files at which the editor itself fails, by its error."""
+    """Files that the editor itself cannot export, with its error."""
 
     @property
     def measured(self) -> int:
@@ -195,7 +195,8 @@ class Shares:
             yield f"    {count} {reason}"
         yield f"{len(self.unknown)} with node classes that are not known:"
         reasons = [
-            reason_of(detail) if detail else "converted, for these nodes do not run" for detail in self.unknown.values()
+            reason_of(detail) if detail else "converted, because these nodes do not run"
+            for detail in self.unknown.values()
         ]
         yield from (f"    {count} {reason}" for reason, count in Counter(reasons).most_common())
         for title, found in (("SILENT", self.silent), ("told", self.told)):
@@ -206,7 +207,7 @@ class Shares:
 
 
 def _is_told(difference: str, warnings: Sequence[str]) -> bool:
-    """True when a warning names the node of a difference; inside of a subgraph, by the id that it has there."""
+    """True if a warning names the node of a difference, also by its id within a subgraph."""
     found = re.match(r"node (\S+?)(?: |:(?= ))", difference)
     ids = {found[1], found[1].rsplit(":", 1)[-1], found[1].split(":", 1)[0]} if found else set()
     return any(
@@ -227,7 +228,7 @@ def reason_of(detail: str) -> str:
 
 
 async def measure(url: str, more_definitions: Mapping[str, Any] | None = None) -> tuple[Shares, int]:
-    """The shares of all installed files with known node classes, and how many files there are."""
+    """The shares of all installed files with known node classes, and the number of all files."""
     shares, files = Shares(), installed_files()
     async with open_editor(url, more_definitions) as editor:
         for name, file in files.items():
@@ -244,7 +245,7 @@ async def measure(url: str, more_definitions: Mapping[str, Any] | None = None) -
 
 
 def bench(info: Json, repeats: int = 5) -> list[tuple[float, str, int]]:
-    """The best time of each file in milliseconds, slowest first, with its number of nodes in the prompt."""
+    """Each file's best time in milliseconds, its name and the nodes in its prompt; the slowest file first."""
     times = []
     for name, file in installed_files().items():
         best, nodes = float("inf"), 0
@@ -263,7 +264,7 @@ def bench(info: Json, repeats: int = 5) -> list[tuple[float, str, int]]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--definitions", type=Path, help="a file with more node definitions")
-    parser.add_argument("--bench", action="store_true", help="convert only, and print the slowest files")
+    parser.add_argument("--bench", action="store_true", help="only convert, and print the slowest files")
     given = parser.parse_args()
     url = os.environ.get("COMFYUI_TEST_URL")
     if not url or not installed_files():

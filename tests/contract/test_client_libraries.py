@@ -1,4 +1,4 @@
-"""Client libraries of ComfyUI from the registries, unchanged: only the address that they are given is the gateway's."""
+"""Published client libraries of ComfyUI, unchanged: they only get the gateway's address."""
 
 from __future__ import annotations
 
@@ -29,12 +29,14 @@ def _size(picture: bytes) -> tuple[int, int]:
         return image.size
 
 
-async def test_comfy_api_simplified(gateway: RunningGateway, tmp_path: Path) -> None:
-    """requests and websockets."""
+async def test_comfy_api_simplified_works_through_the_gateway(gateway: RunningGateway, tmp_path: Path) -> None:
+    """The library uses requests and websockets."""
     await _comfy_api_simplified(gateway.url, "", tmp_path)
 
 
-async def test_comfy_api_simplified_at_the_merged_face(merged: tuple[RunningGateway, str], tmp_path: Path) -> None:
+async def test_comfy_api_simplified_works_with_a_users_key_or_three_servers(
+    merged: tuple[RunningGateway, str], tmp_path: Path
+) -> None:
     gateway, key = merged
     await _comfy_api_simplified(gateway.url, key, tmp_path)
 
@@ -61,16 +63,16 @@ async def _comfy_api_simplified(url: str, key: str, tmp_path: Path) -> None:
         with pytest.raises(library.exceptions.ComfyApiError, match="400"):
             api.queue_prompt(bad)
 
-    # Its own event loop in a thread of its own: it is a blocking library.
+    # The library blocks, so it runs in a thread.
     await asyncio.to_thread(use)
 
 
-async def test_comfyui_utils(gateway: RunningGateway) -> None:
-    """aiohttp; it posts first, opens its websocket then and looks at the whole queue and history."""
+async def test_comfyui_utils_works_through_the_gateway(gateway: RunningGateway) -> None:
+    """The library uses aiohttp: it posts, then opens its websocket, and reads the whole queue and history."""
     await _comfyui_utils(gateway.url.removeprefix("http://"))
 
 
-async def test_comfyui_utils_at_the_merged_face(merged: tuple[RunningGateway, str]) -> None:
+async def test_comfyui_utils_works_with_a_users_key_or_three_servers(merged: tuple[RunningGateway, str]) -> None:
     gateway, key = merged
     await _comfyui_utils(f"{f'any:{key}@' if key else ''}{gateway.url.removeprefix('http://')}")
 
@@ -98,12 +100,12 @@ async def _comfyui_utils(address: str) -> None:
     assert [_size(picture) for picture in pictures] == [(40, 24)]
 
 
-async def test_stable_canvas_comfyui_client(gateway: RunningGateway, target: Target) -> None:
-    """Node: fetch and ws."""
+async def test_stable_canvas_comfyui_client_works_through_the_gateway(gateway: RunningGateway, target: Target) -> None:
+    """The library runs on Node and uses fetch and ws."""
     await _stable_canvas_comfyui_client(gateway, target.version)
 
 
-async def test_stable_canvas_comfyui_client_before_three_servers(three_servers: RunningGateway) -> None:
+async def test_stable_canvas_comfyui_client_works_with_three_servers(three_servers: RunningGateway) -> None:
     await _stable_canvas_comfyui_client(three_servers, NEW_VERSION)
 
 

@@ -1,6 +1,6 @@
-"""Our conversion of UI exports against the editor's own, in a browser: node by node, input by input.
+"""Our conversion of UI exports against the editor's own in a browser: node by node, input by input.
 
-What it needs and measures is told in `tests.contract.conversion`.
+`tests.contract.conversion` says what this needs and measures.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from tests.contract.conversion import (
 pytestmark = [pytest.mark.real, pytest.mark.timeout(3600)]
 
 EQUAL_SHARE = 0.98
-# Turns random parts of a workflow into subgraphs, one inside the other, shows some inner widgets outside, and changes
-# the values there. Returns the file that the editor would save.
+# Turns random parts of a workflow into nested subgraphs, exposes some inner widgets, and changes their values.
+# Returns the file that the editor would save.
 NEST = f"""async ([file, seed]) => {{
     {LOAD}
     const random = () => (seed = (seed * 1103515245 + 12345) & 0x7fffffff) / 0x7fffffff
@@ -53,7 +53,7 @@ async def _nested(editor: Editor, file: Json, seed: int) -> Json:
 
 
 def _known(editor: Editor) -> dict[str, Json]:
-    """The files of which this ComfyUI has every node class, and that convert."""
+    """The files for which this ComfyUI has every node class."""
     return {name: file for name, file in installed_files().items() if not classes(file) - editor.info.keys()}
 
 
@@ -66,7 +66,7 @@ async def test_templates_and_blueprints_are_converted_as_the_editor_exports_them
 
 
 def _with_other_modes(file: Json, rng: random.Random) -> Json:
-    """Some nodes muted or bypassed, some values gone, and texts that the editor rewrites."""
+    """A copy with some nodes muted or bypassed, some values missing, and texts that the editor rewrites."""
     changed = copy.deepcopy(file)
     for node in (node for graph in graphs(changed) for node in graph["nodes"]):
         node["mode"] = rng.choices([0, 4, 2, node.get("mode", 0)], [40, 15, 5, 40])[0]
@@ -85,7 +85,7 @@ def _with_other_modes(file: Json, rng: random.Random) -> Json:
     return changed
 
 
-async def test_muted_and_bypassed_nodes_and_rewritten_texts_come_out_as_in_the_editor(editor: Editor) -> None:
+async def test_muted_and_bypassed_nodes_and_rewritten_texts_convert_as_in_the_editor(editor: Editor) -> None:
     rng = random.Random(1)  # noqa: S311
     files = _known(editor)
     shares = Shares()
@@ -97,7 +97,7 @@ async def test_muted_and_bypassed_nodes_and_rewritten_texts_come_out_as_in_the_e
     assert len(shares.equal) > 60
 
 
-async def test_subgraphs_that_the_editor_makes_come_out_as_in_the_editor(editor: Editor) -> None:
+async def test_subgraphs_made_by_the_editor_convert_as_in_the_editor(editor: Editor) -> None:
     rng = random.Random(2)  # noqa: S311
     files = _known(editor)
     shares, made = Shares(), 0

@@ -1,4 +1,4 @@
-"""What happens to a prompt once it is queued: messages, history, cache, interruption, deletion."""
+"""What happens to a queued prompt: messages, history, cache, interruption, deletion."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _META = {"node_id": "3", "display_node": "3", "parent_node": None, "real_node_id
 
 
 def kinds(messages: list[dict[str, Any]]) -> list[str]:
-    """The message types with the node where it matters; `status` goes to everyone and is left out."""
+    """The message types, `executing` with its node; without `status`, which every client gets."""
     told = []
     for message in messages:
         if message["type"] == "executing":
@@ -33,13 +33,13 @@ async def test_the_first_message_is_the_status_with_the_session_id(target: Targe
         assert first["data"]["status"]["exec_info"]["queue_remaining"] >= 0
 
 
-async def test_a_socket_without_client_id_is_given_one(target: Target) -> None:
+async def test_a_socket_without_client_id_gets_one(target: Target) -> None:
     async with target.session.ws_connect("/ws") as websocket:
         first = json.loads(await websocket.receive_str())
         assert len(first["data"]["sid"]) == 32
 
 
-async def test_feature_flags_are_answered_when_they_come_first(target: Target) -> None:
+async def test_feature_flags_are_answered_when_they_are_the_first_message(target: Target) -> None:
     async with target.socket() as socket:
         await socket.next()
         await socket.websocket.send_json({"type": "feature_flags", "data": {"supports_preview_metadata": True}})
@@ -49,7 +49,7 @@ async def test_feature_flags_are_answered_when_they_come_first(target: Target) -
         assert answer["data"]["max_upload_size"] > 0
 
 
-async def test_feature_flags_are_not_answered_later(target: Target) -> None:
+async def test_later_feature_flags_are_not_answered(target: Target) -> None:
     async with target.socket() as socket:
         await socket.next()
         await socket.websocket.send_str('{"type": "hello"}')
@@ -116,7 +116,7 @@ async def test_history_has_prompt_outputs_status_and_meta(target: Target) -> Non
         assert isinstance(data["timestamp"], int)
 
 
-async def test_history_is_there_when_executing_turns_null(target: Target) -> None:
+async def test_the_history_entry_exists_when_executing_turns_null(target: Target) -> None:
     async with target.socket() as socket:
         for _ in range(10):
             run = await target.run_on(socket, inverted(target.prefix))
@@ -127,7 +127,7 @@ async def test_history_of_an_unknown_prompt_is_empty(target: Target) -> None:
     assert await target.history(str(uuid.uuid4())) == {}
 
 
-async def test_the_same_prompt_again_is_served_from_the_cache_with_the_earlier_file(target: Target) -> None:
+async def test_a_repeated_prompt_is_served_from_the_cache_with_the_earlier_file(target: Target) -> None:
     first = await target.run(inverted(target.prefix))
     again = await target.run(inverted(target.prefix))
     assert again.entry["outputs"] == first.entry["outputs"]
@@ -143,14 +143,14 @@ async def test_the_same_prompt_again_is_served_from_the_cache_with_the_earlier_f
     ]
 
 
-async def test_only_what_changed_is_executed_again(target: Target) -> None:
+async def test_only_changed_nodes_are_executed_again(target: Target) -> None:
     await target.run(inverted(target.prefix))
     changed = await target.run(inverted(target.prefix + "b"))
     assert changed.of_type("execution_cached")[0]["nodes"] == ["1", "2"]
     assert [data["node"] for data in changed.of_type("executing")] == ["3", None]
 
 
-async def test_the_cache_knows_nodes_by_what_they_do_not_by_their_ids(target: Target) -> None:
+async def test_the_cache_compares_nodes_by_content_and_not_by_id(target: Target) -> None:
     await target.run(inverted(target.prefix))
     renamed = {
         "a": empty(),
@@ -162,7 +162,7 @@ async def test_the_cache_knows_nodes_by_what_they_do_not_by_their_ids(target: Ta
     assert list(run.entry["outputs"]) == ["c"]
 
 
-async def test_the_cache_keeps_the_latest_prompt_only(target: Target) -> None:
+async def test_the_cache_keeps_only_the_latest_prompt(target: Target) -> None:
     await target.run(inverted(target.prefix))
     await target.run(inverted(target.prefix, color=1))
     again = await target.run(inverted(target.prefix))
@@ -173,13 +173,13 @@ async def test_free_memory_empties_the_cache(target: Target) -> None:
     await target.run(inverted(target.prefix))
     async with target.session.post("/free", json={"free_memory": True, "unload_models": True}) as response:
         assert response.status == 200
-    # The flag is heeded by the prompt thread after its next prompt at the latest.
+    # The prompt thread obeys the flag after its next prompt at the latest.
     await target.run(inverted(target.prefix + "x", color=7))
     again = await target.run(inverted(target.prefix))
     assert again.of_type("execution_cached")[0]["nodes"] == []
 
 
-async def test_another_socket_sees_status_only(target: Target) -> None:
+async def test_another_clients_socket_gets_only_status(target: Target) -> None:
     async with target.socket() as watcher:
         await watcher.next()
         await target.run(inverted(target.prefix))
@@ -195,7 +195,7 @@ async def test_a_prompt_without_client_id_ends_without_an_event(target: Target) 
         assert status == 200
         run = await target.run_on(watcher, inverted(target.prefix, color=5))
         silent = [message for message in run.messages if message["data"].get("prompt_id") == answer["prompt_id"]]
-        # Progress without an addressee goes to everyone; what tells the end does not.
+        # Without a client id, progress goes to every client, but no message about the end does.
         assert {message["type"] for message in silent} <= {"progress_state", "progress"}
         assert (await target.history(answer["prompt_id"]))[answer["prompt_id"]]["status"]["completed"]
 
@@ -229,7 +229,7 @@ async def test_a_node_that_raises_ends_the_prompt_with_its_error(target: Target)
     assert run.messages[-1]["data"]["node"] is None
 
 
-async def test_interrupting_the_running_prompt_by_id(target: Target) -> None:
+async def test_the_running_prompt_can_be_interrupted_by_id(target: Target) -> None:
     async with target.socket() as socket:
         _, answer = await target.submit(slow(target.prefix), client_id=socket.client_id)
         prompt_id = answer["prompt_id"]
@@ -260,7 +260,7 @@ async def test_interrupting_another_id_does_not_touch_the_running_prompt(target:
     assert entry["status"]["status_str"] == "success"
 
 
-async def test_pending_prompts_are_listed_deleted_and_leave_no_trace(target: Target) -> None:
+async def test_pending_prompts_are_listed_and_leave_no_trace_after_deletion(target: Target) -> None:
     async with target.socket() as socket:
         _, running = await target.submit(slow(target.prefix), client_id=socket.client_id)
         await socket.until("executing", node="2")
@@ -269,7 +269,7 @@ async def test_pending_prompts_are_listed_deleted_and_leave_no_trace(target: Tar
         _, second = await target.submit(inverted(target.prefix), front=True)
         queue = await target.get_json("/api/queue")
         pending = {item[1]: item for item in queue["queue_pending"]}
-        assert list(pending) == [second["prompt_id"], first["prompt_id"]], "what runs next stands first"
+        assert list(pending) == [second["prompt_id"], first["prompt_id"]], "the prompt that runs next comes first"
         number, _, prompt, extra_data, outputs = pending[first["prompt_id"]]
         assert (number, prompt, outputs) == (first["number"], inverted(target.prefix), ["3"])
         assert ("api_key_comfy_org" in extra_data) == (not target.is_modern)

@@ -33,7 +33,7 @@ def gradient(width: int = 40, height: int = 30) -> Image.Image:
 
 
 async def saved(target: Target, nodes: Prompt, source: Any) -> Image.Image:
-    """Runs the nodes and gives the picture that a SaveImage behind them wrote."""
+    """Runs the nodes and returns the picture that a SaveImage behind them wrote."""
     save = node("SaveImage", images=source, filename_prefix=target.prefix)
     run = await target.run({**nodes, "9": save})
     return await target.picture(files(run.entry, "9")[0])
@@ -53,7 +53,7 @@ async def test_a_saved_picture_has_size_mode_pixels_and_metadata(target: Target)
     assert json.loads(picture.info["more"]) == "x"
 
 
-async def test_file_names_count_on_and_batches_have_a_file_each(target: Target) -> None:
+async def test_file_names_are_numbered_on_and_each_picture_of_a_batch_has_a_file(target: Target) -> None:
     first = await target.run(inverted(target.prefix, color=any_color(), batch_size=2))
     second = await target.run(inverted(target.prefix, color=any_color()))
     stem = target.prefix.rpartition("/")[2]
@@ -76,7 +76,7 @@ async def test_previews_go_to_the_temp_folder(target: Target) -> None:
     assert (await target.picture(file)).size == (64, 48)
 
 
-async def test_an_animation_is_flagged(target: Target) -> None:
+async def test_only_a_real_animation_is_flagged_as_animated(target: Target) -> None:
     save = {"filename_prefix": target.prefix, "fps": 5.0, "lossless": True, "quality": 80, "method": "fastest"}
     nodes = {
         "1": empty(color=0xFF0000),
@@ -97,7 +97,7 @@ _METHODS = ["nearest-exact", "bilinear", "area", "lanczos"]
 
 @pytest.mark.parametrize("method", _METHODS)
 async def test_scaling_up_and_down_gives_comfyuis_pixels(target: Target, method: str) -> None:
-    """By whole factors: between them the float's rounding decides which pixel is the nearest."""
+    """Scales by whole factors, because otherwise rounding decides which pixel is the nearest."""
     uploaded = await target.upload(gradient(), f"{uuid.uuid4().hex}.png")
     load = node("LoadImage", image=uploaded["name"])
     for width, height in ((80, 60), (20, 15)):
@@ -120,7 +120,7 @@ def _expected_scale(width: int, height: int, method: str) -> Image.Image:
     return source.transform(size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
 
 
-async def test_scaling_by_a_factor_and_by_one_side(target: Target) -> None:
+async def test_an_image_can_be_scaled_by_a_factor_or_by_one_side(target: Target) -> None:
     nodes = {
         "1": empty(width=40, height=30),
         "2": node("ImageScaleBy", image=["1", 0], upscale_method="bicubic", scale_by=1.5),
@@ -142,8 +142,8 @@ async def test_cropping_stays_within_the_picture(target: Target) -> None:
 
 
 @pytest.mark.parametrize("mode", ["normal", "multiply", "screen", "overlay", "soft_light", "difference"])
-async def test_blending(target: Target, mode: str) -> None:
-    """Two colours, so that each mode's formula can be worked out here."""
+async def test_blending_uses_the_formula_of_its_mode(target: Target, mode: str) -> None:
+    """Blends two plain colours, so that the test can compute each mode's result."""
     nodes = {
         "1": empty(color=0x3366CC),
         "2": empty(color=0xB04090),
@@ -205,7 +205,7 @@ async def test_transparency_becomes_the_mask(target: Target) -> None:
     assert differ_by(await saved(target, nodes, ["4", 0]), gradient().getchannel("R").convert("RGB")) <= 1
 
 
-async def test_a_solid_mask(target: Target) -> None:
+async def test_a_solid_mask_has_its_value_everywhere(target: Target) -> None:
     nodes = {"1": node("SolidMask", value=0.5, width=16, height=8), "2": node("MaskToImage", mask=["1", 0])}
     picture = await saved(target, nodes, ["2", 0])
     assert differ_by(picture, Image.new("RGB", (16, 8), (127, 127, 127))) <= 1
@@ -221,7 +221,7 @@ async def test_a_changed_input_file_is_loaded_again(target: Target) -> None:
     assert (first.getpixel((0, 0)), second.getpixel((0, 0))) == ((255, 0, 0), (0, 255, 0))
 
 
-async def test_uploads_do_not_overwrite_unless_told_and_know_their_own(target: Target) -> None:
+async def test_uploads_do_not_overwrite_unless_asked_and_reuse_equal_files(target: Target) -> None:
     name = f"{uuid.uuid4().hex}.png"
     stem = name.removesuffix(".png")
     red, green = Image.new("RGB", (4, 4), (255, 0, 0)), Image.new("RGB", (4, 4), (0, 255, 0))
@@ -249,7 +249,7 @@ async def test_an_output_can_be_loaded_by_its_annotation(target: Target) -> None
 
 
 @pytest.mark.parametrize(("filename", "subfolder"), [("in.png", "../../.."), ("../../../out.png", "")])
-async def test_uploads_that_lead_elsewhere_are_refused(target: Target, filename: str, subfolder: str) -> None:
+async def test_uploads_outside_the_input_folder_are_refused(target: Target, filename: str, subfolder: str) -> None:
     form = aiohttp.FormData(quote_fields=False)
     form.add_field("image", b"data", filename=filename)
     form.add_field("subfolder", subfolder)
@@ -264,7 +264,7 @@ async def test_an_upload_without_a_file_is_refused(target: Target) -> None:
         assert (response.status, await response.read()) == (400, b"")
 
 
-async def test_a_mask_upload_gives_the_original_a_new_alpha(target: Target) -> None:
+async def test_a_mask_upload_copies_the_original_with_a_new_alpha(target: Target) -> None:
     original = f"{uuid.uuid4().hex}.png"
     await target.upload(gradient(), original)
     painted = Image.new("RGBA", (40, 30), (0, 0, 0, 99))
@@ -283,7 +283,7 @@ async def test_a_mask_upload_gives_the_original_a_new_alpha(target: Target) -> N
     assert differ_by(picture.convert("RGB"), gradient()) == 0
 
 
-async def test_view_gives_type_name_and_length(target: Target) -> None:
+async def test_view_sends_content_type_file_name_and_length(target: Target) -> None:
     file = files((await target.run(inverted(target.prefix))).entry)[0]
     async with target.session.get("/api/view", params=file) as response:
         body = await response.read()
@@ -341,6 +341,8 @@ async def test_view_separates_channels(target: Target) -> None:
         ({"filename": "a.png", "type": "elsewhere"}, 400),
     ],
 )
-async def test_view_refuses_what_is_not_there_or_elsewhere(target: Target, query: dict[str, str], status: int) -> None:
+async def test_view_refuses_missing_files_and_paths_outside_its_folders(
+    target: Target, query: dict[str, str], status: int
+) -> None:
     async with target.session.get("/view", params=query) as response:
         assert (response.status, await response.read()) == (status, b"")

@@ -101,7 +101,7 @@ async def test_the_web_frontend_works_through_the_gateway_as_without_it(
     assert through.history_pictures > 0
     assert through.uploaded.startswith("uploaded")
     assert through.upload_width == 33
-    # The stock frontend has errors of its own: user files that are not there.
+    # The frontend has errors without a gateway, too: it requests user files that do not exist.
     assert through.errors - bare_visit["visit"].errors == set()
 
 
@@ -140,7 +140,7 @@ async def test_the_web_frontends_queue_button_renders_on_runpod(
         assert await page.evaluate(_PICTURE, "SaveImage") == 96
         assert await page.evaluate("window.heard") == ["execution_start", "progress", "executed", "execution_success"]
 
-        # One that runs, and one that waits.
+        # Now one prompt runs and one waits.
         await page.evaluate("window.app.queuePrompt(0)")
         endpoint.says(await endpoint.job(2), "IN_PROGRESS")
         await page.wait_for_function("window.heard.filter(kind => kind === 'execution_start').length === 2")

@@ -1,4 +1,4 @@
-"""The gateway in front of the engine AND of a real ComfyUI: the same promises on both."""
+"""The gateway in front of the engine and of a real ComfyUI keeps the same promises."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def fresh(color: int | None = None) -> dict[str, Any]:
 
 
 def slow() -> dict[str, Any]:
-    """Seconds of work without a model, in many short nodes: between two of them an interruption takes effect."""
+    """Seconds of work without a model, in many short nodes, because an interruption takes effect between nodes."""
     workflow = invert_workflow(secrets.randbelow(0xFFFFFF), width=256, height=256, prefix="gw_slow")
     last = "2"
     for index in range(10, 160):
@@ -55,7 +55,7 @@ async def test_the_picture_is_the_file_that_comfyui_saved(gateway: RunningGatewa
     "name",
     ["my photo.png", "фото ü.png", "a+b&c.png", "100%.png", 'say "hi".png', "a;b;c.png", "a%20b.png", "a\\b.png"],
 )
-async def test_an_upload_is_stored_under_the_name_that_was_asked_for(target: Target, name: str) -> None:
+async def test_an_upload_is_stored_under_the_requested_name(target: Target, name: str) -> None:
     folder = f"names {uuid4().hex[:8]} ü"
     async with ComfyUIClient(target.url) as client:
         answer = await client.upload_image(name, b"content", subfolder=folder)
@@ -64,8 +64,8 @@ async def test_an_upload_is_stored_under_the_name_that_was_asked_for(target: Tar
             assert b"".join([chunk async for chunk in view]) == b"content"
 
 
-async def test_a_picture_with_a_plain_name_can_be_loaded_by_it(gateway: RunningGateway) -> None:
-    """Not through an upload widget's value, which would be rewritten: as a custom loader finds it."""
+async def test_an_uploaded_picture_can_be_loaded_by_its_plain_name(gateway: RunningGateway) -> None:
+    """The workflow names the file itself, as for a custom loader; an upload widget's value would be rewritten."""
     name = f"my photo ü {uuid4().hex[:8]}.png"
     file = io.BytesIO()
     Image.new("RGB", (5, 4), (9, 8, 7)).save(file, "PNG")
@@ -86,7 +86,7 @@ async def test_many_callers_each_get_their_own_picture(gateway: RunningGateway) 
             assert image.getpixel((0, 0)) == tuple(255 - (color >> shift & 0xFF) for shift in (16, 8, 0))
 
 
-async def test_an_input_comes_along(gateway: RunningGateway) -> None:
+async def test_a_request_can_bring_its_input_image(gateway: RunningGateway) -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (20, 10), (secrets.randbelow(256), 100, 50)).save(buffer, "PNG")
     workflow = {
@@ -123,7 +123,7 @@ async def test_a_timeout_interrupts_the_running_prompt(gateway: RunningGateway, 
     assert entry is None or entry["status"]["status_str"] == "error"
 
 
-async def test_the_same_key_runs_once(gateway: RunningGateway) -> None:
+async def test_requests_with_the_same_idempotency_key_run_once(gateway: RunningGateway) -> None:
     workflow, headers = fresh(), {"Idempotency-Key": uuid4().hex}
     answers = []
     for _ in range(2):
@@ -133,7 +133,7 @@ async def test_the_same_key_runs_once(gateway: RunningGateway) -> None:
     assert answers[0]["prompt_id"] == answers[1]["prompt_id"]
 
 
-async def test_a_prompt_of_comfyui_s_own_endpoint_is_attached_to(gateway: RunningGateway) -> None:
+async def test_a_caller_can_attach_to_a_prompt_from_comfyuis_own_endpoint(gateway: RunningGateway) -> None:
     async with gateway.http.post("/prompt", json={"prompt": fresh()}) as response:
         prompt_id = (await response.json())["prompt_id"]
     async with gateway.http.get(f"/prompt_sync/{prompt_id}") as response:

@@ -1,4 +1,4 @@
-"""What a server tells about itself, and what it keeps for its frontend."""
+"""What a server says about itself, and what it stores for its frontend."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _DEPENDS_ON_FILES = {
     *("image", "ckpt_name", "lora_name", "unet_name", "vae_name", "clip_name", "clip_name1", "clip_name2")
 }
 _SIMULATION_ONLY = {"SimulatedOutput", "SimulatedSleep", "SimulatedError", "SimulatedCrash"}
-# Of a node pack that the real ComfyUI may have or not.
+# Classes of a node pack that the real ComfyUI may lack.
 _OF_A_PACK = {"VHS_LoadVideo", "VHS_VideoCombine"}
 
 
@@ -27,7 +27,7 @@ def without_prose(value: Any) -> Any:
 
 
 def comparable(info: dict[str, Any]) -> dict[str, Any]:
-    """An /object_info entry without prose and without choices that depend on the files that are there."""
+    """An /object_info entry without prose and without choices that depend on the server's files."""
     kept = {key: value for key, value in info.items() if key not in ("description", "output_tooltips")}
     kept["input"] = without_prose(kept["input"])
     for spec in kept["input"].get("required", {}).items():
@@ -40,7 +40,7 @@ def comparable(info: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.real
-async def test_the_engines_nodes_are_declared_as_the_real_ones(engine_info: dict[str, Any]) -> None:
+async def test_the_engine_declares_its_nodes_as_a_real_comfyui_does(engine_info: dict[str, Any]) -> None:
     url = os.environ.get("COMFYUI_TEST_URL")
     if not url:
         pytest.skip("COMFYUI_TEST_URL does not name a real ComfyUI")
@@ -51,7 +51,7 @@ async def test_the_engines_nodes_are_declared_as_the_real_ones(engine_info: dict
         assert comparable(engine_info[name]) == comparable(real[name]), name
 
 
-async def test_object_info_of_one_class_and_of_none(target: Target) -> None:
+async def test_object_info_can_be_limited_to_one_class(target: Target) -> None:
     everything = await target.get_json("/object_info")
     assert await target.get_json("/object_info/SaveImage") == {"SaveImage": everything["SaveImage"]}
     assert await target.get_json("/api/object_info/NoSuchNode") == {}
@@ -78,11 +78,11 @@ async def test_system_stats_has_versions_and_devices(target: Target) -> None:
 
 
 @pytest.mark.parametrize("path", ["/features", "/embeddings", "/models", "/extensions", "/i18n", "/workflow_templates"])
-async def test_what_the_frontend_asks_for_is_json_with_and_without_api(target: Target, path: str) -> None:
+async def test_frontend_routes_answer_json_with_and_without_the_api_prefix(target: Target, path: str) -> None:
     assert type(await target.get_json(path)) is type(await target.get_json(f"/api{path}"))
 
 
-async def test_models_by_folder(target: Target) -> None:
+async def test_models_are_listed_by_folder(target: Target) -> None:
     folders = await target.get_json("/models")
     assert {"checkpoints", "loras", "vae"} <= set(folders)
     assert isinstance(await target.get_json("/models/checkpoints"), list)
@@ -101,12 +101,14 @@ async def test_models_by_folder(target: Target) -> None:
         ("GET", "/", 200),
     ],
 )
-async def test_other_paths_and_methods(target: Target, method: str, path: str, status: int) -> None:
+async def test_unknown_paths_and_methods_have_comfyuis_status(
+    target: Target, method: str, path: str, status: int
+) -> None:
     async with target.session.request(method, path) as response:
         assert response.status == status
 
 
-async def test_internal_routes(target: Target) -> None:
+async def test_internal_routes_have_comfyuis_shapes(target: Target) -> None:
     assert isinstance(await target.get_json("/internal/logs"), str)
     raw = await target.get_json("/internal/logs/raw")
     assert set(raw) == {"entries", "size"}
@@ -116,7 +118,7 @@ async def test_internal_routes(target: Target) -> None:
         assert (response.status, await response.json()) == (400, {"error": "Invalid directory type"})
 
 
-async def test_settings_are_kept_one_by_one_and_together(target: Target) -> None:
+async def test_settings_can_be_stored_one_by_one_and_together(target: Target) -> None:
     key, other = f"contract.{uuid.uuid4().hex}", f"contract.{uuid.uuid4().hex}"
     assert await target.get_json(f"/settings/{key}") is None
     async with target.session.post(f"/settings/{key}", json={"deep": [1]}) as response:
@@ -128,7 +130,7 @@ async def test_settings_are_kept_one_by_one_and_together(target: Target) -> None
     assert (settings[key], settings[other]) == ({"deep": [1]}, True)
 
 
-async def test_users_live_on_the_server(target: Target) -> None:
+async def test_users_are_stored_on_the_server(target: Target) -> None:
     assert await target.get_json("/users") == {"storage": "server", "migrated": True}
 
 
@@ -174,14 +176,14 @@ async def test_user_files_are_written_listed_read_moved_and_deleted(target: Targ
         ("GET", "/v2/userdata?path=nothing-here", 404),
     ],
 )
-async def test_user_files_elsewhere_are_refused(target: Target, method: str, path: str, status: int) -> None:
+async def test_invalid_or_missing_user_files_are_refused(target: Target, method: str, path: str, status: int) -> None:
     from yarl import URL
 
     async with target.session.request(method, URL(path, encoded=True)) as response:
         assert response.status == status
 
 
-async def test_jobs_are_there_in_a_new_comfyui_only(target: Target) -> None:
+async def test_only_a_modern_comfyui_has_jobs(target: Target) -> None:
     run = await target.run(inverted(target.prefix, color=any_color()))
     async with target.session.get(f"/api/jobs/{run.prompt_id}") as response:
         if not target.is_modern:
@@ -230,7 +232,7 @@ async def test_many_requests_at_once_are_answered(target: Target) -> None:
     assert all("exec_info" in answer for answer in answers)
 
 
-async def test_userdata_knows_no_name_that_is_too_long(target: Target) -> None:
+async def test_userdata_refuses_names_that_are_too_long(target: Target) -> None:
     path = f"/userdata/{'a' * 3000}"
     for method, status in (("GET", 404), ("DELETE", 404), ("POST", 400)):
         async with target.session.request(method, path, data=b"1" if method == "POST" else None) as response:

@@ -1,4 +1,4 @@
-"""`/mcp` with the official inspector's command line, by both protocols."""
+"""`/mcp` with the official inspector's command line, in both eras of the protocol."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.timeout(180), needs_package(_PACKAGE)]
 
 
 async def inspected(url: str, era: str, method: str, *more: str, key: str = "", home: Path) -> Any:
-    """What it prints of one call."""
+    """The JSON that the inspector prints for one call."""
     assert NODE is not None
     shown = ["--header", f"Authorization: {bearer(key)['Authorization']}"] if key else []
     command: list[str | Path] = [
@@ -42,7 +42,7 @@ async def inspected(url: str, era: str, method: str, *more: str, key: str = "", 
 
 @pytest.mark.parametrize("era", ["legacy", "modern"])
 async def test_the_inspector_lists_and_calls_the_tools(tmp_path: Path, era: str) -> None:
-    """The same picture as by HTTP."""
+    """A tool call returns the same picture as HTTP does."""
     async with (
         Engine(EngineOptions()) as engine,
         running_gateway(
@@ -74,5 +74,5 @@ async def _same_by_both(gateway: RunningGateway, era: str, tmp_path: Path) -> No
 
 
 def _in(answer: Any, name: str) -> Any:
-    """The member, wherever it stands."""
+    """The member of the answer, or of its `result`."""
     return answer[name] if name in answer else answer["result"][name]

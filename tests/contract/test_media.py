@@ -35,7 +35,7 @@ def sound(seconds: float = 0.5) -> bytes:
     return buffer.getvalue()
 
 
-async def test_a_video_comes_as_its_bytes(gateway: RunningGateway, target: Target) -> None:
+async def test_a_video_is_sent_as_its_bytes(gateway: RunningGateway, target: Target) -> None:
     body = {"prompt": video(target.prefix)}
     accept = {"Accept": "video/*" if target.is_real else "image/webp"}  # the engine has no encoder for MP4
     async with gateway.http.post("/prompt_sync", json=body, headers=accept) as response:
@@ -56,7 +56,7 @@ async def test_a_video_is_listed_and_never_converted(gateway: RunningGateway, ta
     assert entry["base64"]
 
 
-async def test_a_webm_and_a_sound_in_one_archive(gateway: RunningGateway, target: Target) -> None:
+async def test_a_webm_and_a_sound_are_sent_in_one_archive(gateway: RunningGateway, target: Target) -> None:
     if not target.is_real:
         pytest.skip("the engine has no SaveWEBM")
     workflow = {
@@ -74,8 +74,8 @@ async def test_a_webm_and_a_sound_in_one_archive(gateway: RunningGateway, target
     assert kinds == [".webm", ".flac"]
 
 
-async def test_an_uploaded_sound_goes_through(gateway: RunningGateway, target: Target) -> None:
-    """A form with a WAV file, LoadAudio, SaveAudio, and the sound itself in the answer."""
+async def test_an_uploaded_sound_can_be_loaded_and_saved(gateway: RunningGateway, target: Target) -> None:
+    """The form brings a WAV file for LoadAudio and SaveAudio; the answer is the sound itself."""
     if not target.is_real:
         pytest.skip("the engine has no LoadAudio")
     workflow = {
@@ -92,7 +92,7 @@ async def test_an_uploaded_sound_goes_through(gateway: RunningGateway, target: T
     assert content.startswith(b"fLaC")
 
 
-async def test_an_empty_sound_is_listed_under_its_key(gateway: RunningGateway, target: Target) -> None:
+async def test_a_sound_is_listed_under_its_key(gateway: RunningGateway, target: Target) -> None:
     workflow = {
         "1": node("EmptyAudio", duration=0.25, sample_rate=44100, channels=1),
         "2": node("SaveAudio", audio=["1", 0], filename_prefix=f"{target.prefix}/silence"),
@@ -102,7 +102,7 @@ async def test_an_empty_sound_is_listed_under_its_key(gateway: RunningGateway, t
     assert body["images"][0]["content_type"].startswith("audio/")
 
 
-async def test_events_of_a_real_prompt(gateway: RunningGateway, target: Target) -> None:
+async def test_events_name_the_executed_nodes_in_order(gateway: RunningGateway, target: Target) -> None:
     headers = {"Accept": "text/event-stream"}
     async with gateway.http.post("/prompt_sync", json={"prompt": video(target.prefix)}, headers=headers) as response:
         text = (await response.read()).decode()

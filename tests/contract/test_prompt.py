@@ -1,4 +1,4 @@
-"""POST /prompt: what is accepted, and how what is not is refused."""
+"""POST /prompt: which prompts are accepted, and how the others are refused."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.support.target import Prompt, Target, empty, inverted, node
 
 
 def without_tracebacks(value: Any) -> Any:
-    """Tracebacks and tooltips name the implementation; the rest of an answer is the contract."""
+    """The answer without tracebacks and tooltips, which depend on the implementation."""
     if isinstance(value, dict):
         return {key: without_tracebacks(one) for key, one in value.items() if key not in ("traceback", "tooltip")}
     return [without_tracebacks(one) for one in value] if isinstance(value, list) else value
@@ -33,7 +33,7 @@ async def test_a_prompt_keeps_the_id_its_submitter_chose(target: Target) -> None
     assert answer["prompt_id"] == prompt_id
 
 
-async def test_front_turns_the_number_negative_and_number_is_taken_as_given(target: Target) -> None:
+async def test_front_gives_a_negative_number_and_an_explicit_number_is_kept(target: Target) -> None:
     _, plain = await target.submit(inverted(target.prefix))
     _, front = await target.submit(inverted(target.prefix), front=True)
     _, given = await target.submit(inverted(target.prefix), number=12.5)
@@ -42,7 +42,7 @@ async def test_front_turns_the_number_negative_and_number_is_taken_as_given(targ
 
 
 @pytest.mark.parametrize("prompt_id", ["not-a-uuid", "AABF3D78-90F5-4DE0-A226-DF025FA8AE28"])
-async def test_only_a_new_comfyui_wants_canonical_uuids(target: Target, prompt_id: str) -> None:
+async def test_only_a_modern_comfyui_requires_canonical_uuids(target: Target, prompt_id: str) -> None:
     status, answer = await target.submit(inverted(target.prefix), prompt_id=prompt_id)
     if target.is_modern:
         assert status == 400
@@ -53,7 +53,7 @@ async def test_only_a_new_comfyui_wants_canonical_uuids(target: Target, prompt_i
 
 
 @pytest.mark.parametrize("body", ["{}", "[]", '{"workflow": {}}'])
-async def test_a_body_without_prompt_is_named(target: Target, body: str) -> None:
+async def test_a_body_without_prompt_is_refused_as_no_prompt(target: Target, body: str) -> None:
     async with target.session.post("/prompt", data=body) as response:
         assert response.status == 400
         assert await response.json() == {
@@ -71,7 +71,7 @@ async def test_a_body_without_prompt_is_named(target: Target, body: str) -> None
     "body",
     ["no json", "null", "7", '"prompt"', '{"prompt": null}', '{"prompt": "text"}', '{"prompt": {"1": 5}}'],
 )
-async def test_nonsense_is_answered_500_as_comfyui_does(target: Target, body: str) -> None:
+async def test_an_invalid_body_gets_status_500_as_from_comfyui(target: Target, body: str) -> None:
     async with target.session.post("/prompt", data=body) as response:
         assert response.status == 500
 
@@ -120,7 +120,7 @@ async def test_a_prompt_without_output_nodes_is_refused(target: Target, prompt: 
         ),
     ],
 )
-async def test_a_node_that_is_not_known_is_named(
+async def test_an_unknown_node_is_named(
     target: Target, bad: dict[str, Any], old_message: str, new_message: str, extra_info: dict[str, Any]
 ) -> None:
     status, answer = await target.submit({**inverted(target.prefix), "7": bad})
@@ -260,7 +260,7 @@ def _with_width(value: Any) -> Prompt:
         ),
     ],
 )
-async def test_a_bad_input_is_told_at_its_node(
+async def test_an_invalid_input_is_reported_at_its_node(
     target: Target, prompt: Prompt, node_id: str, error: dict[str, Any]
 ) -> None:
     status, answer = await target.submit(prompt)
@@ -280,7 +280,7 @@ async def test_a_bad_input_is_told_at_its_node(
     }
 
 
-async def test_the_errors_of_an_output_node_itself_stand_in_the_details(target: Target) -> None:
+async def test_the_details_contain_the_errors_of_an_output_node(target: Target) -> None:
     status, answer = await target.submit({"1": empty(), "3": node("SaveImage", images=["1", 0])})
     assert status == 400
     assert answer["error"]["details"] == "Required input is missing: filename_prefix"
@@ -290,7 +290,7 @@ async def test_the_errors_of_an_output_node_itself_stand_in_the_details(target: 
     ("link", "details", "exception_type"),
     [(["9", 0], "'9'", "KeyError"), (["1", 5], "tuple index out of range", "IndexError")],
 )
-async def test_a_link_to_nowhere_is_an_exception_during_validation(
+async def test_a_link_to_a_missing_node_or_slot_is_an_exception_during_validation(
     target: Target, link: list[Any], details: str, exception_type: str
 ) -> None:
     status, answer = await target.submit({"1": empty(), "3": node("SaveImage", images=link, filename_prefix="x")})
@@ -303,7 +303,7 @@ async def test_a_link_to_nowhere_is_an_exception_during_validation(
     assert isinstance(error["extra_info"]["traceback"], list)
 
 
-async def test_an_exception_below_a_node_is_told_at_what_feeds_it(target: Target) -> None:
+async def test_an_exception_below_a_node_is_reported_at_the_node_that_feeds_it(target: Target) -> None:
     prompt = {"2": node("ImageInvert", image=["9", 0]), "3": node("SaveImage", images=["2", 0], filename_prefix="x")}
     status, answer = await target.submit(prompt)
     assert status == 400
@@ -329,7 +329,7 @@ async def test_a_cycle_is_refused(target: Target) -> None:
     assert answer["error"]["type"] == "prompt_outputs_failed_validation"
 
 
-async def test_good_outputs_are_made_although_others_are_not(target: Target) -> None:
+async def test_valid_outputs_run_although_another_output_is_invalid(target: Target) -> None:
     prompt = {**inverted(target.prefix), "4": node("SaveImage", images=["1", 0])}
     run_status, answer = await target.submit(prompt)
     assert run_status == 200
@@ -340,14 +340,14 @@ async def test_good_outputs_are_made_although_others_are_not(target: Target) -> 
     assert run.entry["status"]["status_str"] == "success"
 
 
-async def test_partial_execution_makes_only_the_named_outputs(target: Target) -> None:
+async def test_partial_execution_runs_only_the_named_outputs(target: Target) -> None:
     prompt = {**inverted(target.prefix), "4": node("PreviewImage", images=["1", 0])}
     run = await target.run(prompt, partial_execution_targets=["4"])
     assert list(run.entry["outputs"]) == ["4"]
     assert run.entry["prompt"][4] == ["4"]
 
 
-async def test_a_choice_of_a_newly_declared_node_is_checked_by_a_new_comfyui_only(target: Target) -> None:
+async def test_only_a_modern_comfyui_checks_the_choice_of_a_blend_mode(target: Target) -> None:
     prompt = {
         **inverted(target.prefix),
         "2": node("ImageBlend", image1=["1", 0], image2=["1", 0], blend_factor=0.5, blend_mode="nope"),

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from tests.support.pairs import Pair
 
-# The gateway's server sets Date; Connection is each hop's own; the request id is what the gateway adds.
+# The gateway's server sets Date, each hop has its own Connection, and the gateway adds the request id.
 _OF_THE_HOP = {"date", "connection", "keep-alive", "x-request-id"}
 
 
@@ -23,7 +23,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Call:
-    """A request as it goes over the wire; ``{view}`` in its target is the query of a picture that is there."""
+    """A request as it goes over the wire; ``{view}`` in its target is the query of an existing picture."""
 
     method: str
     target: str
@@ -122,12 +122,12 @@ async def _send(base: str, call: Call, view: str) -> Answer:
     return Answer(int(status.split()[1]), headers, body)
 
 
-async def test_every_answer_through_the_gateway_is_comfyuis(pair: Pair) -> None:
+async def test_every_answer_through_the_gateway_equals_comfyuis(pair: Pair) -> None:
     different: dict[str, Any] = {}
     for call in _CALLS:
         direct = await _send(pair.comfyui, call, pair.view)
         through = await _send(pair.gateway, call, pair.view)
-        # The gateway's own endpoint answers with the status, the body and its type.
+        # The gateway has its own endpoint here: it copies status, body and content type, but not ComfyUI's Server.
         if call.method == "POST" and call.target.endswith("/prompt"):
             direct.headers.pop("server", None)
         if direct != through:

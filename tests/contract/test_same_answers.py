@@ -1,7 +1,6 @@
-"""ComfyUI's routes and frames: one script against ComfyUI, and the gateway before one and three.
+"""ComfyUI's routes and frames: each script runs against ComfyUI itself, and against the gateway with one and three.
 
-What is allowed to differ stands in the scripts (`tests.contract.same`), each with its reason, and docs/side-by-side.md
-has the counts.
+The scripts (`tests.contract.same`) name the allowed differences with their reasons; docs/side-by-side.md counts them.
 """
 
 from __future__ import annotations
@@ -17,16 +16,18 @@ _SHOWN = read_page(PAGE.read_text())
 
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("case", ALL, ids=lambda case: f"{case.__module__.rpartition('.')[2]}-{case.__name__}")
-async def test_the_gateway_answers_as_comfyui(sides: Sides, case: Case) -> None:
+async def test_the_gateway_answers_as_comfyui_does(sides: Sides, case: Case) -> None:
     if not is_played(case, sides.way):
-        return  # this ComfyUI has no job routes; the gateway has them all the same (fleet contract)
+        return  # this ComfyUI has no job routes, but the gateway has them (fleet contract)
     theirs, ours = await sides.of_comfyui(case), await sides.of_the_gateway(case)
     assert differences(theirs, ours) == {}
     if sides.way.version != REAL:
-        assert cell_of(ours) == _SHOWN.cells[name_of(case), str(sides.way)], "make side-by-side writes the page anew"
+        assert cell_of(ours) == _SHOWN.cells[name_of(case), str(sides.way)], (
+            "run make side-by-side to write the page again"
+        )
 
 
-def test_the_page_has_each_script_and_the_sum_of_its_answers() -> None:
+def test_the_page_lists_every_script_and_the_right_totals() -> None:
     wanted = {(name_of(case), str(way)) for case in ALL for way in WAYS if is_played(case, way)}
     assert _SHOWN.cells.keys() == wanted
     cells = _SHOWN.cells.values()

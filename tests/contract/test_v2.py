@@ -1,4 +1,4 @@
-"""Comfy API v2 in front of the engine AND of a real ComfyUI, with the official SDK: the same promises on both."""
+"""Comfy API v2 with the official SDK keeps the same promises in front of the engine and of a real ComfyUI."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.running import RunningGateway
 from tests.support.v2 import comfy
 
 
-async def test_a_workflow_gives_its_file_and_the_file_is_the_next_ones_input(gateway: RunningGateway) -> None:
+async def test_an_output_file_can_be_the_input_of_the_next_workflow(gateway: RunningGateway) -> None:
     async with comfy(gateway.url) as client, asyncio.timeout(50):
         job = await client.run(client.workflows.from_json(fresh(0x2040FF)))
         assert job.status == "succeeded"
@@ -36,7 +36,7 @@ async def test_a_workflow_gives_its_file_and_the_file_is_the_next_ones_input(gat
         assert (await client.run(loading)).status == "succeeded"
 
 
-async def test_outputs_come_before_the_end(gateway: RunningGateway) -> None:
+async def test_outputs_are_reported_before_the_end(gateway: RunningGateway) -> None:
     async with comfy(gateway.url) as client, asyncio.timeout(50):
         job = await client.submit(client.workflows.from_json(fresh()))
         told = [event async for event in job.events()]
@@ -46,7 +46,7 @@ async def test_outputs_come_before_the_end(gateway: RunningGateway) -> None:
     assert values == sorted(values)
 
 
-async def test_what_runs_and_what_waits_is_cancelled(gateway: RunningGateway) -> None:
+async def test_running_and_waiting_jobs_can_be_cancelled(gateway: RunningGateway) -> None:
     async with comfy(gateway.url) as client, asyncio.timeout(55):
         running = await client.submit(client.workflows.from_json(slow()))
         waiting = await client.submit(client.workflows.from_json(slow()))

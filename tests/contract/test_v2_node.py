@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.timeout(180), needs_package("@comfyorg/sdk")]
 
 
 async def told_by_node(url: str, key: str = "") -> dict[str, Any]:
-    """What the SDK's user sees, by the name of each case."""
+    """What a user of the SDK sees, by the name of each case."""
     return await told_by("comfy_v2.mjs", key, COMFY_BASE_URL=url)
 
 
@@ -48,12 +48,12 @@ EXPECTED: dict[str, Any] = {
 }
 
 
-async def test_one_server_without_keys(gateway: RunningGateway) -> None:
-    """An engine, old and new, and a real ComfyUI."""
+async def test_the_node_sdk_works_with_one_server_without_keys(gateway: RunningGateway) -> None:
+    """Runs with an old engine, a new engine and a real ComfyUI."""
     assert await told_by_node(gateway.url) == EXPECTED
 
 
-async def test_three_servers_with_a_users_key(tmp_path: Path) -> None:
+async def test_the_node_sdk_works_with_three_servers_and_a_users_key(tmp_path: Path) -> None:
     async with (
         engines(3) as servers,
         running_gateway(*(one.url for one in servers), keys_file=write_keys(tmp_path / "keys.toml", KEYS)) as gateway,

@@ -1,4 +1,4 @@
-"""What receivers of webhooks use: the package of Svix, and the examples of docs/webhooks.md, word for word."""
+"""Webhooks with what their receivers use: the package of Svix, and the examples of docs/webhooks.md, unchanged."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ SETTINGS: dict[str, Any] = {
 
 
 def example(language: str) -> str:
-    """The receiver of the page in this language."""
+    """The page's example of a receiver in this language."""
     blocks = re.findall(rf"```{language}\n(.*?)```", (ROOT / "docs/webhooks.md").read_text(), re.DOTALL)
     (found,) = (block for block in blocks if "hooks/comfy" in block and "standardwebhooks" in block)
     return str(found)
 
 
-async def job_told_to(url: str) -> str:
-    """A job that has ended and is told to this URL; its id."""
+async def delivered_to(url: str) -> str:
+    """Runs a job, waits until its webhook is delivered to this URL, and returns its id."""
     async with Engine() as engine, running_gateway(engine.url, **SETTINGS) as gateway:
         status, result = await gateway.prompt_sync(invert_workflow(), webhook={"url": url})
         assert status == 200
@@ -54,7 +54,7 @@ async def job_told_to(url: str) -> str:
 
 @asynccontextmanager
 async def running(*command: str | Path, folder: Path, port: int) -> AsyncIterator[asyncio.subprocess.Process]:
-    """A receiver that listens on this port."""
+    """Runs a receiver that listens on this port."""
     process = await asyncio.create_subprocess_exec(
         *command,
         cwd=folder,
@@ -68,7 +68,7 @@ async def running(*command: str | Path, folder: Path, port: int) -> AsyncIterato
                 assert process.returncode is None, (await process.communicate())[0]
                 try:
                     async with http.post(f"http://127.0.0.1:{port}/hooks/comfy", data=b"{}") as response:
-                        assert response.status == 401, "what is not signed is refused"
+                        assert response.status == 401, "an unsigned webhook is refused"
                         break
                 except aiohttp.ClientConnectionError:
                     await asyncio.sleep(0.05)
@@ -97,7 +97,7 @@ async def test_the_example_of_the_docs_receives_a_webhook(tmp_path: Path, langua
     program.write_text(text)
     try:
         async with running(*command, folder=folder, port=port) as process:
-            prompt_id = await job_told_to(f"http://127.0.0.1:{port}/hooks/comfy")
+            prompt_id = await delivered_to(f"http://127.0.0.1:{port}/hooks/comfy")
             assert process.stdout is not None
             async with asyncio.timeout(30):
                 while line := (await process.stdout.readline()).decode():
@@ -113,7 +113,7 @@ async def test_the_example_of_the_docs_receives_a_webhook(tmp_path: Path, langua
 )
 async def test_svix_verifies_a_webhook() -> None:
     async with receiver() as receiving:
-        await job_told_to(receiving.url())
+        await delivered_to(receiving.url())
         (came,) = receiving.received
     names = ("webhook-id", "webhook-timestamp", "webhook-signature")
     given = {"secret": SECRET, "body": came.body.decode(), "headers": {name: came.headers[name] for name in names}}

@@ -1,4 +1,4 @@
-// usage: node run.cjs host:port workflow-as-json; prints what the library saw, as JSON.
+// Usage: node run.cjs host:port workflow-as-json. Prints what the library saw, as JSON.
 const { Client } = require("@stable-canvas/comfyui-client");
 const WebSocket = require("ws");
 

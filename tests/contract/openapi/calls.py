@@ -1,6 +1,6 @@
-"""Calls a running gateway with the client that openapi-python-client makes of its document.
+"""Calls a running gateway with the client that openapi-python-client generates from its document.
 
-`tests/contract/test_openapi_clients.py` runs it beside the generated package, and has mypy check both.
+`tests/contract/test_openapi_clients.py` runs it beside the generated package and checks both with mypy.
 """
 
 from __future__ import annotations
@@ -126,9 +126,9 @@ def main(url: str, key: str) -> None:
     assert state.servers[0].state == "connected"
     assert isinstance(health_ready.sync(client=client), Readiness)
     stranger = AuthenticatedClient(base_url=url, token="not a key")
-    nobody = validate.sync(client=stranger, body=PromptRequest(prompt=workflow()))
-    assert isinstance(nobody, ErrorBody)
-    assert nobody.type_ == "unauthorized"
+    unauthorized = validate.sync(client=stranger, body=PromptRequest(prompt=workflow()))
+    assert isinstance(unauthorized, ErrorBody)
+    assert unauthorized.type_ == "unauthorized"
     print(f"{len(modules)} modules imported, {file.filename} made")
 
 

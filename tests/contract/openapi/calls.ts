@@ -1,5 +1,5 @@
-// Uses the types that openapi-typescript makes of the gateway's document. tests/contract/test_openapi_clients.py has
-// tsc check it; a line under @ts-expect-error must be an error.
+// Uses the types that openapi-typescript generates from the gateway's document. tests/contract/test_openapi_clients.py
+// checks this file with tsc; a line under @ts-expect-error must be an error.
 import type { components, operations, paths } from "./gateway";
 
 type Schemas = components["schemas"];
@@ -31,7 +31,7 @@ const flat: paths["/workflows/flat"]["post"]["requestBody"] = {
 export const flatBody: Schemas["RunFlat"] = flat.content["application/json"];
 // @ts-expect-error: there is no such parameter
 export const misspeltParameter: Schemas["RunFlat"] = { widht: 9 };
-// @ts-expect-error: a number is wanted
+// @ts-expect-error: it must be a number
 export const wrongParameter: Schemas["RunFlat"] = { width: "wide" };
 // @ts-expect-error: the picture is required
 export const withoutPicture: Schemas["RunInverted"] = {};

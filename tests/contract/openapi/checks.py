@@ -1,4 +1,4 @@
-"""What schemathesis checks beside its own checks; `tests/contract/test_openapi_clients.py` names this module to it."""
+"""A check of ours for schemathesis; `tests/contract/test_openapi_clients.py` passes this module to it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from schemathesis import Case, CheckContext, Response, check
 
 @check
 def no_fault_of_the_gateway(_context: CheckContext, response: Response, case: Case) -> None:
-    """A status of 500 or more is a time-out, where the data asked for a short one, or ComfyUI's own answer."""
+    """A status of 500 or more is a timeout that the data asked for, or ComfyUI's own answer."""
     if response.status_code < 500:
         return
     if response.headers["content-type"][0] == "application/json":

@@ -1,5 +1,5 @@
 // Calls the gateway as users of Comfy-Org's SDK for Node do; prints one line of JSON for each case.
-// node comfy_v2.mjs KEY, with COMFY_BASE_URL; an empty KEY for none.
+// Usage: node comfy_v2.mjs KEY, with COMFY_BASE_URL set; an empty KEY means no key.
 import {
   Comfy, IdempotencyKeyReuse, InvalidWorkflow, JobFailed, MissingAsset, NotFound, Unauthorized, WorkflowFormatUi,
 } from "@comfyorg/sdk";
@@ -8,14 +8,14 @@ const [key] = process.argv.slice(2);
 const client = key ? new Comfy({ apiKey: key }) : new Comfy();
 const say = (name, found) => console.log(JSON.stringify({ name, found }));
 
-// Nothing that a server has in its cache.
+// A color that no server has in its cache.
 const color = () => Math.floor(Math.random() * 0xffffff);
 const picture = (color, sink = { class_type: "SaveImage", inputs: { images: ["2", 0], filename_prefix: "node" } }) => ({
   1: { class_type: "EmptyImage", inputs: { width: 16, height: 12, batch_size: 1, color } },
   2: { class_type: "ImageInvert", inputs: { image: ["1", 0] } },
   3: sink,
 });
-// Work without a model, in many short nodes: between two of them an interruption takes effect.
+// Work without a model, in many short nodes, because an interruption takes effect between nodes.
 const slow = (count) => {
   const nodes = picture(color(), { class_type: "SaveImage", inputs: { images: [String(9 + count), 0], filename_prefix: "slow" } });
   Object.assign(nodes[1].inputs, { width: 256, height: 256 });

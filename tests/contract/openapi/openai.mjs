@@ -1,5 +1,5 @@
 // Calls the gateway as users of OpenAI's package for Node do; prints one line of JSON for each case.
-// node openai.mjs URL KEY
+// Usage: node openai.mjs URL KEY
 import OpenAI, { toFile } from "openai";
 
 const [url, key] = process.argv.slice(2);

@@ -1,4 +1,4 @@
-"""Checks one webhook, which comes as JSON on stdin, with the package of Svix."""
+"""Verifies one webhook, read as JSON from stdin, with the package of Svix."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""Scripts about the files that prompts make: asked for as the history names them, and read by other workflows."""
+"""Scripts about output files: requests by the names in the history, and workflows that read them."""
 
 from __future__ import annotations
 
@@ -15,11 +15,9 @@ from tests.support.target import Prompt, node
 
 _KEPT = ("Content-Length", "Content-Range", "Accept-Ranges", "Content-Disposition", "Content-Type")
 _PARTIAL = 206
-_NONE = Instead(
-    "drop-in.md, names of output files: whatever else a `user` asks for has the same 404 as what is not there", 404
-)
-_NOT_OWN = Instead("jobs contract section 4: a user is told of no file whether it is there", 400, "file")
-_DENIED = Instead("drop-in.md, `PROXY_DENY`: of `/internal` only the three lists are relayed", 403)
+_NONE = Instead("drop-in.md, names of output files: other paths get the same 404 for a `user` as missing files", 404)
+_NOT_OWN = Instead("jobs contract section 4: a `user` cannot find out whether a file of others exists", 400, "file")
+_DENIED = Instead("drop-in.md, `PROXY_DENY`: only the three lists of `/internal` are relayed", 403)
 
 
 def _asked(file: dict[str, str], **more: str) -> str:
@@ -28,7 +26,7 @@ def _asked(file: dict[str, str], **more: str) -> str:
 
 
 async def viewed(who: Caller, name: str, target: str, method: str = "GET", **headers: str) -> None:
-    """Keeps the answer as `name`. Of a picture its pixels are compared: it has the workflow in it, with other names."""
+    """Records the answer as `name`; pictures by their pixels, since the workflow in their metadata has other names."""
     async with who.http.request(method, f"{who.prefix}{target}", headers=headers) as response:
         body = await response.read()
         told: dict[str, Any] = {one: response.headers.get(one) for one in _KEPT}
@@ -45,7 +43,7 @@ async def viewed(who: Caller, name: str, target: str, method: str = "GET", **hea
     else:
         seen = (body.hex(),)
         if response.status == 416:
-            del told["Content-Length"]  # of no body
+            del told["Content-Length"]  # there is no file in the answer
         else:
             told["Content-Length"] = told["Content-Length"] is not None
     if response.status == _PARTIAL:
@@ -66,7 +64,7 @@ def _picture_of(entry: dict[str, Any]) -> dict[str, str]:
     return file
 
 
-async def what_is_asked_of_a_file(who: Caller) -> None:
+async def requests_for_one_file(who: Caller) -> None:
     file = await _made(who, "one", who.plain(0x336691))
     await viewed(who, "whole", _asked(file))
     await viewed(who, "head", _asked(file), "HEAD")
@@ -79,14 +77,14 @@ async def what_is_asked_of_a_file(who: Caller) -> None:
     await viewed(who, "not from a cache", _asked(file, rand="0.7"))
 
 
-async def files_that_are_not_there(who: Caller) -> None:
+async def missing_files(who: Caller) -> None:
     file = await _made(who, "one", who.plain(0x336692))
     await viewed(who, "another name", _asked({**file, "filename": "nothing.png"}))
     await viewed(who, "another folder", _asked({**file, "type": "temp"}))
     await viewed(who, "a deeper folder", _asked({**file, "subfolder": f"{file['subfolder']}/no/such".lstrip("/")}))
 
 
-async def names_that_are_none(who: Caller) -> None:
+async def invalid_file_names(who: Caller) -> None:
     for query in (
         "",
         "filename=.",
@@ -103,7 +101,7 @@ async def names_that_are_none(who: Caller) -> None:
         await who.ask("HEAD", f"/view?{query}")
 
 
-async def names_that_lead_elsewhere(who: Caller) -> None:
+async def names_outside_the_folders(who: Caller) -> None:
     for query in (
         "filename=",
         "filename=..",
@@ -120,7 +118,7 @@ async def names_that_lead_elsewhere(who: Caller) -> None:
         await who.ask("HEAD", f"/view?{query}", user=_NONE)
 
 
-async def how_a_picture_is_asked_for(who: Caller) -> None:
+async def previews_channels_and_ranges(who: Caller) -> None:
     file = await _made(who, "one", who.plain(0x336694))
     for number, more in enumerate(
         (
@@ -145,7 +143,7 @@ async def how_a_picture_is_asked_for(who: Caller) -> None:
 
 
 async def lists_of_files(who: Caller) -> None:
-    """Of each only what the script has made: the folders have more."""
+    """Compares only the files that the script made, because the folders have others."""
     upload = f"{who.named(f'same-{uuid.uuid4().hex}', 'upload')}.png"
     await who.upload(upload, b"x")
     await who.upload(f"2-{upload}", b"y", subfolder="deep")
@@ -158,16 +156,16 @@ async def lists_of_files(who: Caller) -> None:
     for folder in ("input", "output", "temp"):
         async with who.http.get(f"{who.prefix}/internal/files/{folder}") as response:
             names = [name for name in await response.json() if any(one in name for one in (upload, *prefixes))]
-        # fleet contract: the name of a made file begins with the id of its prompt.
+        # fleet contract: the name of an output file begins with its prompt's id.
         told = [who.without_names(name.rpartition("/")[2] if folder == "output" else name) for name in names]
-        # Files of the same moment stand in any order.
+        # Files of the same moment come in any order.
         who.steps.append(Step(f"GET /internal/files/{folder}", Answer(response.status, "", sorted(told)), None))
     await who.get("/internal/files/models", gateway=_DENIED)
     await who.ask("HEAD", "/internal/files/input")
 
 
 async def several_prompts_at_once(who: Caller) -> None:
-    """All are under way before the first is asked for."""
+    """All prompts are submitted before the first file is requested."""
     colors = (0x112233, 0x445566, 0x778899, 0xAABBCC, 0xDDEEFF, 0x123456)
     ids = [await who.submit(f"colour {color}", who.plain(color)) for color in colors]
     await who.ended(*ids)
@@ -176,7 +174,7 @@ async def several_prompts_at_once(who: Caller) -> None:
         await viewed(who, f"colour {color}", _asked(_picture_of(entry)))
 
 
-async def a_preview_s_picture(who: Caller) -> None:
+async def the_file_of_a_preview(who: Caller) -> None:
     workflow = {"1": who.plain(0x334455)["1"], "3": node("PreviewImage", images=["1", 0])}
     file = await _made(who, "one", workflow)
     await viewed(who, "preview", _asked(file))
@@ -188,7 +186,7 @@ async def a_file_as_the_input_of_another_workflow(who: Caller) -> None:
     for name in ("read", "read again", "and once more"):
         prompt_id = await who.submit(name, {**who.plain(0), "1": node("LoadImage", image=f"{path} [output]")})
         await who.ended(prompt_id)
-        # What it was asked has another name in it.
+        # The entry is not compared, because the prompt in it has another file name.
         async with who.http.get(f"{who.prefix}/history/{prompt_id}") as response:
             entry = (await response.json())[prompt_id]
         await viewed(who, name, _asked(_picture_of(entry)))
@@ -197,13 +195,13 @@ async def a_file_as_the_input_of_another_workflow(who: Caller) -> None:
 
 
 CASES = (
-    what_is_asked_of_a_file,
-    files_that_are_not_there,
-    names_that_are_none,
-    names_that_lead_elsewhere,
-    how_a_picture_is_asked_for,
+    requests_for_one_file,
+    missing_files,
+    invalid_file_names,
+    names_outside_the_folders,
+    previews_channels_and_ranges,
     lists_of_files,
     several_prompts_at_once,
-    a_preview_s_picture,
+    the_file_of_a_preview,
     a_file_as_the_input_of_another_workflow,
 )

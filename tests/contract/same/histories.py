@@ -9,12 +9,14 @@ from tests.support.same_answers import Caller, Instead
 from tests.support.target import node
 
 _NAMED = Instead(
-    "product contract section 6: an error that names the field; ComfyUI's code fails", 422, "a whole number is wanted"
+    "product contract section 6: an invalid number gets an error that names the field; ComfyUI's code fails",
+    422,
+    "a whole number is wanted",
 )
 
 
 async def _four(who: Caller) -> list[str]:
-    """Prompts that have ended in the order of their submission."""
+    """Runs four prompts one after the other and returns their ids."""
     ended = []
     for number in range(4):
         ended.append(await who.submit(f"ended {number}", who.quick()))
@@ -52,12 +54,12 @@ async def pages(who: Caller) -> None:
         await who.get(f"/history{query}")
 
 
-async def figures_that_are_none(who: Caller) -> None:
+async def invalid_numbers(who: Caller) -> None:
     for query in ("max_items=x", "max_items=", "max_items=1.5", "offset=x", "offset=", "max_items=1&offset=2.0"):
         await who.get(f"/history?{query}", gateway=_NAMED)
 
 
-async def a_node_fails(who: Caller) -> None:
+async def a_failing_node(who: Caller) -> None:
     workflow = {**who.quick(), "2": node("ImageInvert", image="no picture")}
     one = await who.submit("one", workflow, client_id="tab")
     await who.ended(one)
@@ -66,7 +68,7 @@ async def a_node_fails(who: Caller) -> None:
     await who.get("/queue")
 
 
-async def stopped_while_it_ran(who: Caller) -> None:
+async def an_interrupted_prompt(who: Caller) -> None:
     one = await who.submit("one", who.long())
     await who.runs(one)
     await who.post("/interrupt", {"prompt_id": one})
@@ -94,7 +96,7 @@ async def several_outputs(who: Caller) -> None:
     await who.ended(one)
     answer = await who.get(f"/history/{one}")
     if who.is_modern:
-        # Names of temporary files are made up at the start of ComfyUI.
+        # ComfyUI chooses the names of temporary files at its start.
         assert answer.status == 200
 
 
@@ -109,7 +111,7 @@ async def delete_entries(who: Caller) -> None:
     await who.get(f"/history/{ended[2]}")
 
 
-async def clear_leaves_alone_what_runs_and_waits(who: Caller) -> None:
+async def clear_keeps_running_and_waiting_prompts(who: Caller) -> None:
     ended = await who.submit("ended", who.pinned())
     await who.ended(ended)
     running = await who.submit("running", who.long())
@@ -148,12 +150,12 @@ async def odd_bodies_delete_nothing(who: Caller) -> None:
 CASES = (
     an_empty_history,
     pages,
-    figures_that_are_none,
-    a_node_fails,
-    stopped_while_it_ran,
+    invalid_numbers,
+    a_failing_node,
+    an_interrupted_prompt,
     the_same_workflow_again,
     several_outputs,
     delete_entries,
-    clear_leaves_alone_what_runs_and_waits,
+    clear_keeps_running_and_waiting_prompts,
     odd_bodies_delete_nothing,
 )

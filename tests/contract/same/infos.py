@@ -1,4 +1,4 @@
-"""Scripts about what a server tells of its nodes, its models and itself."""
+"""Scripts about a server's nodes, its models and its own state."""
 
 from __future__ import annotations
 
@@ -9,14 +9,18 @@ from typing import Any
 
 from tests.support.same_answers import CHECKPOINT, Answer, Caller, Instead, Step
 
-_DEVICES = Instead("fleet contract: devices of all, `index` renumbered, `name` with the server's", 200, '"devices"')
+_DEVICES = Instead(
+    "fleet contract: the list has the devices of all servers; `index` is renumbered and `name` has the server's name",
+    200,
+    '"devices"',
+)
 
 
 _ODD = Instead("issue 19: a path that servers could read in two ways is 403 for a `user`", 403, '"type": "forbidden"')
 
 
 def inputs_of(definition: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Name and declaration of each."""
+    """The name and the declaration of each input."""
     for group in definition.get("input", {}).values():
         if isinstance(group, dict):
             yield from group.items()
@@ -35,12 +39,12 @@ def _is_of_a_script(choice: Any) -> bool:
 
 
 async def all_node_definitions(who: Caller) -> None:
-    """Compared as one text: there are hundreds."""
+    """Compares each definition by its hash, because there are hundreds."""
     async with who.http.get(f"{who.prefix}/object_info") as response:
         told = await response.json()
     for definition in told.values():
         for _, spec in inputs_of(definition):
-            # Scripts upload files, which are choices of some nodes; so are folders of theirs.
+            # Files that scripts upload, and their folders, are choices of some nodes.
             if isinstance(spec[0], list):
                 spec[0] = [one for one in spec[0] if not _is_of_a_script(one)]
             elif len(spec) > 1 and isinstance(spec[1], dict) and isinstance(spec[1].get("options"), list):

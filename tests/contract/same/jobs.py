@@ -8,12 +8,12 @@ from tests.contract.same.queues import TOLD_ALIKE
 from tests.support.same_answers import Caller, Instead
 from tests.support.target import node
 
-_SHOWN = Instead(f"{TOLD_ALIKE.why}, so it is a job as well", 200, '"status": "cancelled"')
-_NOWHERE = Instead("a `user` is told of a path that ComfyUI does not have that there is none", 404)
+_SHOWN = Instead(f"{TOLD_ALIKE.why}, so it is listed as a job, too", 200, '"status": "cancelled"')
+_NOWHERE = Instead("a `user` gets 404 for a path that ComfyUI does not have", 404)
 
 
 async def _some_of_each(who: Caller) -> dict[str, str]:
-    """One that succeeded, one that failed and one that was stopped, one that runs and two that wait."""
+    """The ids of six jobs by name: one succeeded, one failed, one was stopped, one runs and two wait."""
     made = {}
     extra_data = {"extra_pnginfo": {"workflow": {"id": "mine"}}}
     made["succeeded"] = await who.submit("succeeded", who.pinned(), extra_data=extra_data)
@@ -76,7 +76,7 @@ async def one_job(who: Caller) -> None:
         await who.get(f"/api/jobs/{job_id}")
 
 
-async def what_cannot_be_asked_of_jobs(who: Caller) -> None:
+async def invalid_queries(who: Caller) -> None:
     for query in (
         "limit=0",
         "limit=-1",
@@ -133,7 +133,7 @@ async def cancel_several_jobs(who: Caller) -> None:
     await who.get("/api/jobs?status=completed,failed")
 
 
-async def jobs_that_are_deleted_from_the_history(who: Caller) -> None:
+async def jobs_deleted_from_the_history(who: Caller) -> None:
     one = await who.submit("one", who.quick())
     two = await who.submit("two", who.quick())
     await who.ended(one, two)
@@ -145,8 +145,8 @@ async def jobs_that_are_deleted_from_the_history(who: Caller) -> None:
     await who.get("/api/jobs")
 
 
-async def without_api(who: Caller) -> None:
-    """They are below ``/api`` alone."""
+async def paths_without_the_api_prefix(who: Caller) -> None:
+    """The job routes exist only below ``/api``."""
     for path in ("/jobs", f"/jobs/{uuid.uuid4()}"):
         await who.get(path)
     await who.post(f"/jobs/{uuid.uuid4()}/cancel", user=_NOWHERE)
@@ -156,9 +156,9 @@ CASES = (
     no_jobs,
     lists_of_jobs,
     one_job,
-    what_cannot_be_asked_of_jobs,
+    invalid_queries,
     cancel_one_job,
     cancel_several_jobs,
-    jobs_that_are_deleted_from_the_history,
-    without_api,
+    jobs_deleted_from_the_history,
+    paths_without_the_api_prefix,
 )

@@ -1,4 +1,4 @@
-"""docs/side-by-side.md: how many answers each script compares on each way, and which of them differ for what reason.
+"""Writes and reads docs/side-by-side.md: how many answers each script compares on each way, and why some differ.
 
 python -m tests.contract.same.page docs/side-by-side.md
 """
@@ -30,28 +30,29 @@ _REASON = re.compile(r"(\d+)\. (.+)")
 _HEAD = """\
 # Side by side: one ComfyUI, and the gateway in its place
 
-`make side-by-side` writes this page. It plays each script below to a ComfyUI without a gateway, and then to a gateway
-in front of one ComfyUI or of three with folders of their own, and compares status, content type, body and frames of
-each answer. A test (`tests/contract/test_same_answers.py`) plays them again and compares with this page; with
-`COMFYUI_TEST_URL` it plays them to a real ComfyUI as well. What differs from run to run (ids, times, free memory) is
-left out, and the prompt's id in names of output files ([why](drop-in.md#names-of-output-files)).
+`make side-by-side` writes this page. It sends the requests of each script below to a ComfyUI without a gateway, then
+to a gateway in front of one ComfyUI or of three with their own folders, and compares the status, content type, body and
+frames of each answer. A test (`tests/contract/test_same_answers.py`) repeats this and compares its counts with this
+page; with `COMFYUI_TEST_URL` it uses a real ComfyUI as well. The comparison leaves out what differs from run to run
+(ids, times, free memory) and the prompt's id in names of output files ([why](drop-in.md#names-of-output-files)).
 
-With one server and no keys all is relayed byte for byte, which `tests/contract/test_relay_real.py` holds.
+With one server and no keys, the gateway relays every answer byte for byte; `tests/contract/test_relay_real.py` tests
+that.
 
-`12/3 (2, 5)` are 12 answers, of which 3 differ for the reasons 2 and 5. A `–` is a script for what this version of
-ComfyUI does not have.
+`12/3 (2, 5)` means 12 answers, of which 3 differ for the reasons 2 and 5. `–` means that this version of ComfyUI does
+not have what the script needs.
 
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One script on one way.
+    """The counts of one script on one way.
 
     Attributes:
-        answers: how many it compares.
-        other: of these, how many differ.
-        reasons: why they may.
+        answers: number of answers that are compared.
+        other: number of these that differ.
+        reasons: why they differ.
     """
 
     answers: int
@@ -61,11 +62,11 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """What the page says.
+    """The content of the page.
 
     Attributes:
         cells: by the names of script and way.
-        same, other, unexplained: of all answers.
+        same, other, unexplained: numbers of answers that are equal, differ for a reason, and differ without one.
     """
 
     cells: Mapping[tuple[str, str], Cell]
@@ -75,29 +76,29 @@ class Shown:
 
 
 def is_played(case: Case, way: Way) -> bool:
-    """Whether the version of the way has what the script is about."""
+    """Whether this way's version of ComfyUI has what the script needs."""
     return way.version == NEW_VERSION or case not in jobs.CASES
 
 
 def cell_of(steps: list[Step]) -> Cell:
-    """What the gateway answered."""
+    """Counts the gateway's answers."""
     others = [step.instead for step in steps if step.instead is not None]
     return Cell(len(steps), len(others), frozenset(plain_reason(one.why) for one in others))
 
 
 def plain_reason(why: str) -> str:
-    """The reason without where it is written."""
+    """The reason without the reference in front of it."""
     text = why.partition(": ")[2] or why
     return text[:1].upper() + text[1:]
 
 
 def name_of(case: Case) -> str:
-    """Of a script, on the page."""
+    """The name of a script on the page."""
     return f"{case.__module__.rpartition('.')[2]}: {case.__name__.replace('_', ' ')}"
 
 
 def read_page(text: str) -> Shown:
-    """What was written by `page_of`."""
+    """Parses what `page_of` wrote."""
     reasons = dict(_REASON.findall(text))
     rows = [line.strip("| \n").split(" | ") for line in text.splitlines() if line.startswith("| ")]
     ways, cells = rows[0][1:], {}
@@ -112,7 +113,7 @@ def read_page(text: str) -> Shown:
 
 
 def page_of(cells: Mapping[tuple[str, str], Cell], unexplained: int) -> str:
-    """The page. `unexplained`: how many answers differ without a reason."""
+    """The text of the page. `unexplained`: the number of answers that differ without a reason."""
     counted = Counter(reason for cell in cells.values() for reason in sorted(cell.reasons))
     numbers = {reason: number for number, reason in enumerate(counted, start=1)}
     total, other = sum(cell.answers for cell in cells.values()), sum(cell.other for cell in cells.values())
@@ -129,7 +130,11 @@ def page_of(cells: Mapping[tuple[str, str], Cell], unexplained: int) -> str:
     for name in dict.fromkeys(name for name, _ in cells):
         shown = " | ".join(_text(cells.get((name, way)), numbers) for way in ways)
         lines += [f"| {name} | {shown} |"]
-    lines += ["", "A way is named by the version of ComfyUI, how many of them, whose key asks, and the prefix.", ""]
+    lines += [
+        "",
+        "The name of a way has ComfyUI's version, the number of servers, the role of the key, and the path prefix.",
+        "",
+    ]
     lines += ["## Reasons", "", *(f"{number}. {reason}" for reason, number in numbers.items())]
     return _HEAD + "\n".join(lines) + "\n"
 
@@ -159,7 +164,7 @@ async def _written(path: Path) -> None:
                             unexplained += len(found := differences(theirs, ours))
                             for request, difference in found.items():
                                 print(way, name_of(case), request, difference)
-    # A script that not every way plays has its place all the same.
+    # The page keeps the order of the scripts, also of those that not every way plays.
     names = [name_of(case) for case in ALL]
     path.write_text(page_of(dict(sorted(cells.items(), key=lambda item: names.index(item[0][0]))), unexplained))
 

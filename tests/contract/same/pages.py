@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from tests.support.same_answers import Caller, Instead
 
-_NO_ROW = Instead("issue 19: what is not in the table of rights is 403 for a `user`", 403, '"type": "forbidden"')
-_DENIED = Instead("drop-in.md, `PROXY_DENY`: what tells about the server is not for clients", 403)
+_NO_ROW = Instead("issue 19: a request outside the table of rights is 403 for a `user`", 403, '"type": "forbidden"')
+_DENIED = Instead("drop-in.md, `PROXY_DENY`: details of the server are not for clients", 403)
 
 
 async def static_files(who: Caller) -> None:
@@ -27,7 +27,7 @@ async def static_files(who: Caller) -> None:
         await who.ask("HEAD", path)
 
 
-async def paths_that_are_not_there(who: Caller) -> None:
+async def unknown_paths(who: Caller) -> None:
     for path in (
         "/nothing",
         "/queue/",
@@ -46,15 +46,15 @@ async def paths_that_are_not_there(who: Caller) -> None:
         await who.get(path)
 
 
-async def what_is_not_for_clients(who: Caller) -> None:
+async def internal_paths(who: Caller) -> None:
     for path in ("/internal/logs", "/internal/logs/raw", "/internal/folder_paths"):
         await who.get(path, gateway=_DENIED)
 
 
-async def a_websocket_s_path_without_one(who: Caller) -> None:
+async def the_websocket_path_over_plain_http(who: Caller) -> None:
     await who.get("/ws", user=_NO_ROW)
     await who.ask("HEAD", "/ws", user=Instead(_NO_ROW.why, 403))
     await who.post("/ws", {}, user=_NO_ROW)
 
 
-CASES = (static_files, paths_that_are_not_there, what_is_not_for_clients, a_websocket_s_path_without_one)
+CASES = (static_files, unknown_paths, internal_paths, the_websocket_path_over_plain_http)

@@ -11,44 +11,46 @@ from typing import Any
 from tests.support.same_answers import Caller, Instead
 from tests.support.target import empty, inverted, node
 
-_ONE_RUN = "fleet contract, the same `prompt_id` again: the same answer and one run; ComfyUI runs it twice (trap 10)"
+_ONE_RUN = (
+    "fleet contract, the same `prompt_id` again: it gets the same answer and runs once; ComfyUI runs twice (trap 10)"
+)
 _MALFORMED = Instead(
-    "`check_api_format`: ComfyUI never sees a workflow of this kind, since its prompt worker may end by one",
+    "`check_api_format`: the gateway refuses a workflow that could end ComfyUI's prompt worker",
     400,
     "Not a workflow in API format: see node",
 )
 _ON_THE_SERVER = Instead(
-    "jobs contract section 3: a server has one that runs and one that waits, which is taken back for no other",
+    "jobs contract section 3: each server has a running and a waiting prompt, and the waiting one is never taken back",
     200,
     "<waiting>",
 )
 _ID = "5f0c0000-aaaa-4000-8000-00000000000a"
 _CANONICAL = Instead(
-    "fleet contract, hard cases: ids are canonical UUIDs upstream, also where a ComfyUI of 0.3.64 would take anything",
+    "fleet contract, hard cases: the gateway requires canonical UUIDs as ids; ComfyUI 0.3.64 takes any text",
     400,
     '"type": "invalid_prompt_id"',
 )
 _TYPED = (
     "jobs contract section 1, product contract section 6: fields have types, and an error names its field; ComfyUI's "
-    "code fails at these, or keeps what no client sends"
+    "code fails at such values or keeps them"
 )
 _MARK = Instead(
-    "api.md: a byte order mark before JSON is read over; ComfyUI's code fails at it", 200, '"node_errors": {}'
+    "api.md: a byte order mark before JSON is ignored; ComfyUI's code fails at it", 200, '"node_errors": {}'
 )
 _NO_NUMBER = Instead(
-    "api.md: the gateway's answers are strict JSON: NaN and infinities are null in them", 400, '"received_value": null'
+    "api.md: the gateway's answers are strict JSON, so NaN and infinities become null", 400, '"received_value": null'
 )
-_NO_TEXT = Instead(f"{_TYPED}, such as half a character", 400, '"message": "client_id: ')
+_NO_TEXT = Instead(f"{_TYPED}; one is half of a surrogate pair", 400, '"message": "client_id: ')
 _BUSY = (
-    "fleet contract, `POST /prompt`: no able server has a free place, so the preflight answers: ComfyUI's types, with "
-    "our words"
+    "fleet contract, `POST /prompt`: all servers that can run it are busy, so the preflight answers: ComfyUI's error "
+    "types with our own texts"
 )
 _LATER = (
-    "fleet contract, `POST /prompt`: no able server has a free place, so the prompt waits; which outputs a server "
-    "leaves out is known when one has it"
+    "fleet contract, `POST /prompt`: all servers that can run it are busy, so the prompt waits; which outputs a server "
+    "refuses is known when one takes it"
 )
-_NEWER = Instead(f"{_BUSY}; the type is that of newer ComfyUIs", 400, '"type": "missing_node_type"')
-_OTHER_BODY = "fleet contract, the same `prompt_id` again: an other body is 409; ComfyUI runs both (trap 10)"
+_NEWER = Instead(f"{_BUSY}; the type is that of newer versions", 400, '"type": "missing_node_type"')
+_OTHER_BODY = "fleet contract, the same `prompt_id` again: with another body it is 409; ComfyUI runs both (trap 10)"
 
 
 async def a_good_prompt(who: Caller) -> None:
@@ -61,7 +63,7 @@ async def a_good_prompt(who: Caller) -> None:
     await who.get("/queue")
 
 
-async def an_id_of_the_caller_s_own(who: Caller) -> None:
+async def an_id_chosen_by_the_caller(who: Caller) -> None:
     mine = who.named(str(uuid.uuid4()), "mine")
     assert await who.submit("mine", who.quick(), prompt_id=mine) == mine
     await who.ended(mine)
@@ -80,7 +82,7 @@ async def the_same_id_again(who: Caller) -> None:
     await who.post("/prompt", other, gateway=Instead(_OTHER_BODY, 409, '"error": {"type": '))
 
 
-async def workflows_that_are_refused(who: Caller) -> None:
+async def refused_workflows(who: Caller) -> None:
     good = inverted("refused")
     for workflow in (
         {},
@@ -113,7 +115,7 @@ async def workflows_that_are_refused(who: Caller) -> None:
     await who.get("/history")
 
 
-async def good_outputs_beside_refused_ones(who: Caller) -> None:
+async def good_and_refused_outputs(who: Caller) -> None:
     one = await who.submit("one", {**who.quick(), "4": node("SaveImage", images=["1", 0])})
     await who.ended(one)
     await who.get(f"/history/{one}")
@@ -128,14 +130,14 @@ async def only_some_outputs(who: Caller) -> None:
         await who.post("/prompt", {"prompt": who.quick(), "partial_execution_targets": targets})
 
 
-async def bodies_that_are_none(who: Caller) -> None:
+async def invalid_bodies(who: Caller) -> None:
     odd: tuple[Any, ...] = (b"", b"{", b"[]", b"null", b"7", b'"prompt"', b"\xff\xfe", {}, {"workflow": {}})
     for body in odd:
         await who.post("/prompt", body)
 
 
 async def _asked(who: Caller, name: str, body: bytes, **more: Any) -> None:
-    """It has ended when this returns: a server with a free place says itself what it makes of the next one."""
+    """Waits for the end of an accepted prompt, so that a server is free and judges the next prompt itself."""
     answer = await who.ask("POST", "/prompt", body, name=name, **more)
     if answer.status == 200:
         await who.ended(answer.body["prompt_id"])
@@ -166,7 +168,7 @@ async def odd_json(who: Caller) -> None:
     await _asked(who, "packed", gzip.compress(good.encode()), headers=headers)
 
 
-async def json_that_only_the_gateway_reads(who: Caller) -> None:
+async def json_that_only_the_gateway_accepts(who: Caller) -> None:
     good = json.dumps({"prompt": who.quick()})
     await _asked(who, "with a mark", good.encode("utf-8-sig"), gateway=_MARK)
     for value in ("NaN", "1e400"):
@@ -175,8 +177,8 @@ async def json_that_only_the_gateway_reads(who: Caller) -> None:
     await _asked(who, "half a name", f'{{"client_id": "\\ud800", {good[1:]}'.encode(), gateway=_NO_TEXT)
 
 
-async def refused_while_no_place_is_free(who: Caller) -> None:
-    """The servers that can run it are busy, so none of them is asked."""
+async def refusals_while_all_servers_are_busy(who: Caller) -> None:
+    """All servers that could run the prompt are busy, so the gateway asks none of them."""
     running = await who.submit("running", who.long())
     await who.runs(running)
     waiting = await who.submit("waiting", who.pinned())
@@ -198,13 +200,13 @@ async def refused_while_no_place_is_free(who: Caller) -> None:
     await who.post("/prompt", {"prompt": workflow}, gateway=Instead(_LATER, 200, '"node_errors": {}'))
 
 
-async def prompts_that_are_none(who: Caller) -> None:
+async def invalid_prompts(who: Caller) -> None:
     odd: tuple[Any, ...] = (None, [], "text", 7, True, {"1": None}, {"1": []}, {"1": {}}, {"1": {"class_type": 3}})
     for prompt in odd:
         await who.post("/prompt", {"prompt": prompt})
 
 
-async def ids_that_are_none(who: Caller) -> None:
+async def invalid_ids(who: Caller) -> None:
     refused = None if who.is_modern else _CANONICAL
     odd: tuple[Any, ...] = ("nope", "", 7, [], _ID.upper(), _ID.replace("-", ""))
     for prompt_id in odd:
@@ -212,7 +214,7 @@ async def ids_that_are_none(who: Caller) -> None:
     await who.post("/prompt", {"prompt": {}, "prompt_id": "nope"}, gateway=refused)
 
 
-async def fields_of_a_wrong_type(who: Caller) -> None:
+async def fields_of_the_wrong_type(who: Caller) -> None:
     refused: tuple[tuple[str, Any], ...] = (
         ("number", "first"),
         ("number", []),
@@ -225,25 +227,25 @@ async def fields_of_a_wrong_type(who: Caller) -> None:
     for name, value in refused:
         body = {"prompt": who.quick(), name: value}
         await who.post("/prompt", {"client_id": "tab", **body}, gateway=Instead(_TYPED, 400, f'"message": "{name}: '))
-    # ComfyUI's code fails at null for these, and not for the others.
+    # ComfyUI's code fails at null only for these fields.
     for name in ("number", "extra_data"):
         body = {"prompt": who.quick(), name: None, "client_id": "tab"}
         await who.post("/prompt", body, gateway=Instead(_TYPED, 200, '"node_errors": {}'))
 
 
-async def fields_of_odd_values(who: Caller) -> None:
+async def fields_with_odd_values(who: Caller) -> None:
     for name, value in (
         ("partial_execution_targets", None),
         ("client_id", None),
         ("front", "yes"),
         ("front", 0),
         ("number", "-1000000.5"),
-        ("a field that nobody knows", 1),
+        ("an unknown field", 1),
     ):
         await who.post("/prompt", {"prompt": who.quick(), name: value})
 
 
-async def before_and_behind_others(who: Caller) -> None:
+async def positions_in_the_queue(who: Caller) -> None:
     running = await who.submit("running", who.long())
     await who.runs(running)
     waiting = await who.submit("waiting", who.pinned())
@@ -263,18 +265,18 @@ async def before_and_behind_others(who: Caller) -> None:
 
 CASES = (
     a_good_prompt,
-    an_id_of_the_caller_s_own,
+    an_id_chosen_by_the_caller,
     the_same_id_again,
-    workflows_that_are_refused,
-    good_outputs_beside_refused_ones,
+    refused_workflows,
+    good_and_refused_outputs,
     only_some_outputs,
-    bodies_that_are_none,
+    invalid_bodies,
     odd_json,
-    json_that_only_the_gateway_reads,
-    refused_while_no_place_is_free,
-    prompts_that_are_none,
-    ids_that_are_none,
-    fields_of_a_wrong_type,
-    fields_of_odd_values,
-    before_and_behind_others,
+    json_that_only_the_gateway_accepts,
+    refusals_while_all_servers_are_busy,
+    invalid_prompts,
+    invalid_ids,
+    fields_of_the_wrong_type,
+    fields_with_odd_values,
+    positions_in_the_queue,
 )

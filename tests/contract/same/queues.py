@@ -7,11 +7,11 @@ from typing import Any
 
 from tests.support.same_answers import Caller, Instead
 
-_FREE = "jobs contract section 4, roles: `/free` is 403 for a `user`, as all servers would load their models again"
+_FREE = "jobs contract section 4, roles: `/free` is 403 for a `user`, because all servers would load their models again"
 _FORBIDDEN = Instead(_FREE, 403, '"type": "forbidden"')
-_NO_ROW = Instead("issue 19: what is not in the table of rights is 403 for a `user`", 403, '"type": "forbidden"')
+_NO_ROW = Instead("issue 19: a request outside the table of rights is 403 for a `user`", 403, '"type": "forbidden"')
 TOLD_ALIKE = Instead(
-    "fleet contract, frames, 3: every end is told alike, also the cancel of a waiting prompt: a history entry",
+    "fleet contract, frames, 3: every end has a history entry, also that of a waiting prompt that was cancelled",
     200,
     "execution_interrupted",
 )
@@ -23,7 +23,7 @@ async def an_empty_queue(who: Caller) -> None:
 
 
 async def _filled(who: Caller, **fields: Any) -> tuple[str, list[str]]:
-    """One that runs, with these fields, and three that wait, in this order."""
+    """Submits a prompt that runs, with these fields, and three that wait; returns their ids in this order."""
     running = await who.submit("running", who.long(), **fields)
     await who.runs(running)
     waiting = [await who.submit(f"waiting {number}", who.pinned()) for number in range(3)]
@@ -40,7 +40,7 @@ async def one_runs_and_three_wait(who: Caller) -> None:
         await who.get(f"/history/{prompt_id}")
 
 
-async def secrets_are_not_told(who: Caller) -> None:
+async def secrets_are_not_shown(who: Caller) -> None:
     secrets = {"api_key_comfy_org": "secret", "auth_token_comfy_org": "secret", "told": 1}
     running = await who.submit("running", who.long(), extra_data=secrets)
     await who.runs(running)
@@ -48,7 +48,7 @@ async def secrets_are_not_told(who: Caller) -> None:
         await who.get("/queue")
 
 
-async def delete_what_waits(who: Caller) -> None:
+async def delete_waiting_prompts(who: Caller) -> None:
     running, waiting = await _filled(who)
     await who.post("/queue", {"delete": [waiting[1]]})
     await who.get("/queue")
@@ -62,7 +62,7 @@ async def delete_what_waits(who: Caller) -> None:
         await who.get(f"/history/{prompt_id}", gateway=TOLD_ALIKE)
 
 
-async def clear_what_waits(who: Caller) -> None:
+async def clear_waiting_prompts(who: Caller) -> None:
     _, waiting = await _filled(who)
     await who.post("/queue", {"clear": False})
     await who.get("/prompt")
@@ -103,7 +103,7 @@ async def interrupt_by_id(who: Caller) -> None:
     await who.get("/queue")
 
 
-async def interrupt_what_runs(who: Caller) -> None:
+async def interrupt_the_running_prompt(who: Caller) -> None:
     for number, body in enumerate((None, b"", {}, {"prompt_id": None}, {"prompt_id": ""}, b"not JSON")):
         running = await who.submit(f"running {number}", who.long())
         await who.runs(running)
@@ -153,12 +153,12 @@ async def other_methods(who: Caller) -> None:
 CASES = (
     an_empty_queue,
     one_runs_and_three_wait,
-    secrets_are_not_told,
-    delete_what_waits,
-    clear_what_waits,
+    secrets_are_not_shown,
+    delete_waiting_prompts,
+    clear_waiting_prompts,
     odd_bodies_change_no_queue,
     interrupt_by_id,
-    interrupt_what_runs,
+    interrupt_the_running_prompt,
     odd_bodies_interrupt_nothing,
     free,
     other_methods,

@@ -1,4 +1,4 @@
-"""Scripts about files that clients upload: their names, what is read back, masks, and prompts that name them."""
+"""Scripts about uploads: their names, how they are read back, masks, and prompts that name them."""
 
 from __future__ import annotations
 
@@ -13,17 +13,21 @@ from tests.contract.same.files import viewed
 from tests.support.same_answers import Caller, Instead
 from tests.support.target import Prompt, node
 
-_TOLD = "drop-in.md, uploads: the gateway says what is wrong; ComfyUI has no words for it"
+_TOLD = "drop-in.md, uploads: the gateway gives the reason of a refusal; ComfyUI gives none"
 _BAD_NAME = Instead(_TOLD, 400, "folder below ComfyUI's own")
 _NO_FILE = Instead(_TOLD, 400, "image: ")
 _NO_TYPE = Instead(
-    "drop-in.md, uploads: an unknown type is the client's mistake; ComfyUI fails", 400, "input, output or temp"
+    "drop-in.md, uploads: an unknown type is a client's error; ComfyUI's code fails", 400, "input, output or temp"
 )
-_NO_ORIGINAL = Instead("fleet contract: unknown original: 400, never 200 without a file", 400, "original_ref")
+_NO_ORIGINAL = Instead("fleet contract: an unknown original is 400, never 200 without a file", 400, "original_ref")
 _NO_FORM = Instead(_TOLD, 400, "")
 _BAD_REF = Instead(_TOLD, 400, "original_ref: ")
 _NO_MASK = Instead(_TOLD, 400, "")
-_NOT_OWN = Instead("jobs contract section 4: a file that is not the key's own", 400, "has uploaded none of this name")
+_NOT_OWN = Instead(
+    "jobs contract section 4: a prompt may name only files that its own key uploaded",
+    400,
+    "has uploaded none of this name",
+)
 
 
 def _picture(red: int, alpha: int = 255, size: tuple[int, int] = (8, 6)) -> bytes:
@@ -63,7 +67,7 @@ async def names_of_uploads(who: Caller) -> None:
         await who.ask("HEAD", f"/view?{query}")
 
 
-async def uploads_that_are_refused(who: Caller) -> None:
+async def refused_uploads(who: Caller) -> None:
     name = f"{_new(who)}.png"
     await who.upload(f"../{name}", b"x", instead=_BAD_NAME)
     await who.upload(name, b"x", instead=_BAD_NAME, subfolder="../x")
@@ -97,7 +101,7 @@ async def odd_uploads(who: Caller) -> None:
     await who.get(f"/view?filename={stem}.html&type=input")
 
 
-async def how_an_upload_is_asked_for(who: Caller) -> None:
+async def requests_for_an_upload(who: Caller) -> None:
     name = f"{_new(who)}.png"
     await who.upload(name, _picture(90, 60), subfolder="clipspace")
     base = f"/view?filename={name}&type=input&subfolder=clipspace"
@@ -115,14 +119,14 @@ async def how_an_upload_is_asked_for(who: Caller) -> None:
     await who.get(f"/view?filename={name}&type=input")
 
 
-async def bodies_that_are_no_uploads(who: Caller) -> None:
+async def bodies_without_an_upload(who: Caller) -> None:
     for path in ("/upload/image", "/upload/mask"):
         await who.post(path, b"", gateway=_NO_FORM)
         await who.post(path, {}, gateway=_NO_FORM)
         await who.ask("POST", path, b"x", headers={"Content-Type": "multipart/form-data"}, gateway=_NO_FORM)
 
 
-async def masks_that_are_refused(who: Caller) -> None:
+async def refused_masks(who: Caller) -> None:
     name = _new(who)
     original = f"{name}.png"
     await who.upload(original, _picture(200))
@@ -137,7 +141,7 @@ async def masks_that_are_refused(who: Caller) -> None:
     await who.get(f"/view?filename={name}-plain.png&type=input")
 
 
-async def a_mask_of_a_picture_that_a_prompt_made(who: Caller) -> None:
+async def a_mask_for_a_rendered_picture(who: Caller) -> None:
     prompt_id = await who.submit("one", who.plain(0x4488CC))
     await who.ended(prompt_id)
     async with who.http.get(f"{who.prefix}/history/{prompt_id}") as response:
@@ -170,7 +174,7 @@ async def a_prompt_that_names_an_upload(who: Caller) -> None:
     name = f"{_new(who)}.png"
     await who.upload(name, _picture(100))
     await who.upload(name, _picture(150), subfolder="a")
-    # Of another picture: for a `user` both texts become one name, so that ComfyUI would have it in its cache.
+    # Another picture, because for a `user` both texts become the same name and ComfyUI would use its cache.
     await who.upload(f"2-{name}", _picture(160))
     await who.upload(f"3-{name}", _picture(170), type="temp")
     await who.upload(f"4-{name}", _picture(180), type="output", subfolder="b")
@@ -184,12 +188,12 @@ async def a_prompt_that_names_an_upload(who: Caller) -> None:
 
 CASES = (
     names_of_uploads,
-    uploads_that_are_refused,
+    refused_uploads,
     odd_uploads,
-    how_an_upload_is_asked_for,
-    bodies_that_are_no_uploads,
+    requests_for_an_upload,
+    bodies_without_an_upload,
     masks,
-    masks_that_are_refused,
-    a_mask_of_a_picture_that_a_prompt_made,
+    refused_masks,
+    a_mask_for_a_rendered_picture,
     a_prompt_that_names_an_upload,
 )

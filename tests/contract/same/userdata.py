@@ -1,4 +1,4 @@
-"""Scripts about what ComfyUI keeps for its web frontend: settings, files of the user, and who the users are."""
+"""Scripts about what ComfyUI stores for its web frontend: settings, user files and users."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ from typing import Any
 from tests.support.same_answers import Caller, Instead
 
 _BAD_BODY = Instead(
-    "product contract section 6: bad input is named; ComfyUI's code fails at it", 422, '"type": "invalid_request"'
+    "product contract section 6: an invalid body gets its reason; ComfyUI's code fails",
+    422,
+    '"type": "invalid_request"',
 )
-_ONE_USER = Instead("jobs contract section 4: users are the keys, and `/users` makes none", 403, '"type": "forbidden"')
-_NO_FILE = Instead("keys.md: a path that is no file of the key's own is 403 for a `user`", 403)
+_ONE_USER = Instead(
+    "jobs contract section 4: the keys are the users, so `/users` makes none", 403, '"type": "forbidden"'
+)
+_NO_FILE = Instead("keys.md: a path outside the key's own files is 403 for a `user`", 403)
 
 
 def _new(who: Caller) -> str:
@@ -34,7 +38,7 @@ async def settings(who: Caller) -> None:
     await who.ask("HEAD", "/settings")
 
 
-async def settings_that_are_none(who: Caller) -> None:
+async def invalid_settings(who: Caller) -> None:
     name = _new(who)
     for body in (b"", b"{", b"\xff"):
         await who.post("/settings", body, user=_BAD_BODY)
@@ -43,7 +47,7 @@ async def settings_that_are_none(who: Caller) -> None:
     await who.get(f"/settings/{name}")
 
 
-async def files_of_the_user(who: Caller) -> None:
+async def user_files(who: Caller) -> None:
     folder = _new(who)
     one = f"/userdata/{folder}%2Fone.json"
     await who.get(one)
@@ -70,7 +74,7 @@ async def files_of_the_user(who: Caller) -> None:
     await who.get(f"/userdata/{folder}%2Fempty.txt")
 
 
-async def lists_of_the_user_s_files(who: Caller) -> None:
+async def lists_of_user_files(who: Caller) -> None:
     folder = _new(who)
     for name in ("a.json", "b%20c.json", "deep%2Fd.json", "deep%2Fer%2Fe.json"):
         await who.post(f"/userdata/{folder}%2F{name}", b"{}")
@@ -107,7 +111,7 @@ async def lists_of_the_user_s_files(who: Caller) -> None:
     await who.ask("HEAD", f"/v2/userdata?path={folder}")
 
 
-async def names_that_lead_elsewhere(who: Caller) -> None:
+async def names_outside_the_users_folder(who: Caller) -> None:
     for name in ("..%2Fa.json", "..%2F..%2Fa.json", "%2Fetc%2Fpasswd", "x%2F..%2F..%2Fa.json", "%252e%252e%252fa.json"):
         await who.get(f"/userdata/{name}", user=_NO_FILE)
         await who.post(f"/userdata/{name}", b"{}", user=_NO_FILE)
@@ -122,9 +126,9 @@ async def users(who: Caller) -> None:
 
 CASES = (
     settings,
-    settings_that_are_none,
-    files_of_the_user,
-    lists_of_the_user_s_files,
-    names_that_lead_elsewhere,
+    invalid_settings,
+    user_files,
+    lists_of_user_files,
+    names_outside_the_users_folder,
     users,
 )
