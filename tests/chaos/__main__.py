@@ -1,12 +1,12 @@
 """`make chaos`: many prompts from many clients through three servers, which misbehave, die and come back at random.
 
-Each server is a process of its own behind a wire of its own. It is killed, stopped in order, made to stand still, cut
-off with or without a word, and started again; beside that each misbehaves as ComfyUI does.
+Each server is a process behind a link of its own. It is killed, stopped in order, suspended, cut off with closed or
+with silent connections, and started again; meanwhile it misbehaves as ComfyUI does.
 
-Promises, checked at the end: every prompt was answered with a result; none was executed twice but by a stated policy
-(it was forgotten, lost with its server, or its cached file was gone), which is told by the gateway's log of that
-prompt, and counted at the servers; nobody got another's files; no server is left with a prompt that nobody waits for.
-Exit status 1 when one is broken. The same ``--seed`` gives the same faults in the same order.
+Promises, checked at the end: every prompt got a result; none was executed twice except by a stated policy (its server
+forgot it or died, or its cached file was gone), which the gateway's log names and the servers count; every caller got
+its own files; no server still has a prompt that no caller waits for.
+Exit status 1 if a promise is broken. The same ``--seed`` gives the same faults in the same order.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ PACE_S = 0.25
 SERVERS = 3
 TIMEOUT_S = 120.0
 CLEARED_S = 20.0
-"""So long after the last answer servers may still end what nobody waits for."""
+"""Time after the last answer in which servers may still end prompts that no caller waits for."""
 RETRIES = 5
-"""A prompt may be lost so often: here it meets more deaths in a minute than elsewhere in a year."""
+"""How often a prompt may be lost: in one minute here, more servers die than elsewhere in a year."""
 
 FAULTS: tuple[dict[str, Any], ...] = (
     {"prompt_reply_lost_before_queue": {"times": 1}},
@@ -78,7 +78,7 @@ class Outcome:
 
 
 async def caller(gateway: RunningGateway, numbers: AsyncIterator[int], outcome: Outcome, seed: int) -> None:
-    """Post one workflow after the other; the colour of each tells whose picture comes back."""
+    """Posts one workflow after the other, each in a colour of its own, so that its picture can be recognised."""
     async for number in numbers:
         color = (number * 2654435761 + seed) % 0xFFFFFF
         workflow = invert_workflow(color, prefix=f"chaos_{number}")
@@ -117,7 +117,7 @@ def check_files(number: int, color: int, body: dict[str, Any], outcome: Outcome)
 
 
 async def strike(members: list[Member], seed: int, struck: Counter[str]) -> None:
-    """Faults at random, until cancelled."""
+    """Sets random faults until it is cancelled."""
     chance = random.Random(seed)  # noqa: S311 - reproducible, not secret
     async with asyncio.TaskGroup() as tasks:
         while True:
@@ -128,7 +128,7 @@ async def strike(members: list[Member], seed: int, struck: Counter[str]) -> None
 
 
 async def deal_blows(members: list[Member], pace_s: float, seed: int, struck: Counter[str]) -> None:
-    """Servers die, stand still and are cut off at random, until cancelled; then all are well."""
+    """Kills, suspends and cuts off servers at random until it is cancelled; then all of them run again."""
     chance = random.Random(f"blows {seed}")  # noqa: S311 - reproducible, not secret
     under_way: dict[Member, asyncio.Task[None]] = {}
     try:
@@ -176,7 +176,7 @@ BLOWS = tuple({"killed": killed, "restarted": restarted, "hung": hung, "cut off"
 
 
 def impatient(made: GatewayOptions) -> GatewayOptions:
-    """What takes half a minute by default takes a second."""
+    """Reduces timeouts of half a minute to about a second."""
     servers = replace(made.servers, probe_timeout_s=0.5, heartbeat_s=0.6)
     queue = replace(made.handler.queue, move_after_s=0.5)
     return replace(made, servers=servers, handler=replace(made.handler, queue=queue))
@@ -188,8 +188,8 @@ class Counted:
 
     Attributes:
         executed: how often each prompt was begun.
-        again: how often each prompt was to run again, by the policy that the log names.
-        reasons: of these, by policy.
+        again: how often the log says that each prompt had to run again.
+        reasons: the same by the policy that the log names.
         left: ids of prompts that a server still has.
         lines: the gateway's log.
     """
@@ -215,7 +215,7 @@ class Counted:
 async def run(
     prompts: int, clients: int, seconds: float, seed: int, *, blow_pace_s: float
 ) -> tuple[Outcome, Counter[str], Counted]:
-    """`blow_pace_s`: mean time between two blows, of which a server has one at a time."""
+    """`blow_pace_s`: mean time between two blows; a server suffers one at a time."""
     outcome, struck = Outcome(), Counter[str]()
     with tempfile.TemporaryDirectory() as folder, capture_logs() as lines:
         async with AsyncExitStack() as stack:
@@ -254,7 +254,7 @@ async def run(
 
 
 async def left_on(members: list[Member]) -> list[str]:
-    """What is in the queues when there was time to clear them."""
+    """Ids of prompts that are still in the servers' queues after `CLEARED_S`."""
     deadline = time.monotonic() + CLEARED_S
     while True:
         left = [prompt_id for member in members for ids in await member.queue() for prompt_id in ids]
@@ -280,7 +280,7 @@ class Numbers:
 
 
 def report(outcome: Outcome, struck: Counter[str], counted: Counted, prompts: int) -> bool:
-    """Print the summary; True when every promise held."""
+    """Prints the summary; returns True if every promise held."""
     answered = sum(count for status, count in outcome.statuses.items() if status[0].isdigit())
     print(f"faults     {sum(struck.values())}: {dict(struck.most_common())}")
     print(f"answers    {dict(outcome.statuses.most_common())}")
@@ -293,8 +293,8 @@ def report(outcome: Outcome, struck: Counter[str], counted: Counted, prompts: in
         f"every prompt answered ({answered} of {prompts})": answered == prompts,
         f"every answer a result ({outcome.statuses['200']} of {prompts})": outcome.statuses["200"] == prompts,
         f"none executed more often than policy says ({len(counted.beyond_policy)} were)": not counted.beyond_policy,
-        f"nothing runs for nobody ({len(counted.left)} do)": not counted.left,
-        f"nobody got another's files ({len(outcome.wrong_files)} did)": not outcome.wrong_files,
+        f"no prompt left on a server ({len(counted.left)} are)": not counted.left,
+        f"every caller got its own files ({len(outcome.wrong_files)} did not)": not outcome.wrong_files,
     }
     for promise, held in promises.items():
         print(f"{'held  ' if held else 'BROKEN'}     {promise}")
@@ -309,7 +309,7 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=50)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--blow-every", type=float, default=2, help="seconds, in the mean, until a server dies")
+    parser.add_argument("--blow-every", type=float, default=2, help="mean seconds between two blows to servers")
     parser.add_argument("--log", type=Path, help="a file for the gateway's log, one JSON object a line")
     arguments = parser.parse_args()
     print(f"chaos      { ({name: value for name, value in vars(arguments).items() if name != 'log'}) }")

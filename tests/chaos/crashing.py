@@ -1,4 +1,4 @@
-"""A ComfyUI that crashes a given number of times at one stage of a job, and counts how often it begins to render it."""
+"""A ComfyUI that crashes a given number of times at one stage of a job and records each render that it begins."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PICTURE = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwAD
 
 
 def engine_arguments(folder: Path, stage: str, crashes: int) -> tuple[str, ...]:
-    """An engine that crashes so often at this stage, counted over its starts, and writes down each prompt it begins."""
+    """Arguments of an engine that crashes `crashes` times at this stage, counted across its starts."""
     faults = folder / "faults.json"
     if not faults.exists():
         faults.write_text(json.dumps({"segfault": {**STAGES[stage], "times": crashes}}))
@@ -35,13 +35,13 @@ def engine_command(port: int, folder: Path, stage: str, crashes: int) -> tuple[s
 
 
 def renders(folder: Path) -> int:
-    """How often ComfyUI began to render anything."""
+    """How often ComfyUI began to render."""
     path = folder / "executions"
     return len(path.read_text().splitlines()) if path.exists() else 0
 
 
 def picture_workflow() -> Workflow:
-    """One that has every stage: its picture is uploaded before it is queued."""
+    """A workflow that passes every stage, because its picture is uploaded before it is queued."""
     workflow = invert_workflow()
     workflow["1"] = {"class_type": "LoadImage", "inputs": {"image": f"data:image/png;base64,{_PICTURE}"}}
     return workflow

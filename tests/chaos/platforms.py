@@ -1,7 +1,7 @@
 """One job through each platform's real loop while ComfyUI crashes.
 
-The chaos plays the platform's part: it starts a worker that ended again, and delivers a job that failed as retryable
-again, as often as the platform would. Each function returns "done" or the kind of error with which the job ended.
+This module takes the platform's part: it restarts a worker that ended, and delivers a job that failed as retryable
+again, as often as the platform would. Each function returns "done" or the type of error with which the job ended.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ OneJob = Callable[[Path, str, int], Awaitable[str]]
 
 
 async def under_worker(folder: Path, stage: str, crashes: int) -> str:
-    """What RunPod's and Postgres' workers share: ComfyUI is the worker's child."""
+    """Runs the part that RunPod's and Postgres' workers share: ComfyUI is the worker's child."""
     port = free_port()
     command = engine_command(port, folder, stage, crashes)
     options = WorkerOptions(f"127.0.0.1:{port}", command, http_retries=0, restart_delay_s=0.05)
@@ -43,7 +43,7 @@ async def under_worker(folder: Path, stage: str, crashes: int) -> str:
 
 
 async def under_supervisor(folder: Path, stage: str, crashes: int) -> str:
-    """What LittleHorse's worker has: something else starts ComfyUI again."""
+    """Runs the case of LittleHorse's worker: a supervisor restarts ComfyUI."""
     async with (
         _supervised(folder, stage, crashes) as address,
         ComfyUIWorker(WorkerOptions(address, http_retries=0)) as worker,
@@ -68,7 +68,7 @@ async def _supervised(folder: Path, stage: str, crashes: int) -> AsyncIterator[s
 
 
 async def on_runpod(folder: Path, stage: str, crashes: int) -> str:
-    """The SDK's production loop. A worker that asks to be replaced is."""
+    """Runs the SDK's production loop and replaces a worker that asks for it."""
     port = free_port()
     settings = {
         **_QUICK,
@@ -96,7 +96,7 @@ async def on_runpod(folder: Path, stage: str, crashes: int) -> str:
 
 
 async def on_postgres(folder: Path, stage: str, crashes: int) -> str:
-    """A worker's process on a database of its own. A worker that ends is started again, as a supervisor does."""
+    """Runs a worker's process on a database of its own and restarts it when it ends, as a supervisor does."""
     from tests.support.postgres_server import running_postgres
     from tests.support.supabase_stub import SERVICE_ROLE_KEY, running_supabase
     from tests.support.tables import new_database
@@ -121,7 +121,7 @@ async def on_postgres(folder: Path, stage: str, crashes: int) -> str:
             "COMFY_ARGS": shlex.join(engine_arguments(folder, stage, crashes)),
         }
         task = await tables.add({"workflow": picture_workflow()})
-        supervisor = asyncio.create_task(_started_again(settings))
+        supervisor = asyncio.create_task(_supervise(settings))
         try:
             row = await tables.until_status(task, "complete", "failed", within_s=120)
         finally:
@@ -133,7 +133,7 @@ async def on_postgres(folder: Path, stage: str, crashes: int) -> str:
         return str(row["error"]).partition(":")[0]
 
 
-async def _started_again(settings: dict[str, str]) -> None:
+async def _supervise(settings: dict[str, str]) -> None:
     while True:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "comfyui.workers.postgres_worker", "--worker-id", "chaos"),
@@ -152,13 +152,13 @@ async def _started_again(settings: dict[str, str]) -> None:
 
 @asynccontextmanager
 async def _silent() -> AsyncIterator[None]:
-    """The worker's log, which is printed for a test's sake, does not belong into the report."""
+    """Hides the worker's log, which is printed for tests and does not belong into the report."""
     with contextlib.redirect_stdout(io.StringIO()):
         yield
 
 
 async def on_littlehorse(folder: Path, stage: str, crashes: int) -> str:
-    """The SDK's worker. What fails for technical reasons is scheduled again, as the server does where it may retry."""
+    """Runs the SDK's worker; schedules a task that failed technically again, as the server does when it may retry."""
     from tests.support.littlehorse_process import running_fake, running_worker
 
     outcome = ""

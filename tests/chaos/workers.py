@@ -1,9 +1,9 @@
 """``python -m tests.chaos.workers``: ComfyUI crashes 1 to 6 times in a row at every stage, on each job platform.
 
-Promises, checked for each run: the job ends within its time; it is done, or has failed with a reason; ComfyUI began to
-run it no more often than the one budget says. Exit status 1 when one is broken. The short form runs in the suite.
-RunPod's SDK and LittleHorse's are in virtual environments of their own: ``--platform`` chooses. LittleHorse's worker
-starts no ComfyUI of its own: a supervisor, here the chaos, starts it again.
+Promises, checked for each run: the job ends within its time; it is done or has failed with a reason; ComfyUI began to
+run it no more often than the budget allows. Exit status 1 if a promise is broken. The suite runs the short form.
+The SDKs of RunPod and LittleHorse are in virtual environments of their own: choose with ``--platform``. LittleHorse's
+worker starts no ComfyUI: a supervisor restarts it, here the test itself.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ BUDGET = 2
 
 @dataclass(frozen=True)
 class Ended:
-    """How one job ended: "done" or the kind of error; `renders` is how often ComfyUI began to run it."""
+    """How one job ended: "done" or the type of error; `renders` is how often ComfyUI began to run it."""
 
     platform: str
     stage: str
@@ -71,7 +71,7 @@ async def all_of(platforms: Sequence[str], most: int) -> list[Ended]:
 
 
 def table(ended: Sequence[Ended], most: int) -> str:
-    """Platform and stage by crashes: + done or - failed with a reason, and the renders."""
+    """A row for each platform and stage, a column for each number of crashes: + or -, and the renders."""
     lines = [f"{'':22} {' '.join(f'{crashes:>4}' for crashes in range(1, most + 1))}  crashes in a row"]
     for platform in dict.fromkeys(each.platform for each in ended):
         for stage in STAGES:
@@ -86,8 +86,8 @@ def table(ended: Sequence[Ended], most: int) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--crashes", type=int, default=6, help="at most so many in a row (%(default)s)")
-    said = "may be repeated; without it: those that need no SDK"
+    parser.add_argument("--crashes", type=int, default=6, help="largest number of crashes in a row (%(default)s)")
+    said = "may be repeated; without it, the platforms that need no SDK"
     parser.add_argument("--platform", action="append", choices=list(PLATFORMS), help=said)
     parser.add_argument("--log", action="store_true", help="show the log lines of this process")
     arguments = parser.parse_args()
@@ -97,7 +97,7 @@ def main() -> int:
     ended = asyncio.run(all_of(platforms, arguments.crashes))
     wrong = [each for each in ended if not each.is_right]
     print(f"\n{table(ended, arguments.crashes)}")
-    print(f"+ done, - failed with a reason; the number: renders, of {BUDGET} allowed")
+    print(f"+ done, - failed with a reason; the number is that of renders, of which {BUDGET} are allowed")
     print(f"{len(ended)} jobs, {sum(each.outcome == 'done' for each in ended)} done, {len(wrong)} wrong")
     return 1 if wrong else 0
 

@@ -152,7 +152,7 @@ async def test_a_node_list_needs_a_commit_on_each_line(tmp_path: Path, content: 
 async def test_nodes_are_added_once_on_top_of_comfyuis_environment(tmp_path: Path) -> None:
     commit = _node(tmp_path / "MyNode")
     (tmp_path / "list").write_text(f"{tmp_path}/MyNode {commit}\n")
-    for expected in ("MyNode at", "is there"):
+    for expected in ("MyNode at", "is installed already"):
         status, said = await _run("deploy/add_nodes.sh", str(tmp_path / "list"), str(tmp_path / "nodes"))
         assert status == 0, said
         assert expected in said
@@ -253,7 +253,7 @@ async def test_models_never_fall_back_silently_from_a_volume_to_the_containers_d
     volume.mkdir()
     status, said = await _run_to_end(bare_container)
     assert status == 69  # this manifest cannot be read
-    assert f"downloading what {manifest} names to {volume}/models" in said
+    assert f"downloading the models of {manifest} to {volume}/models" in said
     assert not (tmp_path / "data/models").exists()
 
     volume.joinpath("models").rmdir()
@@ -262,4 +262,4 @@ async def test_models_never_fall_back_silently_from_a_volume_to_the_containers_d
     assert f"no volume is mounted, so the models go to {tmp_path}/data/models" in said
 
     _, said = await _run_to_end(bare_container | {"MODELS_DIR": str(tmp_path / "chosen")})
-    assert f"downloading what {manifest} names to {tmp_path}/chosen" in said
+    assert f"downloading the models of {manifest} to {tmp_path}/chosen" in said

@@ -1,6 +1,6 @@
-"""`make framing`: our HTTP against two other implementations, and the attacks on it, for long.
+"""`make framing`: a long comparison of our HTTP with two other implementations, and the attacks on it.
 
-Exit status 1 when a difference is found or an attack has an effect. The same ``--seed`` gives the same examples.
+Exit status 1 if a difference is found or an attack has an effect. The same ``--seed`` gives the same examples.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from tests.framing.reading import Tally
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.framing", description=__doc__)
     parser.add_argument(
-        "--examples", type=int, default=20_000, help="answers to read; a tenth as many for each way over sockets"
+        "--examples", type=int, default=20_000, help="answers to read; a tenth of that for each way over sockets"
     )
-    parser.add_argument("--tries", type=int, default=100, help="of each attack")
+    parser.add_argument("--tries", type=int, default=100, help="tries of each attack")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1 << 32))
     options = parser.parse_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
@@ -32,7 +32,7 @@ def main() -> int:
     print(f"seed {options.seed}", flush=True)
     few = max(1, options.examples // 10)
     ways: dict[str, Callable[[], Tally]] = {
-        "each evil at each place": examples.read_each,
+        "each corruption at each place": examples.read_each,
         "answers read from bytes": lambda: examples.read_answers(options.examples, options.seed),
         "our client, over sockets": lambda: examples.call_client(few, options.seed),
         "our client, in asyncio's loop": lambda: examples.call_client(few, options.seed + 1, quick=False),

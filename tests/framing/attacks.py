@@ -1,4 +1,4 @@
-"""The three attacks that once worked, again and again: what they now get hold of has to be nothing."""
+"""Three attacks that once worked, each tried many times: none may have an effect."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from tests.support.relaying import Exchange, raw_client, relayed
 from tests.support.running import RunningGateway, running_gateway
 
 _DENIED = b'"entries"'
-"""Stands in ComfyUI's log, which PROXY_DENY keeps from clients."""
+"""A part of ComfyUI's log, which PROXY_DENY keeps from clients."""
 
 
 @dataclass
 class Effects:
-    """What an attack has achieved; every list has to be empty."""
+    """The effects of an attack; every list has to be empty."""
 
     tries: int = 0
     answers: int = 0
-    """Those that others got meanwhile."""
+    """Answers that other clients got meanwhile."""
     denied_read: list[bytes] = field(default_factory=list)
     foreign: list[bytes] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
@@ -35,14 +35,14 @@ class Effects:
 
     def __str__(self) -> str:
         return (
-            f"{self.tries} tries, {self.answers} answers of others meanwhile: {len(self.denied_read)} denied read, "
+            f"{self.tries} tries, {self.answers} answers to other clients: {len(self.denied_read)} denied pages read, "
             f"{len(self.foreign)} foreign answers, {len(self.failed)} failed requests"
         )
 
 
 @asynccontextmanager
 async def _victims(gateway: RunningGateway, effects: Effects, key: str | None) -> AsyncIterator[None]:
-    """Others who ask for the same small thing all the time."""
+    """Other clients that make the same small request all the time."""
     headers = {} if key is None else {"X-API-Key": key}
 
     async def ask(http: aiohttp.ClientSession) -> None:
@@ -62,7 +62,7 @@ async def _victims(gateway: RunningGateway, effects: Effects, key: str | None) -
         tasks = [asyncio.create_task(ask(http)) for _ in range(4)]
         try:
             yield
-            # What an attack leaves behind is met by those who come next.
+            # The next requests would meet what an attack leaves behind.
             before = effects.answers
             async with asyncio.timeout(20):
                 while effects.answers < before + 20 and not effects.failed:
@@ -74,7 +74,7 @@ async def _victims(gateway: RunningGateway, effects: Effects, key: str | None) -
 
 
 async def _sent(gateway: RunningGateway, data: bytes, effects: Effects, patience_s: float = 0.05) -> bytes:
-    """What comes back on a connection of its own until it is closed, or a moment of silence."""
+    """Sends the data on a new connection; returns what comes back until it is closed or silent for a moment."""
     effects.tries += 1
     answer = b""
     async with raw_client(gateway.url) as (reader, writer):

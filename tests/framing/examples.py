@@ -1,4 +1,4 @@
-"""The examples: what hypothesis draws for each of the three ways, and how many of them are run."""
+"""The examples that hypothesis draws for each of the three ways, and their number."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _parts(draw: DrawFn) -> list[bytes]:
 
 @st.composite
 def calls(draw: DrawFn, *, calm: bool, gateway: bool = False) -> Call:
-    """One call; a calm one has nothing wrong with it."""
+    """One call; nothing is wrong with a calm one."""
     number = next(_numbers)
     raw = gateway and draw(st.sampled_from([False, False, True]))
     method = "GET" if raw else draw(st.sampled_from(METHODS))
@@ -41,7 +41,7 @@ def calls(draw: DrawFn, *, calm: bool, gateway: bool = False) -> Call:
     body = _LONG[: draw(st.sampled_from([1_100_000, 2_500_000, 3_000_000]))] if long else None
     made = draw((valid_answers if calm or long else answers)(method, identity, body))
     end = end_of_answer(method, made.data)
-    # What comes behind the answer comes with its last byte: later, no client could tell it from the next answer.
+    # Bytes behind the answer come with its last byte: later, no client could tell them from the next answer.
     first = draw(segments(made.data[: max(0, end - 1)]))
     parts = None if raw else draw(st.one_of(st.none(), _parts()))
     return Call(
@@ -61,11 +61,11 @@ def calls(draw: DrawFn, *, calm: bool, gateway: bool = False) -> Call:
 
 
 class _DiffersError(BaseException):
-    """Ends the examples. hypothesis would look for more of them after any `Exception`, and run this one again."""
+    """Ends the examples. After an `Exception`, hypothesis would run this example again and look for more."""
 
 
 def _run(tally: Tally, examples: int, check: Callable[[st.DataObject], None], seed: int | None) -> None:
-    """Ends with the first example that differs: a fault that leaves callers waiting takes its time with each one."""
+    """Ends with the first example that differs, because a fault that lets callers wait makes each example slow."""
 
     def until_it_differs(data: st.DataObject) -> None:
         check(data)
@@ -92,7 +92,7 @@ def _run(tally: Tally, examples: int, check: Callable[[st.DataObject], None], se
 
 
 def read_answers(examples: int, seed: int | None = None) -> Tally:
-    """Our reader and the judges read the same bytes."""
+    """Compares our reader with the judges on the same bytes."""
     tally = Tally()
 
     def check(data: st.DataObject) -> None:
@@ -106,7 +106,7 @@ def read_answers(examples: int, seed: int | None = None) -> Tally:
 
 
 def read_each(methods: tuple[str, ...] = ("GET", "HEAD"), *, share: int = 1) -> Tally:
-    """Every single evil at every place of some plain answers, or each `share`-th of them: no chance in it."""
+    """Every corruption at every place of some plain answers, or each `share`-th of them; nothing is random."""
     tally = Tally()
     for data in itertools.islice(broken_once(), 0, None, share):
         for method in methods:
@@ -116,7 +116,7 @@ def read_each(methods: tuple[str, ...] = ("GET", "HEAD"), *, share: int = 1) -> 
 
 
 def call_client(examples: int, seed: int | None = None, *, quick: bool = True) -> Tally:
-    """Callers of one client at once, over real sockets. `quick`: in uvloop, as in production."""
+    """Concurrent callers of one client, over real sockets. `quick`: in uvloop, as in production."""
     tally = Tally()
     arena = Arena(uvloop.new_event_loop() if quick else asyncio.new_event_loop())
     server = arena.open(serving(tally))
@@ -132,7 +132,7 @@ def call_client(examples: int, seed: int | None = None, *, quick: bool = True) -
 
 
 def call_gateway(examples: int, seed: int | None = None, *, splice: bool = True) -> Tally:
-    """Callers of a running gateway at once: its relay, and files that it answers with; in uvloop with splice."""
+    """Concurrent callers of a gateway: its relay, and the files in its answers. With `splice`, it runs in uvloop."""
     tally = Tally()
     arena = Arena(uvloop.new_event_loop() if splice else asyncio.new_event_loop())
     server = arena.open(serving(tally))

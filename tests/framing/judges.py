@@ -1,4 +1,4 @@
-"""Two libraries that are not ours read the bytes, and say what those mean: h11r, the stricter one, and h11."""
+"""The judges: two foreign libraries that read the same bytes, h11 and the stricter h11r."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _LIMITS = {"max_head_bytes": 1 << 17, "max_header_count": 10_000}
 
 
 class RefusedError(Exception):
-    """The judge does not take it for HTTP/1.1."""
+    """The judge does not accept the bytes as HTTP/1.1."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Request:
 
 @dataclass
 class Reading:
-    """An answer as far as it came; ``headers`` have names in lower case, without those of interim answers."""
+    """An answer as far as it came; ``headers`` have names in lower case and exclude those of interim answers."""
 
     status: int = 0
     headers: Pairs = ()
@@ -36,7 +36,7 @@ class Reading:
 
 
 def answer_by_h11r(method: str, data: bytes, *, ended: bool) -> Reading:
-    """Raises `RefusedError`. `ended`: the server has closed the connection after these bytes."""
+    """Reads an answer with h11r. Raises `RefusedError`. `ended`: the server closed the connection after these bytes."""
     judge = h11r.Connection(h11r.Role.CLIENT, **_LIMITS)
     judge.send_request(method, "/", [("Host", "x")])
     judge.end_of_message()
@@ -65,7 +65,7 @@ def answer_by_h11r(method: str, data: bytes, *, ended: bool) -> Reading:
 
 
 def end_of_answer(method: str, data: bytes) -> int:
-    """Where h11r finds the end; that of all, where it finds none."""
+    """The index at which h11r finds the end of the answer, or the length of `data` if it finds none."""
     judge = h11r.Connection(h11r.Role.CLIENT, **_LIMITS)
     judge.send_request(method, "/", [("Host", "x")])
     judge.end_of_message()
@@ -82,7 +82,7 @@ def end_of_answer(method: str, data: bytes) -> int:
 
 
 def answer_by_h11(method: str, data: bytes, *, ended: bool) -> Reading:
-    """As `answer_by_h11r`."""
+    """Like `answer_by_h11r`, with h11."""
     judge = h11.Connection(h11.CLIENT, max_incomplete_event_size=1 << 17)
     judge.send(h11.Request(method=method, target="/", headers=[("Host", "x")]))
     judge.send(h11.EndOfMessage())
@@ -113,9 +113,9 @@ def answer_by_h11(method: str, data: bytes, *, ended: bool) -> Reading:
 
 @dataclass
 class RequestsJudge:
-    """Reads all that comes on one connection to a server, as it comes.
+    """Reads everything that comes on one connection to a server, as it comes.
 
-    `on_request` is told of each request when its head has come, and again when it is whole.
+    Calls `on_request` for each request when its head has come, and again when it is complete.
     """
 
     on_request: Callable[[Request, bool], None] = lambda _request, _whole: None
@@ -132,12 +132,12 @@ class RequestsJudge:
         return self._head is None and not self._judge.buffered_nbytes
 
     def forget(self) -> None:
-        """Begin a new transcript, between two requests."""
+        """Begins a new transcript, between two requests."""
         self.transcript.clear()
         self.requests.clear()
 
     def feed(self, data: bytes) -> None:
-        """Raises `RefusedError`."""
+        """Reads more bytes. Raises `RefusedError`."""
         self.transcript += data
         try:
             self._judge.receive_data(data)
@@ -158,7 +158,7 @@ class RequestsJudge:
                 request = self._request()
                 self._head = None
                 self.requests.append(request)
-                # Only for the state: the bytes that are sent are the test's.
+                # Only updates the judge's state; the test itself sends the answer.
                 self._judge.send_response(200, [("Content-Length", "0")])
                 self._judge.end_of_message()
                 self._judge.start_next_cycle()
@@ -172,7 +172,7 @@ class RequestsJudge:
         return Request(self._head.method, self._head.target, _lower(self._head.headers), bytes(self._body))
 
     def check_with_h11(self) -> None:
-        """Let h11 read the same bytes: it must find the same requests. Raises `RefusedError`."""
+        """Lets h11 read the same bytes. Raises `RefusedError` if it does not find the same requests."""
         judge = h11.Connection(h11.SERVER, max_incomplete_event_size=1 << 17)
         found: list[Request] = []
         head: h11.Request | None = None

@@ -1,6 +1,6 @@
-"""Callers, a server that answers in bytes of hypothesis' choosing, and between them our client or a whole gateway.
+"""Callers, a server whose answers hypothesis chooses byte by byte, and between them our client or a whole gateway.
 
-Each call has an identity, which its answer carries. h11r reads each byte that reaches the server, and each byte that a
+Each call has an identity, and its answer carries it. h11r reads each byte that reaches the server, and each byte that a
 gateway sends to its client; h11 reads them again at the end.
 """
 
@@ -30,7 +30,7 @@ from tests.framing.reading import Tally, normal, rule_of
 
 _IDEMPOTENT = {"GET", "HEAD", "PUT", "DELETE", "OPTIONS"}
 PATIENCE_S = 20.0
-# How long a client may wait for the rest of an answer that is not whole, before the server closes the connection.
+# How long a client may wait for the rest of an incomplete answer before the server closes the connection.
 _LINGER_S = 0.02
 
 
@@ -45,15 +45,15 @@ class Call:
     body: list[bytes] | None
     chunked: bool
     answer: list[bytes]
-    """Segments; the server lets the others run between them."""
+    """The answer's segments; other tasks may run between them."""
     valid: bool
     early: bool = False
-    """The server answers at the request's head."""
+    """Whether the server answers when it has the request's head."""
     then: str = "keep"
     cancelled_after: int | None = None
-    """Turns of the loop after which the caller leaves."""
+    """Number of turns of the event loop after which the caller leaves."""
     raw: bool = False
-    """Asks the gateway for a prompt's file, and the gateway the server for that."""
+    """Whether the caller requests a prompt's file, which the gateway then requests from the server."""
     seen: int = 0
 
     @property
@@ -73,9 +73,9 @@ class Call:
         return b"".join(self.body or [])
 
     def judged(self) -> Reading | None:
-        """What the stricter judge reads; None where it refuses the answer or never sees its end."""
+        """What the stricter judge reads, or None if it refuses the answer or never sees its end."""
         try:
-            # The server closes each connection that an answer leaves in doubt.
+            # The server closes the connection after each answer whose end is in doubt.
             reading = normal(answer_by_h11r(self.method, b"".join(self.answer), ended=self.then != "reset"))
         except RefusedError:
             return None
@@ -83,7 +83,7 @@ class Call:
 
     @property
     def keeps(self) -> bool:
-        """Another request may follow on the connection."""
+        """Whether another request may follow on the connection."""
         try:
             reading = answer_by_h11r(self.method, b"".join(self.answer), ended=False)
         except RefusedError:
@@ -97,7 +97,7 @@ class Call:
 
 
 class Server:
-    """Answers each call as it says, and what else a gateway asks for as an idle ComfyUI."""
+    """Answers each call as the call says, and a gateway's other requests as an idle ComfyUI does."""
 
     def __init__(self, tally: Tally) -> None:
         self.tally = tally
@@ -118,7 +118,7 @@ class Server:
         return None
 
     def check(self) -> None:
-        """At the end of an example: h11 reads what h11r has read."""
+        """Lets h11 read, at the end of an example, what h11r has read."""
         for served in self.connections:
             self.tally.bytes_sent += len(served.judge.transcript)
             try:
@@ -170,7 +170,7 @@ class _Served(asyncio.Protocol):
             task.add_done_callback(self._server.tasks.discard)
 
     def _check(self, request: Request, call: Call) -> None:
-        """The request is the call's, as it was made."""
+        """Reports a difference unless the request arrived as the call made it."""
         if call.raw:
             return
         wanted = (call.method.encode(), call.target.encode(), call.sent)
@@ -189,7 +189,7 @@ class _Served(asyncio.Protocol):
                 await asyncio.sleep(0)
         if self._transport.is_closing():
             return
-        # From its last byte on, the client may use the connection again.
+        # After the last byte of the answer, the client may use the connection again.
         self._spent = not (call.then == "keep" and call.keeps)
         self._transport.write(last)
         if call.then == "close":
@@ -243,7 +243,7 @@ async def serving(tally: Tally) -> AsyncIterator[Server]:
 
 
 async def through_client(server: Server, calls: list[Call], limit: int) -> None:
-    """All calls at once, through one client with so many connections."""
+    """Makes all calls at once, through one client with at most `limit` connections."""
     server.calls = {call.number: call for call in calls}
     client = Http1Client(URL(server.url), limit=limit)
     try:
@@ -291,7 +291,7 @@ def _judge_failure(server: Server, call: Call, error: Exception, *, quiet: bool)
     if quiet:
         server.differs(f"nothing was wrong, and {call!r} failed: {error!r}")
     elif call.valid and call.then == "keep" and call.cancelled_after is None:
-        # The connection that it took from the pool may have been closed by the one before.
+        # The connection from the pool may have been closed after the previous call.
         once = call.method not in _IDEMPOTENT or (call.body is not None and len(call.body) > 1)
         if not (once and type(error) is NoAnswerError):
             server.differs(f"{call!r} failed: {error!r}")
@@ -313,7 +313,7 @@ async def _asked(client: Http1Client, call: Call) -> Reading:
 
 
 def _has_excess(call: Call) -> bool:
-    """Our client does not say so: it closes the connection, which the server watches."""
+    """Whether bytes follow the answer. Our client does not report that: it closes the connection."""
     reading = call.judged()
     return reading is not None and reading.excess
 
@@ -336,7 +336,7 @@ def _body(call: Call) -> RequestBody | None:
 
 
 async def through_gateway(server: Server, gateway: str, callers: list[list[Call]]) -> None:
-    """Callers at once, each with a connection of its own and one call after the other."""
+    """Runs concurrent callers, each with its own connection and one call after the other."""
     calls = [call for caller in callers for call in caller]
     server.calls = {call.number: call for call in calls}
     quiet = not any(call.disturbs for call in calls)
@@ -427,7 +427,7 @@ class _Caller:
         if any(value not in b"".join(call.answer) for value in own):
             differs(f"{call!r} got the answer of {own!r}")
         if theirs is not None and call.raw and theirs.status != 200:
-            theirs = None  # the gateway says so in an answer of its own
+            theirs = None  # the gateway reports that in an answer of its own
         if ours.complete and theirs is not None and ours.status == theirs.status and ours.body == theirs.body:
             self._server.tally.complete += 1
             if not call.raw and own != [call.identity] and call.valid:
@@ -443,7 +443,7 @@ class _Caller:
 
 
 def _request_of(judge: h11r.Connection, call: Call) -> list[bytes]:
-    """As h11r writes it, in the pieces of the call's body."""
+    """The request as h11r writes it, in the pieces of the call's body."""
     headers = [(b"Host", b"x"), *call.headers]
     if call.raw:
         headers.append((b"Accept", b"application/octet-stream"))
@@ -465,7 +465,7 @@ async def _send(writer: asyncio.StreamWriter, pieces: list[bytes]) -> None:
 
 @dataclass
 class Arena:
-    """A loop of its own that runs one example after the other: hypothesis is synchronous."""
+    """An event loop that runs one example after the other, because hypothesis is synchronous."""
 
     loop: asyncio.AbstractEventLoop
     _stack: contextlib.AsyncExitStack = field(default_factory=contextlib.AsyncExitStack)

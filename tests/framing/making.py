@@ -1,4 +1,4 @@
-"""What hypothesis makes: requests, answers that are valid, answers that are not, and the segments that they come in."""
+"""What hypothesis makes: requests, valid and invalid answers, and the segments in which they come."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Made:
 
 @st.composite
 def valid_answers(draw: DrawFn, method: str, identity: bytes, body: bytes | None = None) -> Made:
-    """As h11r writes it, with what the grammar allows besides. ``X-Id`` and the body's first bytes are the identity."""
+    """As h11r writes it, with more that the grammar allows. ``X-Id`` and the body's first bytes are the identity."""
     status = draw(st.sampled_from(_STATUSES))
     body = identity + (draw(bodies) if body is None else body)
     headers = [*draw(header_lists), (b"X-Id", identity)]
@@ -87,7 +87,7 @@ def valid_answers(draw: DrawFn, method: str, identity: bytes, body: bytes | None
 
 @st.composite
 def _chunked(draw: DrawFn, body: bytes) -> bytes:
-    """In pieces of any sizes, with extensions and trailers."""
+    """The body in chunks of any size, with extensions and trailers."""
     parts = []
     for piece in draw(segments(body)):
         size = f"{len(piece):{draw(st.sampled_from(['x', 'X', '06x']))}}".encode()
@@ -127,13 +127,13 @@ _EVIL_STARTS = (
 
 @st.composite
 def broken_answers(draw: DrawFn, method: str, identity: bytes, body: bytes | None = None) -> Made:
-    """A valid answer, changed in one to three places; it may be valid all the same."""
+    """A valid answer, changed in one to three places; the result may still be valid."""
     data = draw(valid_answers(method, identity, body)).data
     for _ in range(draw(st.integers(1, 3))):
         change = draw(
             st.sampled_from(["insert", "insert", "delete", "line", "line", "start", "chunk", "chunk", "behind", "cut"])
         )
-        # What decides stands in the first few hundred bytes, or at the very end.
+        # The decisive bytes are the first few hundred and the last few.
         at = draw(st.one_of(st.integers(0, min(len(data), 400)), st.integers(max(0, len(data) - 30), len(data))))
         if change == "insert":
             data = data[:at] + draw(st.sampled_from(_EVIL)) + data[at:]
@@ -158,7 +158,7 @@ def broken_answers(draw: DrawFn, method: str, identity: bytes, body: bytes | Non
 
 
 def broken_once() -> Iterator[bytes]:
-    """Plain answers, each with one of the evils at each place where it could matter."""
+    """Plain answers, each with one corruption at each place where it could matter."""
     starts = (b"HTTP/1.1 200 OK", b"HTTP/1.1 304 x", b"HTTP/1.1 100 x\r\n\r\nHTTP/1.1 200 OK", b"HTTP/1.0 200 OK")
     bodies = (
         b"Content-Length: 5\r\n\r\nhello",

@@ -1,4 +1,4 @@
-"""What our reader makes of an answer's bytes, held against what the judges make of them."""
+"""Compares what our reader and the judges read from an answer's bytes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.framing.judges import Reading, RefusedError, answer_by_h11, answer_by
 
 @dataclass
 class Tally:
-    """What a run has done; `differences` has to be empty."""
+    """The counts of a run; `differences` has to be empty."""
 
     examples: int = 0
     readings: int = 0
@@ -33,7 +33,7 @@ class Tally:
         ) + (f"\n  taken by h11r, refused by us:{rules}" if rules else "")
 
 
-# Where we are stricter than h11r, on purpose: it repairs or overlooks these.
+# We are stricter than h11r on purpose: it repairs or overlooks these.
 _RULES = {
     "a line that ends in a bare LF": re.compile(rb"(?<!\r)\n"),
     "a header on several lines": re.compile(rb"\r\n[ \t]"),
@@ -53,12 +53,12 @@ _RULES = {
 
 
 def rule_of(data: bytes) -> str | None:
-    """Our own rule that these bytes break."""
+    """The rule of ours that these bytes break, or None."""
     return next((rule for rule, pattern in _RULES.items() if pattern.search(data)), None)
 
 
 def read_by_us(method: str, pieces: list[bytes], *, ended: bool) -> Reading:
-    """Raises `RefusedError`."""
+    """Reads an answer with our reader. Raises `RefusedError`."""
     reader = AnswerReader(method)
     body = b""
     try:
@@ -72,7 +72,7 @@ def read_by_us(method: str, pieces: list[bytes], *, ended: bool) -> Reading:
 
 
 def judged(method: str, data: bytes, *, ended: bool) -> dict[str, Reading | str]:
-    """By judge: its reading, or why it refuses."""
+    """Each judge's reading, or why it refuses."""
     readings: dict[str, Reading | str] = {}
     for name, judge in (("h11r", answer_by_h11r), ("h11", answer_by_h11)):
         try:
@@ -83,7 +83,7 @@ def judged(method: str, data: bytes, *, ended: bool) -> dict[str, Reading | str]
 
 
 def normal(reading: Reading) -> Reading:
-    """h11 writes the value of a Transfer-Encoding in lower case."""
+    """The reading with Transfer-Encoding in lower case, as h11 has it."""
     reading.headers = tuple(
         (name, value.lower() if name == b"transfer-encoding" else value) for name, value in reading.headers
     )
@@ -91,7 +91,7 @@ def normal(reading: Reading) -> Reading:
 
 
 def check_reading(tally: Tally, method: str, pieces: list[bytes], *, ended: bool, valid: bool) -> None:
-    """Read these bytes in these pieces, and in others; what differs from the judges goes into the tally."""
+    """Reads these bytes in these pieces and in others, and adds differences from the judges to the tally."""
     data = b"".join(pieces)
     theirs = judged(method, data, ended=ended)
     tally.examples += 1
@@ -132,7 +132,7 @@ def _difference(
     for name, judgement in theirs.items():
         reading = judgement
         if ours.excess and isinstance(reading, str):
-            # h11r takes a blank behind the trailers for a folded one. We close the connection for it.
+            # h11r reads a blank behind the trailers as a folded trailer. We close the connection instead.
             rest = judged(method, b"".join(pieces).rstrip(b" \t"), ended=ended)[name]
             reading = replace(rest, excess=True) if isinstance(rest, Reading) else rest
         if ours.complete and ours != reading:

@@ -1,7 +1,7 @@
-"""`make scheduler`: what the scheduler promises, in many random runs, and how much was checked.
+"""`make scheduler`: checks the scheduler's promises in many random runs, and prints how much was checked.
 
-Exit status 1 when a promise is broken; Hypothesis prints the shortest run that shows it. The suite makes fewer runs of
-the same.
+Exit status 1 if a promise is broken; Hypothesis prints the shortest run that shows it. The suite makes fewer runs of
+the same tests.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from hypothesis.stateful import run_state_machine_as_test
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.scheduling", description=__doc__)
-    parser.add_argument("--runs", type=int, default=2000, help="of the state machine, and of each property")
-    parser.add_argument("--steps", type=int, default=100, help="in each run of the state machine")
+    parser.add_argument("--runs", type=int, default=2000, help="runs of the state machine, and of each property")
+    parser.add_argument("--steps", type=int, default=100, help="steps in each run of the state machine")
     options = parser.parse_args()
-    # The tests take what they do not say from here, so it is there before they are.
+    # The tests take their default settings from this profile, so it is loaded before they are imported.
     settings.register_profile(
         "long",
         max_examples=options.runs,

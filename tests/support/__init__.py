@@ -1,1 +1,1 @@
-"""TODO"""
+"""Helpers of the tests. Fixtures are in the conftest.py of their folder."""

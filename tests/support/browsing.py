@@ -25,7 +25,7 @@ _QUIET = [
 
 
 def chromium() -> str:
-    """The program; the test is skipped where there is none."""
+    """The path of the program; skips the test without it."""
     found = shutil.which("chromium") or shutil.which("google-chrome")
     if found is None:
         pytest.skip("no chromium: apt-get install --no-install-recommends chromium")
@@ -33,7 +33,7 @@ def chromium() -> str:
 
 
 def frontend_root() -> Path:
-    """The folder of ComfyUI's web frontend; the test is skipped where the package is not installed.
+    """The folder of ComfyUI's web frontend; skips the test if the package is not installed.
 
     COMFYUI_TEST_FRONTEND names the folder ``static`` of another version's package.
     """
@@ -47,7 +47,7 @@ def frontend_root() -> Path:
 
 @asynccontextmanager
 async def browser() -> AsyncIterator[Any]:
-    """A browser of its own, without any cookie."""
+    """A new browser without cookies."""
     playwright = pytest.importorskip("playwright.async_api", reason="playwright is not installed")
     program = chromium()
     async with playwright.async_playwright() as driver:

@@ -1,4 +1,4 @@
-"""What callers with different keys ask of a gateway."""
+"""Requests of callers with different keys to a gateway."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.support.running import RunningGateway
 
 @dataclass(frozen=True)
 class Calls:
-    """Answers as status and JSON."""
+    """Its methods return status and JSON."""
 
     gateway: RunningGateway
 

@@ -10,7 +10,7 @@ from comfyui.workers.cleanup import CleanupOptions, ComfyUIFolders
 
 
 class Folders:
-    """ComfyUI's three folders, and how often the worker was told to forget its inputs."""
+    """ComfyUI's three folders, and how often the cleaner made the worker forget its inputs."""
 
     def __init__(self, base: Path) -> None:
         self.input, self.output, self.temp = (base / name for name in ("input", "output", "temp"))
@@ -22,7 +22,7 @@ class Folders:
         return ComfyUIFolders(CleanupOptions(self.input, self.output, self.temp, max_age_s, max_bytes), self._forget)
 
     def write(self, age_s: float = 0.0) -> list[Path]:
-        """A file in each folder."""
+        """Writes a file into each folder and returns the paths."""
         written = time.time() - age_s
         files = [folder / f"{age_s:g}.png" for folder in (self.input, self.output, self.temp)]
         for file in files:

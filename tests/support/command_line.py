@@ -1,4 +1,4 @@
-"""`client.py` as its own process, and in this one."""
+"""Runs `client.py` as its own process, or in this one."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ async def cli(*arguments: str) -> Ran:
 
 
 async def cli_here(capsys: pytest.CaptureFixture[str], *arguments: str) -> Ran:
-    """The same, without the time that an interpreter takes to start."""
+    """Like `cli`, in this process, without the time for the start of an interpreter."""
     code = await asyncio.to_thread(main, arguments)
     out, err = capsys.readouterr()
     return Ran(code, out, err)

@@ -8,11 +8,11 @@ from pathlib import Path
 
 
 async def printed_by(folder: Path, *command: str | Path, **environment: str) -> str:
-    """What a command prints that must succeed. Waits in the event loop, in which the gateway serves.
+    """Runs a command that must succeed and returns what it prints. Meanwhile the event loop serves the gateway.
 
     Args:
-        folder: where it runs.
-        environment: beside the test's own.
+        folder: its working directory.
+        environment: variables besides those of the test's process.
     """
     process = await asyncio.create_subprocess_exec(
         *command,

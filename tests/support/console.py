@@ -1,4 +1,4 @@
-"""The gateway's console in Chromium, before three servers: what tests of its pages share."""
+"""The gateway's console in Chromium, in front of three servers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _AXE_RUN = """async tags => {
 }"""
 _AXE_TAGS = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
 _SERIOUS = frozenset({"serious", "critical"})
-# What a screen reader says of the focused element, near enough: a tag, its name, and whether the focus can be seen.
+# About what a screen reader says of the focused element: its tag, its name, and whether the focus is visible.
 _FOCUSED = """() => {
     const element = document.activeElement
     if (element === null || element === document.body) return { tag: '', name: '', visible: true }
@@ -49,10 +49,10 @@ class Console:
     """A page of the console, the gateway that serves it, and the servers behind that.
 
     Attributes:
-        page: playwright's; it stands at no address before `open` or `sign_in`.
-        allowed: texts (regular expressions) of the browser's console that are not a fault in this test, such as
-            ``status of 409`` where a refusal is what the test is about.
-        faults: what the pages did wrong, collected since the start.
+        page: playwright's page; it has no address before `open` or `sign_in`.
+        allowed: regular expressions of texts in the browser's console that are not a fault in this test, such as
+            ``status of 409`` in the test of a refusal.
+        faults: everything that the pages have done wrong.
     """
 
     page: Any
@@ -68,17 +68,17 @@ class Console:
         return await self.page.goto(f"{self.gateway.url}{path}", wait_until="domcontentloaded")
 
     async def sign_in(self, key: str, path: str = "/console") -> None:
-        """Opens the path and shows the key to the login page, which leads back to it."""
+        """Opens the path and enters the key on the login page, which leads back to the path."""
         await sign_in(self.page, f"{self.gateway.url}{path}", key)
 
     async def another(self, **options: Any) -> Any:
-        """A page of another browser user, without this one's cookies. `options`: as `open_console` has them."""
+        """A page of another browser user, without this one's cookies. `options`: those of `open_console`."""
         page = await new_page(self.running, self.stack, **options)
         self.watch(page)
         return page
 
     def watch(self, page: Any) -> None:
-        """Collects what this page does wrong: errors, what its Content-Security-Policy blocks, requests elsewhere."""
+        """Collects this page's faults: errors, breaches of its Content-Security-Policy, requests to other hosts."""
         page.on("console", lambda message: self._note(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: self._note(f"uncaught: {error}"))
         page.on("request", lambda request: self._see(request.url))
@@ -104,13 +104,13 @@ async def open_console(
     front_end_root: Path | None = None,
     **gateway: Any,
 ) -> AsyncIterator[Console]:
-    """Engines, a gateway and a browser. Skips the test where there is no browser; fails it for any fault of a page.
+    """Starts engines, a gateway and a browser. Skips the test without a browser; fails it for any fault of a page.
 
     Args:
-        servers: how many engines stand behind the gateway.
+        servers: number of engines behind the gateway.
         size: of the window, in CSS pixels: `DESK` or `PHONE`.
         front_end_root: the folder of ComfyUI's frontend that the engines serve.
-        gateway: what `running_gateway` takes: settings such as ``keys_file``, ``workflows_dir``, ``state_dir``.
+        gateway: arguments of `running_gateway`: settings such as ``keys_file``, ``workflows_dir``, ``state_dir``.
     """
     chromium()
     options = EngineOptions(step_seconds=step_seconds, front_end_root=front_end_root)
@@ -134,7 +134,7 @@ async def new_page(
     javascript: bool = True,
     motion: Literal["reduce", "no-preference"] = "no-preference",
 ) -> Any:
-    """A page in a context of its own, which the stack closes."""
+    """A page in a new browser context, which the stack closes."""
     context = await running.new_context(
         viewport=dict(size), color_scheme=scheme, java_script_enabled=javascript, reduced_motion=motion
     )
@@ -144,7 +144,7 @@ async def new_page(
 
 
 async def sign_in(page: Any, address: str, key: str) -> None:
-    """Opens an address of a gateway that asks for keys, and shows the key to the login page."""
+    """Opens an address of a gateway with keys, and enters the key on the login page."""
     await page.goto(address, wait_until="domcontentloaded")
     await page.get_by_label("API key").fill(key)
     await page.get_by_role("button", name="Sign in").click()
@@ -152,10 +152,10 @@ async def sign_in(page: Any, address: str, key: str) -> None:
 
 
 async def accessible(page: Any) -> None:
-    """Fails with what axe-core finds that is serious or critical. Skips the test where npm has not installed it."""
+    """Fails if axe-core finds a serious or critical problem. Skips the test if npm has not installed axe-core."""
     if not _AXE.exists():
         pytest.skip("no axe-core for Node here: make tests/contract/openapi/node_modules/.ready")
-    # The page's Content-Security-Policy refuses a script tag; what the debugger evaluates is not the page's.
+    # The page's Content-Security-Policy refuses a script tag, but it does not apply to the debugger.
     if not await page.evaluate("'axe' in window"):
         await page.evaluate(_AXE.read_text())
     found = await page.evaluate(_AXE_RUN, _AXE_TAGS)
@@ -164,7 +164,7 @@ async def accessible(page: Any) -> None:
 
 
 async def fits(page: Any) -> None:
-    """Fails where the page is wider than its window, so that a phone would scroll it sideways."""
+    """Fails if the page is wider than its window, so that a phone would scroll it sideways."""
     wide = await page.evaluate(
         """() => {
             const width = document.documentElement.clientWidth
@@ -179,7 +179,7 @@ async def fits(page: Any) -> None:
 
 
 async def focused(page: Any) -> str:
-    """Tag and name of the element that has the focus, such as ``button Cancel``; "" where none has."""
+    """Tag and name of the focused element, such as ``button Cancel``, or "" if none has the focus."""
     found = await page.evaluate(_FOCUSED)
     return f"{found['tag']} {found['name']}".strip()
 
@@ -187,13 +187,13 @@ async def focused(page: Any) -> str:
 async def tab_to(
     page: Any, name: str, *, tag: str | None = None, exact: bool = False, back: bool = False, most: int = 150
 ) -> None:
-    """Presses Tab until an element whose name contains `name` has the focus, and holds that it can be seen to have it.
+    """Presses Tab until an element whose name contains `name` has the focus; fails if the focus is not visible.
 
     Args:
-        tag: the element must be of this tag, such as ``button``.
+        tag: the element must have this tag, such as ``button``.
         exact: `name` is the whole name.
-        back: with Shift.
-        most: so many presses before it fails with what had the focus on the way.
+        back: presses Shift and Tab.
+        most: number of presses after which it fails and shows which elements had the focus.
     """
     passed = []
     for _ in range(most):

@@ -1,4 +1,4 @@
-"""The container's own entry point, supervisord and scripts, run on this machine: the engine stands in for ComfyUI."""
+"""Runs the container's own entry point, supervisord and scripts on this machine, with the engine as ComfyUI."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ DEPLOY = ROOT / "deploy"
 
 
 def environment(tmp_path: Path, **variables: str) -> dict[str, str]:
-    """What the image would set, with the folders of this test and nothing of the developer's shell."""
+    """The variables that the image sets, with the folders of this test and nothing of the developer's shell."""
     venvs = tmp_path / "venv"
     venvs.mkdir(exist_ok=True)
     gateway = venvs / "gateway"
     if not gateway.exists():
-        # The interpreter's own environment, found by a link: it has what requirements/gateway.txt names, and more.
+        # A link to this interpreter's environment, which has all packages of requirements/gateway.txt.
         gateway.symlink_to(Path(sys.prefix))
     return {
         "PATH": os.environ["PATH"],
@@ -44,7 +44,7 @@ def environment(tmp_path: Path, **variables: str) -> dict[str, str]:
 
 
 def engine_command(port: int, *arguments: str) -> str:
-    """The embedded engine, to be run where ComfyUI would be."""
+    """The command that runs the embedded engine in place of ComfyUI."""
     return shlex.join([sys.executable, "-m", "comfyui.engine", "--port", str(port), *arguments])
 
 
@@ -59,7 +59,7 @@ class Container:
         self._grew = asyncio.Event()
 
     async def read_to_end(self) -> None:
-        """After the end of the process: until the last line is in `lines`."""
+        """Waits, after the end of the process, until the last line is in `lines`."""
         assert self.reader is not None
         await asyncio.wait_for(asyncio.shield(self.reader), 30)
 
@@ -100,7 +100,7 @@ class Container:
                 await asyncio.sleep(0.05)
 
     async def serves(self, path: str, accept: Callable[[Any], bool], *, timeout_s: float = 30) -> None:
-        """Until the JSON of an answer is accepted."""
+        """Waits until `accept` is true for the JSON of an answer."""
         async with asyncio.timeout(timeout_s):
             while True:
                 status, body = await self.get(path)
@@ -115,7 +115,7 @@ class Container:
 
 @asynccontextmanager
 async def running_container(variables: dict[str, str], *arguments: str) -> AsyncIterator[Container]:
-    """Start entrypoint.sh as PID 1 would be; at the end SIGTERM, and SIGKILL to what is left of its group."""
+    """Starts entrypoint.sh as the container does. At the end it sends SIGTERM, then SIGKILL to the process group."""
     url = f"http://127.0.0.1:{variables.get('SERVER_PORT', '18188')}"
     process = await asyncio.create_subprocess_exec(
         DEPLOY / "entrypoint.sh",

@@ -1,4 +1,4 @@
-"""What an engine that asks for credentials wants, and shows."""
+"""The credentials of an engine that requires some, and its answers."""
 
 from __future__ import annotations
 

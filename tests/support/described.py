@@ -1,4 +1,4 @@
-"""Holds every answer of the gateway's own endpoints that a test gets against what ``/openapi.json`` says of it."""
+"""Compares every answer of the gateway's own endpoints that a test gets with ``/openapi.json``."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _OPEN = {"ComfyUIRefusal", "Queued"}
 
 
 class Description:
-    """A document of the gateway, asked for what it says of one answer."""
+    """The gateway's OpenAPI document, which describes each answer."""
 
     def __init__(self, document: Mapping[str, Any]) -> None:
         schemas = document["components"]["schemas"]
@@ -37,10 +37,10 @@ class Description:
         self._validator = functools.cache(self._made)
 
     def response(self, method: str, path: str, status: int) -> Response | None:
-        """What is said of this status; None where the document has no such endpoint.
+        """The description of this status, or None if the document does not have the endpoint.
 
         Raises:
-            AssertionError: it has the endpoint, and not the status.
+            AssertionError: the document has the endpoint but not the status.
         """
         for known, paths, responses in self._operations:
             if known == method and paths.fullmatch(path):
@@ -50,7 +50,7 @@ class Description:
         return None
 
     def check(self, response: Response, body: bytes) -> None:
-        """Raises `AssertionError`: the body is not what the document has for this answer as JSON."""
+        """Raises `AssertionError` if the JSON body does not have the described form."""
         errors = list(self._validator(json.dumps(response["content"][_JSON]["schema"])).iter_errors(json.loads(body)))
         assert not errors, f"{body[:2000]!r}: {errors[0]}"
 
@@ -59,13 +59,13 @@ class Description:
 
 
 def _closed(name: str, schema: dict[str, Any]) -> dict[str, Any]:
-    """A member that the document does not have is a fault of one of the two."""
+    """The schema without unknown members: a member that the document lacks is a fault of the code or the document."""
     return schema if name in _OPEN or "properties" not in schema else {"additionalProperties": False, **schema}
 
 
 @functools.cache
 def described(*, with_keys: bool) -> type[aiohttp.ClientResponse]:
-    """A class of answers that hold themselves against the document of a gateway with, or without, API_KEYS."""
+    """A class of answers that compare themselves with the document of a gateway with, or without, API_KEYS."""
     description = Description(create_app(Settings(api_keys=("key",) if with_keys else ())).openapi())  # type: ignore[arg-type]
 
     class DescribedResponse(aiohttp.ClientResponse):
@@ -73,7 +73,7 @@ def described(*, with_keys: bool) -> type[aiohttp.ClientResponse]:
 
         async def start(self, connection: Any) -> aiohttp.ClientResponse:
             await super().start(connection)
-            handshake = "Upgrade" in self.request_info.headers  # a websocket's, which is no call of the endpoint
+            handshake = "Upgrade" in self.request_info.headers  # a websocket's handshake is no call of the endpoint
             said = None if handshake else description.response(self.method, self.url.path, self.status)
             if said is not None:
                 content = said.get("content", {})

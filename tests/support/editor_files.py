@@ -1,4 +1,4 @@
-"""A workflow as the editor saves it: what `invert_workflow` is as a graph."""
+"""A workflow as the editor saves it: `invert_workflow` as a graph."""
 
 from __future__ import annotations
 

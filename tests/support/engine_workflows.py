@@ -20,7 +20,7 @@ def txt2img(prefix: str = "txt2img", *, text: str = "a red fox", seed: int = 1, 
 
 
 def sleeping(seconds: float = 60.0, steps: int = 1) -> Prompt:
-    """Runs until it is interrupted, if nobody waits a minute."""
+    """Runs for `seconds`: with the default, in a test, until it is interrupted."""
     return {
         "1": node("SimulatedSleep", seconds=seconds, steps=steps),
         "2": node("PreviewAny", source=["1", 0]),

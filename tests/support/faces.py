@@ -1,4 +1,4 @@
-"""ComfyUI's face of a gateway, as one who sees all of it asks for it."""
+"""A gateway used as a ComfyUI, by a caller who may see everything."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.running import RunningGateway, until
 
 @dataclass(frozen=True)
 class Face:
-    """A gateway, the engines behind it, and what an admin's request needs."""
+    """A gateway, the engines behind it, and the headers of an admin's request."""
 
     gateway: RunningGateway
     engines: list[Engine]

@@ -1,4 +1,4 @@
-"""A gateway that answers as a test tells it."""
+"""A gateway whose answers a test chooses."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Asked:
 
 @dataclass
 class FakeGateway:
-    """Gives the answers of ``answers["POST /prompt_sync"]`` one after the other, the last one again and again."""
+    """Gives the answers of ``answers["POST /prompt_sync"]`` one after the other, and repeats the last one."""
 
     url: str = ""
     answers: dict[str, list[Answer]] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Servers that die, hang, are cut off and come back, each with a folder and an address of its own."""
+"""Servers that die, hang, are cut off and come back, each with its own folder and address."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SOON = aiohttp.ClientTimeout(2)
 
 
 class Member:
-    """An engine in a process of its own, and the wire that leads to it. `url` is the address for the gateway."""
+    """An engine in a process of its own, and the link to it. `url` is the address for the gateway."""
 
     def __init__(self, folder: Path, link: Link, port: int) -> None:
         self.link = link
@@ -37,25 +37,25 @@ class Member:
 
     @property
     def name(self) -> str:
-        """As the gateway names it."""
+        """The gateway's name for this server."""
         return self.url.removeprefix("http://")
 
     async def start(self) -> None:
-        """Returns when it answers, past its wire."""
+        """Starts the engine; returns when it answers without the link."""
         await self._process.start()
         await until(self._answers, bool, timeout_s=30)
 
     async def kill(self) -> None:
-        """SIGKILL; returns when it has ended."""
+        """Sends SIGKILL; returns when the process has ended."""
         await self._process.kill()
 
     async def stop(self) -> None:
-        """SIGTERM; returns when it has ended."""
+        """Sends SIGTERM; returns when the process has ended."""
         self._process.signal(signal.SIGTERM)
         await self._process.ended()
 
     def hang(self) -> None:
-        """It stands still, with its connections open, until `go_on`."""
+        """Suspends the process, with its connections open, until `go_on`."""
         self._process.signal(signal.SIGSTOP)
 
     def go_on(self) -> None:
@@ -70,12 +70,12 @@ class Member:
         return self._folder / "comfyui" / "output" / name
 
     def executions(self) -> Counter[str]:
-        """How often it began to run each prompt, over all its lives."""
+        """How often it began to run each prompt, across its restarts."""
         path = self._folder / "executions"
         return Counter(path.read_text().split() if path.exists() else ())
 
     async def queue(self) -> tuple[list[str], list[str]]:
-        """Ids of what runs and of what is pending, asked past its wire."""
+        """Ids of running and of pending prompts, read without the link."""
         async with (
             aiohttp.ClientSession(timeout=_SOON) as http,
             http.get(f"{self.engine}/queue") as response,
@@ -87,7 +87,7 @@ class Member:
         return await self.queue() == ([], [])
 
     async def fault(self, **faults: Any) -> None:
-        """Have it misbehave; one that is not there does so anyway."""
+        """Sets faults; does nothing if the process does not run."""
         with contextlib.suppress(aiohttp.ClientError, TimeoutError):
             async with (
                 aiohttp.ClientSession(timeout=_SOON) as http,
@@ -96,7 +96,7 @@ class Member:
                 assert response.status == 200, await response.text()
 
     async def well(self) -> None:
-        """Without faults."""
+        """Removes all faults."""
         async with (
             aiohttp.ClientSession(timeout=_SOON) as http,
             http.delete(f"{self.engine}/engine/faults") as response,
@@ -115,7 +115,7 @@ class Member:
 
 @asynccontextmanager
 async def fleet(folder: Path, count: int) -> AsyncIterator[list[Member]]:
-    """So many servers that are up."""
+    """Starts `count` servers."""
     async with AsyncExitStack() as stack:
         members = []
         for index in range(count):

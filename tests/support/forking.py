@@ -1,7 +1,7 @@
-"""Processes that begin with all modules loaded: forked from one that has imported them.
+"""Processes that begin with all modules loaded, because they are forked from one that has imported them.
 
-To load them takes 0.7 s of CPU, and the suite starts hundreds of processes. All else is as with `python server.py`: a
-process of its own, with its own environment, that a signal ends. Where the start is the subject, tests run the command.
+The imports take 0.7 s of CPU, and the suite starts hundreds of processes. Otherwise they are like `python server.py`:
+processes with their own environment that a signal ends. Tests of the start itself run the command.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ FORKS.set_forkserver_preload([__name__])
 
 
 def serve_gateway(*arguments: str) -> int:
-    """As `python server.py` with these arguments."""
+    """Does what `python server.py` does with these arguments."""
     sys.argv = ["server.py", *arguments]
     return server.main()
 
 
 def serve_engine(*arguments: str) -> int:
-    """As `python -m comfyui.engine` with these arguments."""
+    """Does what `python -m comfyui.engine` does with these arguments."""
     sys.argv = ["comfyui.engine", *arguments]
     return comfyui.engine.__main__.main()
 
@@ -53,7 +53,7 @@ def _run(
 
 
 class ForkedProcess:
-    """As asyncio's `Process`, with its one pipe as `output`."""
+    """Like asyncio's `Process`, with its one pipe as `output`."""
 
     def __init__(self, process: Any, output: asyncio.StreamReader) -> None:
         self._process = process
@@ -85,10 +85,10 @@ class ForkedProcess:
 async def forked(
     program: Callable[..., int], *arguments: str, environ: Mapping[str, str], descriptor: int
 ) -> AsyncIterator[ForkedProcess]:
-    """A process that runs `serve_gateway` or `serve_engine`; killed at the end where it has not ended by itself.
+    """A process that runs `serve_gateway` or `serve_engine`; killed at the end if it still runs.
 
     Args:
-        descriptor: what goes to `output`: 1 or 2.
+        descriptor: the stream that goes to `output`: 1 or 2.
     """
     reader, writer = FORKS.Pipe(duplex=False)
     with writer:

@@ -20,21 +20,21 @@ from aiohttp import web
 from tests.support.ports import free_port
 
 ROOT = Path(__file__).parents[2]
-# A stop must not have to wait for the end of a poll; RunPod holds them about as long.
+# RunPod holds a poll for about this time; a stopping worker must not wait for its end.
 _HELD_S = 60.0
 
 Reply = dict[str, Any]
 
 
 class JobApi:
-    """`jobs` in, `results` out. Requests for work are held open until there is some.
+    """Gives jobs to the worker and keeps its results. Requests for work are held open until there is a job.
 
-    Jobs come by `submit`, or by ``/run`` as RunPod's callers send them.
+    Jobs come by `submit`, or by ``/run`` from RunPod's callers.
     """
 
     def __init__(self) -> None:
         self.posts: dict[str, list[Reply]] = {}
-        """Everything that was posted for a job, in order of arrival; updates have status IN_PROGRESS."""
+        """All posts for a job, in order of arrival; updates have the status IN_PROGRESS."""
         self.taken: list[str] = []
         self._jobs: asyncio.Queue[Reply] = asyncio.Queue()
         self._stops: asyncio.Queue[str] = asyncio.Queue()
@@ -58,7 +58,7 @@ class JobApi:
                 web.get("/health", self._ping),
             ]
         )
-        # A worker that is gone takes no job any more.
+        # With these options, a worker that is gone takes no job.
         self._server = web.AppRunner(app, shutdown_timeout=0.1, handler_cancellation=True)
         await self._server.setup()
         site = web.TCPSite(self._server, "127.0.0.1", 0)
@@ -77,11 +77,11 @@ class JobApi:
         self._stops.put_nowait(job_id)
 
     async def result(self, job_id: str, *, count: int = 1) -> Reply:
-        """The result of the job, the `count`-th when it was delivered more than once."""
+        """Waits for the `count`-th result of the job, which may be delivered more than once."""
         return (await self._wait_for(lambda: self.results(job_id), count))[count - 1]
 
     async def update(self, job_id: str) -> Reply:
-        """The first progress update of the job."""
+        """Waits for the first progress update of the job."""
         return (await self._wait_for(lambda: self.updates(job_id), 1))[0]
 
     def results(self, job_id: str) -> list[Reply]:
@@ -129,7 +129,7 @@ class JobApi:
             self._news.notify_all()
         return web.Response()
 
-    # What callers ask
+    # Requests of callers
 
     async def _run(self, request: web.Request) -> web.Response:
         job_id = f"run-{len(self.runs) + 1}"
@@ -202,7 +202,7 @@ class WorkerProcess:
 
 @asynccontextmanager
 async def running_worker(environment: Mapping[str, str], *arguments: str, **more: str) -> AsyncIterator[WorkerProcess]:
-    """`python -m comfyui.workers.runpod_worker`, with an engine as its ComfyUI; ended when the context is left."""
+    """Runs `python -m comfyui.workers.runpod_worker` with an engine as its ComfyUI; ends it on exit."""
     port = free_port()
     engine = [sys.executable, "-m", "comfyui.engine", "--port", str(port), "--step-seconds", "0.002"]
     kept = {name: value for name, value in os.environ.items() if name in {"PATH", "HOME", "LANG", "TMPDIR"}}

@@ -1,4 +1,4 @@
-"""Async jobs that bring pictures, and what came of them."""
+"""Async jobs that bring pictures, and their results."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def data_uri(data: bytes, media_type: str = "image/png") -> str:
 
 
 def loading(value: str = "photo.png") -> dict[str, Any]:
-    """A workflow that inverts what its loader is given."""
+    """A workflow that inverts the image of its loader."""
     workflow = invert_workflow()
     workflow["1"] = {"class_type": "LoadImage", "inputs": {"image": value}}
     return workflow
@@ -58,27 +58,27 @@ def form_of(workflow: dict[str, Any], files: dict[str, bytes], **fields: str) ->
 
 
 async def post(http: aiohttp.ClientSession, body: Any) -> tuple[int, Any]:
-    """The answer to a body, or a form, of an async call."""
-    # aiohttp wants a file for what is long.
+    """Posts a body or a form as an async call; returns status and JSON."""
+    # aiohttp warns of a long body that is not a file.
     data = body if isinstance(body, aiohttp.FormData) else io.BytesIO(json.dumps(body).encode())
     async with http.post("/prompt_sync", headers=ASYNC, data=data) as response:
         return response.status, await response.json()
 
 
 async def taken(http: aiohttp.ClientSession, body: Any) -> str:
-    """The id of a job that was taken."""
+    """Submits a job and returns its id."""
     status, answer = await post(http, body)
     assert status == 202, answer
     return str(answer["prompt_id"])
 
 
 async def blocked(http: aiohttp.ClientSession, seconds: float = 3) -> list[str]:
-    """As many jobs as one server has at once: what comes behind them waits in the gateway."""
+    """Submits as many jobs as one server takes, so that later jobs wait in the gateway; returns their ids."""
     return [await taken(http, {"prompt": sleep_workflow(seconds if tag == 0 else 0.01, tag=tag)}) for tag in range(4)]
 
 
 async def inverted(http: aiohttp.ClientSession, prompt_id: str, timeout_s: float = 30) -> Color:
-    """The color that the job's input must have had, by its result."""
+    """The color of the job's input, computed from its result."""
     async with http.get(f"/prompt_sync/{prompt_id}?timeout={timeout_s}&return_image_base64=true") as response:
         body = await response.json()
         assert response.status == 200, body
@@ -88,7 +88,7 @@ async def inverted(http: aiohttp.ClientSession, prompt_id: str, timeout_s: float
 
 
 def files_of(state: Path) -> dict[str, bytes]:
-    """The input store."""
+    """The content of the input store by path."""
     found = {}
     for path in sorted((state / "inputs").glob("*")):
         with contextlib.suppress(FileNotFoundError):  # the gateway removed it meanwhile
@@ -97,7 +97,7 @@ def files_of(state: Path) -> dict[str, bytes]:
 
 
 def journal_has(state: Path, *texts: str) -> bool:
-    """Whether any of the texts stands in the journal's bodies."""
+    """Whether the bodies in the journal contain any of the texts."""
     with sqlite3.connect(f"file:{state / JOURNAL_FILES[0]}?mode=ro", uri=True) as database:
         bodies = [unpacked(data) or b"" for (data,) in database.execute("SELECT data FROM bodies")]
     database.close()

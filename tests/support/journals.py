@@ -27,7 +27,7 @@ BODY = b'{"prompt": {"1": {"class_type": "A", "inputs": {}}}}'
 
 
 def journal_of(kind: str, folder: Path) -> Journal:
-    """Either implementation by its name; pytest's parameters are texts."""
+    """An implementation by its name, because pytest's parameters are texts."""
     return SqliteJournal(folder / "state") if kind == "sqlite" else MemoryJournal()
 
 
@@ -36,7 +36,7 @@ def prompt_id(number: int) -> str:
 
 
 def new_job(number: int, **fields: Any) -> NewJob:
-    """An async job of no owner, submitted at the second `number`."""
+    """An async job without an owner, submitted at the second `number`."""
     given: dict[str, Any] = {
         "prompt_id": prompt_id(number),
         "kind": "async",
@@ -57,12 +57,12 @@ def delivery(name: str, **fields: Any) -> NewDelivery:
 
 
 async def end(journal: Journal, number: int, state: State = State.SUCCEEDED, at: float = 0.0, **fields: Any) -> int:
-    """Ends the first run of a job that was not placed."""
+    """Ends the first run of a job that was never placed on a server."""
     return await journal.write(Finish(fence=Fence(prompt_id(number), 1, 0), state=state, at=at, **fields))
 
 
 async def run(journal: Journal, number: int, at: float = 0.0) -> Fence:
-    """Adds a job that is running on a server."""
+    """Adds a job that runs on a server."""
     fence = Fence(prompt_id(number), 1, 1)
     assert await journal.write(Add(new_job(number)))
     assert await journal.write(Place(fence, "gpu-1"))

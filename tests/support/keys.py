@@ -1,4 +1,4 @@
-"""The keys of gateways that ask for some."""
+"""The keys of gateways that require one."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 KEY, OTHER_KEY = "correct-horse-battery", "second-key"
 
 ALICE, BOB, WATCHER, ROOT = "alice-key", "bob-key", "watcher-key", "root-key"
-"""The keys of `KEYS`: two users, one who reads, an admin."""
+"""The keys in `KEYS`: two of role `user`, one of role `read`, one of role `admin`."""
 CAROL, DAVE = "carol-key", "dave-key"
-"""Of tests that make keys with limits."""
+"""Keys for tests that give them limits."""
 
 
 def bearer(key: str) -> dict[str, str]:
@@ -39,7 +39,7 @@ KEYS = "\n".join(
 
 
 def write_keys(path: Path, text: str) -> Path:
-    """As an editor or a mounted secret does it: another file takes the name."""
+    """Replaces the file by another one, as an editor or a mounted secret does."""
     new = path.with_suffix(".edited")
     new.write_text(text)
     new.replace(path)
@@ -47,6 +47,6 @@ def write_keys(path: Path, text: str) -> Path:
 
 
 def touch_keys(path: Path, text: str) -> None:
-    """In place: the same file with other content."""
+    """Writes new content into the same file."""
     path.write_text(text)
     os.utime(path)

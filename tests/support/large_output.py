@@ -1,4 +1,4 @@
-"""The output that is large enough to see what memory it costs."""
+"""An output that is large enough to measure the memory that it costs."""
 
 from __future__ import annotations
 

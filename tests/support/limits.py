@@ -1,4 +1,4 @@
-"""Limits that a test reaches."""
+"""Limits that are small enough for a test to reach."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`Link`: a wire to a server that can be cut, with or without a word to the two ends."""
+"""`Link`: a connection to a server that can be cut, with or without notice to the two ends."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Self
 class Link:
     """A TCP relay on a port of its own. Open it with ``async with``.
 
-    While it is `cut` nobody listens, and all connections break. While it is `frozen` connections are taken and stay
-    open, and nothing passes, as where a firewall drops packets.
+    While it is cut, it does not listen and all connections are broken. While it is frozen, it accepts connections and
+    keeps them open but relays nothing, as behind a firewall that drops packets.
     """
 
     def __init__(self, port: int) -> None:
@@ -40,7 +40,7 @@ class Link:
         return f"http://127.0.0.1:{self.port}"
 
     async def cut(self) -> None:
-        """From now on nobody listens, and no connection is left."""
+        """Stops listening and breaks all connections."""
         if self._server is not None:
             self._server.close()
             self._server = None
@@ -49,13 +49,13 @@ class Link:
         await asyncio.sleep(0)
 
     async def mend(self) -> None:
-        """It works again, whatever was done to it."""
+        """Makes it work again after `cut` or `freeze`."""
         self._passes.set()
         if self._server is None:
             self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
 
     def freeze(self) -> None:
-        """From now on nothing passes, and nobody is told."""
+        """Relays nothing from now on, without notice to the ends."""
         self._passes.clear()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -79,7 +79,7 @@ class Link:
             writer.transport.abort()
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One way, until an end closes; then both are closed."""
+        """Relays one direction until an end closes; then closes both."""
         with contextlib.suppress(OSError):
             while data := await reader.read(65536):
                 await self._passes.wait()

@@ -1,9 +1,9 @@
 # ruff: noqa: N802 - the names of the methods are those of the protocol
-"""A stand-in for LittleHorse's server, on the servicer of the real SDK: ``python -m tests.support.littlehorse_fake``.
+"""A fake of LittleHorse's server, on the servicer of the real SDK: ``python -m tests.support.littlehorse_fake``.
 
-It runs in a process of its own. Tests tell it what to do by lines of JSON on its standard input, and it answers with
-what the worker did by lines of JSON on its standard output. It proves the client's side only: retries, timeouts and
-persistence are the server's.
+It runs in a process of its own. Tests send it commands as lines of JSON on its standard input, and it reports what the
+worker did as lines of JSON on its standard output. It tests only the client's side: retries, timeouts and persistence
+belong to the real server.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def tell(event: str, **facts: Any) -> None:
 
 
 class FakeServer(LittleHorseServicer):
-    """One of the hosts; all share one state."""
+    """One of the hosts, which all share one state."""
 
     def __init__(self, shared: Shared, host: int) -> None:
         self._shared = shared
@@ -58,7 +58,7 @@ class FakeServer(LittleHorseServicer):
         return RegisterTaskWorkerResponse(your_hosts=hosts, is_cluster_healthy=True)
 
     async def PollTask(self, requests: Any, context: Any) -> Any:
-        """As the real one: the end of the requests does not end the replies."""
+        """Sends replies even after the end of the requests, as the real server does."""
         tell("PollTask", host=self._host)
         async for _request in requests:
             tell("asked", host=self._host)

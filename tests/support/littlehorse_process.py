@@ -1,4 +1,4 @@
-"""LittleHorse on loopback: the stand-in for its server and the worker, each as a process of its own."""
+"""LittleHorse on loopback: the fake of its server and the worker, each as a process of its own."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 
 @dataclass
 class Fake:
-    """The stand-in's process; `events` are what it told until now."""
+    """The fake's process; `events` has what it has reported so far."""
 
     process: asyncio.subprocess.Process
     ports: list[int] = field(default_factory=list)
@@ -35,7 +35,7 @@ class Fake:
         self.do(schedule=workflow, guid=guid, **options)
 
     async def until(self, event: str, *, within_s: float = 20.0, **facts: Any) -> dict[str, Any]:
-        """The first such event that was not asked for before."""
+        """Waits for such an event and returns the first that `until` has not returned before."""
         assert self.process.stdout is not None
         async with asyncio.timeout(within_s):
             while True:
@@ -48,7 +48,7 @@ class Fake:
                 self.events.append(json.loads(line))
 
     async def report(self, guid: str, *, within_s: float = 20.0) -> dict[str, Any]:
-        """The report of this task."""
+        """Waits for the report of this task."""
         others = []
         try:
             while True:
@@ -85,7 +85,7 @@ class Worker:
     log: Path
 
     async def stop(self) -> int:
-        """SIGTERM; returns the exit status."""
+        """Sends SIGTERM; returns the exit status."""
         self.process.send_signal(signal.SIGTERM)
         return await self.ended()
 
@@ -101,7 +101,7 @@ class Worker:
 
 @asynccontextmanager
 async def running_worker(port: int, comfyui_url: str, **settings: Any) -> AsyncIterator[Worker]:
-    """At the end it is killed if it still lives; what it logged is shown when the test fails."""
+    """A worker's process, killed on exit if it still runs. Its log is printed, so pytest shows it with a failure."""
     environment = {
         "PATH": os.environ["PATH"],
         "LH_HOST": f"127.0.0.1:{port}",
@@ -133,7 +133,7 @@ async def running_worker(port: int, comfyui_url: str, **settings: Any) -> AsyncI
 
 @dataclass(frozen=True)
 class Trio:
-    """A server, a worker and a ComfyUI that tests share which leave them as they were."""
+    """A server, a worker and a ComfyUI that are shared by tests which do not change them."""
 
     fake: Fake
     worker: Worker

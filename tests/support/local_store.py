@@ -12,7 +12,7 @@ from comfyui.outputs.stores.store import Parts, Placement, StoredObject, safe_ke
 
 
 class LocalStore:
-    """Links lead below `base_url` and do not expire."""
+    """An object store in a folder; its links start with `base_url` and do not expire."""
 
     def __init__(self, folder: Path, base_url: str) -> None:
         self._folder = folder

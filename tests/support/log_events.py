@@ -1,6 +1,6 @@
 """Finds every line that the gateway and its workers can log, by reading the source.
 
-Not read: `comfyui/engine/`, which logs ComfyUI's own texts, and lines of libraries.
+It leaves out `comfyui/engine/`, which logs ComfyUI's own texts, and the lines of libraries.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from pathlib import Path
 _LEVELS = {"debug": "debug", "info": "info", "warning": "warning", "error": "error", "critical": "critical"}
 _METHODS = _LEVELS | {"exception": "error", "log": ""}
 _NUMBERS = {10: "debug", 20: "info", 30: "warning", 40: "error", 50: "critical"}
-# structlog takes it for itself: it becomes the traceback.
+# structlog itself uses this argument: it becomes the traceback.
 _NOT_FIELDS = {"exc_info"}
 
 
 @dataclass(slots=True)
 class LogLine:
-    """One event, from all places that log it."""
+    """One event with its levels, loggers and fields, from all places that log it."""
 
     levels: set[str] = field(default_factory=set)
     loggers: set[str] = field(default_factory=set)
@@ -44,7 +44,7 @@ class _File:
         self._where = str(path)
         self._module = ".".join(path.with_suffix("").parts)
         self._tree = ast.parse(text)
-        # By the name of the variable, as `_log`, `self._log` or `log`: the logger's name and its bound fields.
+        # The logger's name and its bound fields, by the name of the variable: `_log`, `self._log` or `log`.
         self._loggers: dict[str, tuple[str, set[str]]] = {}
         for node in ast.walk(self._tree):
             if isinstance(node, ast.Assign) and (made := self._made(node.value)) is not None:
@@ -79,7 +79,7 @@ class _File:
         return True
 
     def _made(self, value: ast.expr) -> tuple[str, set[str]] | None:
-        """The name and the bound fields of the logger that an expression makes; None when it makes none."""
+        """The name and the bound fields of the logger that an expression makes, or None if it makes none."""
         if not isinstance(value, ast.Call) or not isinstance(value.func, ast.Attribute):
             return None
         if value.func.attr == "bind" and (made := self._made(value.func.value)) is not None:
@@ -90,7 +90,7 @@ class _File:
         return (str(name.value) if isinstance(name, ast.Constant) else self._module), set()
 
     def _methods(self, called: ast.expr, function: ast.AST) -> set[tuple[str, str]]:
-        """Each logger, as it is written, and its method that a call may reach; a local name may stand for two."""
+        """Each logger, as it is written, and the method that a call may reach; a local name may have two values."""
         if isinstance(called, ast.Name):
             return {pair for value in _assigned(called.id, function) for pair in self._methods(value, function)}
         if isinstance(called, ast.IfExp):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def many_jobs(path: Path, count: int) -> None:
-    """Makes so many of the one job that the journal has, with its result. Each has a note with one of 26 letters."""
+    """Copies the journal's one job until there are `count`, each with its result and a note with one of 26 letters."""
     names = "abcdefghijklmnopqrstuvwxyz"
     with closing(sqlite3.connect(path)) as database:
         columns = [row[1] for row in database.execute("PRAGMA table_info(jobs)")]

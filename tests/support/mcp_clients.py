@@ -20,7 +20,7 @@ Mode = Literal["auto", "legacy"]
 MODES: tuple[Mode, ...] = ("auto", "legacy")
 NEW, OLD = "2026-07-28", "2025-06-18"
 """Protocol versions: with an envelope for each request, and with a handshake."""
-# The lead of a test may stop all processes for a while.
+# The runner of the tests may suspend all processes for a while.
 _PATIENCE_S = 60.0
 
 
@@ -35,7 +35,7 @@ async def mcp_client(gateway: RunningGateway, mode: Mode = "auto", key: str = ""
 
 
 def json_of(result: CallToolResult) -> Any:
-    """What the first part of a result says."""
+    """The JSON in the first part of a result."""
     first = result.content[0]
     assert isinstance(first, TextContent)
     return jsonio.loads(first.text)
@@ -53,7 +53,7 @@ def message(version: str, method: str, params: Mapping[str, Any]) -> dict[str, A
 
 
 def headers_of(version: str, method: str, name: str | None = None) -> dict[str, str]:
-    """What goes with it."""
+    """The headers of such a request."""
     named = {} if name is None else {"Mcp-Name": name}
     return {
         "Accept": "application/json, text/event-stream",

@@ -1,4 +1,4 @@
-"""Answers of the merged face with ComfyUI's own names of files in them."""
+"""Answers of a gateway with several servers, with ComfyUI's own file names in them."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from comfyui.merged_files import from_merged, is_prompt_id
 
 
 def plain_names(value: Any, prompt_id: str = "") -> Any:
-    """The same without the ids in subfolders. Raises AssertionError where a file has not the id of its own prompt.
+    """The value without the prompt ids in subfolders. Raises AssertionError if a file has another prompt's id.
 
-    Whose it is, is known from what stands around it: an entry of the history has the id as its name, a job as ``id``.
+    The surrounding object tells the file's prompt: a history entry has its id as its name, a job as ``id``.
     """
     if isinstance(value, list):
         return [plain_names(one, prompt_id) for one in value]

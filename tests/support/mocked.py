@@ -1,4 +1,4 @@
-"""What aioresponses needs to stand for aiohttp."""
+"""Adapts aioresponses to the installed aiohttp."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ MOCKED_URL = "http://comfyui:8188"
 
 
 class Nothing:
-    """aioresponses 0.7.9 does not give what aiohttp 3.14 wants of the request's writer."""
+    """A request writer that does nothing: aiohttp 3.14 needs one, and aioresponses 0.7.9 does not make one."""
 
     output_size = 0
 

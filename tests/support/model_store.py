@@ -11,7 +11,7 @@ CONTENT = bytes(range(256)) * 4096
 
 
 class Store:
-    """Serves CONTENT under every path, and notes what it was asked for."""
+    """Serves CONTENT under every path and records the requests."""
 
     def __init__(self) -> None:
         self.requests: list[tuple[str, dict[str, str]]] = []
@@ -19,7 +19,7 @@ class Store:
         self.etag = '"one"'
         self.ranges = True
         self.break_after: list[int] = []
-        """For each request the bytes of the body after which the connection is cut; those after it are whole."""
+        """For each request, the number of bytes after which the connection is cut; later requests are not cut."""
         self.statuses: list[int] = []
         self.redirect_to: str | None = None
         self.url = ""

@@ -49,7 +49,7 @@ def node(class_type: str, title: str = "", **inputs: Any) -> dict[str, Any]:
 
 
 def workflow(**titles: str) -> dict[str, Any]:
-    """A small workflow; `titles`: of its nodes loader, text, sampler, picture and save."""
+    """A small workflow; `titles` are those of its nodes loader, text, sampler, picture and save."""
     return {
         "1": node("Loader", titles.get("loader", ""), name="a.safetensors"),
         "2": node("Text", titles.get("text", ""), text="a cat", model=["1", 0]),
@@ -71,7 +71,7 @@ def workflow(**titles: str) -> dict[str, Any]:
 def loaded(
     prompt: Mapping[str, Any], sidecar: str | None = None, *, object_info: Mapping[str, Any] | None = OBJECT_INFO
 ) -> NamedWorkflow:
-    """A workflow that must be usable."""
+    """Loads a workflow that must be usable."""
     found = loaded_or_not(prompt, sidecar, object_info=object_info)
     assert isinstance(found, NamedWorkflow), found
     return found
@@ -80,7 +80,7 @@ def loaded(
 def unusable(
     prompt: Mapping[str, Any], sidecar: str | None = None, *, object_info: Mapping[str, Any] | None = OBJECT_INFO
 ) -> str:
-    """Why a workflow cannot be used."""
+    """The reason why a workflow cannot be used."""
     found = loaded_or_not(prompt, sidecar, object_info=object_info)
     assert isinstance(found, Unusable), found
     return found.problem
@@ -98,7 +98,7 @@ def bound(named: NamedWorkflow, files: Mapping[str, str] | None = None, /, **val
 
 
 def write(folder: Path, name: str, prompt: Mapping[str, Any], sidecar: str | None = None) -> Path:
-    """A workflow in a folder, with its sidecar."""
+    """Writes a workflow into a folder, with its sidecar; returns its path."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)

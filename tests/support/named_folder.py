@@ -1,4 +1,4 @@
-"""A folder of named workflows that the embedded engine runs at once, and calls of them."""
+"""A folder of named workflows that the embedded engine runs quickly, and calls of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FLAT = {
     "2": node("SaveImage", "output:picture", images=["1", 0], filename_prefix="flat"),
     "3": node("PreviewImage", "beside", images=["1", 0]),
 }
-"""A flat picture, and a preview beside it that no output names."""
+"""Makes a flat picture, and a preview that is not among the named outputs."""
 FLAT_PARAMETERS = """
 title = "Flat"
 description = "A picture of one colour."
@@ -39,11 +39,11 @@ INVERTED = {
     "2": node("ImageInvert", image=["1", 0]),
     "3": node("SaveImage", images=["2", 0], filename_prefix="inverted"),
 }
-"""A picture's negative."""
+"""Makes the negative of a picture."""
 
 
 def named_folder(folder: Path) -> Path:
-    """The workflows `flat` and `inverted`, and `broken`, which cannot be used."""
+    """Writes the workflows `flat` and `inverted`, and `broken`, which cannot be used; returns the folder."""
     write(folder, "flat", FLAT, FLAT_PARAMETERS)
     write(folder, "inverted", INVERTED, "[parameters.image]\nrequired = true\n")
     write(folder, "broken", FLAT, '[parameters.colour]\nnode = "77"\ninput = "color"\n')

@@ -1,4 +1,4 @@
-"""A name service that a test scripts."""
+"""A DNS resolver whose answers a test chooses."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 
 
 class Names(AbstractResolver):
-    """Names with scripted answers: one list of addresses per look-up, the last one for ever."""
+    """Gives each look-up of a name the next list of addresses, and repeats the last list."""
 
     def __init__(self, **names: list[list[str]]) -> None:
         self.answers = {name.replace("_", "."): answers for name, answers in names.items()}

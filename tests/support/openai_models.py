@@ -94,7 +94,7 @@ input = "image"
 
 
 def write_models(folder: Path) -> Path:
-    """A WORKFLOWS_DIR with `portrait`, which makes a picture a run, `sheet`, which makes many, `retouch`, `broken`."""
+    """A WORKFLOWS_DIR with `portrait` (one picture for each run), `sheet` (many pictures), `retouch` and `broken`."""
     folder.mkdir(exist_ok=True)
     for name, graph, parameters in (
         ("portrait", _PORTRAIT, _PORTRAIT_PARAMETERS),

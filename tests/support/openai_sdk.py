@@ -8,5 +8,5 @@ from openai import AsyncOpenAI
 
 
 def openai_client(url: str, key: str = "none", **options: Any) -> AsyncOpenAI:
-    """Without retries unless told otherwise, so that a test sees the first answer."""
+    """A client that makes no retries by default, so that a test sees the first answer."""
     return AsyncOpenAI(base_url=f"{url}/v1", api_key=key, **{"max_retries": 0, "timeout": 40, **options})

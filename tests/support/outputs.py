@@ -1,4 +1,4 @@
-"""Jobs whose output files have the name and the bytes that a test wants."""
+"""Jobs whose output files have a name and content chosen by a test."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def png(color: str = "red", width: int = 640, height: int = 400) -> bytes:
 async def made_file(
     gateway: RunningGateway, engine: Engine, extension: str, content: bytes, *, key: str | None = None
 ) -> str:
-    """The id of a job that has written one file, of which `content` is all."""
+    """Runs a job that writes one file with this content; returns the job's id."""
     before = set(engine.folders.output.rglob("*"))
     body = {"prompt": writing(extension=extension, size=len(before) + 1)}
     async with gateway.http.post("/prompt_sync", json=body, headers=bearer(key) if key else {}) as response:

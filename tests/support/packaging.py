@@ -1,4 +1,4 @@
-"""What is in the package."""
+"""The sources of the package."""
 
 from __future__ import annotations
 

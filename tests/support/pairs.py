@@ -1,4 +1,4 @@
-"""A real ComfyUI and a gateway before it, to be asked the same."""
+"""A ComfyUI and a gateway in front of it, which get the same requests."""
 
 from __future__ import annotations
 

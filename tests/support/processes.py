@@ -33,7 +33,7 @@ class GatewayProcess:
                 self._news.notify_all()
 
     async def logged(self, event: str) -> dict[str, Any]:
-        """The first line with this event, once it is there."""
+        """Waits for the first line with this event."""
         async with asyncio.timeout(30), self._news:
             await self._news.wait_for(lambda: any(event in line["event"] for line in self.lines))
             return next(line for line in self.lines if event in line["event"])
@@ -42,7 +42,7 @@ class GatewayProcess:
         os.kill(self.process.pid, number)
 
     async def kill(self) -> None:
-        """It gets no chance to do anything more. Returns when it is gone."""
+        """Sends SIGKILL; returns when the process has ended."""
         self.signal(signal.SIGKILL)
         await self.process.wait()
 
@@ -90,7 +90,7 @@ async def gateway_process(comfyui: str, *arguments: str, **settings: str) -> Asy
 
 @asynccontextmanager
 async def engine_process(*options: str) -> AsyncIterator[str]:
-    """The embedded engine as a process of its own; gives its address."""
+    """Runs the embedded engine as a process of its own and yields its address."""
     arguments, environ = ("--port", "0", *options), {"PATH": os.environ["PATH"]}
     async with forked(serve_engine, *arguments, environ=environ, descriptor=1) as process:
         line = (await process.output.readline()).decode()

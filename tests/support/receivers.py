@@ -1,4 +1,4 @@
-"""A receiver of webhooks on a real port, which does what a test tells it, and an outbox that a test's clock moves."""
+"""A receiver of webhooks on a real port, whose replies a test chooses, and an outbox with a test's clock."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Reply = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 @dataclass(frozen=True)
 class Received:
-    """One request, as it came."""
+    """One request as it came."""
 
     path: str
     headers: dict[str, str]
@@ -50,7 +50,7 @@ class Received:
 
 @dataclass
 class Receiver:
-    """What came, oldest first. `replies` are given in turn, the last one again and again."""
+    """Keeps the requests, oldest first. It gives `replies` in turn and repeats the last one."""
 
     port: int = 0
     received: list[Received] = field(default_factory=list)
@@ -61,7 +61,7 @@ class Receiver:
         return f"http://{host}:{self.port}{path}"
 
     async def got(self, count: int, timeout_s: float = 15) -> list[Received]:
-        """Once so many have come."""
+        """Waits until `count` requests have come and returns them."""
         async with asyncio.timeout(timeout_s):
             while len(self.received) < count:
                 self.news.clear()
@@ -113,7 +113,7 @@ async def receiver(host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[Rece
 
 @dataclass
 class Sending:
-    """A running outbox and what it works with."""
+    """A running outbox with its journal, clock and metrics."""
 
     journal: Journal
     announcements: Announcements
@@ -122,7 +122,7 @@ class Sending:
     made: list[str]
 
     async def job(self, number: int, url: str, *, events: tuple[str, ...] = (), state: State = State.SUCCEEDED) -> str:
-        """A job that has ended; its id."""
+        """Adds a job that has ended; returns its id."""
         order, fence, now = WebhookOrder(url, events), Fence(prompt_id(number), 1, 0), self.clock()
         await self.journal.write(Add(new_job(number, webhook=order)))
         told = self.announcements.of_end(fence, order, state, now)
@@ -135,7 +135,7 @@ class Sending:
         self.announcements.news.set()
 
     async def tried(self, number: int, times: int) -> Delivery:
-        """The caller's webhook of a job, once it was tried so often."""
+        """Waits until the job's webhook was tried `times` times and returns its delivery."""
         found = await until(lambda: self.journal.deliveries(prompt_id(number)), lambda all_: all_[0].tries >= times)
         return found[0]
 
@@ -159,9 +159,9 @@ async def sending(
     padding: int = 0,
     **options: Any,
 ) -> AsyncIterator[Sending]:
-    """An outbox for receivers on loopback, whose bodies say which webhook they are of.
+    """An outbox for receivers on loopback; each body names its webhook.
 
-    `not_made`: so many of the first bodies cannot be made. `padding`: bytes that each has beside what it says.
+    `not_made`: number of first bodies whose rendering fails. `padding`: number of additional bytes in each body.
     """
     clock, metrics, announcements = clock or Clock(), Metrics(), Announcements(operator_url)
     made: list[str] = []

@@ -1,4 +1,4 @@
-"""ComfyUI servers that answer in bytes of a test's choosing, and a client that sends its own."""
+"""ComfyUI servers whose answers a test writes byte by byte, and a client that sends raw bytes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 @dataclass
 class Exchange:
-    """One request as it came, and the way to answer it."""
+    """One request as it came, with methods to answer it."""
 
     head: bytes
     reader: asyncio.StreamReader
@@ -40,7 +40,7 @@ class Exchange:
 
     @property
     def headers(self) -> dict[str, str]:
-        """By lower-case name; a repeated one is joined."""
+        """The headers by lower-case name; the values of a repeated header are joined."""
         found: dict[str, str] = {}
         for line in self.head.decode("latin-1").split("\r\n")[1:-2]:
             name, _, value = line.partition(": ")
@@ -56,7 +56,7 @@ class Exchange:
         return await self.reader.readexactly(int(self.headers.get("content-length", 0)))
 
     async def until_gone(self) -> None:
-        """Until the other side has ended the connection."""
+        """Waits until the other side has ended the connection."""
         with contextlib.suppress(ConnectionError):
             while await self.reader.read(65536):
                 pass
@@ -67,7 +67,7 @@ class Exchange:
 
 @dataclass
 class RawServer:
-    """`seen` has the relayed requests; the gateway's own probes are answered aside."""
+    """`seen` has the relayed requests, without the gateway's own probes."""
 
     url: str
     seen: list[Exchange] = field(default_factory=list)
@@ -76,7 +76,7 @@ class RawServer:
 
 @asynccontextmanager
 async def raw_server(answering: Answering) -> AsyncIterator[RawServer]:
-    """Serve until the block ends; `answering` gets every request but the gateway's own."""
+    """Serves until the block ends; `answering` gets every request except the gateway's own."""
     tasks = set[asyncio.Task[None]]()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -130,14 +130,14 @@ class Fetched:
 
     @property
     def error_type(self) -> str:
-        """Of a standard error body."""
+        """The type in a standard error body."""
         body = json.loads(self.body)
         assert set(body) == {"error", "type", "detail", "prompt_id", "node_errors", "timestamp", "request_id"}
         return str(body["type"])
 
 
 async def fetch(gateway: RunningGateway, path: str | URL, method: str = "GET", **options: Any) -> Fetched:
-    """One request, answered to its end."""
+    """Makes one request and reads its whole answer."""
     async with gateway.http.request(method, path, allow_redirects=False, **options) as response:
         return Fetched(response.status, response.headers, await response.read())
 
@@ -153,14 +153,14 @@ async def raw_client(url: str) -> AsyncIterator[tuple[asyncio.StreamReader, asyn
 
 
 async def raw_request(url: str, request: bytes) -> bytes:
-    """The answer in bytes; the connection is closed after it."""
+    """Sends raw bytes and returns the raw answer; the connection is closed after it."""
     async with raw_client(url) as (reader, writer):
         writer.write(request.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n", 1))
         return await reader.read()
 
 
 async def settled(figure: Callable[[], int], *, quiet_s: float = 0.25) -> int:
-    """The figure once it has stopped to change."""
+    """Waits until the figure does not change any longer and returns it."""
     while True:
         before = figure()
         await asyncio.sleep(quiet_s)

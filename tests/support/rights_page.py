@@ -1,4 +1,4 @@
-"""docs/rights.md: what a running gateway answers each role, for each row of the table of rights.
+"""Writes docs/rights.md: a running gateway's answers to each role, for each row of the table of rights.
 
 python -m tests.support.rights_page > docs/rights.md
 """
@@ -44,10 +44,10 @@ _NOWHERE = "00000000-0000-4000-8000-000000000000"
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One request for a row. `{job}` and `{file}` in it are what the first user has.
+    """One request for a row. `{job}` and `{file}` in it stand for the first user's job and file.
 
     Attributes:
-        form: the body is a form with a picture.
+        form: whether the body is a form with a picture.
     """
 
     method: str
@@ -62,7 +62,7 @@ class Example:
 
     @property
     def name(self) -> str:
-        """As the page has it."""
+        """The request's name on the page."""
         if self.body is None:
             return f"{self.method} `{self.target}`"
         sent = "a workflow" if "prompt" in self.body or "workflow" in self.body else f"`{json.dumps(self.body)}`"
@@ -129,7 +129,7 @@ _TARGETS: Mapping[tuple[str, str], tuple[str, Any]] = {
     ("DELETE", "/userdata/**"): ("/userdata/a.json", None),
 }
 _FORMS = {("POST", "/upload/image"), ("POST", "/upload/mask")}
-# What is in no row.
+# Requests that are in no row.
 _ELSE = (
     *(
         Example("POST", "/queue/pause"),
@@ -158,7 +158,7 @@ def example_of(row: Row) -> Example:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """What was answered. `row`: None for what the table does not have."""
+    """The answers to one request. `row` is None for a request that the table does not have."""
 
     example: Example
     row: Row | None
@@ -184,14 +184,14 @@ class _Asking:
     lines: list[Line] = field(default_factory=list)
 
     async def begin(self) -> None:
-        # Of no other key's prompts, so that ComfyUI's cache gives nobody else the same file.
+        # Another color than in all other keys' prompts, so that ComfyUI's cache gives the file to no other key.
         workflow = invert_workflow(7, prefix="alice")
         async with self.http.post("/prompt_sync", json={"prompt": workflow}, headers=bearer(ALICE)) as response:
             answer = await response.json()
         self.job, self.file = answer["prompt_id"], answer["images"][0]["url"].partition("?")[2]
 
     async def each(self, row: Row | None, example: Example) -> None:
-        # Who may do less asks first: what an admin deletes is gone.
+        # The roles with fewer rights come first, because a file that the admin deletes is gone.
         no_key, read, another, user, admin = [
             await self._status(example, key) for key in ("", WATCHER, BOB, ALICE, ROOT)
         ]
@@ -201,7 +201,7 @@ class _Asking:
         headers = bearer(key) if key else {}
         target = self._filled(example.target)
         if target.startswith("/console"):
-            # The console takes changes from its own pages only.
+            # The console accepts changes only from its own pages.
             headers["Origin"] = self.gateway.url
         if example.method == "websocket":
             try:
@@ -227,7 +227,7 @@ class _Asking:
 
 
 async def asked() -> list[Line]:
-    """Of each row, and of what is in none, what a new gateway answers."""
+    """A new gateway's answers for each row, and for requests that are in none."""
     with tempfile.TemporaryDirectory() as folder:
         keys = Path(folder) / "keys.toml"
         keys.write_text(KEYS)
@@ -248,7 +248,7 @@ async def asked() -> list[Line]:
 
 
 def page_of(lines: Iterable[Line]) -> str:
-    """docs/rights.md."""
+    """The text of docs/rights.md."""
     return _HEAD + "".join(f"{line}\n" for line in lines)
 
 

@@ -46,7 +46,7 @@ EVERY: Final = {
         method="default",
     ),
 }
-"""Of a parameter of each kind but files."""
+"""A workflow with a parameter of each kind except files."""
 EVERY_PARAMETERS: Final = """
 title = "Every <kind>"
 description = "Has a parameter of every kind."
@@ -77,13 +77,13 @@ advanced = true
 
 
 def every_folder(folder: Path) -> Path:
-    """`every`, and the workflows of `named_folder`."""
+    """Writes `every` and the workflows of `named_folder`; returns the folder."""
     write(folder, "every", EVERY, EVERY_PARAMETERS)
     return named_folder(folder)
 
 
 def fields_in(text: str) -> list[tuple[str, str]]:
-    """What a browser sends of a page's form `run`: names and values, without files and boxes that are not ticked."""
+    """The names and values that a browser sends for the form `run`, without files and unticked boxes."""
     form = re.search(r'<form[^>]*id="run".*?</form>', text, re.DOTALL)
     assert form is not None
     found: list[tuple[int, str, str]] = []
@@ -106,23 +106,23 @@ def fields_in(text: str) -> list[tuple[str, str]]:
 
 
 async def form_of(gateway: RunningGateway, name: str, query: str = "", **asked: Any) -> list[tuple[str, str]]:
-    """What the form of this workflow has as it comes."""
+    """The fields of this workflow's form with their initial values."""
     async with gateway.http.get(f"/console/run/{name}{query}", **asked) as response:
         assert response.status == 200, await response.text()
         return fields_in(await response.text())
 
 
 def changed(fields: Sequence[tuple[str, str]], **values: str | None) -> list[tuple[str, str]]:
-    """The fields with other values; None: the browser does not send it."""
+    """The fields with other values; None removes a field, as if the browser did not send it."""
     kept = [(name, value) for name, value in fields if name not in values]
     return kept + [(name, value) for name, value in values.items() if value is not None]
 
 
 def form_data(fields: Sequence[tuple[str, str]], files: Sequence[tuple[str, str, bytes]] = ()) -> aiohttp.FormData:
-    """A form as multipart/form-data; `files`: the field, the file's name and its bytes."""
+    """A form as multipart/form-data; `files` are triples of field, file name and content."""
     data = aiohttp.FormData(default_to_multipart=True)
     for name, value in fields:
-        # As browsers send the end of a line.
+        # Browsers end lines with CRLF.
         data.add_field(name, value.replace("\n", "\r\n"))
     for name, filename, content in files:
         data.add_field(name, content, filename=filename, content_type="application/octet-stream")
@@ -138,7 +138,7 @@ async def post_form(
     script: bool = False,
     headers: Mapping[str, str] = NO_HEADERS,
 ) -> tuple[int, Any, str]:
-    """Status, what came (JSON where a `script` asks, else the page), and where a 303 leads."""
+    """Status, body (JSON for a `script`, otherwise the page), and the target of a 303."""
     sent = {"Origin": gateway.url, **({"Accept": "application/json"} if script else {}), **headers}
     async with gateway.http.post(
         f"/console/run/{name}", data=form_data(fields, files), headers=sent, allow_redirects=False

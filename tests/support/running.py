@@ -43,7 +43,7 @@ needs_ipv6 = pytest.mark.skipif(not _has_ipv6(), reason="this machine has no IPv
 
 
 class _Given(Settings):
-    """What a test says, and the defaults: to look for each setting in the environment would be half of a start."""
+    """Settings from the test and the defaults only: reading the environment would take half of the start's time."""
 
     @classmethod
     def settings_customise_sources(
@@ -58,8 +58,8 @@ class _Given(Settings):
 
 
 class _Server(uvicorn.Server):
-    """uvicorn without its signal handlers: the test's process keeps its own. It starts and stops many times a minute,
-    so it does not sleep before it looks again: uvicorn's own takes 0.2 s to stop."""
+    """uvicorn without its signal handlers and its sleeps. The test's process keeps its own handlers; without sleeps, a
+    stop does not take 0.2 s, which matters because the suite starts and stops many times a minute."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
@@ -85,7 +85,7 @@ class _Server(uvicorn.Server):
         state = self.server_state
         for connection in list(state.connections):
             connection.shutdown()
-        await asyncio.sleep(0)  # what they hold is given back in the loop's next round
+        await asyncio.sleep(0)  # their resources are released in the loop's next turn
         if state.connections or state.tasks:
             await super().shutdown(sockets)
         else:
@@ -94,7 +94,7 @@ class _Server(uvicorn.Server):
 
 @dataclass(frozen=True)
 class RunningGateway:
-    """`http` is a session whose relative URLs go to the gateway."""
+    """A running gateway; `http` is a session whose relative URLs go to it."""
 
     app: Gateway
     settings: Settings
@@ -117,28 +117,28 @@ def _unchanged(options: GatewayOptions) -> GatewayOptions:
 
 
 def server_options(**changes: Any) -> Change:
-    """For `running_gateway`: fields of `ServerOptions`."""
+    """For `running_gateway`: changes fields of `ServerOptions`."""
     return lambda made: replace(made, servers=replace(made.servers, **changes))
 
 
 def handler_options(**changes: Any) -> Change:
-    """For `running_gateway`: fields of `HandlerOptions`."""
+    """For `running_gateway`: changes fields of `HandlerOptions`."""
     return lambda made: replace(made, handler=replace(made.handler, **changes))
 
 
 def web_options(**changes: Any) -> Change:
-    """For `running_gateway`: fields of `WebOptions`."""
+    """For `running_gateway`: changes fields of `WebOptions`."""
     return lambda made: replace(made, app=replace(made.app, web=replace(made.app.web, **changes)))
 
 
 def watching_closely() -> Change:
-    """For `running_gateway`: it looks many times a second for a server that is to come back."""
+    """For `running_gateway`: it checks many times a second whether a lost server is back."""
     soon = Backoff(start_s=0.05, max_s=0.2)
     return server_options(probe_backoff=soon, reconnect=soon)
 
 
 def moving_after(seconds: float) -> Change:
-    """For `running_gateway`: a server is away for so long before its jobs go to another one."""
+    """For `running_gateway`: the jobs of a lost server go to another one after `seconds`."""
     return lambda made: replace(
         made, handler=replace(made.handler, queue=replace(made.handler.queue, move_after_s=seconds))
     )
@@ -152,11 +152,11 @@ async def running_gateway(
     connections: Connections | None = None,
     **settings: Any,
 ) -> AsyncIterator[RunningGateway]:
-    """Serve in front of these ComfyUI addresses; returns when it is ready to take prompts, unless told not to wait.
+    """Serves in front of these ComfyUI addresses; yields when it can take prompts, or at once without `ready`.
 
     Args:
-        changed: makes the options of the gateway from those of its settings.
-        connections: how many its server takes; None for any number.
+        changed: changes the options that the gateway gets from its settings.
+        connections: the limit of its server's connections, or None.
     """
     settings.setdefault("state_dir", "")  # in memory, so that tests share nothing
     chosen, metrics = _Given(comfyui_server_address=comfyui, **settings), Metrics()
@@ -198,7 +198,7 @@ async def running_gateway(
 
 @asynccontextmanager
 async def engines(count: int, **options: Any) -> AsyncIterator[list[Engine]]:
-    """So many embedded engines with the same options."""
+    """Starts `count` embedded engines with the same options."""
     async with AsyncExitStack() as stack:
         yield [await stack.enter_async_context(Engine(EngineOptions(**options))) for _ in range(count)]
 
@@ -210,25 +210,25 @@ def executions(engine: Engine) -> dict[str, int]:
 
 
 def requests(engine: Engine, route: str) -> int:
-    """How often the engine was asked for ``METHOD /route``."""
+    """How many requests for ``METHOD /route`` the engine got."""
     count: int = engine.stats.show()["requests"].get(route, 0)
     return count
 
 
 async def prompts_are_queued(engine: Engine, count: int) -> None:
-    """Until so many prompts run or wait on the engine."""
+    """Waits until `count` prompts run or wait on the engine."""
     await until(lambda: queue_of(engine), lambda queue: len(queue[0]) + len(queue[1]) >= count)
 
 
 async def queue_of(engine: Engine) -> tuple[list[str], list[str]]:
-    """Ids of what runs and of what is pending."""
+    """Ids of the running and of the pending prompts."""
     async with aiohttp.ClientSession() as http, http.get(f"{engine.url}/queue") as response:
         queue = await response.json()
     return [item[1] for item in queue["queue_running"]], [item[1] for item in queue["queue_pending"]]
 
 
 async def until(ask: Callable[[], Awaitable[T]], accept: Callable[[T], bool], *, timeout_s: float = 25) -> T:
-    """Ask again and again until the answer is accepted."""
+    """Repeats `ask` until its answer is accepted, and returns that answer."""
     async with asyncio.timeout(timeout_s):
         while not accept(answer := await ask()):
             await asyncio.sleep(0.01)
@@ -236,7 +236,7 @@ async def until(ask: Callable[[], Awaitable[T]], accept: Callable[[T], bool], *,
 
 
 async def websocket_settled(backend: Any) -> None:
-    """Until the shared websocket is connected and the server gets prompts, or a moment where the socket is refused."""
+    """Waits until the shared websocket is connected and the server gets prompts, or a moment if it is refused."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(1):
             while not (backend.watcher.connected and backend.is_cleared):
@@ -244,7 +244,7 @@ async def websocket_settled(backend: Any) -> None:
 
 
 def invert_workflow(color: int = 0, *, width: int = 16, height: int = 12, prefix: str = "test") -> Workflow:
-    """EmptyImage → ImageInvert → SaveImage: no models, on the engine and on a real ComfyUI alike."""
+    """EmptyImage → ImageInvert → SaveImage: needs no models, runs on the engine and on a real ComfyUI."""
     return {
         "1": {
             "class_type": "EmptyImage",

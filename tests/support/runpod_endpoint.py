@@ -1,4 +1,4 @@
-"""RunPod's HTTP API on loopback, with answers of a test's choosing. Jobs run when the test says so."""
+"""RunPod's HTTP API on loopback. A test chooses its answers and the states of its jobs."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ KEY = "runpod-key-of-the-test"
 PICTURE = b"\x89PNG\r\n\x1a\nnot really"
 DATA = base64.b64encode(PICTURE).decode()
 NOWHERE = "127.0.0.1:9"
-"""Where no local ComfyUI answers."""
+"""An address at which no local ComfyUI answers."""
 QUICK = RunPodTimes(
     first_look_s=0.02,
     look_backoff=Backoff(0.04, 30.0),
     send_backoff=Backoff(0.05, 15.0),
     journal_backoff=Backoff(0.05, 10.0),
 )
-"""Jobs are looked at, and tried again, many times a second."""
+"""The gateway polls jobs, and retries, many times a second."""
 
 Answer = dict[str, Any]
 
 
 class FakeEndpoint:
-    """`refusals` are what happens to ``/run``: a status that is answered instead, "cut" for a reply that is lost,
-    "late" for one that comes after half a second.
+    """`refusals` decide the next answers to ``/run``: a status, "cut" for a lost reply, or "late" for a reply after
+    half a second.
 
     Attributes:
-        redirect: the ``Location`` of a redirect that every request is answered with; none while it is empty.
-        inputs: what was taken, by job id, in order.
-        requests: how many there were, of whatever kind.
-        runs: how often ``/run`` was asked, taken or not.
-        asked: how often ``/status`` was, by job id.
-        cancelled: ids, in order.
+        redirect: if not empty, every request gets a redirect with this ``Location``.
+        inputs: the inputs of accepted jobs by job id, in order.
+        requests: number of requests of any kind.
+        runs: number of requests to ``/run``, accepted or not.
+        asked: number of requests to ``/status``, by job id.
+        cancelled: ids of cancelled jobs, in order.
     """
 
     def __init__(self, port: int = 0) -> None:
@@ -82,10 +82,10 @@ class FakeEndpoint:
         if self._runner is not None:
             await self._runner.cleanup()
 
-    # What a test does
+    # For the tests
 
     def settings(self, folder: Any, *, times: RunPodTimes = QUICK, **more: Any) -> dict[str, Any]:
-        """For `running_gateway`: a gateway in front of it."""
+        """Settings for `running_gateway` of a gateway that uses this endpoint."""
 
         def changed(made: GatewayOptions) -> GatewayOptions:
             assert made.runpod is not None
@@ -103,7 +103,7 @@ class FakeEndpoint:
         }
 
     async def job(self, number: int = 1) -> str:
-        """The id of the `number`-th job that was taken, as soon as it is there."""
+        """Waits for the `number`-th accepted job and returns its id."""
         await self.until(lambda: len(self.inputs) >= number)
         return list(self.inputs)[number - 1]
 
@@ -112,7 +112,7 @@ class FakeEndpoint:
             await self._news.wait_for(condition)
 
     async def looked(self, job: str, times: int = 2) -> None:
-        """Until the gateway has asked for its status so many times more: it has surely heard what was said before."""
+        """Waits for `times` more requests for the job's status, so that the gateway has surely read the last one."""
         asked = self.asked.get(job, 0)
         await self.until(lambda: self.asked.get(job, 0) >= asked + times)
 
@@ -123,7 +123,7 @@ class FakeEndpoint:
         output = {"images": list(images)} | ({"outputs": outputs} if outputs is not None else {})
         self.says(job, "COMPLETED", output=output, **more)
 
-    # What the gateway asks
+    # For the gateway
 
     @web.middleware
     async def _counted(
@@ -185,7 +185,7 @@ def base64_image(data: str, filename: str = "a_00001_.png", **more: Any) -> Answ
 
 
 def outputs_of(*filenames: str, node_id: str = "3") -> Answer:
-    """ComfyUI's `outputs` of a node that saved these."""
+    """ComfyUI's `outputs` for a node that saved these files."""
     images = [{"filename": name, "subfolder": "", "type": "output"} for name in filenames]
     return {node_id: {"images": images}}
 
@@ -198,7 +198,7 @@ def loading_workflow(name: str) -> Workflow:
 
 
 async def history(gateway: RunningGateway, prompt_id: str) -> dict[str, Any]:
-    """The entry, as soon as there is one."""
+    """Waits for the prompt's history entry and returns it."""
 
     async def ask() -> dict[str, Any]:
         async with gateway.http.get(f"/history/{prompt_id}") as response:
@@ -209,7 +209,7 @@ async def history(gateway: RunningGateway, prompt_id: str) -> dict[str, Any]:
 
 
 async def submit(gateway: RunningGateway, workflow: dict[str, Any] | None = None, **fields: Any) -> str:
-    """`POST /prompt`, as a frontend does; the prompt's id."""
+    """Submits with `POST /prompt`, as a frontend does; returns the prompt's id."""
     async with gateway.http.post("/prompt", json={"prompt": workflow or invert_workflow(), **fields}) as response:
         assert response.status == 200, await response.text()
         return str((await response.json())["prompt_id"])
@@ -226,7 +226,7 @@ def error_of(entry: dict[str, Any]) -> str:
 
 
 def gateway_settings(url: str, folder: Path, **more: Any) -> dict[str, Any]:
-    """Of a gateway with `BACKEND=runpod` before an API with RunPod's protocol."""
+    """Settings of a gateway with `BACKEND=runpod` that uses an API with RunPod's protocol."""
     return {
         "backend": "runpod",
         "runpod_endpoint_id": "local",

@@ -1,4 +1,4 @@
-"""RunPod's HTTP API on loopback, with our own worker behind it, which runs the jobs on a ComfyUI."""
+"""RunPod's HTTP API on loopback; our own worker behind it runs the jobs on a ComfyUI."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.runpod_endpoint import FakeEndpoint
 
 
 class WorkingEndpoint(FakeEndpoint):
-    """Runs the jobs that it has taken, one after the other, on the ComfyUI at `comfyui`."""
+    """Runs its accepted jobs one after the other on the ComfyUI at `comfyui`."""
 
     def __init__(self, comfyui: str) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class WorkingEndpoint(FakeEndpoint):
         await self._worker.close()
         await super().__aexit__(*exc)
 
-    # What the worker calls: `comfyui.workers.runpod.worker.ServerlessSdk`
+    # For the worker: `comfyui.workers.runpod.worker.ServerlessSdk`
 
     def start(self, config: dict[str, Any]) -> None:
         raise NotImplementedError("its jobs come by HTTP")
@@ -42,7 +42,7 @@ class WorkingEndpoint(FakeEndpoint):
         if self.jobs[job["id"]]["status"] == "IN_PROGRESS":
             self.says(job["id"], "IN_PROGRESS", output=progress)
 
-    # What the gateway asks
+    # For the gateway
 
     async def _run(self, request: web.Request) -> web.StreamResponse:
         answer = await super()._run(request)
@@ -61,7 +61,7 @@ class WorkingEndpoint(FakeEndpoint):
             began = time.monotonic()
             output = await self._worker.handle({"id": job, "input": self.inputs[job]})
             taken_ms = int(1000 * (time.monotonic() - began))
-            # As the SDK splits it.
+            # The SDK splits it in the same way.
             error = output.pop("error", None)
             if error is None:
                 self.says(job, "COMPLETED", output=output, executionTime=taken_ms)

@@ -1,4 +1,4 @@
-"""The same requests to ComfyUI and to the gateway, and their answers without what may differ from run to run."""
+"""The same requests to ComfyUI and to the gateway, and their answers without the parts that differ between runs."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ from tests.support.target import Prompt, any_color, empty, inverted, node
 JSON = Any
 _TEMPORARY = re.compile(r"ComfyUI_temp_[a-z]{5}_\d{5}_")
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
-# What a clock says: that they are numbers is compared.
+# Times: only compared for being numbers.
 _TIMES: Final = frozenset(
     {"timestamp", "create_time", "execution_start_time", "execution_end_time", "modified", "created"}
 )
-# What a machine has left: that they are numbers is compared.
+# Free memory: only compared for being numbers.
 _FREE: Final = frozenset({"ram_free", "vram_free", "torch_vram_free"})
-# What names the implementation: that there is a list is compared.
+# Names of the implementation: only compared for being a list.
 _OF_THE_CODE: Final = frozenset({"traceback"})
-# ComfyUI makes these lists of sets.
+# ComfyUI makes these lists from sets, so their order is chance.
 _OF_SETS: Final = frozenset({"nodes", "executed", "current_outputs"})
-# Where a prompt was when it was stopped, which is chance.
+# The place where a prompt was stopped, which is chance.
 _WHERE_IT_WAS: Final = frozenset({"node_id", "node_type", "executed"})
-# What the gateway adds (jobs contract, section 3). `owner`: in `extra_data`, for who sees all.
-# `servers`: in `extra_info`, what each server lacks.
+# The fields that the gateway adds (jobs contract, section 3). `owner`: in `extra_data`, for callers who see all jobs.
+# `servers`: in `extra_info`, with what each server lacks.
 _ADDED: Final = frozenset({"owner", "servers"})
-# What it adds where ComfyUI is older than that: fleet contract, `/api/jobs` also over servers that lack it.
+# The fields that it adds for older ComfyUIs: fleet contract, `/api/jobs` also over servers that lack it.
 _ADDED_TO_OLD: Final = _ADDED | {"create_time"}
-# These are not below ``/api`` as well; jobs are nowhere else.
+# These paths get no prefix ``/api``: the first has it already, and the others do not exist below it.
 _WITHOUT_API: Final = ("/api/jobs", "/jobs", "/docs/", "/assets/", "/scripts/", "/templates/", "/extensions/")
 CHECKPOINT: Final = "v1-5-pruned-emaonly.safetensors"
-"""On the engines of `tests.contract.conftest` only the first has it."""
+"""Only the first of the engines of `tests.contract.conftest` has it."""
 
-# The node of the checkpoint. Whether it is in a server's cache, is what ran there before.
+# The node of the checkpoint. Earlier prompts decide whether it is in a server's cache.
 _LOADER = "loader"
-# Of pictures that are like none before, so that nothing of them is in a cache.
+# Sizes of new pictures, which no cache has.
 _SIZES = itertools.count()
 
 
@@ -55,11 +55,11 @@ async def _now_ms() -> int:
 
 
 class Number(float):
-    """A number of a prompt: only its place among those of the same script is compared."""
+    """A prompt's number; only its rank among those of the same script is compared."""
 
 
 class EndNumber(float):
-    """The number in an entry of the history: only its place among those of the same answer is compared."""
+    """The number in a history entry; only its rank among those of the same answer is compared."""
 
 
 @dataclass(frozen=True)
@@ -71,12 +71,12 @@ class Answer:
 
 @dataclass(frozen=True)
 class Instead:
-    """What the gateway answers in place of what ComfyUI does.
+    """The gateway's answer where it differs from ComfyUI's.
 
     Attributes:
-        why: the reason, with where it is written.
+        why: the reason, after a reference to the document that states it.
         status: of the answer.
-        has: a text that its body has, as JSON.
+        has: a text that the JSON of its body contains.
     """
 
     why: str
@@ -90,7 +90,7 @@ class Step:
 
     Attributes:
         request: method, path without ``/api``, and the body in short.
-        instead: how the gateway's answer may differ from ComfyUI's; None: not at all.
+        instead: how the gateway's answer differs from ComfyUI's, or None if it must be equal.
     """
 
     request: str
@@ -100,14 +100,14 @@ class Step:
 
 @dataclass
 class Caller:
-    """A client of ComfyUI: `http` has the address and the credentials that it was given.
+    """A client of ComfyUI: `http` has its address and credentials.
 
     Attributes:
         prefix: "" or ``/api``.
-        role: "comfyui" without a gateway, else the role of its key, "" for none.
+        role: "comfyui" without a gateway, otherwise the role of its key, or "" without keys.
         is_modern: whether ComfyUI has job routes and checks prompt ids.
-        is_real: whether the ComfyUI is a real one.
-        servers: how many are behind the address.
+        is_real: whether this is a real ComfyUI.
+        servers: number of servers behind the address.
     """
 
     http: aiohttp.ClientSession
@@ -122,17 +122,17 @@ class Caller:
     _may_be_cached: set[str] = field(default_factory=lambda: {_LOADER})
 
     def anew(self) -> Caller:
-        """The same, which has asked for nothing yet."""
+        """A copy without recorded requests."""
         return Caller(self.http, self.prefix, self.role, self.is_modern, self.is_real, self.servers)
 
     # Requests whose answers are compared
 
     async def get(self, path: str, **more: Any) -> Answer:
-        """`more`: as for `ask`."""
+        """`more`: arguments of `ask`."""
         return await self.ask("GET", path, **more)
 
     async def post(self, path: str, body: JSON = None, **more: Any) -> Answer:
-        """A body of bytes is sent as it is. `more`: as for `ask`."""
+        """Sends a body of bytes unchanged. `more`: arguments of `ask`."""
         return await self.ask("POST", path, body, **more)
 
     async def ask(
@@ -147,14 +147,14 @@ class Caller:
         headers: Mapping[str, str] | None = None,
         name: str = "",
     ) -> Answer:
-        """Send it, and keep the answer for the comparison.
+        """Sends a request and records the answer for the comparison.
 
         Args:
-            headers: go with it, in place of the content type of JSON.
-            name: stands for the body in what is compared.
-            gateway: what the gateway answers instead, to everybody.
-            user: what it answers instead to a key of role `user`.
-            many: what it answers instead where several servers are behind it.
+            headers: replace the content type of JSON.
+            name: replaces the body in the record.
+            gateway: the gateway's different answer to every caller.
+            user: its different answer to a key of role `user`.
+            many: its different answer if it has several servers.
         """
         answer = await self._answer(method, path, body, headers)
         instead = gateway or (user if self.role == "user" else None) or (many if self.servers > 1 else None)
@@ -173,7 +173,7 @@ class Caller:
         instead: Instead | None = None,
         **fields: str,
     ) -> Answer:
-        """A form with one file."""
+        """Uploads a form with one file."""
         form = aiohttp.FormData(quote_fields=False)
         form.add_field(field, content, filename=name, content_type="image/png")
         for key, value in fields.items():
@@ -187,9 +187,9 @@ class Caller:
         return answer
 
     async def submit(self, name: str, workflow: Prompt, **fields: Any) -> str:
-        """Queue it; its id stands as `name` in what is compared."""
+        """Queues a workflow; the record has `name` instead of its id."""
         answer = await self._answer("POST", "/prompt", {"prompt": workflow, **fields})
-        # ComfyUI sorts jobs by the millisecond: of two in the same one, either may stand first.
+        # ComfyUI sorts jobs by the millisecond, so two of the same millisecond would come in any order.
         await until(_now_ms, (await _now_ms()).__lt__)
         assert answer.status == 200, answer
         prompt_id = self.named(answer.body["prompt_id"], name)
@@ -197,28 +197,28 @@ class Caller:
         self.steps.append(Step(f"POST /prompt {name}", kept, None))
         return prompt_id
 
-    # What only makes the script go on
+    # Steps that are not compared
 
     def named(self, text: str, name: str) -> str:
-        """The text, which stands as `name` in what is compared."""
+        """Returns the text; the record has `name` instead of it."""
         self._names[text] = f"<{name}>"
         return text
 
     async def ended(self, *prompt_ids: str) -> None:
-        """Until the history has them."""
+        """Waits until the history has these prompts."""
         for prompt_id in prompt_ids:
             await until(lambda one=prompt_id: self._look(f"/history/{one}"), bool, timeout_s=50)  # type: ignore[misc]
 
     async def runs(self, prompt_id: str) -> None:
-        """Until it is the one that runs, or one of them."""
+        """Waits until the prompt runs."""
         await until(lambda: self._look("/queue"), lambda queue: prompt_id in _ids(queue["queue_running"]))
 
     async def waits(self, *prompt_ids: str) -> None:
-        """Until all of them are among what waits."""
+        """Waits until all these prompts are pending."""
         await until(lambda: self._look("/queue"), lambda queue: set(prompt_ids) <= _ids(queue["queue_pending"]))
 
     async def cleared(self) -> None:
-        """Nothing of the caller's runs, waits or is told of any more."""
+        """Ends the caller's prompts and deletes them from queue and history."""
         await self._answer("POST", "/queue", {"clear": True})
 
         async def stopped() -> JSON:
@@ -230,28 +230,28 @@ class Caller:
         await until(stopped, lambda queue: not queue["queue_running"] and not queue["queue_pending"], timeout_s=30)
         await self._answer("POST", "/history", {"clear": True})
         await until(lambda: self._look("/history"), lambda entries: entries == {})
-        # What was stopped may run to the end of its node, and is somebody else's for the gateway meanwhile.
+        # A stopped prompt may run to the end of its node; meanwhile the gateway counts it as foreign.
         await until(lambda: self._look("/prompt"), lambda told: told == {"exec_info": {"queue_remaining": 0}})
 
     # Workflows
 
     def quick(self, **image: int) -> Prompt:
-        """One file, of a picture that was not there before: nothing of it is in a cache."""
+        """A workflow that saves one file of a new picture, of which no cache has any part."""
         prefix = self.named(f"same-{uuid.uuid4().hex}", "file")
         return inverted(prefix, color=self._color(), **image)
 
     def plain(self, color: int) -> Prompt:
-        """As `quick`, of one colour: its picture is compared."""
-        if self.is_real:  # there is one, which has drawn the same for the other side
+        """Like `quick`, with one colour, so that its picture can be compared."""
+        if self.is_real:  # the one real server has drawn the same picture for the other side
             self._may_be_cached |= {"1", "2", "3"}
         return inverted(self.named(f"same-{uuid.uuid4().hex}", "file"), color=color)
 
     def without_names(self, text: str) -> str:
-        """The text with what stands for ids and made-up names in what is compared."""
+        """The text with the recorded names in place of ids and random names."""
         return self._hidden(text)
 
     def long(self) -> Prompt:
-        """It runs until it is stopped, and always on the same server."""
+        """A workflow that runs until it is stopped, always on the same server."""
         workflow = self.pinned()
         last = workflow["9"]["inputs"]
         if self.is_real:
@@ -264,10 +264,10 @@ class Caller:
         return workflow
 
     def pinned(self) -> Prompt:
-        """A quick one that always runs on the same server."""
+        """A quick workflow that always runs on the same server."""
         prefix = self.named(f"same-{uuid.uuid4().hex}", "file")
         save = node("SaveImage", images=["2", 0], filename_prefix=prefix)
-        if self.is_real:  # it has no checkpoint, and is alone
+        if self.is_real:  # there is only one server, and it has no checkpoint
             return {"2": empty(color=self._color(), width=512, height=512, batch_size=2), "9": save}
         rows, width = divmod(next(_SIZES), 1_500)
         return {
@@ -306,7 +306,7 @@ class Caller:
             )
             if kind == "application/json" and text and response.status != 206:
                 return Answer(response.status, kind, json.loads(text))
-            # What a failure of the server is called is compared, and not what it says of its code.
+            # Only the first line of a server error is compared, without the details of its code.
             return Answer(response.status, kind, text.splitlines()[0] if text and response.status >= 500 else text)
 
     def _in_short(self, body: JSON) -> str:
@@ -323,13 +323,13 @@ class Caller:
         body = answer.body
         plain = path.partition("?")[0].removeprefix("/api")
         if self.role != "comfyui" and method == "GET":
-            # fleet contract: a subfolder begins with the id of the prompt.
+            # fleet contract: a subfolder begins with the prompt's id.
             body = plain_names(body)
         if isinstance(body, dict):
             if plain == "/history" and method == "GET":
                 body = {**body, "in this order": list(body)}
             if plain == "/queue" and self.role == "comfyui" and answer.status == 200:
-                # fleet contract: pending by turn. ComfyUI shows its heap, of which only the first has its place.
+                # fleet contract: pending prompts in order. ComfyUI shows its heap, of which only the first is in order.
                 body = {**body, "queue_pending": sorted(body["queue_pending"], key=lambda item: item[0])}
             if plain.startswith("/history"):
                 body = _with_numbers(body, EndNumber)
@@ -343,7 +343,7 @@ class Caller:
         if isinstance(value, dict):
             added = _ADDED if self.is_modern else _ADDED_TO_OLD
             if value.get("status") == "cancelled":
-                added |= {"execution_start_time"}  # it may be stopped before the gateway is told that it has begun
+                added |= {"execution_start_time"}  # it may be stopped before the gateway learns that it has begun
             return {self._hidden(name): self._field(name, one) for name, one in value.items() if name not in added}
         if isinstance(value, list):
             if value[:1] == ["execution_interrupted"]:
@@ -357,7 +357,7 @@ class Caller:
         if isinstance(value, int) and value in self._figures:
             return "<any>"
         if isinstance(value, float) and value != value:
-            return "NaN"  # it is like nothing, also not like itself
+            return "NaN"  # it is not equal to itself
         return value
 
     def _field(self, name: str, value: JSON) -> JSON:
@@ -368,7 +368,7 @@ class Caller:
         if name in _OF_THE_CODE and isinstance(value, list):
             return "<lines>"
         if name == "messages" and value and value[-1][0] == "execution_interrupted":
-            # jobs contract section 2: a cancel is told at once, before ComfyUI says what it did until then.
+            # jobs contract section 2: a cancel is reported at once, before ComfyUI reports what it did until then.
             return self._without(value[-1:])
         if name in _OF_SETS and isinstance(value, list):
             return sorted(one for one in value if one not in self._may_be_cached)
@@ -380,7 +380,7 @@ Case = Callable[[Caller], Awaitable[None]]
 
 
 async def played(case: Case, caller: Caller) -> list[Step]:
-    """What the caller was answered, with its numbers in their order."""
+    """Plays a script and returns its steps, with prompt numbers replaced by their ranks."""
     await caller.cleared()
     try:
         await case(caller)
@@ -398,7 +398,7 @@ async def played(case: Case, caller: Caller) -> list[Step]:
 
 
 def differences(comfyui: list[Step], gateway: list[Step]) -> dict[str, Any]:
-    """What the gateway answers otherwise, by request; for what may differ, whether it does so as it may."""
+    """The gateway's wrong answers by request: those that differ without being allowed to, or in another way."""
     found: dict[str, Any] = {}
     assert [step.request for step in comfyui] == [step.request for step in gateway], "a script depends on chance"
     for number, (theirs, ours) in enumerate(zip(comfyui, gateway, strict=True)):
@@ -419,7 +419,7 @@ def _ids(items: list[list[JSON]]) -> set[str]:
 
 
 def _with_numbers(value: JSON, kind: type[float]) -> JSON:
-    """With those of POST /prompt's answer, and of ``[number, id, prompt, extra_data, outputs]``."""
+    """Marks the numbers in POST /prompt's answer and in ``[number, id, prompt, extra_data, outputs]``."""
     if isinstance(value, dict):
         made = {name: _with_numbers(one, kind) for name, one in value.items()}
         if made.keys() == {"prompt_id", "number", "node_errors"}:

@@ -1,4 +1,4 @@
-"""The ways to ComfyUI that are compared, and the servers that stand at their ends."""
+"""The ways to ComfyUI that are compared, and the servers at their ends."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.running import running_gateway
 from tests.support.same_answers import Caller, Case, Step, played
 
 REAL: Final = "real"
-# The other servers lack the checkpoint of the workflows that have to run one after the other.
+# The other servers lack the checkpoint, so that workflows with it run one after the other on the first server.
 _WITHOUT_CHECKPOINT = {
     "wrong_value": {
         "route": "/object_info",
@@ -32,9 +32,9 @@ class Way:
     """How a caller gets to ComfyUI.
 
     Attributes:
-        version: of the engine, or `REAL`.
-        servers: how many are behind the gateway.
-        role: of the caller's key; "" where the gateway has no keys.
+        version: the engine's version, or `REAL`.
+        servers: number of servers behind the gateway.
+        role: the role of the caller's key, or "" if the gateway has no keys.
         prefix: "" or ``/api``.
     """
 
@@ -60,7 +60,7 @@ REAL_WAYS: Final = (Way(REAL, 1, "user", ""), Way(REAL, 1, "admin", "/api"))
 
 @dataclass
 class Bare:
-    """ComfyUI of each version without a gateway, and what it has answered: it is asked once."""
+    """ComfyUI of each version without a gateway; it plays each script once and keeps the answers."""
 
     stack: AsyncExitStack
     callers: dict[str, Caller] = field(default_factory=dict)
@@ -98,7 +98,7 @@ class Sides:
 
 @asynccontextmanager
 async def open_way(bare: Bare, way: Way, folder: Path) -> AsyncIterator[Sides]:
-    """A gateway of its own; of a real ComfyUI there is only the one."""
+    """Starts a gateway with its own servers; a real ComfyUI is shared."""
     async with AsyncExitStack() as stack:
         if way.version == REAL:
             urls = [os.environ["COMFYUI_TEST_URL"]]
@@ -119,7 +119,7 @@ async def _engine(stack: AsyncExitStack, version: str, *, is_first: bool = True)
 
 
 async def _warm_up(url: str) -> None:
-    """Has it load the checkpoint once: from then on that is in its cache, and its next number is not 0."""
+    """Lets the server load the checkpoint once, so that its cache has it and its next number is not 0."""
     async with aiohttp.ClientSession(url) as http:
         caller = Caller(http, "", "comfyui", is_modern=False, is_real=False)
         await caller.ended(await caller.submit("warm up", caller.pinned()))

@@ -1,4 +1,4 @@
-"""A `Backend` for what only talks to a server: it is not opened, so it neither probes nor connects a websocket."""
+"""A `Backend` that is not opened, so it neither probes nor connects a websocket: for code that only sends requests."""
 
 from __future__ import annotations
 

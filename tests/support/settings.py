@@ -1,4 +1,4 @@
-"""Every class of settings that a process reads, so that tests can hold all of them."""
+"""Every class of settings that a process reads, so that tests can check all of them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from comfyui.workers.postgres.settings import PostgresWorkerSettings
 from comfyui.workers.runpod.settings import RunPodSettings
 from config import Settings
 
-# By the names that docs/configuration.md gives the processes.
+# The keys are the names of the processes in docs/configuration.md.
 PROCESSES: dict[str, type[FieldGroup]] = {
     "gateway": Settings,
     "RunPod": RunPodSettings,

@@ -1,4 +1,4 @@
-"""Servers that run what a `Scheduler` places on them, in a time of their own; each step is held against the rules."""
+"""Servers that run what a `Scheduler` places on them, in simulated time; each step is checked against the rules."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Simulation:
 
     Attributes:
         begun: ids in the order in which servers began to run them.
-        placed: what was placed, in order.
-        starts, ends: by id, when the job was begun and when it ended.
+        placed: the placements, in order.
+        starts, ends: the times at which jobs began and ended, by id.
     """
 
     def __init__(
@@ -65,13 +65,13 @@ class Simulation:
         return prompt_id
 
     def run(self, until_s: float = 1e9) -> None:
-        """Until nothing is left to run, or that time."""
+        """Runs until no job is left, or until that time."""
         self.decide()
         while self._events and self._events[0][0] <= until_s:
             self.step()
 
     def step(self) -> None:
-        """Until the next job has ended, and what follows from that."""
+        """Runs until the next job has ended, and makes the decisions that follow."""
         self.decide()
         self.now, _, name = heapq.heappop(self._events)
         self._end(self.servers[name])

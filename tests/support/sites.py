@@ -1,4 +1,4 @@
-"""A page of ComfyUI's web frontend before three servers, and what tests do with it."""
+"""A page of ComfyUI's web frontend in front of three servers, and what tests do with it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.running import RunningGateway, running_gateway, sleep_workflo
 PATIENCE_MS = 60_000
 _CONNECTED = "window.app?.graph && window.app.api?.socket?.readyState === WebSocket.OPEN"
 EXECUTION = "document.querySelector('#vue-app').__vue_app__.config.globalProperties.$pinia._s.get('execution')"
-# A newer frontend says job where the older one says prompt.
+# A newer frontend uses the word job, the older one prompt.
 ACTIVE = f"({EXECUTION}.activeJobId === undefined ? {EXECUTION}.activePromptId : {EXECUTION}.activeJobId)"
 _SIDEBAR = "window.app.extensionManager.sidebarTab"
 _QUEUE = """workflow => window.app.api.queuePrompt(0, { output: workflow, workflow: { nodes: [] } })"""
@@ -27,7 +27,7 @@ _SHOWN = """() => {
     // One for each prompt: a newer page shows that which came last a second time.
     return [...new Map(shown.map(one => [new URL(one.src).searchParams.get('subfolder'), one.naturalWidth])).values()]
 }"""
-# What the page is told, and whether its websocket is still the one that it opened.
+# Records the page's events, and whether its websocket is still the first one.
 _LISTEN = """() => {
     window.first = window.app.api.socket
     window.ends = []
@@ -50,12 +50,12 @@ SAME_SOCKET = "window.lost === 0 && window.app.api.socket === window.first"
 
 @dataclass
 class Site:
-    """A page, the gateway that it knows as ComfyUI, and the servers behind that.
+    """A page, the gateway that it uses as ComfyUI, and the servers behind the gateway.
 
     Attributes:
-        servers: as the gateway names them.
-        is_old: the page has its queue in the sidebar, as of frontend 1.27.
-        stack: closes what is open.
+        servers: by the gateway's names.
+        is_old: whether the page has its queue in the sidebar, as frontend 1.27 does.
+        stack: closes everything that is open.
     """
 
     page: Any
@@ -81,18 +81,18 @@ class Site:
         return list(await self.page.evaluate("window.ends"))
 
     async def open_queue(self) -> None:
-        """Opens what the page calls its queue, which shows the history, too."""
+        """Opens the page's queue, which shows the history, too."""
         if self.is_old:
             await self.page.evaluate(f"{_SIDEBAR}.activeSidebarTabId = 'queue'")
         elif not await self.page.get_by_role("button", name="Clear queued").is_visible():
             await self.page.get_by_role("button", name="Expand job queue").click()
 
     async def shown(self, widths: Sequence[int]) -> None:
-        """The page's history shows pictures of these widths, in the order of their ends, the last first."""
+        """Waits until the page's history shows pictures of these widths, the last one that ended first."""
         await self.open_queue()
-        # The newer page sorts them by their submissions.
+        # The newer page sorts them by submission.
         order = list if self.is_old else sorted
-        # For a moment it may show what was in the history before.
+        # For a moment it may still show the previous history.
         await until(
             lambda: self.page.evaluate(_SHOWN),
             lambda found: order(found) == order(widths),
@@ -100,7 +100,7 @@ class Site:
         )
 
     async def running(self) -> dict[str, str]:
-        """By prompt, the server that runs it."""
+        """The server of each running prompt, by the prompt's id."""
         watchers = {one.name: one.watcher.running for one in self.gateway.handler.pool.backends}
         return {watch.prompt_id: name for name, watch in watchers.items() if watch is not None}
 
@@ -108,13 +108,13 @@ class Site:
         return await until(self.running, lambda found: len(found) == count, timeout_s=PATIENCE_MS / 1000)
 
     async def jobs(self) -> list[list[str]]:
-        """The ids that run, and those that wait."""
+        """The ids of running prompts, and those of waiting ones."""
         async with self.gateway.http.get("/queue") as answer:
             queue = await answer.json()
         return [sorted(item[1] for item in queue[part]) for part in ("queue_running", "queue_pending")]
 
     async def picture(self, number: int) -> Image.Image:
-        """What one of `window.savers` has saved in the run that ended last."""
+        """The picture that one of `window.savers` saved in the last run."""
         prompt_id = (await self.page.evaluate("window.ends")).pop()
         async with self.gateway.http.get(f"/history/{prompt_id}") as answer:
             outputs = (await answer.json())[prompt_id]["outputs"]
@@ -124,7 +124,7 @@ class Site:
 
     @asynccontextmanager
     async def only(self, name: str) -> AsyncIterator[None]:
-        """Meanwhile this server alone gets prompts."""
+        """Lets only this server get prompts within the block."""
         others = [one for one in self.servers if one != name]
         for other in others:
             assert (await self.gateway.http.post(f"/servers/{other}/drain")).status == 200
@@ -141,7 +141,7 @@ class Site:
         await self.servers[name].__aexit__(None, None, None)
 
     async def start_again(self, name: str) -> None:
-        """A server that was killed is there again, with empty folders."""
+        """Starts a killed server again, with empty folders."""
         options = self.servers[name].options
         port = int(name.rpartition(":")[2])
         self.servers[name] = await self.stack.enter_async_context(Engine(replace(options, port=port)))
@@ -149,13 +149,13 @@ class Site:
 
 @asynccontextmanager
 async def open_site() -> AsyncIterator[Site]:
-    """Skips the test where there is no browser or no frontend."""
+    """Opens the page; skips the test without a browser or a frontend."""
     chromium()
     options = EngineOptions(front_end_root=frontend_root())
     async with AsyncExitStack() as stack:
         servers = [await stack.enter_async_context(Engine(options)) for _ in range(3)]
         gateway = await stack.enter_async_context(running_gateway(*(server.url for server in servers)))
-        # To a new user the frontend offers templates, in a dialog over everything.
+        # Without this, the frontend shows a new user a dialog over the whole page.
         assert (await gateway.http.post("/settings/Comfy.TutorialCompleted", json=True)).status == 200
         running = await stack.enter_async_context(browser())
         page = await running.new_page(viewport={"width": 1400, "height": 1800})

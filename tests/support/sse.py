@@ -1,4 +1,4 @@
-"""Reading server-sent events as a test wants them."""
+"""Reads server-sent events."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import aiohttp
 
 @dataclass(frozen=True)
 class Sent:
-    """One event; comments have no name."""
+    """One event or comment; comments have no name."""
 
     name: str
     data: Any
 
 
 async def events_of(response: aiohttp.ClientResponse) -> AsyncIterator[Sent]:
-    """Every event and comment of an answer, as it comes."""
+    """Every event and comment of an answer, as they come."""
     assert response.status == 200, await response.text()
     assert response.content_type == "text/event-stream"
     pending = b""

@@ -18,11 +18,11 @@ from tests.support.ports import free_port
 _DOCS = Path(__file__).parents[2] / "docs" / "proxies.md"
 PREFIX = "/comfy"
 KINDS = ("stripping", "telling", "nginx", "caddy")
-"""Ours without a word of the prefix, ours with X-Forwarded-Prefix, and the two examples."""
+"""Our proxy without and with X-Forwarded-Prefix, and the two examples of the docs."""
 
 
 def behind(kind: str, gateway: str, folder: Path) -> AbstractAsyncContextManager[str]:
-    """The address below which the gateway is served by such a proxy, without a slash at its end."""
+    """The address below which such a proxy serves the gateway, without a slash at its end."""
     if kind == "nginx":
         return _nginx(gateway, folder)
     if kind == "caddy":

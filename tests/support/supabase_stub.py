@@ -1,7 +1,7 @@
-"""A stand-in for Supabase: PostgREST's way of calling functions, on a real Postgres, and the storage API in memory.
+"""A stub of Supabase: PostgREST's function calls on a real Postgres, and the storage API in memory.
 
-The storage answers as the real storage-api was measured to: most refusals are HTTP 400 with the status as text in
-the body, signed URLs are relative and not percent-encoded, keys with anything but a few ASCII characters are refused.
+The storage answers as measured on the real storage-api: most refusals are HTTP 400 with the status as text in the
+body, signed URLs are relative and not percent-encoded, and keys may have only a few ASCII characters.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _MAX_BYTES = 50 * 1024
 
 @dataclass
 class SupabaseStub:
-    """`failures`: HTTP answers to give instead, by part of the path; each once."""
+    """`failures`: HTTP answers to give once each, by a part of the path."""
 
     url: str = ""
     buckets: dict[str, dict[str, tuple[bytes, str]]] = field(default_factory=lambda: {"outputs": {}})

@@ -1,4 +1,4 @@
-"""A database of one's own with the migrations run, and what tests do with its tasks."""
+"""A new database with the migrations applied, and what tests do with its tasks."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Tables:
-    """`url` is that of a database which ends with the test."""
+    """`url` leads to a database that is dropped after the test."""
 
     url: str
     sql: asyncpg.Connection[asyncpg.Record]
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """A connection does one thing at a time, and a test may look at a row while it waits for it to change."""
+    """Serialises the statements, because a connection runs one at a time and a test may wait for two rows at once."""
 
     async def workers(self) -> dict[str, Row]:
         """The rows of the table of workers, by id."""
@@ -37,7 +37,7 @@ class Tables:
             return {record["id"]: dict(record) for record in await self.sql.fetch("select * from workers")}
 
     async def add(self, params: dict[str, Any], **columns: Any) -> str:
-        """Queue a task; returns its id."""
+        """Queues a task; returns its id."""
         names = ", ".join(["params", *columns])
         values = ", ".join(f"${number}" for number in range(1, len(columns) + 2))
         query = f"insert into tasks ({names}) values ({values}) returning id"  # noqa: S608
@@ -56,12 +56,12 @@ class Tables:
         await self.sql.execute("update tasks set status = $2 where id = $1", UUID(task_id), status)
 
     async def expire(self, task_id: str) -> None:
-        """As if the lease had run out."""
+        """Sets the task's lease to a time that is over."""
         query = "update tasks set lease_expires_at = now() - interval '1 second' where id = $1"
         await self.sql.execute(query, UUID(task_id))
 
     async def until(self, task_id: str, is_so: Callable[[Row], bool], *, within_s: float = 15.0) -> Row:
-        """The row, once it is so."""
+        """Waits until `is_so` is true for the row, and returns the row."""
         async with asyncio.timeout(within_s):
             while not is_so(row := await self.row(task_id)):
                 await asyncio.sleep(0.02)
@@ -77,7 +77,7 @@ class Tables:
 
 @asynccontextmanager
 async def new_database(server: PostgresServer, names: TaskNames | None = None) -> AsyncIterator[Tables]:
-    """A database with the migrations run; with the default names it is a copy of one, which is quicker."""
+    """A database with the migrations applied. With the default names it is copied from a template, which is faster."""
     name = f"test_{next(_numbers)}"
     admin = await asyncpg.connect(server.url())
     try:

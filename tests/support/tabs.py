@@ -1,4 +1,4 @@
-"""One websocket of a client of ComfyUI, and what it was told."""
+"""A websocket of a client of ComfyUI, and the frames that it got."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _IDS = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}
 
 @dataclass
 class Tab:
-    """Reads the websocket only when it is asked to.
+    """Reads the websocket only when a method is called.
 
     Attributes:
-        frames: all of it, in order: JSON, or bytes.
+        frames: all frames in order, as JSON or bytes.
     """
 
     websocket: aiohttp.ClientWebSocketResponse[bool]
@@ -41,7 +41,7 @@ class Tab:
         return {told["data"]["prompt_id"] for told in self.texts if "prompt_id" in told["data"]}
 
     async def declare(self) -> Any:
-        """Say that previews with metadata are known, and return the features that are answered."""
+        """Declares support for previews with metadata; returns the server's features."""
         await self.websocket.send_json({"type": "feature_flags", "data": {"supports_preview_metadata": True}})
         return await self.read_until("feature_flags")
 
@@ -53,7 +53,7 @@ class Tab:
         return told
 
     async def read_until(self, kind: str, prompt_id: str | None = None) -> Any:
-        """The data of the first such message that comes from now on; `ENDED` is the last one of a prompt."""
+        """The data of the next such message; `ENDED` is the last one of a prompt."""
         async with asyncio.timeout(30):
             while True:
                 told = await self.read()
@@ -63,7 +63,7 @@ class Tab:
                     return told["data"]
 
     async def ended(self, prompt_ids: Iterable[str]) -> list[str]:
-        """Reads until all of these have ended. Returns in which order they did."""
+        """Reads until all these prompts have ended. Returns their ids in the order of their ends."""
         waiting, ended = set(prompt_ids), list[str]()
         while waiting:
             ended.append((await self.read_until(ENDED))["prompt_id"])
@@ -71,7 +71,7 @@ class Tab:
         return ended
 
     def told_of(self, *names: str) -> list[str]:
-        """All but `status`, in words; the prompts are called `names`, in the order in which they appear."""
+        """All frames except `status` as texts; the prompts are called `names`, in the order in which they appear."""
         return in_words(self.frames, names)
 
 
@@ -81,7 +81,7 @@ def kind_of(told: Any) -> str:
 
 
 def in_words(frames: Iterable[Any], names: Iterable[str] = "abcdefgh") -> list[str]:
-    """Each frame but `status` and `feature_flags` as a text, without what differs from run to run."""
+    """Each frame except `status` and `feature_flags` as a text, without the parts that differ between runs."""
     left, known = iter(names), dict[str, str]()
 
     def named(found: re.Match[str]) -> str:
@@ -97,7 +97,7 @@ def in_words(frames: Iterable[Any], names: Iterable[str] = "abcdefgh") -> list[s
 
 
 def in_short(frames: Iterable[Any], prompt_ids: list[str]) -> list[str]:
-    """As ``execution_start 0``: what is told, of which of these prompts, and of which node. Without `status`."""
+    """Texts like ``execution_start 0``: type, the prompt's index and the node of each frame. Without `status`."""
     short = []
     for frame in frames:
         if isinstance(frame, bytes):

@@ -1,4 +1,4 @@
-"""What the contract tests talk to: the embedded engine or a real ComfyUI, told apart only where the versions differ."""
+"""The server of the contract tests: the embedded engine or a real ComfyUI. Only their versions make a difference."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Prompt = dict[str, dict[str, Any]]
 
 @dataclass(slots=True)
 class Run:
-    """One prompt from submission to `executing` with node null, as its submitter saw it."""
+    """One prompt from its submission to `executing` with node null, as its submitter saw it."""
 
     prompt_id: str
     messages: list[dict[str, Any]]
@@ -128,7 +128,7 @@ def empty(color: int = 0x3366CC, width: int = 64, height: int = 48, batch_size: 
 
 
 def any_color() -> int:
-    """One that no prompt before had: keeps a long-lived server's cache out of a test."""
+    """A new color for each call, so that a long-lived server has no cached result for it."""
     return uuid.uuid4().int & 0xFFFFFF
 
 
@@ -142,7 +142,7 @@ def inverted(prefix: str, **image: int) -> Prompt:
 
 
 def slow(prefix: str) -> Prompt:
-    """Seconds of work in several nodes; never the same twice, so never from the cache."""
+    """Seconds of work in several nodes; different each time, so never from the cache."""
     return {
         "1": empty(color=any_color(), width=512, height=512, batch_size=3),
         "2": node("ImageBlur", image=["1", 0], blur_radius=31, sigma=1.0),

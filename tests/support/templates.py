@@ -2,8 +2,8 @@
 
     python -m tests.support.templates
 
-prints the counts that docs/workflows.md has. The templates are those of the package comfyui-workflow-templates-json.
-Node definitions are those of ComfyUI 0.3.64 with its nodes of partners, without prose, as ``/object_info`` gave them.
+prints the counts of docs/workflows.md. The templates come from the package comfyui-workflow-templates-json. The node
+definitions are those of ComfyUI 0.3.64 with its partner nodes, from its ``/object_info``, without prose.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from comfyui.workflows.convert.virtual import VIRTUAL_TYPES
 
 PACKAGE = "comfyui_workflow_templates_json"
 DEFINITIONS = Path(__file__).parents[1] / "data/object_info-0.3.64.json.gz"
-# Inputs that name a model, and the folder that it is in.
+# Inputs that name a model, and the model's folder.
 _MODELS: Mapping[str, Mapping[str, str]] = {
     "CheckpointLoaderSimple": {"ckpt_name": "checkpoints"},
     "UNETLoader": {"unet_name": "diffusion_models"},
@@ -45,10 +45,10 @@ _MODELS: Mapping[str, Mapping[str, str]] = {
     "LoraLoader": {"lora_name": "loras"},
     "LoraLoaderModelOnly": {"lora_name": "loras"},
 }
-# Numbers that only cost time here.
+# Smaller values for inputs that only cost time.
 _SMALLER: Mapping[str, int] = {"steps": 2, "width": 64, "height": 64}
 
-# Templates that name a choice which ComfyUI 0.3.64 does not have, so that it refuses them as the engine does.
+# Templates with a choice that ComfyUI 0.3.64 does not have; both it and the engine refuse them.
 REFUSED: Mapping[str, str] = {
     "image_kandinsky5_t2i": "kandinsky5_image",
     "image_newbieimage_exp0_1-t2i": "newbie",
@@ -58,7 +58,7 @@ REFUSED: Mapping[str, str] = {
 
 @cache
 def templates() -> Mapping[str, bytes]:
-    """All workflows of the package by their names. Raises where it is not installed: it belongs to the tests."""
+    """All workflows of the package by name. Raises if it is not installed, because the tests require it."""
     spec = find_spec(PACKAGE)
     assert spec is not None, f"pip install {PACKAGE.replace('_', '-')}"
     paths = [path for folder in spec.submodule_search_locations or () for path in Path(folder).rglob("*.json")]
@@ -80,7 +80,7 @@ def definitions() -> Mapping[str, Any]:
 
 @cache
 def classes_of(name: str) -> frozenset[str]:
-    """The classes of a template's nodes, those inside of its subgraphs included."""
+    """The classes of a template's nodes, including those in its subgraphs."""
     file = jsonio.loads(templates()[name])
     subgraphs = (file.get("definitions") or {}).get("subgraphs", [])
     ids = {graph["id"] for graph in subgraphs}
@@ -93,7 +93,7 @@ def classes_of(name: str) -> frozenset[str]:
 
 
 def known_by(classes: Mapping[str, Any]) -> list[str]:
-    """The templates of which all node classes are known."""
+    """The templates whose node classes are all known."""
     return [name for name in templates() if classes_of(name) <= classes.keys()]
 
 
@@ -110,7 +110,7 @@ def all_loaded() -> Mapping[str, NamedWorkflow | Unusable]:
 
 @dataclass(frozen=True, slots=True)
 class Needed:
-    """What an engine needs for the templates: models by their folders, and names of files in its input folder."""
+    """What an engine needs for the templates: models by folder, and names of files in its input folder."""
 
     models: Mapping[str, tuple[str, ...]]
     pictures: tuple[str, ...]
@@ -137,7 +137,7 @@ def picture() -> bytes:
 
 
 def values_for(workflow: NamedWorkflow) -> dict[str, Any]:
-    """Values for a call that is quick: what is required, small sizes, few steps, and a text of the caller."""
+    """Values for a quick call: the required ones, small sizes, few steps, and a text."""
     values: dict[str, Any] = {}
     for one in workflow.parameters:
         if one.kind == "file":
@@ -160,7 +160,7 @@ def why_not_run(name: str) -> str:
 
 
 def report() -> list[str]:
-    """The counts, one a line."""
+    """The counts, one in each line."""
     loaded_ones = all_loaded()
     usable = [one for one in loaded_ones.values() if isinstance(one, NamedWorkflow)]
     with_parameters = [one for one in usable if one.parameters]

@@ -24,7 +24,7 @@ PNG = picture()
 
 @dataclass
 class Server:
-    """What answers on a loopback address, and what it was asked."""
+    """A server on a loopback address, and the requests that it got."""
 
     host: str
     port: int

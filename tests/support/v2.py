@@ -1,4 +1,4 @@
-"""Comfy API v2 as its callers use it: the official SDK, and requests of our own."""
+"""Comfy API v2 as its callers use it: with the official SDK, and with plain requests."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def comfy(url: str, key: str | None = None) -> AsyncIterator[AsyncComfy]:
 async def ask(
     gateway: Served, path: str, method: str = "GET", *, key: str | None = None, **request: Any
 ) -> tuple[int, Any]:
-    """Status and JSON of one request, held against the contract."""
+    """Status and JSON of one request, checked against the contract."""
     headers = {**request.pop("headers", {}), **(bearer(key) if key else {})}
     async with gateway.http.request(method, path, headers=headers, **request) as response:
         body = await response.json() if response.content_type == "application/json" else await response.read()
@@ -47,7 +47,7 @@ async def ask(
 
 
 async def submit(gateway: Served, workflow: Workflow, *, key: str | None = None, **members: Any) -> Any:
-    """A new job, as the gateway shows it."""
+    """Submits a job; returns the gateway's answer."""
     status, body = await ask(gateway, JOBS, "POST", key=key, json={"workflow": workflow, **members})
     assert status == 201, body
     JobModel.model_validate(body)
@@ -55,13 +55,13 @@ async def submit(gateway: Served, workflow: Workflow, *, key: str | None = None,
 
 
 def code_of(body: Any) -> str:
-    """Of an error."""
+    """The code of an error."""
     code: str = body["error"]["code"]
     return code
 
 
 async def until_ended(gateway: Served, job: Any, *, key: str | None = None) -> Any:
-    """The job when it has ended."""
+    """Waits for the end of the job and returns it."""
 
     async def look() -> Any:
         status, body = await ask(gateway, f"{JOBS}/{job['id']}", key=key)
@@ -75,7 +75,7 @@ async def until_ended(gateway: Served, job: Any, *, key: str | None = None) -> A
 def form(
     content: bytes, file_path: str | None, *, file_first: bool = False, tags: Sequence[str] = (), **fields: str | None
 ) -> aiohttp.FormData:
-    """An upload; a field that is None is left out."""
+    """The form of an upload, without fields that are None."""
     data = aiohttp.FormData(quote_fields=False)
     texts: dict[str, str | None] = {"content_type": "text/plain", "file_path": file_path, **fields}
     if file_first:
@@ -93,7 +93,7 @@ def form(
 async def upload(
     gateway: Served, content: bytes, file_path: str | None, *, key: str | None = None, **fields: Any
 ) -> tuple[int, Any]:
-    """Status and JSON of an upload; an asset is held against the contract's model."""
+    """Status and JSON of an upload; an asset is checked against the contract's model."""
     status, body = await ask(gateway, ASSETS, "POST", key=key, data=form(content, file_path, **fields))
     if status < 300:
         AssetModel.model_validate(body)

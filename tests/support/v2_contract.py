@@ -1,6 +1,6 @@
-"""The shapes of Comfy API v2 as its contract has them, held against every answer that a test gets.
+"""The shapes of Comfy API v2 according to its contract; every answer that a test gets is checked against them.
 
-The SDKs' own models take more than the contract allows: a time without a zone in one place, a relative address.
+The SDKs' own models accept more than the contract allows: a time without a zone in one place, and a relative address.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ JOB = _object(
     metadata={"type": ["object", "string"], "additionalProperties": _TEXT},
     priority={"type": "integer"},
 )
-# What follows from a status, in either direction.
+# The members that a status implies, and the status that members imply.
 JOB["allOf"] = [
     {
         "if": {"properties": {"status": {"enum": ["succeeded", "failed", "canceled", "expired"]}}},
@@ -132,13 +132,13 @@ def _validator(schema: str) -> jsonschema_rs.Validator:
 
 
 def check(schema: Schema, body: Any) -> None:
-    """Raises `AssertionError`: the body has not this shape."""
+    """Raises `AssertionError` if the body does not have this shape."""
     errors = list(_validator(json.dumps(schema)).iter_errors(body))
     assert not errors, f"{json.dumps(body)[:2000]}: {errors[0]}"
 
 
 def check_answer(method: str, path: str, status: int, body: Any) -> None:
-    """Holds one answer against the contract, where that has a shape for it."""
+    """Checks one answer against the contract, if the contract has a shape for it."""
     if status >= 400:
         check(ERROR, body)
         return

@@ -1,4 +1,4 @@
-"""Videos that the host's ffmpeg makes; tests that need it are skipped where it is not installed."""
+"""Videos made by the host's ffmpeg; skips tests that need it if it is not installed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 
 def ffmpeg() -> str:
-    """The program; the test is skipped where there is none."""
+    """The path of the program; skips the test without it."""
     found = shutil.which("ffmpeg")
     if found is None:
         pytest.skip("no ffmpeg: apt-get install --no-install-recommends ffmpeg")
@@ -18,7 +18,7 @@ def ffmpeg() -> str:
 
 
 async def make_video(path: Path, *options: str, source: str = "testsrc=rate=10:size=640x360") -> Path:
-    """A second of a test picture, of the format that the path's ending names."""
+    """Makes one second of a test picture, in the format of the path's suffix."""
     made = ("-f", "lavfi", "-i", f"{source}:duration=1")
     process = await asyncio.create_subprocess_exec(ffmpeg(), "-v", "error", "-y", *made, *options, str(path))
     assert await process.wait() == 0

@@ -1,4 +1,4 @@
-"""What a visit of ComfyUI's web frontend saw."""
+"""The results of a visit to ComfyUI's web frontend."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A store that tells what is put into it."""
+"""A store that reports what is put into it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.local_store import LocalStore
 
 
 class WatchedStore(LocalStore):
-    """A folder that tells of every file before it is stored, and fails when it is told to."""
+    """A store in a folder that calls `before` for every file, and fails with the next of `failures`."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder, "http://files.test")

@@ -1,1 +1,1 @@
-"""The kill matrix: gateway, ComfyUI or both are killed at each point of a job's life."""
+"""The kill matrix: it kills the gateway, ComfyUI or both at each point of a job's life."""

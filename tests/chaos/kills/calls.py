@@ -1,4 +1,4 @@
-"""The kinds of call whose jobs are followed through a kill, and what each must come to."""
+"""The kinds of call whose jobs the matrix follows through a kill, and how each may end."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class Call:
     """One kind of call.
 
     Attributes:
-        play: does it, from `world.points.begin()` on under observation; what its caller is told in the end.
-        may_end: how the caller may be told that it ended: an HTTP status, with the error's type where there is one.
-        runs: how many runs there may be.
-        ahead: async jobs that may be with ComfyUI.
-        losable: it has used up its retries by itself: ComfyUI's death may end it.
-        known: whether its caller can ask for it again.
+        play: makes the call and returns the last answer; points are counted from `world.points.begin()` on.
+        may_end: allowed last answers: an HTTP status, followed by the error's type if there is one.
+        runs: how often the prompt may run.
+        ahead: number of async jobs that may be with ComfyUI at a time.
+        losable: the call uses up its retries by itself, so ComfyUI's death may end the job.
+        known: whether the caller knows an id by which it can ask again.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Call:
 
 
 def workflow(world: World, seconds: float = _RUN_S, *, tag: int = 1, picture: bool = False) -> Workflow:
-    """Its file has a name by which its owner is told."""
+    """A workflow whose file name has the world's prefix, so that the file's owner can be recognised."""
     made = sleep_workflow(seconds, tag=tag)
     made["3"]["inputs"]["filename_prefix"] = world.prefix
     if picture:
@@ -70,7 +70,7 @@ async def _sync_with_key(world: World) -> Answer:
 
 
 async def _sync_left(world: World) -> Answer:
-    """Its caller does not come back."""
+    """The caller leaves and does not come back."""
     world.points.begin()
     body = {"prompt": workflow(world, _ENDLESS_S), "prompt_id": str(uuid4())}
     calling = asyncio.create_task(world.call("POST", "/prompt_sync", json=body))
@@ -81,7 +81,7 @@ async def _sync_left(world: World) -> Answer:
 
 
 async def _sync_with_events(world: World) -> Answer:
-    """Its id is told in the first event; its caller comes back with it."""
+    """The response names the id before its events; the caller comes back with it."""
     world.points.begin()
     headers = {"Accept": "text/event-stream"}
     prompt_id = ""
@@ -97,7 +97,7 @@ async def _sync_with_events(world: World) -> Answer:
 
 
 async def _stopped(world: World) -> Answer:
-    """The gateway is told to stop while a sync call waits, whose caller is told its id."""
+    """The gateway is stopped while a sync call waits; its answer names the id."""
     calling = asyncio.create_task(world.call("POST", "/prompt_sync", json={"prompt": workflow(world, _LONG_S)}))
     await until(world.queue, bool)
     world.points.begin()
@@ -117,7 +117,7 @@ async def _timed_out(world: World, **fields: Any) -> Answer:
 
 
 async def _async(world: World, headers: dict[str, str], **fields: Any) -> Answer:
-    """Submitted, again where no 202 came, and fetched later."""
+    """Submits, again if no 202 came, and fetches the result later."""
     world.points.begin()
     body = {"prompt": workflow(world, picture=True), **fields}
     status, taken = await world.insist("POST", "/prompt_sync", json=body, headers=_ASYNC | headers)
@@ -135,26 +135,26 @@ async def _submit(world: World, seconds: float = _ENDLESS_S, *, tag: int = 1, **
 
 
 async def _async_behind(world: World) -> Answer:
-    """It waits in ComfyUI behind somebody else's prompt."""
+    """The job waits in ComfyUI behind a prompt of another client."""
     async with world.http.post(f"{world.engine}/prompt", json={"prompt": sleep_workflow(1.2, tag=7)}) as response:
         assert response.status == 200
     return await _async(world, {"Idempotency-Key": "order 1"})
 
 
 async def _async_in_queue(world: World) -> Answer:
-    """It waits in the gateway behind another job."""
+    """The job waits in the gateway behind another job."""
     await _submit(world, 1.2, tag=7)
     return await _async(world, {"Idempotency-Key": "order 1"})
 
 
 async def _async_put_back(world: World) -> Answer:
-    """ComfyUI breaks off its input once: it waits again."""
+    """ComfyUI breaks off the upload of the input, so the job waits again."""
     await world.fault(cut={"route": "/upload/image", "times": 5})
     return await _async(world, {"Idempotency-Key": "order 1"})
 
 
 async def _async_forgotten(world: World) -> Answer:
-    """ComfyUI forgets it once while it runs."""
+    """ComfyUI forgets the job once while it runs."""
     world.points.begin()
     _, taken = await world.insist(
         "POST",

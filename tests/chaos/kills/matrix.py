@@ -1,4 +1,4 @@
-"""One run for each kind of call, point and victim, and what became of the job."""
+"""One run for each kind of call, point and victim, and how its job ended."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from tests.chaos.kills.world import Answer, Victim, World
 
 @dataclass(frozen=True)
 class Ended:
-    """What became of the job of one run.
+    """How the job of one run ended.
 
     Attributes:
-        point: None where the run only recorded the points.
-        told: what the caller was told in the end, and how often it asked.
+        point: None if the run only recorded the points.
+        told: the caller's last answer, and how many of its requests failed.
         became: the job's state in the journal, and how often ComfyUI began to run it.
-        wrong: which promise is broken; "" where none is.
+        wrong: the broken promises, or "".
     """
 
     call: str
@@ -50,7 +50,7 @@ async def matrix(
     keep: str | None = None,
     told: Callable[[Ended], None],
 ) -> list[Ended]:
-    """All runs of these calls; `told` is called with each."""
+    """Makes all runs of these calls and passes each result to `told`."""
     places = asyncio.Semaphore(at_once)
 
     async def one(call: Call, victim: Victim, point: Point | None) -> Ended:
@@ -68,7 +68,7 @@ async def matrix(
 
 
 async def run(call: Call, victim: Victim, point: Point | None, keep: str | None = None) -> Ended:
-    """One run. The folder of one that is wrong is moved below `keep`."""
+    """One run; the folder of a wrong run is copied below `keep`."""
     folder = Path(tempfile.mkdtemp(prefix="kill-"))
     world = World(folder, victim, point, call.ahead)
     answer: Answer = (0, {})
@@ -102,7 +102,7 @@ def judged(
     unfinished: str,
     records: Sequence[JobRecord],
 ) -> Ended:
-    """Hold what happened against what is promised."""
+    """Compares what happened with what is promised."""
     status, body = answer
     said = f"{status} {body.get('type', '')}".strip() if status else str(body.get("type"))
     states = Counter(record.state.value for record in records)
@@ -115,7 +115,8 @@ def judged(
         wrong.append(f"told {said}, {body.get('detail')}")
     for prompt_id, count in executions.items():
         died = victim != "gateway" and world.begun_before[prompt_id] > 0
-        # That the last attempt had begun may not have been heard when ComfyUI died, nor written when both did.
+        # When ComfyUI died, the gateway may not have heard that the last attempt had begun; when both died, it may
+        # not have written it.
         more = died + call.losable
         if count > call.runs + more:
             wrong.append(f"{prompt_id} ran {count} times")
@@ -133,7 +134,7 @@ def judged(
 
 
 def table(ended: Sequence[Ended]) -> str:
-    """Who was killed and in which kind of call, by what became of it."""
+    """The number of runs by kind of call, victim and outcome."""
     lines = []
     for call in dict.fromkeys(each.call for each in ended):
         for victim in dict.fromkeys(each.victim for each in ended if each.call == call and each.victim):

@@ -1,7 +1,7 @@
-"""`Points`: each moment of a job's life at which a process can be killed, counted and told apart.
+"""`Points`: counts and names each moment of a job's life at which a process can be killed.
 
-The processes say where they are and go on only when they are told so: the gateway at each write to its journal, and
-the relay between gateway and ComfyUI at each request. One run records the points; each later run strikes at one.
+The processes report where they are and wait for permission to go on: the gateway at each write to its journal, and
+the relay between gateway and ComfyUI at each request. One run records the points; each later run kills at one of them.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 When = Literal["before", "after"]
-"""After a write: it is committed. After a request: ComfyUI has answered, and the gateway has not got the answer yet."""
+"""After a write: it is committed. After a request: ComfyUI has answered, but the gateway has not read the answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """`what`: a write's name, or method and route; `number`: it is the first, second, … of its name."""
+    """`what`: a write's name, or method and route; `number`: 1 for the first of that name, 2 for the second, …"""
 
     what: str
     number: int
@@ -31,7 +31,7 @@ class Point:
 
 
 class Points:
-    """Counts from `begin` on. `strike` is called once, at the point `at`; the process stands still meanwhile."""
+    """Counts from `begin` on. Calls `strike` once, at the point `at`, while the process waits there."""
 
     def __init__(self, at: Point | None, strike: Callable[[], Awaitable[None]]) -> None:
         self.passed: list[tuple[str, int]] = []
@@ -46,11 +46,11 @@ class Points:
 
     @property
     def counted(self) -> Mapping[str, int]:
-        """How often each was reached."""
+        """How often each point's name was reached."""
         return self._counted
 
     async def before(self, what: str) -> int:
-        """The number of this one; 0 before `begin`. Returns when the process may go on, or does not live any more."""
+        """Returns the number of this point, or 0 before `begin`, when the process may go on or is dead."""
         if not self._counting:
             return 0
         self._counted[what] += 1
@@ -60,11 +60,11 @@ class Points:
         return number
 
     async def after(self, what: str, number: int) -> None:
-        """As `before`, for the end of what began there."""
+        """Like `before`, for the end of the same write or request."""
         await self._reached(Point(what, number, "after"))
 
     async def report(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection of a process that says where it is, as `ReportingJournal` does."""
+        """Serves one connection of a process that reports where it is, as `ReportingJournal` does."""
         with contextlib.suppress(OSError):
             while line := (await reader.readline()).decode():
                 when, what, *number = line.split()

@@ -1,4 +1,4 @@
-"""Gateway and ComfyUI as processes that can be killed. They are forked, so that hundreds of them start in no time."""
+"""Gateway and ComfyUI as processes that can be killed. They are forked, so that hundreds of them start quickly."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from tests.support.forking import FORKS
 
 
 class ReportingJournal:
-    """A journal that reports each write before it is made, and after it is committed, and waits for leave to go on.
+    """A journal that reports each write before it is made and after it is committed, and waits for permission to go on.
 
-    The commit of a write behind is reported only where that is asked for: to look for it makes it come earlier.
+    The commit of a write behind is reported only on request, because looking for the commit makes it come earlier.
     """
 
     def __init__(self, journal: Journal, control: socket.socket) -> None:
@@ -65,11 +65,11 @@ class ReportingJournal:
             self._tasks.add(asyncio.create_task(self._committed(f"after {name} {number}")))
 
     async def _committed(self, report: str) -> None:
-        await self._journal.counts()  # it is read after all that is behind
+        await self._journal.counts()  # the journal answers this after all writes behind
         self._report(report)
 
     def _report(self, line: str) -> str:
-        """Blocks: the whole process stands still where it is."""
+        """Blocks the whole process until the answer comes."""
         self._control.write(f"{line}\n")
         self._control.flush()
         return self._control.readline()
@@ -120,7 +120,7 @@ def _log_to(path: str) -> None:
 
 
 class Killable:
-    """A process that is started again and again."""
+    """A process that can be started again after it was killed."""
 
     def __init__(self, target: Callable[..., None], *arguments: Any) -> None:
         self._make = functools.partial(FORKS.Process, target=target, args=arguments, daemon=True)
@@ -139,7 +139,7 @@ class Killable:
             os.kill(self._process.pid, number)
 
     async def kill(self) -> None:
-        """Returns when it has ended."""
+        """Kills the process and returns when it has ended."""
         self.signal(signal.SIGKILL)
         await self.ended()
 

@@ -18,7 +18,7 @@ _CHUNKED = re.compile(rb"\r\ntransfer-encoding: *chunked", re.IGNORECASE)
 
 
 class KillRelay:
-    """Open it with ``async with``. While ComfyUI is dead nothing listens at `port`, as nothing does at ComfyUI's."""
+    """Open it with ``async with``. While ComfyUI is dead, nothing listens at `port` either."""
 
     def __init__(self, port: int, comfyui_port: int, points: Points) -> None:
         self._port = port
@@ -39,14 +39,14 @@ class KillRelay:
             self.cut()
 
     def listen(self) -> None:
-        """ComfyUI is there again."""
+        """Accepts connections, because ComfyUI runs again."""
         if self._listener is None:
             self._listener = socket.create_server(("127.0.0.1", self._port))
             self._listener.setblocking(False)
             asyncio.get_running_loop().add_reader(self._listener, self._accept, self._listener)
 
     def cut(self) -> None:
-        """ComfyUI is dead: no connection is left, and none can be made."""
+        """Aborts all connections and accepts no more, because ComfyUI is dead."""
         if self._listener is not None:
             asyncio.get_running_loop().remove_reader(self._listener)
             self._listener.close()
@@ -55,7 +55,7 @@ class KillRelay:
             writer.transport.abort()
 
     def _accept(self, listener: socket.socket) -> None:
-        # A server of asyncio's that is closed leaves the connection open that it accepts at that moment.
+        # A closed asyncio server would leave the connection open that it accepts at that moment.
         with contextlib.suppress(BlockingIOError):
             connection, _ = listener.accept()
             task = asyncio.create_task(self._serve(connection), name="kill relay's connection")
@@ -104,14 +104,14 @@ async def _connection(port: int) -> AsyncIterator[tuple[asyncio.StreamReader, as
 
 
 async def _end(writer: asyncio.StreamWriter) -> None:
-    """As when a process is killed."""
+    """Ends the connection as a killed process does."""
     writer.transport.abort()
     with contextlib.suppress(OSError):
         await writer.wait_closed()
 
 
 async def _body(reader: asyncio.StreamReader, head: bytes) -> bytes:
-    """What follows a head, as it came."""
+    """The raw body that follows a head."""
     if (length := _LENGTH.search(head)) is not None:
         return await reader.readexactly(int(length[1]))
     body = b""
@@ -126,7 +126,7 @@ async def _body(reader: asyncio.StreamReader, head: bytes) -> bytes:
 
 
 async def _both_ways(*ways: tuple[asyncio.StreamReader, asyncio.StreamWriter]) -> None:
-    """Until either side ends."""
+    """Relays in both directions until either side ends."""
 
     async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(65536):

@@ -1,4 +1,4 @@
-"""`World`: one gateway, one ComfyUI, and a caller who comes back; something in it is killed once."""
+"""`World`: a gateway, a ComfyUI and a persistent caller; one or both of the processes are killed once."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from tests.support.running import until
 
 Victim = Literal["gateway", "ComfyUI", "both"]
 AWAY_S = 0.3
-"""A process that was killed stays away for so long."""
+"""Time until a killed process is started again."""
 SETTLED_S = 25.0
-"""By then nothing may be unfinished any more."""
+"""Time after which no job may be unfinished."""
 REATTACH_S = 4.0
 
 _PATIENCE = aiohttp.ClientTimeout(60)
@@ -36,7 +36,7 @@ Answer = tuple[int, Any]
 
 
 class World:
-    """Made by `living`. `engine` and `gateway` are addresses, the same over restarts."""
+    """Runs within `living`. `engine` and `gateway` are addresses that stay the same across restarts."""
 
     def __init__(self, folder: Path, victim: Victim, at: Point | None, ahead: int) -> None:
         self.points = Points(at, self._strike)
@@ -99,7 +99,7 @@ class World:
         if self._victim != "gateway":
             await self._engine.kill()
             self._relay.cut()
-        # Only now: until it is gone it may begin one more.
+        # Counted only now, because ComfyUI may begin another run until it is dead.
         self.begun_before = self.executions()
         if self._victim != "ComfyUI":
             await self._gateway.kill()
@@ -117,17 +117,17 @@ class World:
             self._relay.listen()
 
     def stop_gateway(self) -> None:
-        """As an orchestrator does, once."""
+        """Sends SIGTERM once, as an orchestrator does."""
         self._gateway.signal(signal.SIGTERM)
 
     async def struck_or(self, seconds: float) -> None:
-        """Until something was killed, or after so long."""
+        """Returns when a process was killed, or after `seconds`."""
         deadline = time.monotonic() + seconds
         while not self.points.struck and time.monotonic() < deadline:
             await asyncio.sleep(0.01)
 
     async def fault(self, **faults: Any) -> None:
-        """Have ComfyUI misbehave."""
+        """Sets faults of ComfyUI."""
         try:
             async with self.http.post(f"{self.engine}/engine/faults", json=faults) as response:
                 assert response.status == 200, await response.text()
@@ -136,7 +136,7 @@ class World:
                 raise
 
     async def restart_gateway(self) -> None:
-        """Start a gateway that has ended by itself, unless it was killed meanwhile."""
+        """Starts a gateway that has ended by itself, unless it was killed meanwhile."""
         await self._gateway.ended()
         if self._victim == "ComfyUI" or not self.points.struck:
             await self._gateway.start()
@@ -148,7 +148,7 @@ class World:
     # The caller
 
     async def call(self, method: str, path: str, **arguments: Any) -> Answer:
-        """One request, once; 0 where the connection broke."""
+        """Makes one request; the status is 0 if the connection broke."""
         try:
             async with self.http.request(method, self.gateway + path, **{"timeout": _PATIENCE} | arguments) as response:
                 return response.status, await response.json()
@@ -156,7 +156,7 @@ class World:
             return 0, {"type": "no answer"}
 
     async def insist(self, method: str, path: str, **arguments: Any) -> Answer:
-        """The same request again, while the connection breaks or the error may pass."""
+        """Repeats the request while the connection breaks or the answer is 429 or 503."""
         async with asyncio.timeout(SETTLED_S):
             while True:
                 status, body = await self.call(method, path, **arguments)
@@ -166,14 +166,14 @@ class World:
                 await asyncio.sleep(0.1)
 
     async def status_of(self, prompt_id: str) -> str:
-        """How a job is."""
+        """The status of a job."""
         _, body = await self.call("GET", f"/prompt_sync/{prompt_id}?timeout=0")
         return str(body.get("status"))
 
     # The end
 
     async def queue(self) -> list[str]:
-        """What runs and waits in ComfyUI."""
+        """Ids of the prompts that run or wait in ComfyUI."""
         try:
             async with self.http.get(f"{self.engine}/queue") as response:
                 queue = await response.json()
@@ -182,14 +182,14 @@ class World:
         return [item[1] for item in (*queue["queue_running"], *queue["queue_pending"])]
 
     async def unfinished(self) -> list[str]:
-        """Jobs that have not ended, by the gateway's list."""
+        """Jobs that have not ended according to the gateway's list."""
         status, body = await self.call("GET", "/prompt_sync?status=queued,running,canceling")
         if status != 200:
             return [f"the list answers {status}"]
         return [f"{job['status']} {job['prompt_id']}" for job in body["jobs"]]
 
     async def settled(self) -> str:
-        """What is unfinished though it had its time; "" where nothing is."""
+        """Waits for the end of all jobs; returns what is unfinished after `SETTLED_S`, or ""."""
         deadline = time.monotonic() + SETTLED_S
         while True:
             unfinished, queue = await self.unfinished(), await self.queue()
@@ -200,7 +200,7 @@ class World:
             await asyncio.sleep(0.05)
 
     async def records(self) -> list[JobRecord]:
-        """All jobs as the file has them; the gateway is killed for that."""
+        """All jobs in the journal's file; kills the gateway to read it."""
         if self._back is not None:
             await self._back
         await self._gateway.kill()
