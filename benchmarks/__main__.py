@@ -75,9 +75,11 @@ _LINE = 500
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer calls: a first look, not figures to keep")
     parser.add_argument(
-        "--only", action="append", choices=[*_FIGURES, _RELAY], help="this figure alone; again for more"
+        "--quick", action="store_true", help="fewer calls, for a first look and not for figures to keep"
+    )
+    parser.add_argument(
+        "--only", action="append", choices=[*_FIGURES, _RELAY], help="measure only this figure; may be repeated"
     )
     arguments = parser.parse_args()
     console = Console(width=max(120, Console().width))
@@ -111,7 +113,7 @@ async def _run(names: list[str], console: Console, *, quick: bool) -> int:
 
 
 async def _relay(*, quick: bool) -> bool:
-    """The relay's own figures; whether they failed."""
+    """Measures the relay's own figures; returns whether that failed."""
     arguments = ["-m", "benchmarks.relay", *(["--quick"] if quick else [])]
     process = await asyncio.create_subprocess_exec(sys.executable, *arguments, cwd=ROOT)
     return await process.wait() != 0

@@ -1,9 +1,9 @@
-"""This checkout's gateway and another one's, in turn before one engine: what a change costs or gains.
+"""Compares this checkout's gateway with another one's, in turn in front of one engine: what a change costs or gains.
 
     python -m benchmarks.against /path/to/another/checkout
 
 Both gateways run for the whole time and take turns, call by call and block by block, so that a machine that gets slower
-does so for both. The CPU time per prompt is the steadier figure: it hardly depends on what else runs.
+slows both. The CPU time per prompt is the steadier figure: it hardly depends on other programs.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _CALLERS = 32
 
 @dataclass
 class Side:
-    """One of the two gateways, with what was measured of it: milliseconds, and prompts per second."""
+    """One of the two gateways, with its measurements: milliseconds, and prompts per second."""
 
     name: str
     gateway: Server
@@ -42,7 +42,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Entrant:
-    """A gateway that takes part: the checkout that it runs from, and its settings beside the benchmarks' own."""
+    """A gateway to measure: its checkout, and its settings besides the benchmarks' own."""
 
     name: str
     root: Path = ROOT
@@ -50,7 +50,7 @@ class Entrant:
 
 
 async def measure(entrants: Sequence[Entrant], *, pairs: int, blocks: int, calls: int) -> list[Side]:
-    """What each of the two gateways took."""
+    """Measures both gateways."""
     async with AsyncExitStack() as stack:
         logs = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         engine = await stack.enter_async_context(running_engine(logs))
@@ -68,7 +68,7 @@ async def measure(entrants: Sequence[Entrant], *, pairs: int, blocks: int, calls
 
 
 def _in_turn(sides: list[Side], number: int) -> list[Side]:
-    """Who goes first changes from turn to turn: the second one may find a warmer machine."""
+    """The sides in alternating order, because the second one may find a warmer machine."""
     return sides if number % 2 else sides[::-1]
 
 
@@ -93,7 +93,7 @@ async def _side(entrant: Entrant, engine: Server, logs: Path) -> AsyncIterator[S
 
 
 def differences_ms(this: Side, other: Side) -> float:
-    """The median of what this side's calls took more than the other's, pair by pair."""
+    """The median difference, over pairs of calls, between this side's time and the other's."""
     return statistics.median(a - b for a, b in zip(this.latency_ms, other.latency_ms, strict=True))
 
 

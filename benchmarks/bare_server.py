@@ -1,4 +1,4 @@
-"""The least that a FastAPI application on uvicorn takes to start: what the gateway's start is compared with."""
+"""A minimal FastAPI application on uvicorn, with which the gateway's start is compared."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How soon `/health/live` is answered while the gateway works on a body that was made to stop it."""
+"""How soon the gateway answers `/health/live` while it works on a body that was made to stop it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from benchmarks.processes import BenchError, Server, exact_cpu_s
 from benchmarks.stage import Row, Stage
 
 TARGET_S = 0.1
-# For the suite, which runs on machines of any speed: a fault that held up the loop took far more than this.
+# The limit for the suite, which runs on machines of any speed; each fault that stopped the loop took far longer.
 HELD_UP_S = 3 * TARGET_S
 _PROBE_EVERY_S = 0.02
 _TRIES = 3
@@ -32,7 +32,7 @@ def _nodes(count: int, class_type: str = "KSampler", **inputs: Any) -> dict[str,
 
 
 def _a_million_nodes() -> bytes:
-    """As `_nodes`, whose objects would take longer to make than the gateway takes to refuse them."""
+    """The text of `_nodes` with a million nodes: making their objects takes longer than the gateway's refusal."""
     return b"{%b}" % b",".join(b'"%d":{"class_type":"KSampler","inputs":{}}' % number for number in range(1_000_000))
 
 
@@ -68,7 +68,7 @@ def _in_form(workflow: bytes, boundary: bytes = _FORM, more: bytes = b"") -> byt
 
 
 def _file_in_form(content: bytes) -> bytes:
-    """Below a boundary of one character, which costs a parser the most for each byte that looks like it."""
+    """A form with a boundary of one character, which costs a parser the most for each byte that looks like it."""
     file = b'\r\n--b\r\nContent-Disposition: form-data; name="images"; filename="b.png"\r\n\r\n' + content
     return _in_form(json.dumps(_PICTURE).encode() + file, b"b")
 
@@ -80,7 +80,7 @@ def _ui(nodes: int, links: int = 0) -> bytes:
 
 @dataclass(frozen=True)
 class Bomb:
-    """A body that once stopped the gateway for seconds, and the statuses that answer it now."""
+    """A body that once stopped the gateway for seconds, and the statuses with which the gateway answers it now."""
 
     path: str
     body: Callable[[], bytes]
@@ -96,7 +96,7 @@ _IN_CHUNKS = (("Transfer-Encoding", "chunked"),)
 
 
 def _chunks() -> bytes:
-    """As many chunks as a body can have."""
+    """A body of as many chunks as possible."""
     return b"1\r\na\r\n" * 2_000_000 + b"0\r\n\r\n"
 
 
@@ -162,9 +162,9 @@ BOMBS: dict[str, Bomb] = {
 
 @dataclass(frozen=True, slots=True)
 class Probes:
-    """The longest that any probe took, and the most CPU time that the gateway used while any probe waited.
+    """The longest time of any probe, and the most CPU time that the gateway used during any probe.
 
-    A loop that is stopped shows in both. Others on the machine show in the first only.
+    A stopped loop raises both. Other programs on the machine raise only the first.
     """
 
     wall_s: float
@@ -172,7 +172,7 @@ class Probes:
 
 
 async def bombs(on: Stage) -> list[Row]:
-    """One row for each: the worst probe of the best of some tries, so that others on the machine do not count."""
+    """One row for each bomb: the worst probe of the best of some tries, so that other programs do not count."""
     rows = []
     for name, bomb in BOMBS.items():
         body = bomb.body()
@@ -185,9 +185,9 @@ async def bombs(on: Stage) -> list[Row]:
 
 
 def probed(gateway: Server, bomb: Bomb, body: bytes) -> Probes:
-    """The probes while the bomb was sent, worked on and answered.
+    """The probes while the bomb was sent, processed and answered.
 
-    Raises `BenchError` for another status than those that the bomb should have.
+    Raises `BenchError` if its status is not one of the expected ones.
     """
     with probing(gateway) as worst:
         status = _post(gateway.port, bomb, body)
@@ -210,7 +210,7 @@ def _post(port: int, bomb: Bomb, body: bytes) -> int:
 
 @contextmanager
 def probing(gateway: Server) -> Iterator[Callable[[], Probes]]:
-    """Probes while the block runs, and once more when it has ended; then what it gives can be asked."""
+    """Probes while the block runs, and once more at its end; then the yielded function returns the result."""
     probes: list[tuple[float, float]] = []
     done = threading.Event()
 

@@ -19,7 +19,7 @@ from benchmarks.processes import BenchError, Server
 
 Workflow = dict[str, Any]
 Call = Callable[[Workflow], Awaitable[float]]
-"""Runs a workflow, has its one file's bytes at the end, and returns the seconds that it took."""
+"""Runs a workflow, reads its one file, and returns the seconds that both took."""
 
 _counter = itertools.count()
 _COLOURS = 1 << 24
@@ -27,8 +27,8 @@ _A_FOLDER = 100
 
 
 def workflow(sleep_s: float = 0.0) -> Workflow:
-    """A small picture, and time as of a GPU. Never the same twice, so that no cache answers; in folders that stay
-    short, since each saved picture has ComfyUI list its folder."""
+    """A small picture, and a pause in place of a GPU's work. It differs each time, so that no cache answers. The files
+    go to many folders, because ComfyUI lists the folder for each saved picture."""
     number = next(_counter)
     run = f"bench/{number // _A_FOLDER}/picture"
     return {
@@ -39,7 +39,7 @@ def workflow(sleep_s: float = 0.0) -> Workflow:
 
 
 def file_workflow(size: int) -> Workflow:
-    """One file of so many bytes."""
+    """A workflow that writes one file of `size` bytes."""
     prefix = f"large/{next(_counter)}"
     return {
         "1": _node("SimulatedOutput", count=1, size=size, extension="bin", output_key="files", filename_prefix=prefix)
@@ -61,7 +61,7 @@ def view_path(file: dict[str, Any]) -> str:
 
 
 class Pool:
-    """Connections to one server, kept open; a call takes one for itself."""
+    """Open connections to one server; each call takes one for itself."""
 
     def __init__(self, server: Server) -> None:
         self._server = server
@@ -92,7 +92,7 @@ class Pool:
 
 @asynccontextmanager
 async def pool_of(server: Server) -> AsyncIterator[Pool]:
-    """Closed when the block ends."""
+    """A pool that is closed when the block ends."""
     pool = Pool(server)
     try:
         yield pool
@@ -101,7 +101,7 @@ async def pool_of(server: Server) -> AsyncIterator[Pool]:
 
 
 async def submitted(pool: Pool, prompt: Workflow, headers: str = "") -> str:
-    """The id of an async job that the gateway has taken."""
+    """Submits an async job and returns its id."""
     connection = await pool.take()
     body = orjson.dumps({"prompt": prompt})
     reply = await connection.request("POST", "/prompt_sync?prefer=respond-async", body, headers=headers)
@@ -113,7 +113,7 @@ async def submitted(pool: Pool, prompt: Workflow, headers: str = "") -> str:
 
 
 class DirectClient:
-    """One websocket for all calls; POST, wait until ComfyUI is done, GET history, GET view."""
+    """One websocket for all calls. A call posts, waits until ComfyUI is done, and gets the history and the file."""
 
     def __init__(self, pool: Pool, client_id: str) -> None:
         self.pool = pool
@@ -122,7 +122,7 @@ class DirectClient:
 
     async def listen(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         async for message in socket:
-            # All other frames are nothing to it: they are not even parsed.
+            # It ignores all other frames and does not even parse them.
             if message.type is aiohttp.WSMsgType.TEXT and message.data.startswith('{"type": "executing"'):
                 data = orjson.loads(message.data)["data"]
                 if data["node"] is None and (future := self._done.get(data["prompt_id"])) is not None:
@@ -134,7 +134,7 @@ class DirectClient:
         return time.perf_counter() - started
 
     async def run(self, prompt: Workflow, **fields: Any) -> str:
-        """Returns the prompt's id."""
+        """Runs a prompt to its end and returns its id."""
         connection = await self.pool.take()
         prompt_id = str(uuid.uuid4())
         done = self._done[prompt_id] = asyncio.get_running_loop().create_future()
@@ -170,9 +170,9 @@ async def direct_client(engine: Server) -> AsyncIterator[DirectClient]:
 
 
 class AiohttpClient:
-    """What a user of ComfyUI would write: one session of aiohttp's, one websocket, POST, wait, GET history.
+    """A client as a user of ComfyUI would write it: an aiohttp session, a websocket, POST, wait, GET history.
 
-    It ends with the names of the files, as a call to the gateway does that asks for no base64.
+    It ends with the names of the files, like a call to the gateway without base64.
     """
 
     def __init__(self, http: aiohttp.ClientSession, client_id: str) -> None:
@@ -221,7 +221,7 @@ async def aiohttp_client(engine: Server) -> AsyncIterator[AiohttpClient]:
 
 
 class GatewayClient:
-    """One call: POST /prompt_sync with the file as base64 in its answer."""
+    """A client of the gateway: one POST /prompt_sync with the file as base64 in its answer."""
 
     def __init__(self, pool: Pool) -> None:
         self.pool = pool
@@ -241,7 +241,7 @@ class GatewayClient:
 
 
 async def request_counts(engine: Pool) -> dict[str, int]:
-    """What the engine was asked since `forget_counts`, as ``METHOD /route``."""
+    """The engine's number of requests since `forget_counts`, by ``METHOD /route``."""
     counts: dict[str, int] = orjson.loads((await engine.request("GET", "/engine/stats")).body)["requests"]
     return counts
 
@@ -251,7 +251,7 @@ async def forget_counts(engine: Pool) -> None:
 
 
 async def all_of(calls: int, callers: int, call: Callable[[], Awaitable[float]]) -> list[float]:
-    """`calls` calls by `callers` at once; their seconds."""
+    """Makes `calls` calls by `callers` concurrent callers; returns the seconds of each."""
     seconds: list[float] = []
     left = itertools.count()
 

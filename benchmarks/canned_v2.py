@@ -1,6 +1,6 @@
-"""Comfy API v2 without a ComfyUI: each job has succeeded when it is asked for, always with the same output.
+"""Comfy API v2 without a ComfyUI: each job has succeeded at its first request, always with the same output.
 
-It does next to nothing, so that what is measured against it is the official SDK: no server can be faster with it.
+It does almost nothing, so that measurements with it are those of the official SDK: no server can be faster.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _TIME = "2026-01-01T00:00:00.000+00:00"
 
 
 class _Connection(asyncio.Protocol):
-    """Requests that come one after the other, each with its head in one piece or several."""
+    """Answers requests that come one after the other, each with its head in one or more pieces."""
 
     def __init__(self, address: str) -> None:
         self._address = address

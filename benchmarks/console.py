@@ -1,4 +1,4 @@
-"""The console: how soon its page is there, how soon a frame of progress is on it, and what open consoles cost."""
+"""The console: how soon its page is painted, how soon it shows a frame of progress, and what open consoles cost."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from benchmarks.stage import Row, Stage, percentile
 
 _SERVERS = 3
 _CONSOLES = 50
-# Each step of a sampler is told in two frames, so that this is 20 of them a second.
+# A sampler sends two frames for each step, so this means 20 frames a second.
 _STEP_S = 0.1
 _FEED = "/console/feed?want=servers,queue,progress,previews"
 _STEP = re.compile(rb'"type": "progress", "data": \{"value": (\d+)')
 _KB = 1000
-# What is seen of the steps of a job on the page, and when: in milliseconds of Unix time.
+# The steps of a job that the page shows, with their times in milliseconds of Unix time.
 _WATCH = """() => {
     window.seen = {}
     new MutationObserver(() => {
@@ -45,7 +45,7 @@ _LOADED = """() => {
 
 
 async def page(on: Stage) -> list[Row]:
-    """In a real browser: the first paint, and the way of a frame from ComfyUI to the screen."""
+    """Measures in a real browser: the first paint, and the time of a frame from ComfyUI to the screen."""
     program = shutil.which("chromium") or shutil.which("google-chrome")
     try:
         from playwright.async_api import async_playwright
@@ -94,7 +94,7 @@ async def page(on: Stage) -> list[Row]:
 
 
 async def _loads(browser: Any, gateway: Server, times: int) -> tuple[list[float], list[int]]:
-    """First paint in ms and bytes of so many loads, each by a browser that has nothing of it yet."""
+    """First paint in ms and the bytes of `times` loads, each by a browser with an empty cache."""
     paints, sizes = list[float](), list[int]()
     for turn in range(times + 1):
         context = await browser.new_context()
@@ -111,7 +111,7 @@ async def _loads(browser: Any, gateway: Server, times: int) -> tuple[list[float]
 
 
 async def _shown_steps(browser: Any, gateway: Server, steps: int) -> dict[str, float]:
-    """When the page first showed each step of a job that it showed at all."""
+    """The time at which the page first showed each step of a job; steps that it never showed are left out."""
     page = await browser.new_page()
     await page.goto(f"http://{gateway.address}/console")
     await page.wait_for_selector("body[data-feed=open]")
@@ -127,7 +127,7 @@ async def _shown_steps(browser: Any, gateway: Server, steps: int) -> dict[str, f
 
 
 async def open_consoles(on: Stage) -> list[Row]:
-    """CPU of the gateway with open consoles, beside what it takes without one."""
+    """The gateway's CPU with open consoles, compared with none."""
     lasts_s = 5.0 if on.quick else 12.0
     async with AsyncExitStack() as stack:
         engines = [await stack.enter_async_context(_engine(on, _STEP_S, number)) for number in range(_SERVERS)]
@@ -151,7 +151,7 @@ async def open_consoles(on: Stage) -> list[Row]:
 
 @dataclass(frozen=True, slots=True)
 class _Shares:
-    """Percent of a core that the gateway takes. `told_per_s`: messages of progress, to all consoles together."""
+    """The gateway's share of a core in percent. `told_per_s`: progress messages per second to all consoles together."""
 
     without: float
     with_consoles: float
@@ -166,7 +166,7 @@ def _cost(when: str, shares: _Shares, most: int) -> Row:
 
 
 async def _shares(http: aiohttp.ClientSession, gateway: Server, lasts_s: float) -> _Shares:
-    """Without a console, and then with all of them."""
+    """Measures without a console, and then with all of them."""
     without, counts = await _share(gateway, lasts_s), [0]
     async with AsyncExitStack() as stack:
         reading = [await stack.enter_async_context(_open_feed(http, gateway, counts)) for _ in range(_CONSOLES)]
@@ -214,7 +214,7 @@ async def _engine(on: Stage, step_s: float, number: int = 0) -> AsyncIterator[Se
 
 
 def _sampling(steps: int) -> Workflow:
-    """A picture by a sampler, which tells of each step and shows previews. Its seed is that of no other one."""
+    """A picture by a sampler, which reports each step and sends previews. Its seed differs each time."""
     links = {"model": ["1", 0], "positive": ["2", 0], "negative": ["2", 0], "latent_image": ["3", 0]}
     sampling = {"cfg": 7.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}
     seed = time.time_ns() % 2**32

@@ -1,4 +1,4 @@
-"""What a prompt costs ComfyUI in requests, and whether that depends on who waits or on ComfyUI's queue."""
+"""How many requests to ComfyUI a prompt costs, and whether that depends on waiting callers or on ComfyUI's queue."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ async def requests(on: Stage) -> list[Row]:
         started = time.perf_counter()
         async with asyncio.TaskGroup() as group:
             group.create_task(on.through(workflow(wait_s)))
-            await asyncio.sleep(0.2)  # it runs, all others wait for it
+            await asyncio.sleep(0.2)  # it runs now, and all others wait for it
             for _ in range(callers - 1):
                 group.create_task(on.through(workflow()))
         lasted_s = time.perf_counter() - started
         counts = await request_counts(on.engine_pool)
-        # One history per prompt is its own; more of them are the shared tick, which asks for the prompt in front.
+        # Each prompt needs one history request; the others come from the shared poll for the prompt in front.
         own = [counts.get(route, 0) / callers for route in _ONCE_PER_PROMPT]
         shared = sum(counts.values()) - 3 * callers
         rows.append(
@@ -50,7 +50,7 @@ async def requests(on: Stage) -> list[Row]:
 
 
 async def queue_length(on: Stage) -> list[Row]:
-    """The same prompt, sent to the front, with nothing and with 5,000 others of 100 KB pending in ComfyUI."""
+    """The same prompt at the front of ComfyUI's queue, with no and with 5,000 pending prompts of 100 KB."""
     await on.warm_up()
     calls = 60 if on.quick else 200
     empty = await _to_the_front(on, calls)
@@ -82,7 +82,7 @@ async def queue_length(on: Stage) -> list[Row]:
 
 @dataclass(frozen=True, slots=True)
 class _Cost:
-    """Per prompt of the gateway; `added_ms` is over the direct client."""
+    """The cost of one prompt through the gateway; `added_ms` is the time beyond the direct client's."""
 
     added_ms: float
     requests: float
@@ -108,7 +108,7 @@ async def _to_the_front(on: Stage, calls: int) -> _Cost:
 
 
 async def _fill(on: Stage, pending: int) -> None:
-    """A long prompt holds ComfyUI up until all are there. The big ones are one long text: that is small in memory."""
+    """Queues the prompts behind a long one. Each has one long text, which needs little memory."""
     blocker = str(uuid.uuid4())
     await on.engine_pool.request("POST", "/prompt", orjson.dumps({"prompt": workflow(3600.0), "prompt_id": blocker}))
     big = workflow(_PENDING_S)

@@ -1,4 +1,4 @@
-"""As ComfyUI serves and takes files, without a limit to an upload: aiohttp, a large file for ``/view``."""
+"""Serves and takes files as ComfyUI does, but without a limit for uploads: aiohttp with a large file for ``/view``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several servers and one gateway: six prompts at once, a cancel, and what two owners get."""
+"""Several servers and one gateway: six prompts at once, cancels, and the shares of two owners."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ async def fleet(on: Stage, servers: int, **settings: str) -> AsyncIterator[Fleet
 
 
 async def all_are_up(pool: Pool, servers: int) -> None:
-    """Returns when the gateway is connected to so many servers, which are all that it has."""
+    """Returns when the gateway is connected to all its servers."""
 
     async def are_up() -> bool:
         states = [one["state"] for one in orjson.loads((await pool.request("GET", "/health")).body)["servers"]]
@@ -55,7 +55,7 @@ async def all_are_up(pool: Pool, servers: int) -> None:
 
 
 async def until(holds: Callable[[], Awaitable[bool]], what: str) -> float:
-    """Seconds until it holds. Raises `BenchError` where that takes very long."""
+    """Waits until `holds` is true and returns the seconds. Raises `BenchError` if that takes very long."""
     began = time.perf_counter()
     while not await holds():
         if time.perf_counter() - began > _GIVE_UP_S:
@@ -68,7 +68,7 @@ async def until(holds: Callable[[], Awaitable[bool]], what: str) -> float:
 
 
 async def six_prompts(on: Stage) -> list[Row]:
-    """Six prompts of a second each, at once, on three servers: by `POST /prompt_sync`, and by ComfyUI's own call."""
+    """Six concurrent prompts of one second on three servers: by `POST /prompt_sync`, and by ComfyUI's own call."""
     async with fleet(on, 3) as servers:
         for way in (_six_sync, _six_queued):
             await way(servers, 0.0)  # warms up
@@ -89,7 +89,7 @@ async def _six_sync(servers: Fleet, seconds: float) -> float:
 
 
 async def _six_queued(servers: Fleet, seconds: float) -> float:
-    """Until the history has all of them."""
+    """Seconds until the history has all of them."""
 
     async def post() -> str:
         reply = await servers.pool.request("POST", "/prompt", orjson.dumps({"prompt": workflow(seconds)}))
@@ -110,7 +110,7 @@ async def _six_queued(servers: Fleet, seconds: float) -> float:
 
 
 async def cancels(on: Stage) -> list[Row]:
-    """From the caller's cancel to where the server runs the prompt no more, for each of three servers."""
+    """The time from the caller's cancel until the server does not run the prompt, for each of three servers."""
     rounds = 2 if on.quick else 10
     rows = []
     async with fleet(on, 3) as servers:
@@ -134,7 +134,7 @@ async def cancels(on: Stage) -> list[Row]:
 
 
 async def _cancelled(servers: Fleet, cancel: Callable[[Pool, str], Coroutine[Any, Any, None]]) -> list[float]:
-    """Of what each server runs; something is given to run where nothing is."""
+    """Cancels the prompt on each server; first gives each idle server a prompt."""
     for engine in servers.engines:
         if not await _running(engine):
             await submitted(servers.pool, workflow(3600.0))
@@ -158,7 +158,7 @@ async def _cancelled(servers: Fleet, cancel: Callable[[Pool, str], Coroutine[Any
 
 
 async def _running(engine: Pool) -> str:
-    """The prompt that a server runs; "" where it runs none."""
+    """The prompt that a server runs, or ""."""
     running = orjson.loads((await engine.request("GET", "/queue")).body)["queue_running"]
     return running[0][1] if running else ""
 
@@ -177,9 +177,9 @@ async def _interrupt(pool: Pool, prompt_id: str) -> None:
 
 
 async def fairness(on: Stage) -> list[Row]:
-    """1,000 jobs of one key, then 10 of another, on four servers; who began when, by the servers' own histories.
+    """1,000 jobs of one key, then 10 of another, on four servers; start times come from the servers' own histories.
 
-    Counted are prompts of the first key that began between the second key's first submission and its last job's end.
+    Counts the first key's prompts that began between the second key's first submission and its last job's end.
     """
     many, few, seconds = (200 if on.quick else 1000), 10, 0.1
     keys = on.logs / "keys.toml"
@@ -218,7 +218,7 @@ def _as(name: str) -> str:
 
 
 async def _times(servers: Fleet) -> dict[str, tuple[float, float]]:
-    """When each prompt began and ended, in milliseconds of the clock, by its id."""
+    """The start and end of each prompt in milliseconds of Unix time, by its id."""
     times = {}
     for engine in servers.engines:
         history = orjson.loads((await engine.request("GET", "/history")).body)

@@ -1,5 +1,5 @@
-"""The load client's HTTP: one connection, one request at a time, next to no work. It shares the machine's cores with
-what it measures, so each microsecond of it would be taken from the servers."""
+"""The load client's HTTP: one connection, one request at a time, with almost no work. It shares the machine's cores
+with the servers that it measures, so each of its microseconds is taken from them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import httptools
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """`size` counts the body's bytes, also of a body that was not kept."""
+    """An answer; `size` counts the body's bytes, even if the body was not kept."""
 
     status: int
     body: bytes
@@ -19,7 +19,7 @@ class Reply:
 
 
 class Connection(asyncio.Protocol):
-    """To one port of the loopback. Methods named ``on_…`` are the parser's callbacks."""
+    """A connection to one loopback port. Methods named ``on_…`` are the parser's callbacks."""
 
     def __init__(self, port: int) -> None:
         self._host = f"127.0.0.1:{port}"
@@ -38,10 +38,10 @@ class Connection(asyncio.Protocol):
     async def request(
         self, method: str, path: str, body: bytes | None = None, *, headers: str = "", keep: bool = True
     ) -> Reply:
-        """`headers` are lines that end in CRLF; a large body that nobody looks at need not be kept.
+        """Makes one request. `headers` are lines that end in CRLF; without `keep`, the body is only counted.
 
         Raises:
-            ConnectionError: the connection ended before the reply was whole.
+            ConnectionError: the connection ended before the reply was complete.
         """
         if self._transport is None:
             raise ConnectionResetError("the connection is closed")

@@ -1,4 +1,4 @@
-"""What jobs cost a gateway: written down, submitted, waiting, listed, and there again after a start."""
+"""What jobs cost a gateway: writing them to the journal, submitting, waiting, listing, and loading at the start."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from comfyui.jobs.journal.sqlite import SqliteJournal
 _CALLERS = 32
 _WAITING = 10_000
 _AHEAD = 4
-"""As many jobs as a gateway has with one server."""
+"""Number of jobs that a gateway has with one server."""
 
 _KEEP_ALL = {"JOBS_KEEP_DAYS": "100000", "JOBS_KEEP": str(2 * JOBS)}
-"""The jobs of `fill` are years old."""
+"""Keeps the jobs of `fill`, which are years old."""
 
 
 async def journal_cost(on: Stage) -> list[Row]:
-    """A sync prompt of a gateway that writes jobs down, in turn with one whose jobs are in memory only."""
+    """A sync prompt of a gateway with a journal on disk, in turn with one that has its jobs in memory only."""
     entrants = (Entrant("file"), Entrant("memory", settings={"STATE_DIR": ""}))
     pairs, blocks = (200, 4) if on.quick else (2000, 12)
     file, memory = await measure(entrants, pairs=pairs, blocks=blocks, calls=400)
@@ -51,7 +51,7 @@ async def journal_cost(on: Stage) -> list[Row]:
 
 
 async def submissions(on: Stage) -> list[Row]:
-    """Async jobs by 32 callers, durable when they are answered: with no server, and while they run."""
+    """Async jobs by 32 callers, written to disk before the answer: without a server, and while jobs run."""
     count = 1000 if on.quick else 5000
     nowhere = Server(0, free_port())
     async with running_gateway(nowhere, on.logs, "/health/live") as gateway, pool_of(gateway) as pool:
@@ -72,7 +72,7 @@ async def submissions(on: Stage) -> list[Row]:
 
 
 async def waiting_jobs(on: Stage) -> list[Row]:
-    """10,000 async jobs that wait behind long ones: memory, and requests to ComfyUI."""
+    """Memory and requests to ComfyUI for 10,000 async jobs that wait behind long ones."""
     count = 2000 if on.quick else _WAITING
     async with (
         running_gateway(on.engine, on.logs, MAX_QUEUED_JOBS=str(count + _AHEAD)) as gateway,
@@ -108,7 +108,7 @@ async def waiting_jobs(on: Stage) -> list[Row]:
 
 
 async def many_jobs(on: Stage) -> list[Row]:
-    """A journal of 100,000 jobs: the start of a gateway, and pages of its list."""
+    """The start of a gateway with a journal of 100,000 jobs, and pages of its list."""
     count = JOBS // 10 if on.quick else JOBS
     folder = on.logs / "many"
     async with SqliteJournal(folder) as journal:
@@ -152,7 +152,7 @@ async def _start_s(on: Stage, folder: Path) -> float:
 
 
 async def pages(gateway: Server, path: str, figure: str, query: str) -> Row:
-    """60 pages of the list at `path`, one after the other; `query` narrows it."""
+    """60 pages of the list at `path`, one after the other, filtered by `query`."""
     took: list[float] = []
     found = 0
     async with pool_of(gateway) as pool:
@@ -175,7 +175,7 @@ async def pages(gateway: Server, path: str, figure: str, query: str) -> Row:
 
 
 async def submission_rate(pool: Pool, count: int) -> float:
-    """Async jobs that do nothing, by 32 callers; submissions per second."""
+    """Submissions per second of async jobs that do nothing, by 32 callers."""
 
     async def submit() -> float:
         await submitted(pool, workflow())
@@ -187,7 +187,7 @@ async def submission_rate(pool: Pool, count: int) -> float:
 
 
 async def _ended(pool: Pool) -> int:
-    """How many jobs have a result, by the list."""
+    """How many jobs have a result according to the list."""
     ended, cursor = 0, ""
     while True:
         reply = await pool.request("GET", f"/prompt_sync?limit=200&status=succeeded{cursor}")

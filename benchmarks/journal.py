@@ -1,4 +1,4 @@
-"""What the journal of jobs costs by itself, on an empty file and with 100,000 jobs in it."""
+"""What the journal of jobs costs by itself, with an empty file and with 100,000 jobs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _ENDS = (State.SUCCEEDED,) * 8 + (State.FAILED, State.CANCELED)
 
 
 def _body(number: int) -> bytes:
-    """A workflow of 6.5 KB, as large as a usual one; every second one is new."""
+    """A workflow of 6.5 KB, a usual size; every second one is new."""
     node = '"%d": {"class_type": "KSampler", "inputs": {"seed": %d, "steps": 20, "cfg": 7.5, "model": ["%d", 0]}}'
     nodes = ", ".join(node % (one, number // 2 * 31 + one, one - 1) for one in range(75))
     return f'{{"prompt": {{{nodes}}}}}'.encode()
@@ -55,7 +55,7 @@ def _finish(job: NewJob, number: int, attempt: int) -> Finish:
 
 
 async def journal(on: Stage) -> list[Row]:
-    """All rows; some ten seconds, or two."""
+    """All rows; takes about ten seconds, or two with `--quick`."""
     quick = on.quick
     jobs = JOBS // 10 if quick else JOBS
     with tempfile.TemporaryDirectory() as folder:
@@ -94,7 +94,7 @@ async def _writes(folder: Path, each: int) -> list[Row]:
 
 
 async def _loop_cost(folder: Path, count: int) -> list[Row]:
-    """CPU of the event loop's thread, and of the whole process, for a sync call with our own id."""
+    """CPU of the event loop's thread and of the whole process, for a sync call whose id the gateway makes."""
     jobs = [_job(number, anonymous=True) for number in range(count)]
     async with SqliteJournal(folder) as journal:
         process, thread = time.process_time(), time.thread_time()
@@ -131,7 +131,7 @@ async def _loop_cost(folder: Path, count: int) -> list[Row]:
 
 
 async def fill(journal: SqliteJournal, count: int, *, unfinished: int = 1000) -> None:
-    """So many jobs; all but the last have ended."""
+    """Writes `count` jobs, all ended except the last `unfinished`."""
     for start in range(0, count, 1000):
         writes: list[Add | Finish] = []
         for number in range(start, min(start + 1000, count)):

@@ -1,4 +1,4 @@
-"""What a call of a tool at `/mcp` takes beside the same run by HTTP with its picture, and 500 named workflows."""
+"""A tool call at `/mcp` compared with the same run by HTTP with its picture, and the list of 500 named workflows."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _Call = Callable[[aiohttp.ClientSession], Awaitable[None]]
 
 
 async def tools(on: Stage) -> list[Row]:
-    """A run by `POST /workflows/NAME` and one by each protocol, in turn; then the list of the tools."""
+    """A run by `POST /workflows/NAME` and one by each protocol version, in turn; then the list of the tools."""
     calls: dict[str, _Call] = {"http": _by_http, _NEW: _by_tool(_NEW), _OLD: _by_tool(_OLD)}
     rounds = 20 if on.quick else 300
     with tempfile.TemporaryDirectory(prefix="comfyui-gateway-benchmark-") as name:
@@ -67,7 +67,7 @@ def _session(gateway: Server) -> aiohttp.ClientSession:
 
 
 async def _by_http(http: aiohttp.ClientSession) -> None:
-    # A tool's answer has its pictures, too.
+    # A tool's answer contains its pictures, so this answer does, too.
     asked = {"color": next(_colors), "$options": {"return_image_base64": True}}
     async with http.post("/workflows/flat-250", json=asked) as response:
         found = jsonio.loads(await response.read())

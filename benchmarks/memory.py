@@ -1,4 +1,4 @@
-"""What the gateway holds: per waiting caller, with a large file, after a rush; and how soon it is there."""
+"""The gateway's memory: for each waiting caller, with a large file, after a rush. Also the time of its start."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _RAW = "Accept: application/octet-stream\r\n"
 
 
 async def waiting_callers(on: Stage) -> list[Row]:
-    """1,000 callers that wait for one long prompt to end."""
+    """1,000 callers that wait for the end of one long prompt."""
     await on.warm_up()
     callers = 200 if on.quick else 1000
     before = on.gateway.rss_kb()
@@ -46,7 +46,7 @@ async def waiting_callers(on: Stage) -> list[Row]:
 
 
 async def _until_waiting(on: Stage, callers: int) -> None:
-    """Until all are in ComfyUI's queue."""
+    """Waits until all prompts are in ComfyUI's queue."""
     async with asyncio.timeout(60):
         while True:
             reply = await on.engine_pool.request("GET", "/prompt")
@@ -56,7 +56,7 @@ async def _until_waiting(on: Stage, callers: int) -> None:
 
 
 async def large_file(on: Stage) -> list[Row]:
-    """A file of 64 MB: its bytes and its base64 in the answer, in turn with a plain /view of ComfyUI."""
+    """A file of 64 MB: as bytes and as base64 in the answer, in turn with a plain /view of ComfyUI."""
     await on.warm_up(3)
     size, turns = 64 * _MB, 3 if on.quick else 7
     answer = await on.through.result(file_workflow(size), return_image_base64=False)
@@ -95,7 +95,7 @@ async def _seconds(pool: Pool, path: str, at_least: int, headers: str = "") -> f
 
 
 async def rush(on: Stage) -> list[Row]:
-    """1,000 callers at once, ten prompts each; queueing aside is what is left without ComfyUI's own time."""
+    """1,000 concurrent callers with ten prompts each; the figure excludes the time in ComfyUI itself."""
     await on.warm_up()
     callers, each = (200, 5) if on.quick else (1000, 10)
     before = on.gateway.rss_kb()
@@ -132,7 +132,7 @@ async def rush(on: Stage) -> list[Row]:
 
 
 async def _rush(on: Stage, callers: int, each: int, *, through: bool) -> list[float]:
-    """Milliseconds of each call beyond what ComfyUI had the prompt, by ComfyUI's history (it keeps 10,000)."""
+    """Milliseconds of each call beyond the time in ComfyUI, according to its history (which keeps 10,000)."""
     await on.engine_pool.request("POST", "/history", b'{"clear":true}')
     calls: dict[str, float] = {}
 
@@ -153,14 +153,14 @@ async def _rush(on: Stage, callers: int, each: int, *, through: bool) -> list[fl
 
 
 def _held_s(entry: dict[str, object]) -> float:
-    """From its arrival in ComfyUI's queue to the end of its execution."""
+    """Seconds from the prompt's arrival in ComfyUI's queue to the end of its execution."""
     extra_data = entry["prompt"][3]  # type: ignore[index]
     end = entry["status"]["messages"][-1][1]["timestamp"]  # type: ignore[index]
     return float(end - extra_data["create_time"]) / 1000
 
 
 async def start(on: Stage) -> list[Row]:
-    """From the process's creation to 200 at /health/live, in turn with a bare FastAPI application on uvicorn."""
+    """The time from the start of the process to 200 at /health/live, in turn with a minimal FastAPI application."""
     turns = 3 if on.quick else 9
     ours, bare = [], []
     for _ in range(turns):

@@ -1,4 +1,4 @@
-"""What a client of three servers gets as if they were one: frames that are re-addressed, and a large file."""
+"""What a client of a gateway gets from three servers that look like one: re-addressed frames, and a large file."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from benchmarks.stage import Row, Stage, percentile
 
 _SERVERS = 3
 _FRAMES_PER_S = 1000
-# Each step of progress is told in two frames. The engine takes longer for a step than it is told to.
+# The engine sends two frames for each step of progress, and takes longer for a step than it is set to.
 _STEP_S = 2 * _SERVERS / _FRAMES_PER_S * 0.85
 _PROGRESS = re.compile(rb'"type": "progress", "data": \{"value": (\d+), [^}]*"prompt_id": "([^"]+)"')
 _GB = 1_000_000_000
 
 Step = tuple[str, int]
-"""A prompt's id, and how far it says to be: what tells one frame of progress from all others."""
+"""A prompt's id and its progress, which identify a frame of progress."""
 
 
 async def frames(on: Stage) -> list[Row]:
-    """From when a server has sent a frame until the client has it, whose prompt it is about."""
+    """The time from a server's sending of a frame until the client of its prompt has it."""
     steps = 400 if on.quick else 3000
     sent: dict[Step, float] = {}
 
@@ -55,7 +55,7 @@ async def frames(on: Stage) -> list[Row]:
     came = {step: at for arrivals, _ in tabs for step, at in arrivals.items()}
     if missing := _SERVERS * steps - len(came):
         raise BenchError(f"{missing} frames of progress have not come")
-    # A frame that was cut in two on its way to the gateway was not heard here.
+    # The tap does not see a frame that arrived in two pieces.
     took_ms = [(at - sent[step]) * 1000 for step, at in came.items() if step in sent]
     lasted_s = max(came.values()) - min(came.values())
     told = sum(count for _, count in tabs)
@@ -73,7 +73,7 @@ async def frames(on: Stage) -> list[Row]:
 
 
 async def _tab(http: aiohttp.ClientSession, client_id: str, steps: int) -> tuple[dict[Step, float], int]:
-    """One client with one prompt: when each frame of its progress came, and how many frames it got."""
+    """Runs one client with one prompt; returns the time of each frame of progress, and the number of frames."""
     came: dict[Step, float] = {}
     count = 0
     prompt: dict[str, Any] = workflow(steps * _STEP_S)
@@ -94,7 +94,7 @@ async def _tab(http: aiohttp.ClientSession, client_id: str, steps: int) -> tuple
 
 @asynccontextmanager
 async def tap(server: Server, heard: Callable[[bytes], None]) -> AsyncIterator[int]:
-    """A port that leads to the server, and is told all that this sends."""
+    """A port that leads to the server; `heard` gets everything that the server sends."""
     open_connections: set[asyncio.Task[None]] = set()
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -125,13 +125,13 @@ async def _passed(
             writer.write(data)
             await writer.drain()
     except ConnectionError:
-        pass  # the other side is told by the end
+        pass  # closing the writer ends the other side
     finally:
         writer.close()
 
 
 async def merged_file(on: Stage) -> list[Row]:
-    """A file of a prompt, through the merged face and through the relay before the server that has it."""
+    """A prompt's file through the gateway with three servers, and through the relay in front of the file's server."""
     size, turns = (_GB // 4, 3) if on.quick else (_GB, 10)
     async with AsyncExitStack() as stack:
         engines = await _engines(stack, on)
@@ -159,7 +159,7 @@ async def merged_file(on: Stage) -> list[Row]:
         ways = ((owner, view_path(file)), (relay, view_path(file)), (gateway, merged_path))
         rounds: list[list[float]] = []
         for turn in range(turns + 1):
-            # Each is the first in its turn: what follows a long transfer is a little slower.
+            # Each way comes first in its turn, because a transfer after another long one is a little slower.
             order = [(turn + place) % len(ways) for place in range(len(ways))]
             took = {way: await _seconds(*ways[way], size) for way in order}
             if turn == 0:  # warms up
@@ -186,7 +186,7 @@ async def _engines(stack: AsyncExitStack, on: Stage) -> list[Server]:
 
 
 async def _file(pool: Pool, prompt_id: str) -> dict[str, Any] | None:
-    """The one file of the prompt, as this history names it; None where it has no such prompt."""
+    """The one file of the prompt according to this history, or None if it does not have the prompt."""
     history = orjson.loads((await pool.request("GET", f"/history/{prompt_id}")).body)
     if prompt_id not in history:
         return None
@@ -195,7 +195,7 @@ async def _file(pool: Pool, prompt_id: str) -> dict[str, Any] | None:
 
 
 async def _seconds(server: Server, path: str, size: int) -> float:
-    """Of one download."""
+    """The seconds of one download."""
     connection = await Connection.open(server.port)
     began = time.perf_counter()
     reply = checked(await connection.request("GET", path, keep=False), f"GET {path}")

@@ -1,4 +1,4 @@
-"""What named workflows cost: their values at each call, and their files at the start."""
+"""What named workflows cost: setting the values at each call, and reading the files at the start."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ _KINDS = ("seed", "steps", "cfg", "sampler_name", "denoise")
 
 
 async def binding(on: Stage) -> list[Row]:
-    """Twenty parameters of a workflow of 75 nodes, checked and set: work of the processor alone."""
+    """The time to check and set twenty parameters of a workflow of 75 nodes, which is CPU work alone."""
     reply = await on.engine_pool.request("GET", "/object_info")
     named = _with_parameters(jsonio.loads(reply.body))
-    # Of each parameter another value than the workflow's own, a seed and choices among them.
+    # Each parameter gets another value than in the workflow; seeds and choices are among them.
     values = {**named.example, "seed_0": 7, "seed_1": 8, "seed_2": 9, "seed_3": "random"}
     rng, blocks = Random(1), []  # noqa: S311
     for _ in range(5 if on.quick else 30):
@@ -52,7 +52,7 @@ async def binding(on: Stage) -> list[Row]:
 
 
 async def starting(on: Stage) -> list[Row]:
-    """CPU time of the process until `/health/live`, with 500 files and with none, in turn; and of all that follows."""
+    """CPU time of the process until `/health/live`, with 500 files and with none in turn, and of loading them all."""
     with tempfile.TemporaryDirectory(prefix="comfyui-gateway-benchmark-") as folder:
         full, empty = Path(folder) / "full", Path(folder) / "empty"
         _write_workflows(full)
@@ -87,7 +87,7 @@ def _all_loaded_s(folder: Path, object_info: Mapping[str, Any]) -> float:
 
 
 def _write_workflows(folder: Path) -> None:
-    """The example of text to image, each with another seed."""
+    """Writes copies of the text-to-image example, each with another seed."""
     folder.mkdir()
     workflow = jsonio.loads(_EXAMPLE.read_bytes())
     sidecar = _EXAMPLE.with_suffix(".toml").read_bytes()

@@ -1,7 +1,7 @@
-"""A yardstick: what forwarding costs with FastAPI and aiohttp and nothing else, so that hosts can be compared.
+"""A yardstick to compare machines: the cost of forwarding with FastAPI and aiohttp and nothing else.
 
-It posts, waits on one websocket, fetches the history and the file, and answers with base64; no checks, no errors, no
-limits, no retries, no log. Where it adds 1.2 ms, the gateway's target is 1.5 ms.
+It posts, waits on one websocket, fetches the history and the file, and answers with base64; it has no checks, no error
+handling, no limits, no retries and no log. On a machine on which it adds 1.2 ms, the gateway's target is 1.5 ms.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def application(comfyui: str) -> FastAPI:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--comfyui", required=True, help="its address, as a URL")
+    parser.add_argument("--comfyui", required=True, help="ComfyUI's address, as a URL")
     arguments = parser.parse_args()
     uvicorn.run(application(arguments.comfyui), host="127.0.0.1", port=arguments.port, log_level="warning")
 

@@ -1,4 +1,4 @@
-"""The engine and the gateway as processes of their own, and what /proc says of a process."""
+"""Runs the engine and the gateway as processes of their own, and reads figures of a process from /proc."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class BenchError(Exception):
-    """A call failed: the figures that depend on it do not exist."""
+    """A call failed, so the figures that depend on it do not exist."""
 
 
 @dataclass(frozen=True)
 class Server:
-    """A server that runs on the loopback as a process of its own."""
+    """A server on the loopback that runs as a process of its own."""
 
     pid: int
     port: int
@@ -42,18 +42,18 @@ class Server:
         return cpu_s(self.pid)
 
     def rss_kb(self) -> int:
-        """What it holds in memory now."""
+        """Its resident memory now."""
         return _status_kb(self.pid, "VmRSS")
 
     def peak_rss_kb(self) -> int:
-        """The most that it held since `forget_peak`."""
+        """Its largest resident memory since `forget_peak`."""
         return _status_kb(self.pid, "VmHWM")
 
     def forget_peak(self) -> None:
         Path(f"/proc/{self.pid}/clear_refs").write_text("5")
 
     def bytes_read(self) -> int:
-        """From files and sockets; its clients' requests are in it, too."""
+        """Bytes read from files and sockets, including its clients' requests."""
         for line in Path(f"/proc/{self.pid}/io").read_text().splitlines():
             if line.startswith("rchar:"):
                 return int(line.split()[1])
@@ -61,10 +61,10 @@ class Server:
 
 
 def exact_cpu_s(pid: int) -> float:
-    """CPU time of all its threads in steps of nanoseconds, where `cpu_s` has steps of 10 ms."""
+    """CPU time of all threads of a process, in nanosecond steps; `cpu_s` has steps of 10 ms."""
     total_ns = 0
     for task in Path(f"/proc/{pid}/task").iterdir():
-        with contextlib.suppress(OSError):  # it has ended meanwhile
+        with contextlib.suppress(OSError):  # the thread has ended meanwhile
             total_ns += int((task / "schedstat").read_text().split()[0])
     return total_ns / 1e9
 
@@ -100,7 +100,7 @@ async def running_engine(logs: Path, name: str = "engine") -> AsyncIterator[Serv
 async def running_gateway(
     engine: Server, logs: Path, ready: str = "/health/ready", **settings: str
 ) -> AsyncIterator[Server]:
-    """Until `ready` answers 200. `settings` by the names of their environment variables."""
+    """Runs a gateway; yields when `ready` answers 200. `settings` are environment variables."""
     port = free_port()
     env = gateway_env(engine.address, port) | settings
     async with running_server("gateway", ["server.py"], port, ready, logs, env) as server:
@@ -109,7 +109,7 @@ async def running_gateway(
 
 @asynccontextmanager
 async def running_forwarder(engine: Server, logs: Path) -> AsyncIterator[Server]:
-    """`benchmarks.plain_forwarder`."""
+    """Runs `benchmarks.plain_forwarder`."""
     port = free_port()
     command = ["-m", "benchmarks.plain_forwarder", "--port", str(port), "--comfyui", f"http://{engine.address}"]
     async with running_server("forwarder", command, port, "/ready", logs) as server:
@@ -117,7 +117,7 @@ async def running_forwarder(engine: Server, logs: Path) -> AsyncIterator[Server]
 
 
 def gateway_env(comfyui: str, port: int) -> dict[str, str]:
-    """As in production: lines as JSON, but with room for the 1,000 callers and one more."""
+    """Variables as in production, with JSON logs, but with room for 1,000 callers and one more."""
     return {
         "SERVER_HOST": "127.0.0.1",
         "SERVER_PORT": str(port),
@@ -130,7 +130,7 @@ def gateway_env(comfyui: str, port: int) -> dict[str, str]:
 
 @functools.cache
 def _states() -> tempfile.TemporaryDirectory[str]:
-    """Where the journals of all gateways are, until the process ends."""
+    """The folder of all gateways' journals, which is removed when this process ends."""
     return tempfile.TemporaryDirectory(prefix="comfyui-gateway-benchmark-")
 
 
@@ -138,7 +138,7 @@ def _states() -> tempfile.TemporaryDirectory[str]:
 async def running_server(
     name: str, command: list[str], port: int, ready: str, logs: Path, env: Mapping[str, str] | None = None
 ) -> AsyncIterator[Server]:
-    """Python with `command`, from when `ready` answers 200 until the block ends; its output goes to `logs`."""
+    """Runs Python with `command` until the block ends; yields when `ready` answers 200. Its output goes to `logs`."""
     with (logs / name).open("wb") as log:
         process = await asyncio.create_subprocess_exec(
             sys.executable, *command, cwd=ROOT, env={**os.environ, **(env or {})}, stdout=log, stderr=log
@@ -162,7 +162,7 @@ async def stop(process: asyncio.subprocess.Process) -> None:
 
 
 async def until_ok(process: asyncio.subprocess.Process, port: int, path: str) -> float:
-    """Until the server answers 200 there; returns when (`time.perf_counter`)."""
+    """Waits until the server answers 200 there; returns that time of `time.perf_counter`."""
     deadline = time.perf_counter() + _START_S
     while time.perf_counter() < deadline:
         if process.returncode is not None:

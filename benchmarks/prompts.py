@@ -1,4 +1,4 @@
-"""What the gateway's queue adds to ComfyUI's own `POST /prompt`, against the relay in front of the same engine."""
+"""What the gateway's queue adds to ComfyUI's own `POST /prompt`, compared with the relay to the same engine."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _TARGET_MS = 1.0
 
 @dataclass(slots=True)
 class _Caller:
-    """Posts through one server; `engine` is asked when the prompt is done, so that the next one finds it idle."""
+    """Posts through one server and waits, by requests to `engine`, until the prompt is done and the engine is idle."""
 
     through: Connection
     engine: Connection
     gateway: Server
 
     async def post(self) -> tuple[float, float]:
-        """Seconds until the answer, and until ComfyUI had the prompt: the latter in steps of a millisecond."""
+        """Seconds until the answer, and seconds until ComfyUI had the prompt (to the millisecond)."""
         body = json.dumps({"prompt": workflow()}).encode()
         began, clock = time.perf_counter(), time.time()
         reply = await self.through.request("POST", "/prompt", body)
@@ -36,7 +36,7 @@ class _Caller:
         prompt_id = json.loads(reply.body)["prompt_id"]
         while (entry := await self._entry(prompt_id)) is None:  # noqa: ASYNC110 - as a client does
             await asyncio.sleep(0.001)
-        await asyncio.sleep(0.003)  # until the gateway has heard of it, too
+        await asyncio.sleep(0.003)  # the gateway learns of the end a little later
         return seconds, entry["prompt"][3]["create_time"] / 1000 - clock
 
     async def _entry(self, prompt_id: str) -> Any:
@@ -45,7 +45,7 @@ class _Caller:
 
 
 async def added_by_the_queue(on: Stage) -> list[Row]:
-    """One caller, in turn: through the relay, through the gateway's queue."""
+    """One caller who uses the relay and the gateway's queue in turn."""
     pairs = 150 if on.quick else 400
     async with (
         running_gateway(on.engine, on.logs, QUEUE="comfyui") as relay,

@@ -1,4 +1,4 @@
-"""What the relay costs against the bare server: small requests, and files of 1 GB. `python -m benchmarks.relay`"""
+"""What the relay costs compared with ComfyUI alone: small requests, files of 1 GB. Run: `python -m benchmarks.relay`"""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Transfer:
     seconds: float
     bytes_moved: int
     growth_kb: int
-    """By how much the gateway's memory grew at most; 0 when it was not in the way."""
+    """The largest growth of the gateway's memory; 0 without a gateway."""
 
 
 async def run(*, quick: bool = False) -> list[Row]:
@@ -46,7 +46,7 @@ async def run(*, quick: bool = False) -> list[Row]:
 
 @asynccontextmanager
 async def large_file(folder: Path, size: int) -> AsyncIterator[tuple[Server, Server, int]]:
-    """A server that has a file of that size and takes uploads, and a gateway in front of it."""
+    """A server with a file of that size, which takes uploads, and a gateway in front of it."""
     port = free_port()
     command = ["-m", "benchmarks.file_server", "--port", str(port), "--size", str(size)]
     async with (
@@ -57,7 +57,7 @@ async def large_file(folder: Path, size: int) -> AsyncIterator[tuple[Server, Ser
 
 
 async def download(server: Server, watched: Server | None = None) -> Transfer:
-    """GET /view to its end."""
+    """Reads GET /view to its end."""
 
     async def work() -> int:
         connection = await Connection.open(server.port)
@@ -69,7 +69,7 @@ async def download(server: Server, watched: Server | None = None) -> Transfer:
 
 
 async def upload(server: Server, size: int, watched: Server | None = None) -> Transfer:
-    """POST /upload/image of that size; `bytes_moved` is what the server says that it got."""
+    """Sends POST /upload/image of that size; `bytes_moved` is the size that the server reports."""
 
     async def work() -> int:
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
@@ -177,7 +177,7 @@ def _transfer_row(name: str, turns: list[tuple[Transfer, Transfer]], size: int, 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.relay", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer calls, a smaller file: a first look")
+    parser.add_argument("--quick", action="store_true", help="fewer calls and a smaller file, for a first look")
     quick = parser.parse_args().quick
     table = Table("figure", "measured", "target", "", "detail", title="the relay against the bare server")
     for row in uvloop.run(run(quick=quick)):

@@ -1,4 +1,4 @@
-"""Several servers of equal speed behind one gateway: how many times the prompts of one server they get done."""
+"""Several servers of equal speed behind one gateway: their throughput as a multiple of one server's."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from benchmarks.processes import Server, running_engine, running_gateway
 from benchmarks.stage import Row, Stage
 
 _TARGET = 0.95
-# Callers for each server: one prompt runs, one waits there, and two wait for their turn or are answered.
+# Callers for each server: one prompt runs, one waits on the server, and two wait in the gateway or get their answer.
 _CALLERS = 4
 _WARM_S = 1.0
 
@@ -22,8 +22,7 @@ _WARM_S = 1.0
 async def scaling(on: Stage) -> list[Row]:
     """1 to 4 servers with prompts of 50 ms, and 8 with prompts of 250 ms.
 
-    They are compared with one server that a direct client keeps busy: what one server alone loses behind the gateway
-    counts, too.
+    They are compared with one server that a direct client keeps busy, so that the gateway's own cost counts, too.
     """
     rows = []
     async with AsyncExitStack() as stack:
@@ -68,7 +67,7 @@ async def _gateway(on: Stage, engines: Sequence[Server]) -> AsyncIterator[tuple[
 async def _rate(
     call: Call, callers: int, sleep_s: float, lasts_s: float, servers: Sequence[Server]
 ) -> tuple[float, list[float]]:
-    """Prompts a second while all callers call, and CPU time a second of the servers and of this process."""
+    """Prompts per second while all callers call, and CPU time per second of the servers and of this process."""
     ends: list[float] = []
     is_over = False
 
@@ -86,7 +85,7 @@ async def _rate(
         after, ended = _cpu(servers), time.perf_counter()
         is_over = True
     inside = [at for at in ends if began <= at <= ended]
-    # Servers that end their prompts at one time make steps, so that a plain count depends on when it begins and ends.
+    # Servers end their prompts at the same times, so a plain count would depend on when it begins and ends.
     rate = statistics.linear_regression(inside, range(len(inside))).slope
     return rate, [(now - then) / (ended - began) for then, now in zip(before, after, strict=True)]
 

@@ -10,7 +10,7 @@ from benchmarks.processes import running_forwarder
 from benchmarks.stage import Cpu, Row, Stage, cpu_text, percentile
 
 Figures = tuple[float, float, float]
-"""Milliseconds of the engine, the gateway and the load client, as `Cpu.per_call_ms` has them."""
+"""Milliseconds of the engine, the gateway and the load client, from `Cpu.per_call_ms`."""
 
 _CALLERS = 32
 _TARGET_MS = 1.5
@@ -18,10 +18,10 @@ _FORWARDER_MS = 1.2
 
 
 async def latency(on: Stage) -> list[Row]:
-    """Concurrency 1, prompts of 50 ms: what the gateway adds to the direct client's time, call by call in turn.
+    """One caller, prompts of 50 ms: what the gateway adds to the direct client's time, call by call in turn.
 
-    In turn with both, a plain FastAPI forwarder: it says how fast this machine is. The target was set where that one
-    adds 1.2 ms.
+    A plain FastAPI forwarder takes its turn, too, and shows how fast this machine is. The target was set on a machine
+    on which the forwarder adds 1.2 ms.
     """
     await on.warm_up()
     calls = 60 if on.quick else 300
@@ -39,7 +39,7 @@ async def latency(on: Stage) -> list[Row]:
     added50 = percentile(through, 50) - percentile(direct, 50)
     plain50 = percentile(forwarded, 50) - percentile(direct, 50)
     added95 = percentile(through, 95) - percentile(direct, 95)
-    # Three calls a turn, of which the gateway sees one and the engine all.
+    # Each turn has three calls: one goes through the gateway, and all go to the engine.
     detail = f"CPU per turn: {cpu_text(cpu.per_call_ms(calls))}"
     ratio = percentile(through, 50) / percentile(direct, 50)
     return [
@@ -70,7 +70,7 @@ async def latency(on: Stage) -> list[Row]:
 async def throughput(on: Stage) -> list[Row]:
     """32 callers, prompts of 0 ms: the gateway's prompts per second as a share of each direct client's.
 
-    With the picture against the best direct client; without it against the one that a user would write.
+    With the picture it is compared with the best direct client, without it with the client that a user would write.
     """
     await on.warm_up()
     turns, calls = (4, 200) if on.quick else (12, 400)
@@ -91,7 +91,7 @@ async def throughput(on: Stage) -> list[Row]:
 
 
 class _Race:
-    """A direct client and the gateway, block by block in turn."""
+    """Measures a direct client and the gateway in turn, block by block."""
 
     def __init__(self, on: Stage, name: str, direct: Call, gateway: Call) -> None:
         self._on = on

@@ -1,4 +1,4 @@
-"""What a figure is measured on, and what it returns."""
+"""The servers and callers for a measurement, and the form of its result."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from benchmarks.processes import Server, running_engine, running_gateway
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of the table. `met` is None where the issue sets no target."""
+    """One line of the table. `met` is None if the figure has no target."""
 
     figure: str
     measured: str
@@ -44,7 +44,7 @@ class Stage:
         return self.through.pool
 
     async def warm_up(self, calls: int = 30) -> None:
-        """Connections opened, code paths run once."""
+        """Opens the connections and runs the code paths once."""
         for _ in range(calls):
             await self.direct(workflow())
             await self.through(workflow())
@@ -65,7 +65,7 @@ async def stage(logs: Path, *, quick: bool) -> AsyncIterator[Stage]:
 
 
 class Cpu:
-    """CPU time of the three processes since it was made, per call: steadier than any clock on a shared machine."""
+    """CPU time of the three processes per call since it was made; on a shared machine it is steadier than any clock."""
 
     def __init__(self, on: Stage) -> None:
         self._on = on
@@ -75,7 +75,7 @@ class Cpu:
         return self._on.engine.cpu_s(), self._on.gateway.cpu_s(), time.process_time()
 
     def per_call_ms(self, calls: int) -> tuple[float, float, float]:
-        """Of the engine, the gateway and this load client."""
+        """Milliseconds per call of the engine, the gateway and this load client."""
         engine, gateway, own = (
             (after - before) / calls * 1000 for before, after in zip(self._before, self._now(), strict=True)
         )

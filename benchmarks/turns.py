@@ -1,4 +1,4 @@
-"""What the gateway's own queue costs: a sync prompt over ComfyUI's queue, a place among many, and the list of all."""
+"""What the gateway's own queue costs: a sync prompt compared with ComfyUI's queue, a placement, and the list."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ from comfyui.servers.watcher import CompletionWatcher
 _WAITING = 10_000
 _SERVERS = 8
 _LISTED_MB = 16
-"""By so much the memory may grow while a list is read, as with a file."""
+"""The allowed growth of the memory while a list is read, the same as for a file."""
 
 
 async def added_by_turns(on: Stage) -> list[Row]:
-    """A sync prompt of a gateway in which prompts wait, in turn with one behind which they wait in ComfyUI."""
+    """A sync prompt of a gateway that holds waiting prompts, in turn with one that leaves them to ComfyUI."""
     entrants = (Entrant("gateway", settings={"QUEUE": "gateway"}), Entrant("comfyui", settings={"QUEUE": "comfyui"}))
     pairs, blocks = (200, 4) if on.quick else (2000, 12)
     ours, theirs = await measure(entrants, pairs=pairs, blocks=blocks, calls=400)
@@ -72,7 +72,7 @@ def _added(ours: Side, theirs: Side, pairs: int) -> list[Row]:
 
 
 async def placing(on: Stage) -> list[Row]:
-    """CPU of this process; no server is asked."""
+    """CPU of this process; it makes no requests to servers."""
     placings = 300 if on.quick else 3000
     mixes = ((1, 1, 1), (200, 20, 3), (10_000, 20, 3), (200, 1000, 10))
     rows = [_scheduled(*mix, placings) for mix in mixes]
@@ -81,7 +81,7 @@ async def placing(on: Stage) -> list[Row]:
 
 
 def _scheduled(owners: int, shapes: int, priorities: int, placings: int) -> Row:
-    """One ends, one comes, and the next one is placed, each time."""
+    """In each step, one job ends, one comes, and the next one is placed."""
     scheduler = Scheduler()
     names = [f"gpu-{index}" for index in range(_SERVERS)]
     for name in names:
@@ -135,7 +135,7 @@ def _placing_row(name: str, took: list[float]) -> Row:
 
 
 async def _turned(owners: int, shapes: int, priorities: int, placings: int) -> Row:
-    """As the queue of async jobs does it: with what a workflow needs, found out of its nodes."""
+    """Places jobs as the queue of async jobs does, which finds a workflow's needs in its nodes."""
     servers = tuple(_KnownServer(f"gpu-{index}", shapes) for index in range(_SERVERS))
     pool = SimpleNamespace(
         servers=servers,
@@ -169,7 +169,7 @@ async def _turned(owners: int, shapes: int, priorities: int, placings: int) -> R
 
 
 class _KnownServer(Backend):
-    """A server that is up, is known, and has all models. Nobody asks it."""
+    """A server that is up, known, and has all models; it gets no requests."""
 
     def __init__(self, name: str, shapes: int) -> None:
         client = ComfyUIClient(f"http://{name}")
@@ -197,7 +197,7 @@ class _KnownServer(Backend):
 
 
 def _loading(model: str) -> dict[str, Any]:
-    """A usual picture."""
+    """A usual workflow for a picture."""
     nodes = {
         "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": model}},
         "2": {"class_type": "CLIPTextEncode", "inputs": {"text": "a house by the sea", "clip": ["1", 1]}},
@@ -213,7 +213,7 @@ def _loading(model: str) -> dict[str, Any]:
 
 
 async def listing(on: Stage) -> list[Row]:
-    """`GET /queue` while 10,000 wait: its time, the memory that it takes, and how other requests are answered."""
+    """`GET /queue` while 10,000 prompts wait: its time, its memory, and the times of other requests."""
     count = 2000 if on.quick else _WAITING
     reads = 3 if on.quick else 5
     async with (
@@ -262,7 +262,7 @@ async def listing(on: Stage) -> list[Row]:
 
 
 async def _probed(pool: Pool, meanwhile: asyncio.Task[Any]) -> list[float]:
-    """Milliseconds of the live probes until that is done."""
+    """Milliseconds of the liveness probes while `meanwhile` runs."""
     took = []
     while not meanwhile.done():
         began = time.perf_counter()

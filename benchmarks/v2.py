@@ -1,4 +1,4 @@
-"""Comfy API v2 through the official Python SDK: the gateway beside comfy-api-proxy, interleaved in one run."""
+"""Comfy API v2 through the official Python SDK: the gateway compared with comfy-api-proxy, interleaved in one run."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _CALLERS = 32
 _PROXY = ROOT / ".venv-proxy/bin/comfy-api-proxy"
 _MISSING = "comfy-api-proxy is not here: make .venv-proxy/.ready"
 _KEEP_ALL = {"JOBS_KEEP_DAYS": "100000", "JOBS_KEEP": str(2 * JOBS)}
-"""The jobs of `fill` are years old."""
+"""Keeps the jobs of `fill`, which are years old."""
 
 
 @asynccontextmanager
@@ -51,20 +51,20 @@ async def _running_proxy(engine: Server, logs: Path) -> AsyncIterator[Server]:
 
 
 def _client(server: Server) -> AsyncComfy:
-    """The SDK takes the address from the environment alone."""
+    """A client of the SDK, which reads the address only from the environment."""
     os.environ["COMFY_BASE_URL"] = f"http://{server.address}"
     return AsyncComfy()
 
 
 async def _run(client: AsyncComfy) -> str:
-    """A quick job from its submission to its result; how it ended."""
+    """Runs a quick job from its submission to its result; returns how it ended."""
     job = await client.submit(client.workflows.from_json(workflow()))
     await job.wait()
     return job.status if job.outputs else f"{job.status} without outputs"
 
 
 async def beside_the_proxy(on: Stage) -> list[Row]:
-    """One caller, in turn; then 32 callers, one server after the other, and what the SDK itself can do."""
+    """One caller, in turn; then 32 callers, one server after the other, and the limit of the SDK itself."""
     if not _PROXY.exists():
         return [Row("comfy-sdk beside comfy-api-proxy", "skipped", detail=_MISSING)]
     pairs, calls = (20, 100) if on.quick else (200, 500)
@@ -110,7 +110,7 @@ def _latency_rows(took: dict[str, list[float]], pairs: int) -> list[Row]:
 
 @dataclass(frozen=True, slots=True)
 class _Rate:
-    """Of jobs by 32 callers. `ends`: how they ended; `cpu_ms`: of the server, for each; `own_ms`: of the SDK."""
+    """Jobs by 32 callers. `ends`: how they ended; `cpu_ms` and `own_ms`: CPU per job of the server and the SDK."""
 
     each_s: float
     ends: Counter[str]
@@ -119,7 +119,7 @@ class _Rate:
 
     @property
     def true_each_s(self) -> float:
-        """Jobs whose callers were told their end."""
+        """Jobs per second whose callers got their end."""
         return self.each_s * self.ends["succeeded"] / self.ends.total()
 
 

@@ -1,7 +1,7 @@
 #!/bin/bash
-# Custom nodes that are added when the container starts: add_nodes.sh LIST FOLDER, with COMFYUI_PYTHON in the environment.
-# FOLDER, on a volume, gets custom_nodes/ and a virtual environment venv/ on top of ComfyUI's own, which stays as it is:
-# what the nodes require is installed only where ComfyUI's environment does not have it. A second start finds it done.
+# Adds custom nodes when the container starts: add_nodes.sh LIST FOLDER, with COMFYUI_PYTHON in the environment.
+# FOLDER, on a volume, gets custom_nodes/ and a virtual environment venv/ on top of ComfyUI's own, which does not change:
+# venv/ gets only those requirements of the nodes that ComfyUI's environment lacks. A second start has nothing to do.
 set -euo pipefail
 
 list="$1" folder="$2"
@@ -22,12 +22,12 @@ rm -rf "$folder/venv"
 "$COMFYUI_PYTHON" -m venv --without-pip "$folder/venv"
 python="$folder/venv/bin/python"
 echo "import site; site.addsitedir('$below')" >"$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/below.pth"
-# What the image was built with stays the torch of all nodes.
+# All nodes must use the torch with which the image was built.
 held=()
 torch="$("$COMFYUI_PYTHON" -c 'import sys; print(sys.prefix)')/torch.txt"
 if [[ -f "$torch" ]]; then held=(--constraint "$torch"); fi
 while read -r file; do
-    # pip, not uv: it sees what the environment below has.
+    # pip, not uv, because pip sees the packages of ComfyUI's environment.
     "$python" -m pip install --quiet --no-cache-dir --disable-pip-version-check "${held[@]}" --requirement "$file"
 done <"$folder/requirements.list"
 echo "$stamp" >"$folder/venv/stamp"

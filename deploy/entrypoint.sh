@@ -1,9 +1,9 @@
 #!/bin/bash
-# The container's entry point: checks what the role in WORKER needs, says in plain words what is missing, sets what
-# supervisord.conf and run.sh expect, and starts supervisord. With arguments it runs those in the role's environment.
+# The container's entry point: checks the requirements of the role in WORKER, says what is missing, sets the variables for
+# supervisord.conf and run.sh, and starts supervisord. With arguments, it runs these in the role's environment instead.
 #
-# Exit status: 64 a setting is wrong, 69 something that is needed is not there, 70 a program could not be kept running,
-# 73 a folder cannot be written; else that of supervisord (0 after an orderly stop) or of the command given.
+# Exit status: 64 a setting is wrong, 69 a requirement is missing, 70 a program could not be kept running, 73 a folder
+# cannot be written; otherwise that of supervisord (0 after an orderly stop) or of the given command.
 set -euo pipefail
 
 say() { printf 'entrypoint | %s\n' "$*" >&2; }
@@ -30,7 +30,7 @@ comfyui_python="$VENV_ROOT/comfyui/bin/python"
 role="$WORKER"
 case "$WORKER" in
     gateway | runpod | littlehorse | postgres) ;;
-    # Only ComfyUI, for a gateway in another container. supervisord comes from the gateway's environment.
+    # This role runs only ComfyUI, for a gateway in another container. It uses supervisord of the gateway's environment.
     comfyui) role=gateway ;;
     *) fail 64 "WORKER is '$WORKER'; it may be gateway, runpod, littlehorse, postgres or comfyui" ;;
 esac
@@ -56,7 +56,7 @@ writable() { mkdir -p "$1" 2>/dev/null && [[ -w "$1" ]]; }
 writable "$RUN_DIR" ||
     fail 73 "$RUN_DIR cannot be written by user $(id -u): give the container a writable /tmp (--tmpfs /tmp), or set RUN_DIR"
 
-# Who runs ComfyUI: supervisord, the worker itself, or somebody in another container.
+# Who runs ComfyUI: supervisord, the worker itself, or another container
 
 has_comfyui=false
 if [[ -n "${COMFYUI_COMMAND:-}" || -f "$COMFYUI_DIR/main.py" ]]; then has_comfyui=true; fi
@@ -75,14 +75,14 @@ if [[ "$has_comfyui" == false && "$elsewhere" == false ]]; then
     say "there is no ComfyUI in this image; the gateway waits for one at 127.0.0.1:$COMFY_PORT (set COMFYUI_SERVER_ADDRESS)"
 fi
 
-# Whoever has a setting for ComfyUI's address looks where it listens. The Postgres worker knows COMFY_PORT by itself.
+# ComfyUI's address, for the roles that have a setting for it. The Postgres worker reads COMFY_PORT itself.
 case "$WORKER" in
     gateway | runpod) export COMFYUI_SERVER_ADDRESS="${COMFYUI_SERVER_ADDRESS:-127.0.0.1:$COMFY_PORT}" ;;
     littlehorse) export COMFYUI_BASE_URL="${COMFYUI_BASE_URL:-http://127.0.0.1:$COMFY_PORT}" ;;
 esac
 
-# RunPod's and Postgres' workers start ComfyUI themselves: they restart it when a GPU fault has broken it, and put its
-# last lines into a failed job. START_COMFYUI=true has supervisord do it for them, too.
+# The RunPod and Postgres workers start ComfyUI themselves, so that they can restart it after a GPU fault and put its last
+# lines into a failed job. With START_COMFYUI=true, supervisord starts it for them, too.
 starter=worker
 case "$WORKER" in gateway | comfyui | littlehorse) starter=supervisord ;; esac
 if [[ "${START_COMFYUI:-}" == true ]]; then starter=supervisord; fi
@@ -96,21 +96,21 @@ if [[ "$runs_comfyui" == true ]]; then
             "mount a volume at $DATA_DIR that this user may write (docker: --volume comfyui-data:$DATA_DIR," \
             "Kubernetes: securityContext.fsGroup: $(id -g))"
     done
-    # Where libraries keep what they download and compile, on a root that may be read-only.
+    # Folders in which libraries keep what they download and compile, because the root may be read-only.
     export HOME="${HOME_DIR:-$DATA_DIR/cache}" XDG_CACHE_HOME="$DATA_DIR/cache" HF_HOME="${HF_HOME:-$DATA_DIR/cache/huggingface}"
     export TRITON_CACHE_DIR="${TRITON_CACHE_DIR:-$DATA_DIR/cache/triton}" TORCHINDUCTOR_CACHE_DIR="$DATA_DIR/cache/inductor"
     export COMFYUI_OUTPUT_DIR="${COMFYUI_OUTPUT_DIR:-$DATA_DIR/output}"
     export COMFYUI_INPUT_DIR="${COMFYUI_INPUT_DIR:-$DATA_DIR/input}"
 fi
 
-# The jobs that the gateway keeps: in its own folder, which belongs to root, they could not be written. A STATE_DIR that is
-# empty stays so: jobs are in memory then. They hold what callers sent, so nobody else may read the folder.
+# The folder of the gateway's jobs, which must not be the gateway's own folder, because that belongs to root. An empty
+# STATE_DIR stays empty: jobs are in memory then. Jobs hold what callers sent, so no other user may read the folder.
 if [[ "$WORKER" == gateway ]]; then
     export STATE_DIR="${STATE_DIR-$DATA_DIR/gateway}"
     [[ -z "$STATE_DIR" ]] || (umask 077 && writable "$STATE_DIR") ||
         fail 73 "STATE_DIR: $STATE_DIR cannot be written by user $(id -u): mount a volume at $DATA_DIR that this user" \
             "may write, or set STATE_DIR to another folder, or to nothing, which keeps jobs in memory"
-    # It is only read, and need not be there.
+    # This folder is only read, and need not exist.
     export WORKFLOWS_DIR="${WORKFLOWS_DIR-$DATA_DIR/workflows}"
     if [[ ",${BACKEND:-comfyui}," == *runpod* ]]; then
         export RUNPOD_DATA_DIR="${RUNPOD_DATA_DIR:-$DATA_DIR/runpod}"
@@ -125,10 +125,10 @@ fi
 check_gpu() {
     local gpus reason
     if [[ " ${COMFYUI_ARGS:-} " == *" --cpu "* || "${REQUIRE_GPU:-true}" == false ]]; then
-        say "no GPU is asked for"
+        say "no GPU is required"
         return
     fi
-    reason="nvidia-smi is not there"
+    reason="there is no nvidia-smi"
     if command -v nvidia-smi >/dev/null; then
         if gpus="$(nvidia-smi -L 2>&1)" && [[ "$gpus" == GPU* ]]; then
             say "found ${gpus//$'\n'/; }"
@@ -142,14 +142,14 @@ check_gpu() {
 
 if [[ "$runs_comfyui" == true ]]; then check_gpu; fi
 
-# Models: those on a volume, those of the manifest
+# Models: on a volume, and of the manifest
 
-# Prints a section for ComfyUI's extra_model_paths for one folder of models, with every folder that it has.
+# Prints a section of ComfyUI's extra_model_paths for one folder of models, with all its subfolders.
 model_section() {
     local root="$1" name="$2" folder
     printf '%s:\n  base_path: "%s"\n' "$name" "$root"
     {
-        # Folders that may come to be while ComfyUI runs.
+        # Folders that may be created while ComfyUI runs.
         printf '%s\n' checkpoints loras vae text_encoders diffusion_models clip_vision controlnet embeddings upscale_models
         for folder in "$root"/*/; do
             if [[ -d "$folder" ]]; then basename "$folder"; fi
@@ -166,13 +166,13 @@ write_model_paths() {
         [[ -r "$root" && -x "$root" ]] || fail 73 "$root cannot be read by user $(id -u)"
         number=$((number + 1))
         model_section "$root" "volume_$number" >>"$RUN_DIR/extra_model_paths.yaml"
-        say "models of $root are used"
+        say "using the models in $root"
     done
-    ((number)) || say "no folder with models is mounted (looked for: $roots): ComfyUI has only those of the image"
+    ((number)) || say "no folder with models is mounted (checked: $roots): ComfyUI has only the models of the image"
 }
 
-# Sets `target` to where downloads belong: on the volume that outlives this container. A volume that is there and cannot
-# be written ends the start: models on the container's own disk would be downloaded by every new container, and fill it.
+# Sets `target` to the folder for downloads: on a volume that outlives this container. A mounted volume that cannot be
+# written ends the start, because otherwise every new container would download the models and fill its own disk.
 choose_models_dir() {
     local volume
     target="${MODELS_DIR:-}"
@@ -180,7 +180,7 @@ choose_models_dir() {
     for volume in ${MODEL_VOLUMES:-/runpod-volume /workspace}; do
         [[ -e "$volume" ]] || continue
         writable "$volume" || fail 73 "MODEL_MANIFEST: the volume $volume cannot be written by user $(id -u): make it" \
-            "writable, or set MODELS_DIR to the folder where the models are to be put"
+            "writable, or set MODELS_DIR to the folder for the models"
         target="$volume/models"
         return
     done
@@ -189,25 +189,25 @@ choose_models_dir() {
         return
     fi
     target="$DATA_DIR/models"
-    say "MODEL_MANIFEST: no volume is mounted, so the models go to $target, where they last as long as $DATA_DIR"
+    say "MODEL_MANIFEST: no volume is mounted, so the models go to $target and last as long as $DATA_DIR"
 }
 
 download_models() {
     [[ -n "${MODEL_MANIFEST:-}" ]] || return 0
     local script="$DEPLOY_DIR/runpod/download_models.py" target
-    [[ -f "$script" ]] || fail 69 "MODEL_MANIFEST is set, and this image has no $script"
+    [[ -f "$script" ]] || fail 69 "MODEL_MANIFEST is set, but this image has no $script"
     choose_models_dir
     writable "$target" || fail 73 "$target cannot be written by user $(id -u): models cannot be downloaded"
-    say "downloading what $MODEL_MANIFEST names to $target"
+    say "downloading the models of $MODEL_MANIFEST to $target"
     "$VENV/bin/python" "$script" "$MODEL_MANIFEST" --models-dir "$target" >&2 ||
-        fail 69 "not every model of $MODEL_MANIFEST could be had; see above"
+        fail 69 "not every model of $MODEL_MANIFEST could be downloaded; see above"
 }
 
 add_nodes() {
     [[ -n "${CUSTOM_NODES:-}" ]] || return 0
     say "adding the custom nodes of $CUSTOM_NODES"
     COMFYUI_PYTHON="$comfyui_python" "$DEPLOY_DIR/add_nodes.sh" "$CUSTOM_NODES" "$DATA_DIR/nodes" >&2 ||
-        fail 69 "not every node of $CUSTOM_NODES could be had; see above"
+        fail 69 "not every node of $CUSTOM_NODES could be added; see above"
     comfyui_python="$DATA_DIR/nodes/venv/bin/python"
     printf 'nodes:\n  base_path: "%s"\n  custom_nodes: custom_nodes\n' "$DATA_DIR/nodes" >>"$RUN_DIR/extra_model_paths.yaml"
 }
@@ -247,7 +247,7 @@ grace="${SHUTDOWN_GRACE_SECONDS:-30}"
 case "$WORKER" in
     gateway) default_stop=$((${grace%%.*} + 15)) ;;
     comfyui) default_stop=15 ;;
-    # A worker finishes the job that it has.
+    # A worker finishes its current job.
     *) default_stop=600 ;;
 esac
 export STOP_SECONDS="${STOP_SECONDS:-$default_stop}"
@@ -261,8 +261,8 @@ from config import Settings
 try:
     load(Settings, env_file=ENV_FILE)
 except SettingsError as error:
-    sys.exit(f"{error}")' || fail 64 "settings cannot be used; see above"
+    sys.exit(f"{error}")' || fail 64 "the settings are not valid; see above"
 fi
 
-say "starting $WORKER (ComfyUI: $([[ "$runs_comfyui" == true ]] && echo "here, run by $starter" || echo elsewhere))"
+say "starting $WORKER (ComfyUI: $([[ "$runs_comfyui" == true ]] && echo "here, run by $starter" || echo "not in this container"))"
 exec "$DEPLOY_DIR/init.sh" "$VENV/bin/supervisord" --configuration "$DEPLOY_DIR/supervisord.conf"

@@ -1,4 +1,4 @@
-"""The image's HEALTHCHECK: 0 when what this container serves answers, else 1 with the reason."""
+"""The image's HEALTHCHECK: exit status 0 if the container's service answers, otherwise 1 with the reason."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import urllib.request
 
 
 def url(worker: str, server_port: str, comfy_port: str) -> str:
-    """The gateway's ``/health``; the workers serve nothing, so it is their ComfyUI that is asked."""
+    """The URL to check: the gateway's ``/health``; the other roles serve nothing, so theirs is ComfyUI's."""
     if worker == "gateway":
         return f"http://127.0.0.1:{server_port}/health"
     return f"http://127.0.0.1:{comfy_port}/system_stats"

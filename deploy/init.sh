@@ -1,13 +1,13 @@
 #!/bin/bash
-# PID 1 of the container: starts the command (supervisord), hands signals on, reaps orphans, and ends as it ended; but
-# with 70 when supervisor_events.py left its mark, since supervisord itself ends with 0 whatever became of its programs.
+# PID 1 of the container: starts the command (supervisord), passes signals on, reaps orphans, and ends with its status;
+# but with 70 if supervisor_events.py left its mark, because supervisord itself ends with 0 even if its programs failed.
 set -euo pipefail
 
 mark="${RUN_DIR:?}/failed"
 rm -f "$mark"
 
-# supervisord opens /dev/fd/1 once more for each program, which a user other than root may not do with every runtime's
-# output. This pipe is ours. It outlives the signals, so that the last lines come through.
+# supervisord opens /dev/fd/1 again for each program. With the output of some container runtimes only root may do that,
+# so this pipe replaces it. The pipe's reader ignores the signals, so that the last lines come through.
 exec {log}> >(
     trap '' TERM INT QUIT HUP
     exec cat
@@ -24,11 +24,11 @@ done
 status=0
 while :; do
     wait "$child" && status=0 || status=$?
-    # A signal that was handed on ends `wait` early; then the child is still there.
+    # A signal that was passed on ends `wait` early, while the child still runs.
     kill -0 "$child" 2>/dev/null || break
 done
 
-# What is left of a program's children may hold the pipe open; they go with the container.
+# Children of a program may still hold the pipe open; they end with the container.
 for _ in {1..20}; do
     kill -0 "$logger" 2>/dev/null || break
     sleep 0.1

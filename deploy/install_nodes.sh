@@ -1,9 +1,9 @@
 #!/bin/bash
-# Clone the custom nodes of a list at their commits: install_nodes.sh LIST CUSTOM_NODES_DIR REQUIREMENTS_OUT
-# Writes the paths of their requirements files, one a line, to REQUIREMENTS_OUT.
+# Clones the custom nodes of a list at their commits: install_nodes.sh LIST CUSTOM_NODES_DIR REQUIREMENTS_OUT
+# Writes the paths of their requirements files to REQUIREMENTS_OUT, one in each line.
 set -euo pipefail
 
-# In a folder beside it until it is whole: a start that was interrupted leaves no half node.
+# Clones into a folder beside the target and renames it at the end, so that an interrupted start leaves no partial node.
 clone() {
     rm -rf "$3" "$3.part"
     git init --quiet "$3.part"
@@ -27,7 +27,7 @@ while read -r address commit rest; do
     fi
     name="$(basename "$address" .git)"
     if [[ "$(cat "$target/$name/.commit" 2>/dev/null || true)" == "$commit" ]]; then
-        echo "$name at $commit is there" >&2
+        echo "$name at $commit is installed already" >&2
     else
         echo "$name at $commit" >&2
         clone "$address" "$commit" "$target/$name"

@@ -1,10 +1,10 @@
-"""supervisord's event listener: ends the container when a program is beyond help, restarts a ComfyUI that is broken.
+"""supervisord's event listener: ends the container when a program keeps failing, and restarts a broken ComfyUI.
 
-supervisord gives a program up (FATAL) and goes on with the others; an orchestrator would see a running container. So
-this leaves a mark for deploy/init.sh and stops supervisord, which drains what still runs. A program that lives longer
-than ``startsecs`` before each crash never becomes FATAL: it is given up here by the count of its crashes.
+supervisord gives up a program (FATAL) and continues with the others, so an orchestrator would see a running container.
+This listener therefore leaves a mark for deploy/init.sh and stops supervisord, which drains what still runs. A program
+that lives longer than ``startsecs`` before each crash never becomes FATAL; the listener gives it up after some crashes.
 
-Only the standard library and supervisor's protocol: it must work when everything else is broken.
+It uses only the standard library and supervisor's protocol, because it must work when everything else is broken.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ Clock = Callable[[], float]
 
 
 def parse_tokens(line: str) -> dict[str, str]:
-    """``key:value key:value`` of supervisor's headers and payloads."""
+    """Parses ``key:value key:value`` in supervisor's headers and payloads."""
     return dict(token.split(":", 1) for token in line.split())
 
 
 @dataclass
 class CrashCount:
-    """Says when a program crashed too often: more than `most` times within `window_s`."""
+    """Counts crashes; a program crashes too often if it does so more than `most` times within `window_s`."""
 
     most: int
     window_s: float
@@ -52,14 +52,14 @@ class CrashCount:
 
 @dataclass
 class BrokenWatch:
-    """Says when ComfyUI was reported as broken for `patience_s` without a break: it answers and runs no prompts."""
+    """Finds a ComfyUI that was broken (it answers but runs no prompts) for `patience_s` without interruption."""
 
     patience_s: float
     clock: Clock = time.monotonic
     _since: float | None = None
 
     def seen(self, health: Mapping[str, Any] | None) -> bool:
-        """`health` is the body of the gateway's ``/health``, None when there was none."""
+        """Whether to restart ComfyUI now. `health` is the body of the gateway's ``/health``, or None without one."""
         if health is None or not any(server.get("state") == "broken" for server in health.get("servers", ())):
             self._since = None
             return False
@@ -72,7 +72,7 @@ class BrokenWatch:
 
 
 class Listener:
-    """Reads events from supervisord and answers each, until supervisord closes the pipe."""
+    """Reads events from supervisord and answers each one until supervisord closes the pipe."""
 
     def __init__(self, environ: Mapping[str, str], events: TextIO, replies: TextIO, log: TextIO) -> None:
         self._environ = environ
@@ -82,7 +82,7 @@ class Listener:
         self._mark = Path(environ["RUN_DIR"]) / "failed"
         self._crashes = CrashCount(int(environ.get("MAX_CRASHES", "5")), float(environ.get("CRASH_WINDOW", "600")))
         self._broken = BrokenWatch(float(environ.get("RESTART_BROKEN_AFTER", "30")))
-        # A ComfyUI that something else runs is not ours to restart.
+        # It must not restart a ComfyUI that another program runs.
         self._watches_comfyui = environ.get("WORKER") == "gateway" and environ.get("START_COMFYUI") == "true"
 
     def run(self) -> None:
@@ -130,7 +130,7 @@ class Listener:
             self._restart("comfyui")
 
     def _health(self) -> dict[str, Any] | None:
-        """The gateway's ``/health``, whose status is 503 when it is of interest."""
+        """The body of the gateway's ``/health``; in the cases of interest the status is 503."""
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _AnyStatus())
         url = f"http://127.0.0.1:{self._environ.get('SERVER_PORT', '18188')}/health"
         try:
@@ -154,7 +154,7 @@ class Listener:
 
 
 class _AnyStatus(urllib.request.HTTPErrorProcessor):
-    """Hands every answer through; otherwise 503 would be an exception."""
+    """Returns every answer, because urllib raises an exception for 503 by default."""
 
     def http_response(self, _request: urllib.request.Request, response: HTTPResponse) -> HTTPResponse:
         return response

@@ -1,6 +1,6 @@
-"""`make demo`: the embedded engine, the gateway before it, and one picture through both; then all is stopped.
+"""`make demo`: starts the embedded engine and a gateway in front of it, makes one picture, and stops both.
 
-No GPU and no models: the engine is a simulation of ComfyUI, and its picture says so.
+It needs no GPU and no models: the engine is a simulation of ComfyUI, and its picture says so.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LOG_LINES = 15
 
 
 class DemoError(Exception):
-    """A child process did not do its part."""
+    """A child process failed."""
 
 
 def free_port() -> int:
@@ -38,7 +38,7 @@ def free_port() -> int:
 def running(
     name: str, *command: str, logs: Path, env: Mapping[str, str] | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A Python child process; its output goes to a file below `logs`. It is stopped at the end, whatever happens."""
+    """Runs a Python child process and always stops it at the end. Its output goes to a file below `logs`."""
     with (logs / name).open("wb") as log:
         process = subprocess.Popen(  # noqa: S603 - our own programs
             [sys.executable, *command], cwd=ROOT, env={**os.environ, **(env or {})}, stdout=log, stderr=log
@@ -64,7 +64,7 @@ def wait_until_ready(gateway: str, children: Mapping[str, subprocess.Popen[bytes
             with urllib.request.urlopen(f"{gateway}/health/ready", timeout=START_S):  # noqa: S310 - our own address
                 return
         except (urllib.error.URLError, ConnectionError, TimeoutError):
-            time.sleep(0.05)  # not listening yet, or 503 while it looks for the engine
+            time.sleep(0.05)  # it does not listen yet, or answers 503 until it has found the engine
     raise DemoError(f"the gateway was not ready within {START_S:.0f} s")
 
 
@@ -86,7 +86,7 @@ def demo(logs: Path) -> None:
         "SERVER_HOST": "127.0.0.1",
         "SERVER_PORT": str(gateway_port),
         "COMFYUI_SERVER_ADDRESS": f"127.0.0.1:{engine_port}",
-        "STATE_DIR": str(logs / "jobs"),  # that of this folder may be another gateway's
+        "STATE_DIR": str(logs / "jobs"),  # the default folder may belong to another gateway
     }
     with ExitStack() as stack:
         engine = running("engine", "-m", "comfyui.engine", "--port", str(engine_port), logs=logs)

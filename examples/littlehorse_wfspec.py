@@ -1,10 +1,10 @@
-"""A LittleHorse workflow around the task of comfyui-gateway's worker: retries, a timeout, exponential back-off.
+"""A LittleHorse workflow with the task of comfyui-gateway's worker: retries, a timeout, exponential back-off.
 
-    python examples/littlehorse_wfspec.py                         register the WfSpec `render`
-    python examples/littlehorse_wfspec.py examples/invert.json    and run it with this ComfyUI workflow
+    python examples/littlehorse_wfspec.py                         registers the WfSpec `render`
+    python examples/littlehorse_wfspec.py examples/invert.json    registers it and runs it with this ComfyUI workflow
 
 It runs in the worker's environment (`requirements/littlehorse.txt`) and finds the server by LHC_API_HOST, LHC_API_PORT.
-The worker has to be there first: it registers the task that the WfSpec names.
+Start the worker first, because it registers the task that the WfSpec names.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ from littlehorse.model import ExponentialBackoffRetryPolicy, RunWfRequest
 from littlehorse.workflow import Workflow, WorkflowThread
 
 TASK = "execute-comfyui-workflow"
-# More than the worker's COMFYUI_HISTORY_TIMEOUT_SEC, so that the worker ends the render and not LittleHorse the task.
+# Longer than the worker's COMFYUI_HISTORY_TIMEOUT_SEC, so that the worker ends the render before LittleHorse does.
 TIMEOUT_S = 660
 
 
 def render(thread: WorkflowThread) -> None:
     workflow = thread.declare_json_obj("workflow")
     outputs = thread.declare_json_obj("outputs")
-    # Retried is what may pass: ComfyUI unreachable, restarted, too slow. A retry attaches to a render that still runs.
+    # LittleHorse retries temporary failures: ComfyUI unreachable, restarted or too slow. A retry attaches to a render
+    # that still runs.
     task = thread.execute(
         TASK,
         workflow,
@@ -34,7 +35,7 @@ def render(thread: WorkflowThread) -> None:
         retries=3,
         exponential_backoff=ExponentialBackoffRetryPolicy(base_interval_ms=2000, multiplier=2.0, max_delay_ms=60_000),
     )
-    # These are not retried: the same workflow would fail again. Each has its own way out.
+    # These failures are not retried, because the same workflow would fail again. Each has its own handler.
     thread.handle_exception(task, tell_the_author, "invalid-workflow")
     thread.handle_exception(task, tell_the_operator, "missing-model")
     outputs.assign(task)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Build the RunPod worker's image: deploy/Dockerfile with the roles that a worker needs. DOCKER names another engine.
+# Builds the RunPod worker's image: deploy/Dockerfile with the roles of a worker. DOCKER names another engine.
 set -euo pipefail
 
 usage() {
@@ -8,11 +8,11 @@ usage: build.sh [--image NAME] [--tag TAG] [--registry HOST[/PATH]] [--no-cache]
 
   --image NAME      the image's name (comfyui-gateway-runpod)
   --tag TAG         its tag (the commit's short id, or latest outside a checkout)
-  --registry HOST   in front of the name, as push.sh needs it
-  --no-cache        build every layer anew
-  --dry-run         only say what would be run
+  --registry HOST   put in front of the name, as push.sh needs it
+  --no-cache        build every layer again
+  --dry-run         only print the command
 
-REGISTRY, IMAGE and TAG are taken from the environment, else from deploy/runpod/defaults.env; options win.
+REGISTRY, IMAGE and TAG come from the environment, or from deploy/runpod/defaults.env; options override them.
 USAGE
 }
 
@@ -42,7 +42,7 @@ revision="$(git -C "$root" rev-parse --short HEAD 2>/dev/null || true)"
 tag="${tag:-${revision:-latest}}"
 name="${registry:+${registry%/}/}$image:$tag"
 
-# RunPod's machines are amd64, whatever this one is.
+# RunPod's machines are amd64, even if this one is not.
 command=("${DOCKER:-docker}" build --platform linux/amd64 --file "$root/deploy/Dockerfile" --tag "$name"
     --build-arg "ROLES=gateway runpod" --build-arg "REVISION=${revision:-unknown}" "${options[@]}" "$root")
 printf '%q ' "${command[@]}"

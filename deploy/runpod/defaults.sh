@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 set -euo pipefail
-# Sourced by build.sh and push.sh: what the environment does not say, from defaults.env (or the file RUNPOD_DEFAULTS).
-# The file has lines NAME=value; it is read, not run.
+# build.sh and push.sh source this file. It reads missing variables from defaults.env (or the file RUNPOD_DEFAULTS), which
+# has lines NAME=value and is not executed.
 
 read_defaults() {
     local file="${RUNPOD_DEFAULTS:-$(dirname "${BASH_SOURCE[0]}")/defaults.env}" name value

@@ -1,18 +1,18 @@
 #!/usr/bin/env python3
-"""Download the models that a manifest names to a folder, such as that of a network volume.
+"""Downloads the models of a manifest into a folder, such as that of a network volume.
 
     python download_models.py models.manifest.json --models-dir /runpod-volume/models
 
 The manifest is JSON: {"models": [{"path", "url", "sha256"?, "size"?, "token_env"?}]}
     path       below the models folder, such as "loras/x.safetensors"
     url        http(s)://… or s3://bucket/key
-    sha256     of the file; what does not have it is never put in place
-    size       in bytes; a file that is there with another size is downloaded again
+    sha256     of the file; a file with another checksum is never put in place
+    size       in bytes; an existing file of another size is downloaded again
     token_env  the environment variable with a bearer token for the URL's host
 
-A file that is there is left alone. Downloads run side by side, are resumed where they broke off, and are put in place
-by a rename when they are complete. S3 takes AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_REGION
-and AWS_ENDPOINT_URL (for what is not AWS). It needs nothing but Python. Exit status 1: something is missing still.
+Existing files are left alone. Downloads run side by side, are resumed where they broke off, and are put in place by a
+rename when they are complete. S3 uses AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_REGION and
+AWS_ENDPOINT_URL (for servers other than AWS). It needs only Python. Exit status 1: at least one model is still missing.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class ManifestError(Exception):
 
 
 class DownloadError(Exception):
-    """One model could not be had. `final`: another try would end in the same way."""
+    """One model could not be downloaded. `final`: another try would end in the same way."""
 
     def __init__(self, reason: str, *, final: bool = False) -> None:
         super().__init__(reason)
@@ -71,7 +71,7 @@ class Model:
 
 
 def read_manifest(text: str) -> list[Model]:
-    """Raises `ManifestError` for what is not a manifest, and for paths that would leave the models folder."""
+    """Reads a manifest. Raises `ManifestError` if it is invalid, or a path would leave the models folder."""
     try:
         entries = json.loads(text)["models"]
         models = [_model(index, entry) for index, entry in enumerate(entries)]
@@ -140,7 +140,7 @@ def presigned_s3_url(url: str, environ: Mapping[str, str], *, now: datetime | No
 
 
 class Downloader:
-    """Of one manifest into one folder."""
+    """Downloads the models of one manifest into one folder."""
 
     def __init__(self, folder: Path, environ: Mapping[str, str], *, retries: int, backoff_s: float = 1.0) -> None:
         self._folder = folder
@@ -149,17 +149,17 @@ class Downloader:
         self._backoff_s = backoff_s
 
     def missing(self, model: Model) -> bool:
-        """True unless the file is there; with another size than the manifest says, it is not the file."""
+        """Whether the file is missing, or has another size than the manifest says."""
         target = self._folder / model.path
         return not target.is_file() or (model.size is not None and target.stat().st_size != model.size)
 
     def download(self, model: Model) -> None:
-        """Returns when the file is in place. Raises `DownloadError`."""
+        """Downloads one model and returns when its file is in place. Raises `DownloadError`."""
         target = self._folder / model.path
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(f".{target.name}.part")
         with part.open("ab") as lock:
-            # Two workers that start on one volume: the second waits and finds the file. Some volumes have no locks.
+            # If two workers start on one volume, the second waits and finds the file. Some volumes have no locks.
             with contextlib.suppress(OSError):
                 fcntl.flock(lock, fcntl.LOCK_EX)
             if not self.missing(model):
@@ -178,7 +178,7 @@ class Downloader:
                 return
             except (DownloadError, OSError, http.client.HTTPException) as error:
                 final = isinstance(error, DownloadError) and error.final
-                # Whatever came further has earned its tries anew: a file of 20 GB may break off often.
+                # A try that got further resets the count, because a file of 20 GB may break off often.
                 gained = part.exists() and part.stat().st_size > before
                 failures = 1 if gained else failures + 1
                 if final or failures > self._retries:
@@ -187,13 +187,13 @@ class Downloader:
             time.sleep(self._backoff_s * 2 ** (failures - 1))
 
     def _fetch(self, model: Model, part: Path) -> bool:
-        """Append to `part` what it lacks, or begin it anew where that cannot be. Returns True when it went on."""
+        """Downloads the rest of `part`, or the whole file if that is impossible. Returns True if it resumed."""
         have = part.stat().st_size if part.exists() else 0
         if model.size is not None and have == model.size:
             return True
         etag = _etag_file(part).read_text(encoding="utf-8") if _etag_file(part).exists() else None
         if etag is None and model.sha256 is None:
-            # Nothing would tell that the rest is of another file.
+            # Without a validator, the rest might come from another version of the file.
             have = 0
         with self._open(model, have, etag) as response:
             begins_anew = response.status != 206
@@ -217,7 +217,7 @@ class Downloader:
             token = self._environ.get(model.token_env)
             if not token:
                 raise DownloadError(f"the environment variable {model.token_env} is not set", final=True)
-            # Not to another host: stores of models redirect to signed links elsewhere.
+            # The token goes to this host only: stores of models redirect to signed links on other hosts.
             request.add_unredirected_header("Authorization", f"Bearer {token}")
         try:
             response: http.client.HTTPResponse = urllib.request.urlopen(request, timeout=_SILENCE_S)  # noqa: S310
@@ -251,7 +251,7 @@ class Downloader:
         if problem is not None:
             os.truncate(part, 0)
             _etag_file(part).unlink(missing_ok=True)
-            # The whole of it in one go can only come out the same again.
+            # Another complete download would give the same file.
             raise DownloadError(problem, final=not resumed)
 
 
@@ -288,8 +288,8 @@ def main() -> int:
     parser.add_argument("manifest", type=Path)
     parser.add_argument("--models-dir", type=Path, default=Path(default), help="or MODELS_DIR (%(default)s)")
     parser.add_argument("--parallel", type=int, default=4, help="downloads at once (%(default)s)")
-    parser.add_argument("--retries", type=int, default=5, help="tries without any gain (%(default)s)")
-    parser.add_argument("--dry-run", action="store_true", help="say what is missing, download nothing")
+    parser.add_argument("--retries", type=int, default=5, help="retries without progress (%(default)s)")
+    parser.add_argument("--dry-run", action="store_true", help="print what is missing and download nothing")
     arguments = parser.parse_args()
     try:
         models = read_manifest(arguments.manifest.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""What submit.py and test_handler.py share: a job's input from files, and a job's output as files."""
+"""Code that submit.py and test_handler.py share: a job's input from files, and a job's output as files."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _PAUSES_S = (0.2, 1.0)
 
 
 class JobFileError(Exception):
-    """A file that was named cannot be used."""
+    """A named file cannot be used."""
 
 
 def job_input(workflow: Path, inputs: list[Path]) -> dict[str, Any]:
-    """The input of a job. A file in `inputs` keeps its name, a folder's files their paths below that folder.
+    """The input of a job. A file in `inputs` keeps its name; a folder's files keep their paths below that folder.
 
     Raises:
-        JobFileError: a file that is not there, is no workflow in API format, or has the name of another.
+        JobFileError: a file is missing, is no workflow in API format, or has the same name as another.
     """
     try:
         graph = json.loads(workflow.read_text(encoding="utf-8"))
@@ -48,9 +48,9 @@ def job_input(workflow: Path, inputs: list[Path]) -> dict[str, Any]:
 
 
 def save_output(output: dict[str, Any], folder: Path) -> tuple[list[Path], int]:
-    """Write the files of a job's output; one that is there already is not overwritten, the new one gets a number.
+    """Writes the files of a job's output. It overwrites no existing file: a new file then gets a number.
 
-    Returns what was saved, and how many files could not be had; for each of these the reason is on standard error.
+    Returns the saved files, and how many could not be saved; the reason for each of these goes to standard error.
     """
     saved, missing = [], 0
     for image in output.get("images") or ():
@@ -67,14 +67,14 @@ def save_output(output: dict[str, Any], folder: Path) -> tuple[list[Path], int]:
 
 
 def status_of(saved: list[Path], missing: int) -> int:
-    """The exit status: 0 when no file is missing, 1 when none could be had, else 3."""
+    """The exit status: 0 if no file is missing, 1 if all are missing, 3 if some are."""
     if not missing:
         return 0
     return 3 if saved else 1
 
 
 def _content(image: dict[str, Any]) -> bytes:
-    """Raises ValueError with the reason where there is none, OSError or HTTPException where a link does not work."""
+    """The content of a file. Raises ValueError with the reason without one, OSError or HTTPException for a bad link."""
     kind, data = image.get("type"), image.get("data")
     if kind == "base64":
         return base64.b64decode(str(data), validate=True)
@@ -84,7 +84,7 @@ def _content(image: dict[str, Any]) -> bytes:
 
 
 def _downloaded(url: str) -> bytes:
-    """What may pass (the connection, 429, 5xx) is tried again."""
+    """The content behind a link; retries temporary errors (connection, 429, 5xx)."""
     for pause_s in (*_PAUSES_S, None):
         try:
             with urllib.request.urlopen(url, timeout=300) as response:  # noqa: S310 - the caller checked the scheme
@@ -98,7 +98,7 @@ def _downloaded(url: str) -> bytes:
 
 
 def _free(folder: Path, image: dict[str, Any]) -> Path:
-    # Names come from another machine: only their last part counts, and subfolders without '..'.
+    # The names come from another machine: only the last part of a name counts, and only subfolders without '..'.
     name = PurePosixPath(str(image.get("filename") or "output")).name
     parts = [part for part in PurePosixPath(str(image.get("subfolder") or "")).parts if part not in {"/", ".", ".."}]
     target = folder.joinpath(*parts) / name
@@ -111,7 +111,7 @@ def _free(folder: Path, image: dict[str, Any]) -> Path:
 
 
 def open_files(paths: list[Path]) -> None:
-    """Show them with whatever this desktop shows such files with; where there is none, nothing happens."""
+    """Opens the files with the desktop's usual program; does nothing without a desktop."""
     if sys.platform == "darwin":
         opener = "open"
     elif sys.platform.startswith("linux") and (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):

@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# Push what build.sh built to a registry from which RunPod can pull it. DOCKER names another engine.
+# Pushes the image of build.sh to a registry from which RunPod can pull it. DOCKER names another engine.
 set -euo pipefail
 
 usage() {
     cat <<USAGE
 usage: push.sh --registry HOST[/PATH] [--image NAME] [--tag TAG] [--no-cache] [--dry-run]
 
-  --registry HOST   where to push to, such as docker.io/you
+  --registry HOST   the registry, such as docker.io/you
   --image NAME      the image's name (comfyui-gateway-runpod)
   --tag TAG         its tag (the commit's short id, or latest outside a checkout)
-  --no-cache        build it anew first, every layer
-  --dry-run         only say what would be run
+  --no-cache        first build every layer again
+  --dry-run         only print the commands
 
-REGISTRY, IMAGE and TAG are taken from the environment, else from deploy/runpod/defaults.env; options win.
+REGISTRY, IMAGE and TAG come from the environment, or from deploy/runpod/defaults.env; options override them.
 USAGE
 }
 
@@ -51,7 +51,7 @@ if [[ "$build" == true ]]; then
     if [[ "$dry_run" == true ]]; then build_options+=(--dry-run); fi
     "$here/build.sh" "${build_options[@]}"
 elif [[ "$dry_run" == true ]] || ! "$docker" image inspect "$name" >/dev/null 2>&1; then
-    # It was built without --registry.
+    # The image was built without --registry.
     run "$docker" tag "$local_name" "$name"
 fi
 run "$docker" push "$name"

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Run a workflow on a RunPod endpoint and save what it gives.
+"""Runs a workflow on a RunPod endpoint and saves its files.
 
     RUNPOD_API_KEY=… RUNPOD_ENDPOINT_ID=… python submit.py workflow.json --input photo.png --input masks/ --output out/
 
 The workflow is in ComfyUI's API format. Inputs are files, or folders whose files keep their paths below the folder.
-Ctrl-C cancels the job. Exit status: 0 completed, 1 failed, cancelled or timed out, or none of its files could be had,
-2 it could not be submitted, 3 completed in part: some of its files could not be had.
+Ctrl-C cancels the job. Exit status: 0 completed; 1 failed, cancelled or timed out, or none of its files could be saved;
+2 it could not be submitted; 3 completed in part: some of its files could not be saved.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Endpoint:
         self._api_key = api_key
 
     def run(self, body: bytes) -> str:
-        """Queue a job; returns its id."""
+        """Queues a job; returns its id."""
         answer = self._request("POST", "run", body)
         return str(answer["id"])
 
@@ -70,7 +70,7 @@ class Endpoint:
 
 
 def wait_for(endpoint: Endpoint, job_id: str, *, timeout_s: float, interval_s: float) -> dict[str, Any]:
-    """The job's last status; it has `status` TIMED_OUT, and the job was cancelled, when `timeout_s` was not enough."""
+    """Waits for the job and returns its last status. After `timeout_s` it cancels the job and returns TIMED_OUT."""
     deadline = time.monotonic() + timeout_s
     shown, failures = "", 0
     while True:
@@ -102,7 +102,7 @@ def _progress(answer: dict[str, Any]) -> str:
 
 
 def default_of(name: str) -> str | None:
-    """From the environment, else from defaults.env beside this script, or the file that RUNPOD_DEFAULTS names."""
+    """The value from the environment, or from defaults.env beside this script (or the file RUNPOD_DEFAULTS)."""
     if os.environ.get(name):
         return os.environ[name]
     file = Path(os.environ.get("RUNPOD_DEFAULTS") or Path(__file__).with_name("defaults.env"))
@@ -120,8 +120,10 @@ def _parser() -> argparse.ArgumentParser:
         "--endpoint", default=default_of("RUNPOD_ENDPOINT_ID"), help="or RUNPOD_ENDPOINT_ID (%(default)s)"
     )
     parser.add_argument("--api", default="https://api.runpod.ai/v2", help="address of RunPod's API (%(default)s)")
-    parser.add_argument("--timeout", type=float, default=600, help="seconds until it is given up (%(default)s)")
-    parser.add_argument("--interval", type=float, default=2, help="seconds between two looks (%(default)s)")
+    parser.add_argument(
+        "--timeout", type=float, default=600, help="seconds after which the job is cancelled (%(default)s)"
+    )
+    parser.add_argument("--interval", type=float, default=2, help="seconds between two status requests (%(default)s)")
     parser.add_argument("--no-open", action="store_true", help="do not show the results")
     return parser
 
@@ -149,7 +151,7 @@ def main() -> int:
         print("cancelled", file=sys.stderr)
         return 1
     except ApiError as error:
-        print(f"job {job_id}: its status is not known any more: {error}", file=sys.stderr)
+        print(f"job {job_id}: its status is unknown now: {error}", file=sys.stderr)
         return 1
     if answer["status"] != "COMPLETED":
         print(f"{answer['status']}: {answer.get('error') or 'no reason was given'}", file=sys.stderr)

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Bring a local folder of models to a RunPod volume: one archive, sent with runpodctl, unpacked by a script of its own.
+"""Copies a local folder of models to a RunPod volume: one archive, sent with runpodctl, with a script that unpacks it.
 
     python sync_models.py ~/models /workspace
 
-LOCAL is the folder of models (with checkpoints/, loras/, …); VOLUME is where the pod that receives it mounts the
-volume. The archive holds the models, their checksums, and the script that unpacks it on the pod: it checks every file
-before any is put in place, then removes the archive. Models that are there already are replaced.
+LOCAL is the folder of models (with checkpoints/, loras/, …); VOLUME is the path at which the receiving pod mounts the
+volume. The archive holds the models, their checksums, and the script that unpacks it on the pod. The script checks
+every file before it puts any in place, then removes the archive. It replaces existing models.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ echo "done: {count} files in $target"
 
 
 def model_files(folder: Path) -> list[Path]:
-    """What is to be sent, below `folder` in order; hidden and unfinished files are not."""
+    """The files to send, in order, without hidden and unfinished ones."""
     return sorted(
         path
         for path in folder.rglob("*")
@@ -69,11 +69,11 @@ def model_files(folder: Path) -> list[Path]:
 
 
 def extract_script(archive: str, volume: Path, *, size: int, count: int) -> str:
-    """The script that unpacks `archive`, a file name in `volume`. All of its paths are absolute."""
+    """The script that unpacks `archive`, a file name in `volume`. All its paths are absolute."""
     return _SCRIPT.format(
         archive=shlex.quote(str(volume / archive)),
         target=shlex.quote(str(volume / "models")),
-        # On the same file system, so that putting in place is a rename.
+        # The folder is on the same file system, so that a rename puts a file in place.
         staging=shlex.quote(str(volume / f".{archive}.staging")),
         volume=shlex.quote(str(volume)),
         size=size,
@@ -84,7 +84,7 @@ def extract_script(archive: str, volume: Path, *, size: int, count: int) -> str:
 
 
 def write_archive(archive: Path, folder: Path, files: list[Path], script: str) -> None:
-    """Uncompressed: weights do not get smaller. The script is its first member, so that it is found at once."""
+    """Writes the archive without compression, which does not shrink weights. The script is first, to be found fast."""
     checksums = []
     with tarfile.open(archive, "w") as tar:
         _add_text(tar, SCRIPT_NAME, script, mode=0o755)
@@ -98,19 +98,19 @@ def write_archive(archive: Path, folder: Path, files: list[Path], script: str) -
 
 
 def checksum_line(digest: str, name: str) -> str:
-    """As ``sha256sum --check`` reads it: a backslash in front says that the name has some of its own."""
+    """A line for ``sha256sum --check``; a backslash in front means that the name contains escaped characters."""
     escaped = name.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r")
     return f"{chr(92) if escaped != name else ''}{digest}  {escaped}"
 
 
 def shown(name: str) -> str:
-    """On one line of a terminal, whatever its encoding."""
+    """The name on one line, in characters that any terminal can show."""
     return name.encode("unicode_escape", "surrogateescape").decode() if not name.isprintable() else name
 
 
 def _add_text(tar: tarfile.TarFile, name: str, text: str, *, mode: int) -> None:
     member = tarfile.TarInfo(name)
-    content = os.fsencode(text)  # names that are no UTF-8 keep their bytes
+    content = os.fsencode(text)  # names that are not UTF-8 keep their bytes
     member.size, member.mode, member.mtime = len(content), mode, int(time.time())
     tar.addfile(member, io.BytesIO(content))
 
@@ -131,10 +131,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("local", type=Path, metavar="LOCAL")
     parser.add_argument("volume", type=Path, metavar="VOLUME")
-    parser.add_argument("--archive-dir", type=Path, default=Path(), help="where the archive is made (.)")
+    parser.add_argument("--archive-dir", type=Path, default=Path(), help="folder for the archive (.)")
     parser.add_argument("--keep", action="store_true", help="keep the archive after it was sent")
-    parser.add_argument("--no-send", action="store_true", help="make the archive only")
-    parser.add_argument("--dry-run", action="store_true", help="say what would be sent")
+    parser.add_argument("--no-send", action="store_true", help="make the archive and do not send it")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be sent")
     arguments = parser.parse_args()
     if not arguments.volume.is_absolute():
         parser.error("VOLUME must be the absolute path at which the pod mounts the volume, such as /workspace")
@@ -149,11 +149,13 @@ def main() -> int:
         return 0
     sender = shutil.which("runpodctl")
     if sender is None and not arguments.no_send:
-        print("runpodctl is not there: install it, or make the archive only with --no-send", file=sys.stderr)
+        print("runpodctl is not installed: install it, or make only the archive with --no-send", file=sys.stderr)
         return 69
     archive = arguments.archive_dir.resolve() / time.strftime("models-%Y%m%d-%H%M%S.tar")
     if size > shutil.disk_usage(archive.parent).free:
-        print(f"{archive.parent} has not room for the archive: choose another with --archive-dir", file=sys.stderr)
+        print(
+            f"{archive.parent} has no room for the archive: choose another folder with --archive-dir", file=sys.stderr
+        )
         return 73
     script = extract_script(archive.name, arguments.volume, size=size, count=len(files))
     try:

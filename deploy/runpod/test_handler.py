@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Try the RunPod worker here, without RunPod: one workflow through the worker's own handler.
+"""Tries the RunPod worker on this machine, without RunPod: runs one workflow through the worker's own handler.
 
     python deploy/runpod/test_handler.py workflow.json --input photo.png --output out/
 
-ComfyUI is the one of COMFYUI_SERVER_ADDRESS, or is started by COMFYUI_COMMAND as in the image; with --engine it is the
-embedded engine, a simulation that needs neither GPU nor models. Neither RunPod's SDK nor an account is needed.
-Exit status: 0 the job was done, 1 it failed.
+It uses the ComfyUI at COMFYUI_SERVER_ADDRESS, or starts one with COMFYUI_COMMAND as the image does; with --engine it
+uses the embedded engine, a simulation that needs neither GPU nor models. It needs neither RunPod's SDK nor an account.
+Exit status: 0 the job succeeded, 1 it failed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from comfyui.workers.runpod.worker import RunPodWorker
 
 
 class PrintingSdk:
-    """In place of RunPod's: progress goes to the terminal."""
+    """Replaces RunPod's SDK: prints progress to the terminal."""
 
     def start(self, config: dict[str, Any]) -> None:
         raise NotImplementedError("one job is run, no loop")
