@@ -153,10 +153,10 @@ BOMBS: dict[str, Bomb] = {
     "depth": Bomb("/validate", lambda: b"[" * 1_000_000, (400,)),
     "blanks": Bomb("/validate", lambda: b'{"prompt":' + b" \r" * 49_000_000 + b"{}}", (200,)),
     "a long number": Bomb("/validate", lambda: b'{"prompt":' + b"1" * 90_000_000 + b"}", (413,)),
-    "many packed nothings": Bomb("/validate", lambda: gzip.compress(b"") * 500_000, (422,), _PACKED),
+    "many empty gzip members": Bomb("/validate", lambda: gzip.compress(b"") * 500_000, (422,), _PACKED),
     "a body of tiny chunks": Bomb("/validate", _chunks, (422,), _IN_CHUNKS),
-    "tiny chunks to pass on": Bomb("/upload/image", _chunks, (400,), _IN_CHUNKS),
-    "a submission to pass on": Bomb("/prompt", _submission, (200, 400)),
+    "tiny chunks for the relay": Bomb("/upload/image", _chunks, (400,), _IN_CHUNKS),
+    "a submission for the relay": Bomb("/prompt", _submission, (200, 400)),
 }
 
 
@@ -179,7 +179,7 @@ async def bombs(on: Stage) -> list[Row]:
         tries = [await asyncio.to_thread(probed, on.gateway, bomb, body) for _ in range(_TRIES)]
         best = min(tries, key=lambda probes: probes.wall_s)
         detail = f"all tries: {', '.join(f'{probes.wall_s * 1000:.0f}' for probes in tries)} ms"
-        detail += f"; of the gateway's CPU {min(probes.cpu_s for probes in tries) * 1000:.0f} ms"
+        detail += f"; the gateway's CPU {min(probes.cpu_s for probes in tries) * 1000:.0f} ms"
         rows.append(Row(f"live: {name}", f"{best.wall_s * 1000:.0f} ms", "≤ 100 ms", best.wall_s <= TARGET_S, detail))
     return rows
 

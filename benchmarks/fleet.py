@@ -59,7 +59,7 @@ async def until(holds: Callable[[], Awaitable[bool]], what: str) -> float:
     began = time.perf_counter()
     while not await holds():
         if time.perf_counter() - began > _GIVE_UP_S:
-            raise BenchError(f"after {_GIVE_UP_S:.0f} s it was not so that {what}")
+            raise BenchError(f"after {_GIVE_UP_S:.0f} s this was still not true: {what}")
         await asyncio.sleep(_LOOK_S)
     return time.perf_counter() - began
 
@@ -151,7 +151,7 @@ async def _cancelled(servers: Fleet, cancel: Callable[[Pool, str], Coroutine[Any
             return await _running(engine) != prompt_id
 
         async with asyncio.TaskGroup() as group:
-            over = group.create_task(until(is_over, f"{prompt_id} runs no more"))
+            over = group.create_task(until(is_over, f"{prompt_id} has stopped"))
             group.create_task(cancel(servers.pool, prompt_id))
         took.append(over.result())
     return took
@@ -201,7 +201,7 @@ async def fairness(on: Stage) -> list[Row]:
     return [
         Row(
             f"{many:,} jobs of one key, then {few} of another, 4 servers",
-            f"{between} of the first began until the second's were done",
+            f"{between} of the first began before the second's were done",
             "< 30",
             between < 30,
             f"the second's {few} took {lasted_s:.1f} s; {before} of the first had begun before they came",

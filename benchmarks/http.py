@@ -63,7 +63,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         self._transport = None
         if self._reply is not None and not self._reply.done():
-            self._reply.set_exception(error or ConnectionResetError("closed before the reply was whole"))
+            self._reply.set_exception(error or ConnectionResetError("closed before the reply was complete"))
 
     def data_received(self, data: bytes) -> None:
         self._parser.feed_data(data)

@@ -60,9 +60,9 @@ async def submissions(on: Stage) -> list[Row]:
         running = await submission_rate(pool, count)
         ended = await _ended(pool)
     return [
-        Row(f"async submissions, {_CALLERS} callers, none handed on", f"{alone:,.0f}/s", "≥ 400/s", alone >= 400),
+        Row(f"async submissions, {_CALLERS} callers, without a server", f"{alone:,.0f}/s", "≥ 400/s", alone >= 400),
         Row(
-            f"async submissions, {_CALLERS} callers, while they run",
+            f"async submissions, {_CALLERS} callers, while jobs run",
             f"{running:,.0f}/s",
             "≥ 150/s",
             running >= 150,

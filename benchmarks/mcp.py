@@ -50,7 +50,7 @@ def _row(version: str, took: dict[str, list[float]]) -> Row:
     more = [tool - plain for tool, plain in zip(took[version], took["http"], strict=True)]
     added, plain = statistics.median(more), statistics.median(took["http"])
     return Row(
-        f"tools/call of {version} over the same run by HTTP, {_WORKFLOWS} workflows, median of {len(more)} pairs",
+        f"tools/call of {version} beyond the same run by HTTP, {_WORKFLOWS} workflows, median of {len(more)} pairs",
         f"{added:.2f} ms",
         f"≤ {_TARGET_MS:g} ms",
         added <= _TARGET_MS,

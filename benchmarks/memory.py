@@ -115,7 +115,7 @@ async def rush(on: Stage) -> list[Row]:
             len(through) == callers * each,
         ),
         Row(
-            f"{callers:,} callers at once, p99 queueing aside",
+            f"{callers:,} callers at once, p99 without queueing",
             f"{percentile(through, 99):.0f} ms, direct {percentile(direct, 99):.0f} ms: {added:+.0f} ms",
             "≤ 50 ms over direct",
             added <= 50,
@@ -124,7 +124,7 @@ async def rush(on: Stage) -> list[Row]:
         Row(
             f"{callers:,} callers at once, memory after",
             f"{(after - before) / 1000:+.1f} MB",
-            "back to its start",
+            "as before",
             after - before <= 10_000,
             f"VmRSS {before / 1000:.1f} → {after / 1000:.1f} MB, at most {peak / 1000:.1f} MB",
         ),

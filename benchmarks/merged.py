@@ -54,7 +54,7 @@ async def frames(on: Stage) -> list[Row]:
         cpu_s = gateway.cpu_s() - before
     came = {step: at for arrivals, _ in tabs for step, at in arrivals.items()}
     if missing := _SERVERS * steps - len(came):
-        raise BenchError(f"{missing} frames of progress have not come")
+        raise BenchError(f"{missing} frames of progress did not arrive")
     # The tap does not see a frame that arrived in two pieces.
     took_ms = [(at - sent[step]) * 1000 for step, at in came.items() if step in sent]
     lasted_s = max(came.values()) - min(came.values())
@@ -67,7 +67,7 @@ async def frames(on: Stage) -> list[Row]:
             f"< 5 ms at {_FRAMES_PER_S:,}/s",
             p95 < 5,
             f"{told / lasted_s:.0f} frames/s; p50 {percentile(took_ms, 50):.2f} ms, p99 {percentile(took_ms, 99):.2f}"
-            f" ms of {len(took_ms):,}; gateway {cpu_s / told * 1000:.2f} ms CPU a frame",
+            f" ms of {len(took_ms):,}; gateway {cpu_s / told * 1000:.2f} ms CPU per frame",
         )
     ]
 

@@ -66,7 +66,7 @@ async def added_by_the_queue(on: Stage) -> list[Row]:
         for caller in callers:
             caller.through.close()
         engine.close()
-    cpu_text = f"CPU of the gateway a prompt {spent[0]:.2f}, {spent[1]:.2f} ms"
+    cpu_text = f"CPU of the gateway per prompt {spent[0]:.2f}, {spent[1]:.2f} ms"
     return [
         _row("until the answer", [[answer for answer, _ in measured] for measured in times], cpu_text),
         _row("until ComfyUI has it", [[arrival for _, arrival in measured] for measured in times], cpu_text),
@@ -80,7 +80,7 @@ def _row(until: str, times: Sequence[Sequence[float]], cpu: str) -> Row:
     return Row(
         f"POST /prompt, added by the gateway's queue {until}",
         f"{added:.2f} ms at p50",
-        f"≤ {_TARGET_MS:g} ms over the relay",
+        f"≤ {_TARGET_MS:g} ms beyond the relay",
         added <= _TARGET_MS,
         f"relay {p50[0]:.2f}, queue {p50[1]:.2f}; p95 {p95[0]:.2f}, {p95[1]:.2f}; {cpu}",
     )

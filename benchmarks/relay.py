@@ -179,7 +179,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.relay", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer calls and a smaller file, for a first look")
     quick = parser.parse_args().quick
-    table = Table("figure", "measured", "target", "", "detail", title="the relay against the bare server")
+    table = Table("figure", "measured", "target", "", "detail", title="the relay compared with ComfyUI alone")
     for row in uvloop.run(run(quick=quick)):
         mark = {None: "", True: "[green]met", False: "[red]missed"}[row.met]
         table.add_row(row.figure, row.measured, row.target, mark, row.detail)

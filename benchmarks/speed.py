@@ -51,7 +51,7 @@ async def latency(on: Stage) -> list[Row]:
             f"direct {percentile(direct, 50):.2f} ms, gateway × {ratio:.3f}; {detail}",
         ),
         Row(
-            "the same, over a plain FastAPI forwarder's",
+            "the same, compared with a plain FastAPI forwarder",
             f"{added50 / plain50:.2f} x",
             f"≤ {_TARGET_MS / _FORWARDER_MS:.2f} x",
             added50 / plain50 <= _TARGET_MS / _FORWARDER_MS,
@@ -86,7 +86,7 @@ async def throughput(on: Stage) -> list[Row]:
             await names_only.turn(calls)
     return [
         with_files.row("throughput, 32 callers, 0 ms prompts", 0.95),
-        names_only.row("the same without the files, over a client on aiohttp's", 0.85),
+        names_only.row("the same without the files, compared with a client on aiohttp", 0.85),
     ]
 
 

@@ -60,7 +60,7 @@ def _added(ours: Side, theirs: Side, pairs: int) -> list[Row]:
             f" p95 {percentile(ours.latency_ms, 95):.2f}, ComfyUI's {percentile(theirs.latency_ms, 95):.2f} ms",
         ),
         Row(
-            "the same, CPU of the gateway a prompt, 32 callers",
+            "the same, CPU of the gateway per prompt, 32 callers",
             f"{cpu:+.3f} ms",
             detail=f"{statistics.median(ours.cpu_ms):.2f}, ComfyUI's {statistics.median(theirs.cpu_ms):.2f} ms;"
             f" {statistics.median(ours.rates):.0f}, ComfyUI's {statistics.median(theirs.rates):.0f} prompts/s",
@@ -244,7 +244,7 @@ async def listing(on: Stage) -> list[Row]:
             f"{growth_mb:+.1f} MB at most",
             f"≤ {_LISTED_MB} MB",
             growth_mb <= _LISTED_MB,
-            f"{size / 1e6:.1f} MB are sent; VmRSS before {before / 1000:.1f} MB; {reads} times one after the other",
+            f"{size / 1e6:.1f} MB sent; VmRSS before {before / 1000:.1f} MB; {reads} times one after the other",
         ),
         Row(
             f"GET /queue of {count:,}, time",
@@ -252,7 +252,7 @@ async def listing(on: Stage) -> list[Row]:
             detail=f"{min(took):.2f} to {max(took):.2f} s",
         ),
         Row(
-            "the live probe meanwhile",
+            "the liveness probe meanwhile",
             f"p95 {percentile(probes, 95):.1f} ms",
             "≤ 50 ms",
             percentile(probes, 95) <= 50,

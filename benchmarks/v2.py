@@ -32,7 +32,7 @@ from comfyui.jobs.journal.sqlite import SqliteJournal
 
 _CALLERS = 32
 _PROXY = ROOT / ".venv-proxy/bin/comfy-api-proxy"
-_MISSING = "comfy-api-proxy is not here: make .venv-proxy/.ready"
+_MISSING = "comfy-api-proxy is not installed: make .venv-proxy/.ready"
 _KEEP_ALL = {"JOBS_KEEP_DAYS": "100000", "JOBS_KEEP": str(2 * JOBS)}
 """Keeps the jobs of `fill`, which are years old."""
 
@@ -66,7 +66,7 @@ async def _run(client: AsyncComfy) -> str:
 async def beside_the_proxy(on: Stage) -> list[Row]:
     """One caller, in turn; then 32 callers, one server after the other, and the limit of the SDK itself."""
     if not _PROXY.exists():
-        return [Row("comfy-sdk beside comfy-api-proxy", "skipped", detail=_MISSING)]
+        return [Row("comfy-sdk compared with comfy-api-proxy", "skipped", detail=_MISSING)]
     pairs, calls = (20, 100) if on.quick else (200, 500)
     async with (
         running_engine(on.logs, "engine of the proxy") as other,
@@ -141,7 +141,7 @@ def _rate_rows(rates: dict[str, _Rate], ends: dict[str, Counter[str]], calls: in
             detail=f"proxy {theirs.cpu_ms:.1f} ms, the SDK itself {ours.own_ms:.1f} ms",
         ),
         Row(
-            "comfy-sdk, quick jobs that did not end as they did",
+            "comfy-sdk, quick jobs reported with a wrong end",
             f"{false['gateway']}",
             "0",
             false["gateway"] == 0,
@@ -152,7 +152,7 @@ def _rate_rows(rates: dict[str, _Rate], ends: dict[str, Counter[str]], calls: in
 
 def _ceiling_row(ceiling: _Rate, theirs: _Rate) -> Row:
     return Row(
-        "the same from a server that does nothing: the most that the SDK can do",
+        "the same with a server that does nothing: the SDK's own limit",
         f"{ceiling.each_s:.0f}/s",
         detail=f"{ceiling.each_s / theirs.each_s:.1f} times the proxy's; the SDK itself {ceiling.own_ms:.1f} ms",
     )

@@ -156,11 +156,11 @@ async def test_only_large_bodies_pay_for_a_thread(gateway: RunningGateway, monke
 
 # Of each kind of work one, as large as it gets; `python -m benchmarks --only bombs` has all. A group shares a gateway.
 WORKED_ON = {
-    "strings": ("one long string", "a long number", "a submission to pass on"),
+    "strings": ("one long string", "a long number", "a submission for the relay"),
     "values": ("undeclared inputs", "many nodes to convert", "events of a million nodes"),
     "inputs": ("a hundred thousand images", "a large image with an id", "unknown fields of an image"),
     "forms": ("a form of one long text", "a form of a long plain text", "a form of boundaries"),
-    "chunks": ("many packed nothings", "a body of tiny chunks", "tiny chunks to pass on"),
+    "chunks": ("many empty gzip members", "a body of tiny chunks", "tiny chunks for the relay"),
 }
 
 

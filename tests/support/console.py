@@ -199,7 +199,7 @@ async def tab_to(
     for _ in range(most):
         await page.keyboard.press("Shift+Tab" if back else "Tab")
         found = await page.evaluate(_FOCUSED)
-        assert found["visible"], f"nothing shows that {found['tag']} {found['name']!r} has the focus"
+        assert found["visible"], f"the focus of {found['tag']} {found['name']!r} is not visible"
         fits_name = name == found["name"] if exact else name in found["name"]
         if fits_name and tag in {None, found["tag"]}:
             return

@@ -81,7 +81,9 @@ def described(*, with_keys: bool) -> type[aiohttp.ClientResponse]:
                 known = next((known for known in content if fnmatchcase(kind, known)), "")
                 assert known or not (kind or content), f"{self.method} {self.url}: {kind} is not among {list(content)}"
                 unsaid = [name for name in description.headers if name in self.headers and name not in said["headers"]]
-                assert not unsaid, f"{self.method} {self.url}: {self.status} has {unsaid}, of which nothing is said"
+                assert not unsaid, (
+                    f"{self.method} {self.url}: {self.status} has {unsaid}, which the document does not have"
+                )
                 self._said = said if known == _JSON else None
             return self
 

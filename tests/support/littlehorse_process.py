@@ -44,7 +44,7 @@ class Fake:
                         self.events.remove(told)
                         return told
                 line = await self.process.stdout.readline()
-                assert line, "the stand-in ended"
+                assert line, "the fake ended"
                 self.events.append(json.loads(line))
 
     async def report(self, guid: str, *, within_s: float = 20.0) -> dict[str, Any]:

@@ -56,7 +56,7 @@ class _File:
             if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
                 for call in _own_calls(function):
                     calls += self._add(call, function, found)
-        assert calls or not self._loggers, f"{self._where}: a logger that no call was found of"
+        assert calls or not self._loggers, f"{self._where}: found no call of this logger"
 
     def _add(self, call: ast.Call, function: ast.AST, found: dict[str, LogLine]) -> bool:
         methods = self._methods(call.func, function)
@@ -132,7 +132,7 @@ def _constants(node: ast.expr, function: ast.AST, where: str) -> set[str | int]:
         return _constants(node.body, function, where) | _constants(node.orelse, function, where)
     if isinstance(node, ast.Name):
         found = {one for value in _assigned(node.id, function) for one in _constants(value, function, where)}
-        assert found, f"{where}: {node.id} is assigned elsewhere; write its values where the line is logged"
+        assert found, f"{where}: {node.id} is not assigned in this function; write its values where the line is logged"
         return found
     if isinstance(node, ast.JoinedStr):
         texts = {""}

@@ -25,15 +25,15 @@ from tests.support.running import RunningGateway, invert_workflow, running_gatew
 from tests.support.url_server import PNG
 
 _HEAD = """\
-# Rights: what each role is answered
+# Rights: the answers to each role
 
-`make rights` writes this page. It starts a gateway with a `KEYS_FILE` and keys of each role, asks for an example of
-each row of the table of rights (`comfyui/web/front/rights.py`), and notes the statuses; a test does the same and
-compares. [keys.md](keys.md) says what the roles are for.
+`make rights` writes this page. It starts a gateway with a `KEYS_FILE` and keys of each role, sends an example of each
+row of the table of rights (`comfyui/web/front/rights.py`), and records the statuses; a test does the same and compares.
+[keys.md](keys.md) explains the roles.
 
-`{job}` is a job of the first `user` key that has ended, and `{file}` is what it made. Another user gets for them what
-it would get if they did not exist, which ComfyUI answers with 200 on some paths; the column has a `–` where the
-request names neither. 404 for an admin means that the ComfyUI of this test has no such thing.
+`{job}` is an ended job of the first `user` key, and `{file}` is its file. For these, another user gets the same answers
+as for a job and a file that do not exist; on some paths ComfyUI answers that with 200. A `–` in this column means that
+the request names neither. 404 for an admin means that the ComfyUI of this test does not have this resource.
 
 | request | no key | `user` | another `user` | `read` | `admin` |
 | --- | --- | --- | --- | --- | --- |

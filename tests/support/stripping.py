@@ -133,7 +133,7 @@ async def _running(port: int, program: str, *arguments: str, **environment: str)
     try:
         async with asyncio.timeout(20):
             while True:
-                assert process.returncode is None, f"{program} ended with {process.returncode}; its output stands above"
+                assert process.returncode is None, f"{program} ended with {process.returncode}; its output is above"
                 with contextlib.suppress(OSError):
                     _, writer = await asyncio.open_connection("127.0.0.1", port)
                     writer.close()
