@@ -176,7 +176,7 @@ async def test_without_javascript_the_forms_work() -> None:
 
 
 async def test_an_end_before_the_feed_of_the_page_opens_is_shown() -> None:
-    """Once the page said "Queued" for ever, because the job ended after the page was made and before its feed began."""
+    """The page used to say "Queued" for ever, because the job ended after the page was made and before its feed."""
     async with open_console(servers=1) as console:
         has_ended = asyncio.Event()
 

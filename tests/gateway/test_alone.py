@@ -10,11 +10,12 @@ from pathlib import Path
 import aiohttp
 
 from comfyui.engine import Engine
-from tests.gateway.test_losses import crash_workflow, executions, restarted_engine
+from tests.support.crashing import crash_workflow, recorded_executions, restarted_engine
 from tests.support.jobs import begins, fetch, look, submit
 from tests.support.processes import gateway_process
 from tests.support.running import (
     Workflow,
+    executions,
     invert_workflow,
     queue_of,
     requests,
@@ -23,7 +24,6 @@ from tests.support.running import (
     until,
     watching_closely,
 )
-from tests.support.running import executions as executed_by
 
 # A custom node whose validation ends the process: the submission does it, with all that runs there.
 ENDS_AT_ITS_SUBMISSION = json.dumps({"at": "validation", "class_type": "SimulatedError"})
@@ -78,7 +78,7 @@ async def test_a_prompt_that_ends_each_comfyui_takes_no_other_with_it(tmp_path: 
         await cancel(gateway.http, innocent)
         status, body = await fetch(gateway.http, ends)
         assert (status, body["type"]) == (500, "prompt_quarantined"), body
-    ran = executions(folders[0]) + executions(folders[1])
+    ran = recorded_executions(folders[0]) + recorded_executions(folders[1])
     assert (ran[innocent], ran[ends]) == (1, 0)
 
 
@@ -108,7 +108,7 @@ async def test_a_prompt_that_was_running_is_placed_alone_after_a_restart_of_the_
             await cancel(gateway.http, runs)
             assert (await fetch(gateway.http, suspect))[0] == 200
             assert (await fetch(gateway.http, behind))[0] == 200
-    assert executions(folders[1]) == {runs: 1, suspect: 1, behind: 1}
+    assert recorded_executions(folders[1]) == {runs: 1, suspect: 1, behind: 1}
 
 
 async def test_with_comfyui_s_own_queue_it_is_sent_when_nothing_else_is_there_and_others_go_on(engine: Engine) -> None:
@@ -134,11 +134,11 @@ async def test_with_comfyui_s_own_queue_it_is_sent_when_nothing_else_is_there_an
         while not first.done():
             others.append(asyncio.create_task(status_of(sleep_workflow(0.1, tag=10 + len(others)))))
             await asyncio.sleep(0.05)
-            if executed_by(engine)[suspect] == 2 and suspect in seen[-1]:
+            if executions(engine)[suspect] == 2 and suspect in seen[-1]:
                 engine.wake(suspect)
         assert set(await asyncio.gather(first, *others)) == {200}
         looking.cancel()
-        assert executed_by(engine)[suspect] == 2
+        assert executions(engine)[suspect] == 2
     again = [queue for queue in seen if suspect in queue]
     assert again
     assert all(queue[0] == suspect for queue in again), again
@@ -164,7 +164,7 @@ async def test_with_comfyui_s_own_queue_prompts_of_others_are_waited_for(engine:
             async with http.post("/interrupt", json={"prompt_id": other}):
                 pass
             assert (await fetch(gateway.http, suspect))[0] == 200
-    assert executed_by(engine) == {suspect: 2, other: 1}
+    assert executions(engine) == {suspect: 2, other: 1}
 
 
 async def _asked(engine: Engine) -> int:
@@ -181,4 +181,4 @@ async def test_a_prompt_that_ends_comfyui_while_it_runs_is_no_harm_to_what_comes
         status, body = await fetch(gateway.http, ends, 50)
         assert (status, body["type"]) == (500, "prompt_quarantined"), body
         assert [(await fetch(gateway.http, other))[0] for other in others] == [200, 200]
-    assert executions(tmp_path) == {ends: 2, others[0]: 1, others[1]: 1}
+    assert recorded_executions(tmp_path) == {ends: 2, others[0]: 1, others[1]: 1}

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import sys
-from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import aiohttp
 
-from comfyui.servers.process import ComfyUIProcess
+from tests.support.crashing import crash_workflow, recorded_executions, restarted_engine
 from tests.support.forking import forked, serve_engine
 from tests.support.jobs import begins, fetch, listed, submit
 from tests.support.ports import free_port
 from tests.support.processes import gateway_process
 from tests.support.running import (
     RunningGateway,
-    Workflow,
     invert_workflow,
     running_gateway,
     sleep_workflow,
@@ -35,33 +32,6 @@ async def short_lived_engine(port: int, folder: Path, *options: str) -> AsyncIte
     async with forked(serve_engine, *command, environ={}, descriptor=1) as process:
         await process.output.readline()
         yield f"http://127.0.0.1:{port}"
-
-
-@asynccontextmanager
-async def restarted_engine(folder: Path, *options: str) -> AsyncIterator[str]:
-    """The address of an engine that is started again whenever it ends, as a supervisor does."""
-    port = free_port()
-    command = [
-        *(sys.executable, "-m", "comfyui.engine", "--port", str(port)),
-        *("--base-directory", str(folder / "comfyui"), "--executions-file", str(folder / "executions")),
-        *options,
-    ]
-    async with ComfyUIProcess(command, f"127.0.0.1:{port}", max_crashes=20, restart_delay_s=0.2) as process:
-        await process.wait_until_ready()
-        yield f"http://127.0.0.1:{port}"
-
-
-def executions(folder: Path) -> Counter[str]:
-    """How often ComfyUI began to run each prompt, over all its lives."""
-    path = folder / "executions"
-    return Counter(path.read_text().split() if path.exists() else ())
-
-
-def crash_workflow(tag: int) -> Workflow:
-    workflow = invert_workflow(tag)
-    workflow["4"] = {"class_type": "SimulatedCrash", "inputs": {"how": "segfault", "after": 0.3, "value": ["2", 0]}}
-    workflow["3"]["inputs"]["images"] = ["4", 0]
-    return workflow
 
 
 async def remaining(gateway: RunningGateway) -> int:
@@ -89,11 +59,11 @@ async def test_a_waiting_prompt_survives_every_death_of_comfyui(tmp_path: Path) 
                 ):
                     assert response.status == 200
                 await until(lambda: remaining(gateway), lambda queued: queued == 2, timeout_s=30)
-        assert executions(tmp_path) == {}
+        assert recorded_executions(tmp_path) == {}
         async with short_lived_engine(port, tmp_path):
             status, body = await fetch(gateway.http, prompt_id)
             assert (status, body["prompt_id"]) == (200, prompt_id), body
-    assert executions(tmp_path) == {prompt_id: 1}
+    assert recorded_executions(tmp_path) == {prompt_id: 1}
 
 
 async def test_a_job_that_kills_comfyui_is_lost_after_its_retries_across_gateway_restarts(
@@ -112,7 +82,7 @@ async def test_a_job_that_kills_comfyui_is_lost_after_its_retries_across_gateway
             job = (await listed(gateway.http, "?status=lost"))["jobs"][0]
             assert job["prompt_id"] == prompt_id
             assert (await fetch(gateway.http, await submit(gateway.http, invert_workflow(2))))[0] == 200
-    assert executions(tmp_path)[prompt_id] == 2
+    assert recorded_executions(tmp_path)[prompt_id] == 2
 
 
 async def test_a_workflow_that_kills_comfyui_twice_is_quarantined_for_later_jobs_too(tmp_path: Path) -> None:
@@ -128,7 +98,7 @@ async def test_a_workflow_that_kills_comfyui_twice_is_quarantined_for_later_jobs
         status, body = await fetch(gateway.http, second)
         assert (status, body["type"]) == (500, "prompt_quarantined"), body
         assert (await fetch(gateway.http, await submit(gateway.http, invert_workflow(2))))[0] == 200
-    ran = executions(tmp_path)
+    ran = recorded_executions(tmp_path)
     assert (ran[first], ran[second]) == (2, 0)
 
 
@@ -149,7 +119,7 @@ async def test_a_workflow_that_kills_comfyui_is_quarantined_across_kills_of_the_
             status, body = await gateway.prompt_sync(crash_workflow(1))
             assert (status, body["type"]) == (500, "prompt_quarantined"), body
             assert (await gateway.prompt_sync(invert_workflow(2)))[0] == 200
-    assert len(executions(tmp_path)) == 3
+    assert len(recorded_executions(tmp_path)) == 3
 
 
 async def test_a_job_whose_submission_kills_comfyui_is_quarantined(tmp_path: Path) -> None:
@@ -160,4 +130,4 @@ async def test_a_job_whose_submission_kills_comfyui_is_quarantined(tmp_path: Pat
     ):
         status, body = await fetch(gateway.http, await submit(gateway.http, invert_workflow(1)), 50)
         assert (status, body["type"]) == (500, "prompt_quarantined"), body
-    assert executions(tmp_path) == {}
+    assert recorded_executions(tmp_path) == {}

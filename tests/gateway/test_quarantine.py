@@ -3,46 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 from comfyui.engine import Engine
-from comfyui.servers.process import ComfyUIProcess
-from tests.support.ports import free_port
-from tests.support.running import Workflow, invert_workflow, requests, running_gateway, until
-
-
-@asynccontextmanager
-async def restarted_engine(tmp_path: Path) -> AsyncIterator[ComfyUIProcess]:
-    """An engine that is started again when it ends, as a supervisor does."""
-    port = free_port()
-    command = [sys.executable, "-m", "comfyui.engine", "--port", str(port), "--base-directory", str(tmp_path)]
-    async with ComfyUIProcess(command, f"127.0.0.1:{port}", max_crashes=20) as process:
-        await process.wait_until_ready()
-        yield process
-
-
-def crash_workflow(tag: int) -> Workflow:
-    workflow = invert_workflow(tag)
-    workflow["4"] = {"class_type": "SimulatedCrash", "inputs": {"how": "segfault", "after": 0.3, "value": ["2", 0]}}
-    workflow["3"]["inputs"]["images"] = ["4", 0]
-    return workflow
+from tests.support.crashing import crash_workflow, recorded_executions, restarted_engine
+from tests.support.running import invert_workflow, requests, running_gateway, sleep_workflow, until
 
 
 async def test_a_workflow_that_killed_comfyui_twice_is_refused(tmp_path: Path) -> None:
-    async with (
-        asyncio.timeout(60),
-        restarted_engine(tmp_path) as comfyui,
-        running_gateway(comfyui._client.name) as gateway,
-    ):
+    async with asyncio.timeout(60), restarted_engine(tmp_path) as comfyui, running_gateway(comfyui) as gateway:
         for _ in range(2):  # the second never reaches ComfyUI
             status, body = await gateway.prompt_sync(crash_workflow(1), timeout=50)
             assert (status, body["type"]) == (500, "prompt_quarantined"), body
             assert "ended ComfyUI's process 2 times" in body["detail"]
-            assert comfyui.crashes == 2
-        await comfyui.wait_until_ready()
+            assert recorded_executions(tmp_path).total() == 2
         await gateway.handler.pool.choose(patience_s=20)
         assert (await gateway.prompt_sync(invert_workflow(2), timeout=50))[0] == 200
 
@@ -50,13 +24,7 @@ async def test_a_workflow_that_killed_comfyui_twice_is_refused(tmp_path: Path) -
 async def test_a_broken_connection_does_not_count_as_a_death_of_comfyui(engine: Engine) -> None:
     async with running_gateway(engine.url, quarantine_after=1, lost_prompt_retries=3) as gateway:
         for number in range(3):
-            workflow = invert_workflow(7)
-            workflow["4"] = {
-                "class_type": "SimulatedSleep",
-                "inputs": {"seconds": 0.3 + number / 1000, "steps": 1, "value": ["2", 0]},
-            }
-            workflow["3"]["inputs"]["images"] = ["4", 0]
-            waiting = asyncio.create_task(gateway.prompt_sync(workflow))
+            waiting = asyncio.create_task(gateway.prompt_sync(sleep_workflow(0.3 + number / 1000, tag=7)))
             await asyncio.sleep(0.1)
             await engine.set_faults({"ws_drop": {"abrupt": True}} if number else {"forget": {}})
             assert (await waiting)[0] == 200
@@ -76,11 +44,8 @@ async def test_memory_is_freed_once_in_each_idle_period(engine: Engine) -> None:
 
 async def test_memory_is_not_freed_by_default_nor_while_another_client_runs_prompts(engine: Engine) -> None:
     async with running_gateway(engine.url), running_gateway(engine.url, free_after_idle=0.3) as freeing:
-        workflow = invert_workflow(2)
-        workflow["4"] = {"class_type": "SimulatedSleep", "inputs": {"seconds": 1.0, "steps": 1, "value": ["2", 0]}}
-        workflow["3"]["inputs"]["images"] = ["4", 0]
         # The prompt is relayed as from a frontend, so it is none of the gateway's own.
-        async with freeing.http.post("/prompt", json={"prompt": workflow}) as response:
+        async with freeing.http.post("/prompt", json={"prompt": sleep_workflow(1.0, tag=2)}) as response:
             assert response.status == 200
         await asyncio.sleep(0.7)
         assert requests(engine, "POST /free") == 0

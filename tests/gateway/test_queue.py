@@ -223,7 +223,7 @@ async def test_a_waiting_prompt_moves_to_a_server_that_becomes_free_and_runs_onc
 
 
 async def test_a_waiting_prompt_moves_to_a_server_that_comes_up_later() -> None:
-    """Once the prompt waited until the one before it had ended, while the second server was idle."""
+    """The prompt used to wait until the one before it had ended, while the second server was idle."""
     port = free_port()
     async with (
         Engine() as first,

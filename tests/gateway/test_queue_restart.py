@@ -214,7 +214,7 @@ async def test_prompts_of_other_clients_are_never_moved(tmp_path: Path) -> None:
 
 
 async def test_jobs_that_hit_a_gpu_fault_after_a_restart_are_retried_on_another_server(tmp_path: Path) -> None:
-    """Once they failed, because a prompt that was found on a server had no second attempt."""
+    """They used to fail, because a prompt that was found on a server had no second attempt."""
     async with engines(2) as servers:
         broken, other = servers
         await of_others(other)
