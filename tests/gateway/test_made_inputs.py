@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 
 from comfyui.engine import Engine
-from tests.gateway.test_merged_files import color_of, only_file, query_of, sync, three, view
+from tests.support.face_files import color_of, only_file, query_of, sync, three, view
 from tests.support.faces import Face
 from tests.support.keys import ALICE, BOB, ROOT, bearer
 from tests.support.running import engines, requests, running_gateway

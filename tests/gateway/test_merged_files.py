@@ -3,66 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
 import aiohttp
-from PIL import Image
 
 from comfyui.engine import Engine
 from comfyui.merged_files import from_merged
+from tests.support.face_files import color_of, only_file, query_of, sync, three, view
 from tests.support.faces import Face
 from tests.support.keys import ALICE, BOB, ROOT, bearer
 from tests.support.running import engines, running_gateway
 from tests.support.target import inverted, node
 
 UNKNOWN = "5f0c0000-0000-4000-8000-000000000000"
-
-
-@asynccontextmanager
-async def three(keys_path: Path | None = None, **settings: Any) -> AsyncIterator[Face]:
-    if keys_path is not None:
-        settings["keys_file"] = keys_path
-    async with engines(3) as servers, running_gateway(*(one.url for one in servers), **settings) as gateway:
-        yield Face(gateway, servers, {} if keys_path is None else bearer(ROOT))
-
-
-async def view(face: Face, query: str, key: str | None = None, **headers: str) -> tuple[int, bytes]:
-    sent = {**(face.headers if key is None else bearer(key)), **headers}
-    async with face.gateway.http.get(f"/view?{query}", headers=sent) as response:
-        return response.status, await response.read()
-
-
-def query_of(file: dict[str, str], **more: str) -> str:
-    named = {name: file[name] for name in ("filename", "subfolder", "type")}
-    return urlencode({**named, **more})
-
-
-def color_of(picture: bytes) -> int:
-    """The `color` that was given to `inverted`, read from the first pixel of its picture."""
-    with Image.open(io.BytesIO(picture)) as image:
-        red, green, blue = image.convert("RGB").getpixel((0, 0))  # type: ignore[misc]
-    return 0xFFFFFF - (red << 16 | green << 8 | blue)
-
-
-def only_file(entry: dict[str, Any], node_id: str = "3") -> dict[str, str]:
-    (file,) = entry["outputs"][node_id]["images"]
-    found: dict[str, str] = file
-    return found
-
-
-async def sync(face: Face, color: int, key: str | None = None, **fields: Any) -> dict[str, Any]:
-    headers = face.headers if key is None else bearer(key)
-    body = {"prompt": inverted("ComfyUI", color=color), **fields}
-    async with face.gateway.http.post("/prompt_sync", json=body, headers=headers) as response:
-        assert response.status == 200, await response.text()
-        answer: dict[str, Any] = await response.json()
-        return answer
 
 
 COLORS = [0x10_20_30 * (number + 1) for number in range(8)]

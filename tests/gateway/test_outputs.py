@@ -24,21 +24,10 @@ from comfyui.outputs.history import OutputContent
 from comfyui.outputs.zipping import zip_pieces
 from comfyui.transport.body import IteratedBody
 from comfyui.web.api.accept import Accepted
+from tests.support.outputs import simulated_bytes, simulated_output
 from tests.support.running import RunningGateway, Workflow, invert_workflow, queue_of, sleep_workflow, until
 
 MEDIA = "image/*, video/*, audio/*"
-
-
-def simulated(
-    size: int = 1000, *, count: int = 1, extension: str = "mp4", key: str = "video", prefix: str = "big"
-) -> Any:
-    inputs = {"size": size, "count": count, "extension": extension, "output_key": key, "filename_prefix": prefix}
-    return {"class_type": "SimulatedOutput", "inputs": inputs}
-
-
-def content_of(size: int) -> bytes:
-    """The bytes that the engine's SimulatedOutput writes."""
-    return (bytes(range(256)) * (size // 256 + 1))[:size]
 
 
 async def post(
@@ -72,8 +61,8 @@ async def test_a_raw_answer_costs_one_request_to_view(gateway: RunningGateway, e
 
 async def test_a_large_video_is_sent_as_raw_bytes(gateway: RunningGateway) -> None:
     size = 3_000_001
-    response, body = await post(gateway, {"1": simulated(size)}, "video/*")
-    assert (response.content_type, body) == ("video/mp4", content_of(size))
+    response, body = await post(gateway, {"1": simulated_output(size)}, "video/*")
+    assert (response.content_type, body) == ("video/mp4", simulated_bytes(size))
 
 
 async def test_an_attached_client_can_get_raw_bytes_too(gateway: RunningGateway) -> None:
@@ -84,13 +73,13 @@ async def test_an_attached_client_can_get_raw_bytes_too(gateway: RunningGateway)
         assert (await response.read()).startswith(b"\x89PNG")
 
 
-TWO = {"1": simulated(prefix="first"), "2": simulated(prefix="second", extension="wav", key="audio")}
+TWO = {"1": simulated_output(prefix="first"), "2": simulated_output(prefix="second", extension="wav", key="audio")}
 
 
 async def test_node_id_chooses_among_several_files(gateway: RunningGateway) -> None:
     response, body = await post(gateway, TWO, MEDIA, "?node_id=2")
     assert (response.status, response.content_type) == (200, "audio/wav")
-    assert body == content_of(1000)
+    assert body == simulated_bytes(1000)
 
 
 async def test_accept_chooses_the_only_file_of_its_type(gateway: RunningGateway) -> None:
@@ -104,9 +93,9 @@ async def test_accept_chooses_the_only_file_of_its_type(gateway: RunningGateway)
         (TWO, MEDIA, "", ["node_id", "node 1, video/mp4", "node 2, audio/wav"]),
         (TWO, MEDIA, "?node_id=7", ["node '7' has no output file", "node 1"]),
         (TWO, "image/*", "", ["no output file is of a type", "video/mp4"]),
-        ({"1": simulated(count=2)}, MEDIA, "?node_id=1", ["several", "application/zip"]),
-        ({"1": simulated(count=0)}, MEDIA, "", ["no output file", "application/json"]),
-        ({"1": simulated(count=0)}, "application/zip", "", ["no output file", "application/json"]),
+        ({"1": simulated_output(count=2)}, MEDIA, "?node_id=1", ["several", "application/zip"]),
+        ({"1": simulated_output(count=0)}, MEDIA, "", ["no output file", "application/json"]),
+        ({"1": simulated_output(count=0)}, "application/zip", "", ["no output file", "application/json"]),
     ],
 )
 async def test_a_raw_answer_without_exactly_one_file_is_a_helpful_406(
@@ -174,7 +163,7 @@ def test_accept_without_a_supported_type_is_refused() -> None:
 
 
 async def test_zip_has_every_file_with_its_folder(gateway: RunningGateway, engine: Engine) -> None:
-    workflow = {"1": simulated(5000, count=2, prefix="shots/take"), "2": simulated(0, extension="bin")}
+    workflow = {"1": simulated_output(5000, count=2, prefix="shots/take"), "2": simulated_output(0, extension="bin")}
     prompt_id = str(uuid4())
     response, body = await post(gateway, workflow, "application/zip", prompt_id=prompt_id)
     assert (response.status, response.content_type) == (200, "application/zip")
@@ -182,7 +171,7 @@ async def test_zip_has_every_file_with_its_folder(gateway: RunningGateway, engin
     with zipfile.ZipFile(io.BytesIO(body)) as archive:
         assert archive.testzip() is None
         assert archive.namelist() == ["shots/take_00001_.mp4", "shots/take_00002_.mp4", "big_00001_.bin"]
-        assert archive.read("shots/take_00002_.mp4") == content_of(5000)
+        assert archive.read("shots/take_00002_.mp4") == simulated_bytes(5000)
         assert {info.compress_type for info in archive.infolist()} == {zipfile.ZIP_STORED}
 
 
@@ -269,9 +258,9 @@ async def test_a_file_that_breaks_off_is_resumed(gateway: RunningGateway, engine
     size = 4_000_000
     await engine.set_faults({"view_cut": {"times": 1, "after_bytes": 1_500_000}})
     engine.stats.reset()
-    response, body = await post(gateway, {"1": simulated(size)}, "video/*")
+    response, body = await post(gateway, {"1": simulated_output(size)}, "video/*")
     assert response.status == 200
-    assert body == content_of(size)
+    assert body == simulated_bytes(size)
     assert engine.stats.show()["requests"]["GET /view"] == 2
 
 
@@ -281,23 +270,23 @@ async def test_a_file_that_cannot_be_resumed_cuts_the_connection(
 ) -> None:
     await engine.set_faults({"view_cut": {"after_bytes": 3_000_000}})
     with pytest.raises(aiohttp.ClientPayloadError):
-        await post(gateway, {"1": simulated(4_000_000)}, accept, return_image_base64=True)
+        await post(gateway, {"1": simulated_output(4_000_000)}, accept, return_image_base64=True)
     assert (await gateway.prompt_sync(invert_workflow()))[0] == 200
 
 
 async def test_a_file_that_changed_is_not_resumed(engine: Engine) -> None:
     path = Path(engine.folders.output) / "changing.bin"
-    path.write_bytes(content_of(2_000_000))
+    path.write_bytes(simulated_bytes(2_000_000))
     await engine.set_faults({"view_cut": {"times": 1, "after_bytes": 1_000_000}})
     async with ComfyUIClient(engine.url) as client, client.view("changing.bin") as view:
         await anext(view)
-        path.write_bytes(content_of(2_000_001))
+        path.write_bytes(simulated_bytes(2_000_001))
         with pytest.raises(ComfyUIServerError, match="rest cannot be had"):
             [chunk async for chunk in view]
 
 
 async def test_attempts_to_resume_are_limited(engine: Engine) -> None:
-    (Path(engine.folders.output) / "a.bin").write_bytes(content_of(2_000_000))
+    (Path(engine.folders.output) / "a.bin").write_bytes(simulated_bytes(2_000_000))
     await engine.set_faults({"view_cut": {"after_bytes": 1000}})
     async with ComfyUIClient(engine.url, retries=0) as client, client.view("a.bin") as view:
         with pytest.raises(ComfyUIConnectionError, match="cut off"):

@@ -21,7 +21,7 @@ from comfyui.models import ImageConversion
 from comfyui.outputs.history import OutputContent
 from comfyui.outputs.images import ConversionLimits, ImageConverter
 from comfyui.transport.body import IteratedBody
-from tests.gateway.test_outputs import simulated
+from tests.support.outputs import simulated_output
 from tests.support.running import RunningGateway, invert_workflow
 
 
@@ -75,14 +75,14 @@ async def test_an_attached_client_may_convert(gateway: RunningGateway) -> None:
 
 
 async def test_other_media_pass_unchanged_with_the_reason(gateway: RunningGateway) -> None:
-    entry = await converted(gateway, {"1": simulated(100)}, {"format": "webp"})
+    entry = await converted(gateway, {"1": simulated_output(100)}, {"format": "webp"})
     assert (entry["converted"], entry["reason"]) == (False, "not an image")
     assert entry["filename"] == "big_00001_.mp4"
     assert len(base64.b64decode(entry["base64"])) == 100
 
 
 async def test_a_file_that_is_no_image_despite_its_name_passes_unchanged(gateway: RunningGateway) -> None:
-    entry = await converted(gateway, {"1": simulated(100, extension="png")}, {"format": "webp"})
+    entry = await converted(gateway, {"1": simulated_output(100, extension="png")}, {"format": "webp"})
     assert entry["converted"] is False
     assert "cannot" in entry["reason"] or "not an image" in entry["reason"]
     assert entry["content_type"] == "image/png"

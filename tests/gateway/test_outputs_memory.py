@@ -17,12 +17,12 @@ import pytest
 
 from comfyui.engine import Engine
 from tests.support.large_output import SIZE
+from tests.support.outputs import simulated_output
 from tests.support.processes import GatewayProcess, gateway_process
 
 LIMIT_KB = 64_000
-INPUTS = {"size": SIZE, "count": 1, "extension": "mp4", "output_key": "video", "filename_prefix": "big"}
-WORKFLOW = {"1": {"class_type": "SimulatedOutput", "inputs": INPUTS}}
-SMALL = {"1": {"class_type": "SimulatedOutput", "inputs": {**INPUTS, "size": 1000}}}
+WORKFLOW = {"1": simulated_output(SIZE)}
+SMALL = {"1": simulated_output()}
 
 pytestmark = [
     pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc"),

@@ -12,6 +12,7 @@ import aiohttp
 import pytest
 
 from comfyui.engine import Engine
+from tests.support.outputs import simulated_output
 from tests.support.relaying import eventually
 from tests.support.running import (
     RunningGateway,
@@ -74,18 +75,7 @@ async def test_a_slow_body_above_the_minimum_rate_is_read(engine: Engine) -> Non
 
 
 async def test_a_client_that_does_not_read_is_cut_off(engine: Engine) -> None:
-    workflow = {
-        "1": {
-            "class_type": "SimulatedOutput",
-            "inputs": {
-                "count": 1,
-                "size": 30_000_000,
-                "extension": "bin",
-                "output_key": "files",
-                "filename_prefix": "big",
-            },
-        }
-    }
+    workflow = {"1": simulated_output(30_000_000, extension="bin", key="files")}
     async with running_gateway(engine.url, client_idle_seconds=0.3) as gateway:
         reader, writer = await raw_connection(gateway)
         body = json.dumps({"prompt": workflow, "return_image_base64": True}).encode()

@@ -23,6 +23,7 @@ from comfyui.sdk import Executing, Finished, GatewayClient, Progress, Queued
 from comfyui.web.api.sse import EventFeed
 from comfyui.workflows.progress import NodeProgress, NodeStarted, ProgressTracker
 from config import GatewayOptions
+from tests.support.outputs import simulated_bytes, simulated_output
 from tests.support.running import (
     RunningGateway,
     invert_workflow,
@@ -89,15 +90,9 @@ async def test_the_result_event_equals_the_json_answer(gateway: RunningGateway) 
 
 async def test_a_large_result_streams_in_one_event(gateway: RunningGateway) -> None:
     size = 3_000_000
-    workflow = {"1": {"class_type": "SimulatedOutput", "inputs": simulated(size)}}
-    events = await stream(gateway, workflow, return_image_base64=True)
+    events = await stream(gateway, {"1": simulated_output(size)}, return_image_base64=True)
     content = base64.b64decode(events[-1].data["images"][0]["base64"], validate=True)
-    assert content == (bytes(range(256)) * (size // 256 + 1))[:size]
-
-
-def simulated(size: int, count: int = 1) -> dict[str, Any]:
-    names = {"extension": "mp4", "output_key": "video", "filename_prefix": "big"}
-    return {"size": size, "count": count, **names}
+    assert content == simulated_bytes(size)
 
 
 async def test_the_gateway_client_reads_the_events(gateway: RunningGateway) -> None:

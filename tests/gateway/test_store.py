@@ -16,8 +16,8 @@ from comfyui.engine import Engine
 from comfyui.exceptions import SettingsError
 from config import Settings
 from server import create_app
-from tests.gateway.test_outputs import content_of, simulated
 from tests.support.object_store import ACCESS_KEY, OTHER_OUTPUTS_BUCKET, OUTPUTS_BUCKET, SECRET_KEY
+from tests.support.outputs import simulated_bytes, simulated_output
 from tests.support.running import RunningGateway, invert_workflow, requests, running_gateway
 
 
@@ -48,10 +48,10 @@ async def test_a_stored_output_can_be_fetched_by_its_link(storing_gateway: Runni
 
 async def test_a_large_output_is_stored_in_full(storing_gateway: RunningGateway) -> None:
     size = 20_000_000
-    _, body = await storing_gateway.prompt_sync({"1": simulated(size)}, output={"store": "s3"})
+    _, body = await storing_gateway.prompt_sync({"1": simulated_output(size)}, output={"store": "s3"})
     content, content_type = await fetch(body["images"][0]["url"])
     assert content_type == "video/mp4"
-    assert hashlib.sha256(content).digest() == hashlib.sha256(content_of(size)).digest()
+    assert hashlib.sha256(content).digest() == hashlib.sha256(simulated_bytes(size)).digest()
 
 
 async def test_a_request_may_choose_another_allowed_bucket(storing_gateway: RunningGateway) -> None:
@@ -130,12 +130,12 @@ async def test_a_missing_file_is_reported_in_a_successful_answer(
     storing_gateway: RunningGateway, engine: Engine
 ) -> None:
     await engine.set_faults({"output_deleted": {"match": "first*"}})
-    workflow = {"1": simulated(prefix="first"), "2": simulated(prefix="second")}
+    workflow = {"1": simulated_output(prefix="first"), "2": simulated_output(prefix="second")}
     status, body = await storing_gateway.prompt_sync(workflow, output={"store": "s3"})
     gone, there = body["images"]
     assert status == 200
     assert "first_00001_.mp4" in gone["error"]
-    assert await fetch(there["url"]) == (content_of(1000), "video/mp4")
+    assert await fetch(there["url"]) == (simulated_bytes(1000), "video/mp4")
 
 
 async def test_an_attached_client_may_request_storage(storing_gateway: RunningGateway) -> None:
