@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-from typing import Any
 from uuid import UUID, uuid4
 
 import aiohttp
@@ -19,19 +18,12 @@ from tests.support.running import (
     invert_workflow,
     prompts_are_queued,
     queue_of,
+    queued_elsewhere,
     requests,
     running_gateway,
     sleep_workflow,
     until,
 )
-
-
-async def other_client_queues(engine: Engine, workflow: dict[str, Any]) -> str:
-    """Queues a prompt as a client that uses ComfyUI without the gateway; returns its id."""
-    async with aiohttp.ClientSession() as http, http.post(f"{engine.url}/prompt", json={"prompt": workflow}) as reply:
-        prompt_id: str = (await reply.json())["prompt_id"]
-        return prompt_id
-
 
 # Cancelling
 
@@ -39,7 +31,7 @@ async def other_client_queues(engine: Engine, workflow: dict[str, Any]) -> str:
 async def test_delete_takes_a_pending_prompt_out_of_the_queue(
     either_gateway: RunningGateway, either_engine: Engine
 ) -> None:
-    others = await other_client_queues(either_engine, sleep_workflow(5))
+    (others,) = await queued_elsewhere(either_engine.url, sleep_workflow(5))
     prompt_id = str(uuid4())
     waiting = asyncio.create_task(either_gateway.prompt_sync(sleep_workflow(5, tag=1), prompt_id=prompt_id))
     await until(lambda: queue_of(either_engine), lambda queue: prompt_id in queue[1])
@@ -61,7 +53,7 @@ async def test_delete_interrupts_the_running_prompt(either_gateway: RunningGatew
 
 
 async def test_a_timeout_cancels_only_its_own_prompt(either_gateway: RunningGateway, either_engine: Engine) -> None:
-    others = await other_client_queues(either_engine, sleep_workflow(5))
+    (others,) = await queued_elsewhere(either_engine.url, sleep_workflow(5))
     status, body = await either_gateway.prompt_sync(sleep_workflow(5, tag=1), timeout=0.3)
     assert (status, body["type"]) == (504, "timeout")
     assert body["prompt_id"]
@@ -120,7 +112,7 @@ async def test_a_prompt_goes_on_while_another_request_waits_for_it(
 async def test_attaching_to_another_clients_prompt_never_cancels_it(
     either_gateway: RunningGateway, either_engine: Engine
 ) -> None:
-    others = await other_client_queues(either_engine, sleep_workflow(600))
+    (others,) = await queued_elsewhere(either_engine.url, sleep_workflow(600))
     async with either_gateway.http.get(f"/prompt_sync/{others}?timeout=0.1") as response:
         assert response.status == 504
     either_engine.wake(others)
@@ -133,7 +125,7 @@ async def test_attaching_to_another_clients_prompt_never_cancels_it(
 async def test_a_prompt_that_another_client_cancels_is_reported_as_cancelled(
     either_gateway: RunningGateway, either_engine: Engine, how: str
 ) -> None:
-    blocker = await other_client_queues(either_engine, sleep_workflow(600 if how == "deleted" else 0, tag=9))
+    (blocker,) = await queued_elsewhere(either_engine.url, sleep_workflow(600 if how == "deleted" else 0, tag=9))
     prompt_id = str(uuid4())
     waiting = asyncio.create_task(either_gateway.prompt_sync(sleep_workflow(20, tag=1), prompt_id=prompt_id))
     async with aiohttp.ClientSession(either_engine.url) as http:
@@ -291,7 +283,7 @@ async def test_a_new_comfyui_is_not_asked_for_its_whole_queue_to_find_one_id(
     either_gateway: RunningGateway, either_engine: Engine
 ) -> None:
     """`GET /queue` carries every workflow that waits."""
-    await other_client_queues(either_engine, sleep_workflow(5))
+    await queued_elsewhere(either_engine.url, sleep_workflow(5))
     prompt_id = str(uuid4())
     waiting = asyncio.create_task(either_gateway.prompt_sync(sleep_workflow(0.01, tag=1), prompt_id=prompt_id))
     await until(lambda: remaining(either_engine), lambda count: count == 2)

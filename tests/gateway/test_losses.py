@@ -6,8 +6,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import aiohttp
-
 from tests.support.crashing import crash_workflow, recorded_executions, restarted_engine
 from tests.support.forking import forked, serve_engine
 from tests.support.jobs import begins, fetch, listed, submit
@@ -16,6 +14,7 @@ from tests.support.processes import gateway_process
 from tests.support.running import (
     RunningGateway,
     invert_workflow,
+    queued_elsewhere,
     running_gateway,
     sleep_workflow,
     until,
@@ -53,11 +52,7 @@ async def test_a_waiting_prompt_survives_every_death_of_comfyui(tmp_path: Path) 
             # Its prompt thread is dead, so that all prompts in its queue wait: ours, and another client's.
             async with short_lived_engine(port, tmp_path, "--fault", "prompt_thread_dead") as engine:
                 await until(lambda: remaining(gateway), lambda queued: queued == 1, timeout_s=30)
-                async with (
-                    aiohttp.ClientSession(engine) as http,
-                    http.post("/prompt", json={"prompt": sleep_workflow(60)}) as response,
-                ):
-                    assert response.status == 200
+                await queued_elsewhere(engine, sleep_workflow(60))
                 await until(lambda: remaining(gateway), lambda queued: queued == 2, timeout_s=30)
         assert recorded_executions(tmp_path) == {}
         async with short_lived_engine(port, tmp_path):

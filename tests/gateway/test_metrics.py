@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -27,6 +26,7 @@ from tests.support.running import (
     handler_options,
     invert_workflow,
     prompts_are_queued,
+    queued_elsewhere,
     running_gateway,
     sleep_workflow,
     until,
@@ -137,10 +137,8 @@ async def test_timeouts_and_disconnects_are_counted_as_different_outcomes(
     leaving.cancel()
     assert await outcomes(gateway, 2) == {"timeout": 1, "task_cancelled": 1}
 
-    foreign = {"prompt": sleep_workflow(30, tag=2)}
-    async with aiohttp.ClientSession() as http, http.post(f"{engine.url}/prompt", json=foreign) as response:
-        others = (await response.json())["prompt_id"]
-    async with gateway.http.get(f"/prompt_sync/{others}?timeout=0.2") as response:
+    (foreign,) = await queued_elsewhere(engine.url, sleep_workflow(30, tag=2))
+    async with gateway.http.get(f"/prompt_sync/{foreign}?timeout=0.2") as response:
         assert response.status == 504
     assert await outcomes(gateway, 3) == {"timeout": 2, "task_cancelled": 1}
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import aiohttp
 import pytest
 from PIL import Image
 from pydantic import SecretStr
@@ -33,20 +32,12 @@ from tests.support.running import (
     handler_options,
     invert_workflow,
     queue_of,
+    queued_elsewhere,
     requests,
     running_gateway,
     sleep_workflow,
     until,
 )
-
-
-async def of_others(engine: Engine, *seconds: float) -> None:
-    """Queues prompts on the engine as another client does, one for each length in `seconds`."""
-    async with aiohttp.ClientSession(engine.url) as http:
-        for tag, takes_s in enumerate(seconds):
-            body = {"prompt": sleep_workflow(takes_s, tag=1000 + tag)}
-            async with http.post("/prompt", json=body) as response:
-                assert response.status == 200
 
 
 @asynccontextmanager
@@ -72,7 +63,7 @@ async def busy_and_free(gateway: RunningGateway, servers: list[Engine]) -> tuple
     prompt_id = await submit(gateway.http, sleep_workflow(600))
     queues = await until(lambda: _queues(servers), lambda queues: any(running for running, _ in queues))
     busy, free = servers if queues[0][0] else reversed(servers)
-    await of_others(free, 600, 600)
+    await queued_elsewhere(free.url, *(sleep_workflow(600, tag=1000 + tag) for tag in range(2)))
     watcher = gateway.handler.pool.backends[servers.index(free)].watcher
     await eventually(lambda: watcher.others == 2)
     return prompt_id, busy, free
@@ -194,7 +185,7 @@ async def test_a_sync_call_that_waited_at_shutdown_can_be_sent_again(engine: Eng
 
 async def test_prompts_of_other_clients_take_places_on_a_server(engine: Engine) -> None:
     async with running_gateway(engine.url, queue="gateway") as gateway:
-        await of_others(engine, 600, 0)
+        await queued_elsewhere(engine.url, sleep_workflow(600, tag=1000), invert_workflow(1001))
         watcher = gateway.handler.pool.backends[0].watcher
         await eventually(lambda: watcher.others == 2)
         async with lengths_of(engine) as seen:

@@ -22,7 +22,15 @@ from comfyui.engine import Engine, EngineOptions
 from tests.support.jobs import begins, fetch, state_of, submit
 from tests.support.ports import free_port
 from tests.support.processes import GatewayProcess, gateway_process
-from tests.support.running import Workflow, engines, executions, queue_of, requests, sleep_workflow, until
+from tests.support.running import (
+    engines,
+    executions,
+    queue_of,
+    queued_elsewhere,
+    requests,
+    sleep_workflow,
+    until,
+)
 
 
 @asynccontextmanager
@@ -33,15 +41,9 @@ async def gateway_of(state: Path, *servers: Engine | str, **settings: str) -> As
         yield gateway
 
 
-async def of_others(engine: Engine, count: int = 2, workflow: Workflow | None = None) -> list[str]:
-    """Queues prompts as another client does, and returns their ids; two of them take all places of a server."""
-    async with aiohttp.ClientSession(engine.url) as http:
-        ids = [str(uuid4()) for _ in range(count)]
-        for tag, prompt_id in enumerate(ids):
-            body = {"prompt": workflow or sleep_workflow(600, tag=1000 + tag), "prompt_id": prompt_id}
-            async with http.post("/prompt", json=body) as response:
-                assert response.status == 200, await response.text()
-    return ids
+async def fill(server: Engine) -> None:
+    """Takes all places of a server with two long prompts of another client."""
+    await queued_elsewhere(server.url, *(sleep_workflow(600, tag=1000 + tag) for tag in range(2)))
 
 
 async def queue_has(gateway: GatewayProcess, wanted: int) -> None:
@@ -83,7 +85,7 @@ async def test_a_job_that_waits_behind_another_moves_to_an_idle_server_after_a_r
     async with engines(3) as servers:
         busy, *free = servers
         for server in free:
-            await of_others(server)
+            await fill(server)
         async with gateway_of(tmp_path, *servers) as gateway:
             await queue_has(gateway, 4)
             runs = await submit(gateway.http, sleep_workflow(600, tag=1))
@@ -102,7 +104,7 @@ async def test_a_running_job_is_not_moved_though_the_journal_lists_it_second(tmp
     """The waiting job is first in the journal: it came first, but has the lower priority."""
     async with engines(2) as servers:
         busy, free = servers
-        await of_others(free)
+        await fill(free)
         async with gateway_of(tmp_path, *servers) as gateway:
             await queue_has(gateway, 2)
             async with gateway.http.post("/queue/pause") as response:
@@ -143,7 +145,7 @@ async def test_a_job_moves_only_to_a_server_that_has_its_files(tmp_path: Path) -
             "9": {"class_type": "SaveImage", "inputs": {"images": ["8", 0], "filename_prefix": "x"}},
         }
         for server in (lacking, having):
-            await of_others(server)
+            await fill(server)
         async with gateway_of(tmp_path, *servers) as gateway:
             await queue_has(gateway, 4)
             runs = await submit(gateway.http, sleep_workflow(600, tag=1))
@@ -165,7 +167,7 @@ async def test_a_job_moves_only_to_a_server_that_has_its_files(tmp_path: Path) -
 async def test_a_sync_call_whose_caller_returns_moves_to_an_idle_server(tmp_path: Path, asks: str) -> None:
     async with engines(2) as servers:
         busy, free = servers
-        await of_others(free)
+        await fill(free)
         fields: dict[str, Any] = {"prompt": sleep_workflow(600, tag=2), "prompt_id": str(uuid4())}
         waits = fields["prompt_id"]
         async with gateway_of(tmp_path, *servers) as gateway:
@@ -194,7 +196,7 @@ async def test_prompts_of_other_clients_are_never_moved(tmp_path: Path) -> None:
     async with engines(2) as servers, contextlib.AsyncExitStack() as stack:
         busy, free = servers
         workflow = sleep_workflow(600, tag=5)
-        theirs = await of_others(busy, 3, workflow)
+        theirs = await queued_elsewhere(busy.url, *[workflow] * 3)
         gateway = await stack.enter_async_context(gateway_of(tmp_path, *servers))
         asked = asyncio.create_task(fetch(gateway.http, theirs[1], 60))
         body = {"prompt": workflow, "prompt_id": theirs[2]}
@@ -217,7 +219,7 @@ async def test_jobs_that_hit_a_gpu_fault_after_a_restart_are_retried_on_another_
     """They used to fail, because a prompt that was found on a server had no second attempt."""
     async with engines(2) as servers:
         broken, other = servers
-        await of_others(other)
+        await fill(other)
         async with gateway_of(tmp_path, *servers) as gateway:
             await queue_has(gateway, 2)
             jobs = [await submit(gateway.http, sleep_workflow(600, tag=tag)) for tag in range(2)]

@@ -215,6 +215,17 @@ def requests(engine: Engine, route: str) -> int:
     return count
 
 
+async def queued_elsewhere(url: str, *workflows: Workflow) -> list[str]:
+    """Queues prompts as a client that uses ComfyUI without the gateway; returns their ids."""
+    ids = []
+    async with aiohttp.ClientSession(url) as http:
+        for workflow in workflows:
+            async with http.post("/prompt", json={"prompt": workflow}) as response:
+                assert response.status == 200, await response.text()
+                ids.append(str((await response.json())["prompt_id"]))
+    return ids
+
+
 async def prompts_are_queued(engine: Engine, count: int) -> None:
     """Waits until `count` prompts run or wait on the engine."""
     await until(lambda: queue_of(engine), lambda queue: len(queue[0]) + len(queue[1]) >= count)
