@@ -158,7 +158,7 @@ def verdict(rules: KeyRules | None, method: str, raw_path: str) -> Verdict:
     if rules.role == "admin" and rules.workflows is None and rules.per_minute is None:
         return _ALL
     row = row_of(method, raw_path)
-    if row is not None and row.graph and rules.workflows is not None:
+    if rules.workflows is not None and _takes_graph(row, method, raw_path):
         return Verdict(
             NO,
             f"the key {rules.name!r} may run named workflows only, not workflows that its callers send",
@@ -187,6 +187,19 @@ def row_of(method: str, raw_path: str) -> Row | None:
     method = "GET" if method == "HEAD" else method
     own = _find("gateway", method, decoded)
     return own or _find("comfyui", method, path)
+
+
+def _takes_graph(row: Row | None, method: str, raw_path: str) -> bool:
+    """Whether a server may read the request as one with a workflow in its body, however the path is spelt."""
+    if row is not None:
+        return row.graph
+    # An admin's path needs no row. A proxy before ComfyUI may fold doubled slashes and dots.
+    path = normalised(raw_path)
+    return path is None or any(
+        found.graph
+        for whose, spelling in (("gateway", path), ("gateway", f"/api{path}"), ("comfyui", path))
+        if (found := _find(whose, method, spelling)) is not None
+    )
 
 
 def _find(whose: Whose, method: str, path: str) -> Row | None:

@@ -124,6 +124,16 @@ def test_a_key_limited_to_named_workflows_may_not_send_its_own_graph(path: str, 
     assert "named workflows only" in found.refusal
 
 
+@pytest.mark.parametrize("path", [row.path for row in TABLE if row.graph and "*" not in row.path])
+@pytest.mark.parametrize("spelling", ["/{0}", "/.{0}", "/x/..{0}", "/%2e{0}", "/api/{0}", "{0}/", "/%2F{0}", "{0}%00x"])
+def test_no_spelling_lets_an_admin_with_workflows_send_a_graph(path: str, spelling: str) -> None:
+    raw_path = spelling.format(path)
+    found = verdict(rules("admin", workflows=frozenset({"portrait"})), "POST", raw_path)
+    assert found.refusal is not None, raw_path
+    assert "named workflows only" in found.refusal
+    assert verdict(rules("admin", workflows=frozenset({"portrait"})), "GET", "/no/such//path").refusal is None
+
+
 _HELD = (
     ("/queue", "pause"),
     ("/queue", "resume"),
