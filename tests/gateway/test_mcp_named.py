@@ -77,6 +77,27 @@ async def test_an_error_names_every_wrong_argument(
     assert executions(engine) == {}
 
 
+@pytest.mark.parametrize("tool", ["picture", "run_named"])
+async def test_the_first_call_after_a_start_knows_a_file_of_the_editor(
+    engine: Engine, tmp_path: Path, tool: str
+) -> None:
+    """Its reading needs the servers' node definitions, which nothing has asked for so early."""
+    nodes: list[dict[str, Any]] = [
+        {"id": 1, "type": "EmptyImage", "title": "$width", "widgets_values": [8, 8, 1, 0]},
+        {"id": 2, "type": "SaveImage", "widgets_values": ["picture"]},
+    ]
+    nodes[0]["outputs"] = [{"name": "IMAGE", "type": "IMAGE", "links": [1]}]
+    nodes[1]["inputs"] = [{"name": "images", "type": "IMAGE", "link": 1}]
+    write(tmp_path, "picture", {"nodes": nodes, "links": [[1, 1, 0, 2, 0, "IMAGE"]], "version": 0.4})
+    arguments: dict[str, Any] = {"width": 5}
+    if tool == "run_named":
+        arguments = {"name": "picture", "parameters": arguments}
+    async with running_gateway(engine.url, workflows_dir=tmp_path, mcp=True) as gateway, mcp_client(gateway) as client:
+        result = await client.call_tool(tool, arguments)
+    assert not result.is_error, json_of(result)
+    assert json_of(result)["workflow"]["parameters"] == {"width": 5}
+
+
 async def test_run_named_lists_describes_and_runs_workflows_once_per_prompt_id(
     mcp_named: RunningGateway, engine: Engine
 ) -> None:

@@ -156,6 +156,8 @@ class Tools:
             context, request, gateway_of(request), posted.arguments, posted.size, asyncio.get_running_loop().time()
         )
         work = self._calls.get(params.name)
+        if work is None or params.name == RUN_NAMED.name:
+            await know_nodes(call.gateway)
         if work is None and (workflow := self._catalogues.of(request).workflows.get(params.name)) is not None:
             work = partial(self._run_tool, workflow)
         if work is None:
