@@ -117,6 +117,7 @@ def unknown(name: str, names: Sequence[str]) -> BadParameter:
     }
     if (near := closest(name, names)) is not None:
         problem["closest"] = near
+        problem["message"] += f"; the closest is {near}"
     return problem
 
 

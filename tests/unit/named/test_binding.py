@@ -114,6 +114,7 @@ def test_a_choice_is_found_with_either_folder_separator(spelled: str) -> None:
             "must not look like a link to a node, because ComfyUI would take it for one",
         ),
         ({"promt": "x"}, "there is no such parameter; the parameters are: model, prompt, seed"),
+        ({"promt": "x"}, "; the closest is prompt"),
     ],
 )
 def test_a_value_that_does_not_fit_is_refused_by_name(values: dict[str, Any], message: str) -> None:
