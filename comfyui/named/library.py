@@ -13,12 +13,7 @@ from typing import Protocol
 
 import structlog
 
-from comfyui.exceptions import (
-    ComfyUIConnectionError,
-    ComfyUIError,
-    NamedWorkflowNotFoundError,
-    NamedWorkflowUnusableError,
-)
+from comfyui.exceptions import ComfyUIError, NamedWorkflowNotFoundError, NamedWorkflowUnusableError
 from comfyui.limits import DEFAULT_LIMITS, Limits, short
 from comfyui.named.files import Source, read_source, sources_in
 from comfyui.named.loading import load
@@ -123,9 +118,7 @@ class NamedWorkflows:
         if found is None:
             raise NamedWorkflowNotFoundError(f"there is no workflow {short(name)!r}{self._closest(name)}")
         if isinstance(found, Unusable):
-            if found.waits:
-                raise ComfyUIConnectionError(f"the workflow {name} cannot be used yet: {found.problem}")
-            raise NamedWorkflowUnusableError(f"the workflow {name} cannot be used: {found.problem}")
+            raise found.as_error()
         return found
 
     @property

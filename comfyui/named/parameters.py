@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
+from comfyui.exceptions import ComfyUIConnectionError, ComfyUIError, NamedWorkflowUnusableError
+
 Kind = Literal["text", "integer", "number", "boolean", "choice", "file", "any"]
 Medium = Literal["image", "video", "audio", "3d", "file"]
 Cast = Literal["", "integer", "number", "text"]
@@ -184,3 +186,9 @@ class Unusable:
     problem: str
     waits: bool = False
     classes: frozenset[str] = field(default=frozenset(), repr=False)
+
+    def as_error(self) -> ComfyUIError:
+        """The error of its call."""
+        if self.waits:
+            return ComfyUIConnectionError(f"the workflow {self.name} cannot be used yet: {self.problem}")
+        return NamedWorkflowUnusableError(f"the workflow {self.name} cannot be used: {self.problem}")

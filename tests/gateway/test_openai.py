@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -14,9 +15,9 @@ from openai import AsyncOpenAI
 from comfyui.engine import Engine
 from comfyui.jobs.journal.records import JobFilter
 from tests.support.keys import ALICE, BOB, bearer
-from tests.support.openai_models import opened, png
+from tests.support.openai_models import opened, png, write_models
 from tests.support.openai_sdk import openai_client
-from tests.support.running import RunningGateway, executions
+from tests.support.running import RunningGateway, executions, running_gateway
 
 PERSON = "X-OpenWebUI-User-Id"
 
@@ -73,6 +74,7 @@ async def test_dall_e_models_return_a_url_that_opens_without_a_key_header(
     answer = await openai_sdk.images.generate(model="dall-e-3", prompt="a cat", quality="hd", style="vivid", n=1)
     assert answer.data is not None
     [data] = answer.data
+    assert answer.output_format == "png"
     assert data.b64_json is None
     assert data.url is not None
     assert data.url.startswith(f"{models.url}/v1/images/")
@@ -87,6 +89,7 @@ async def test_a_url_with_a_ticket_opens_one_picture_without_a_key_and_no_other(
         answer = await client.images.generate(model="portrait", prompt="a", response_format="url", output_format="webp")
     assert answer.data is not None
     url = answer.data[0].url
+    assert answer.output_format == "webp"
     assert url is not None
     assert url.partition("?")[0].endswith(".webp")
     async with aiohttp.ClientSession() as http:
@@ -180,6 +183,31 @@ async def test_an_unusable_parameter_is_named(
         assert response.headers["x-should-retry"] == "false"
     assert (error["param"], error["code"], error["type"]) == (param, code, "invalid_request_error")
     assert not executions(engine)
+
+
+async def test_a_model_whose_file_cannot_be_used_gives_the_reason(engine: Engine, tmp_path: Path) -> None:
+    folder = write_models(tmp_path)
+    (folder / "torn.json").write_text("{")
+    async with running_gateway(engine.url, workflows_dir=folder, openai_models=("dall-e-3=torn",)) as gateway:
+        for model in ("torn", "dall-e-3"):
+            body = {"model": model, "prompt": "a"}
+            async with gateway.http.post("/v1/images/generations", json=body) as response:
+                error = (await response.json())["error"]
+                assert (response.status, response.headers["x-should-retry"]) == (409, "false")
+            assert error["code"] == "workflow_unusable"
+            assert error["message"].startswith("the workflow torn cannot be used: its file is not JSON")
+
+
+async def test_a_workflow_that_comfyui_refuses_is_told_by_its_node(engine: Engine, tmp_path: Path) -> None:
+    folder = write_models(tmp_path)
+    portrait = folder / "portrait.json"
+    portrait.write_text(portrait.read_text().replace("v1-5-pruned-emaonly", "nowhere"))
+    async with running_gateway(engine.url, workflows_dir=folder) as gateway:
+        body = {"model": "portrait", "prompt": "a"}
+        async with gateway.http.post("/v1/images/generations", json=body) as response:
+            error = (await response.json())["error"]
+    assert (response.status, error["code"]) == (400, "validation_failed")
+    assert "node 1: Value not in list: ckpt_name: 'nowhere.safetensors'" in error["message"]
 
 
 async def test_a_failed_render_is_not_repeated_by_the_client(models: RunningGateway, engine: Engine) -> None:

@@ -20,6 +20,7 @@ from comfyui.exceptions import (
     RequestError,
     TooManySubmissionsError,
 )
+from comfyui.limits import short
 
 NO_RETRY: Final = {"x-should-retry": "false"}
 _ROOTS: Final = ("/v1/images", "/v1/models")
@@ -27,6 +28,8 @@ _BELOW: Final = tuple(f"{root}/" for root in _ROOTS)
 # Nothing was accepted, so the same call may be sent again.
 _BEFORE_A_JOB: Final = (ComfyUIOverloadedError, ComfyUIShutdownError, TooManySubmissionsError)
 _INVALID: Final = "invalid_request_error"
+_MOST_NODES: Final = 5
+_LONGEST_OF_NODE: Final = 500
 _BY_STATUS: Final = {
     401: (_INVALID, "invalid_api_key"),
     403: (_INVALID, "forbidden"),
@@ -54,6 +57,12 @@ def envelope_of_status(status: int, message: str) -> Envelope:
     return envelope(message, kind, code)
 
 
+def _with_nodes(error: ComfyUIError) -> str:
+    """The detail, and what was said of the first nodes: this body has no other place for it."""
+    nodes = [f"node {node_id}: {'; '.join(messages)}" for node_id, messages in error.node_errors.items()]
+    return ". ".join([error.detail, *(short(text, _LONGEST_OF_NODE) for text in nodes[:_MOST_NODES])])
+
+
 def envelope_of(error: ComfyUIError) -> tuple[int, Envelope, dict[str, str]]:
     """Status, body and headers of an error."""
     headers = {} if isinstance(error, _BEFORE_A_JOB) else dict(NO_RETRY)
@@ -67,6 +76,6 @@ def envelope_of(error: ComfyUIError) -> tuple[int, Envelope, dict[str, str]]:
             return error.status, envelope(error.detail, _INVALID, error.code, error.field or None), headers
         case ComfyUINotFoundError():
             return error.status, envelope(error.detail, _INVALID, error.code), headers
-    body = envelope_of_status(error.status, error.detail)
+    body = envelope_of_status(error.status, _with_nodes(error))
     body["error"]["code"] = body["error"]["code"] or error.code
     return error.status, body, headers

@@ -16,7 +16,6 @@ from comfyui.outputs.delivery import Deliverer, Order
 from comfyui.outputs.history import OutputContent
 
 _ENDINGS = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp", "image/gif": "gif", "image/avif": "avif"}
-_FORMATS = {"image/png": "png", "image/jpeg": "jpeg", "image/webp": "webp"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +38,7 @@ class Facts:
         """Take them from the picture's first bytes, unless they are known."""
         if self.output_format:
             return
-        self.output_format = _FORMATS.get(content.content_type, content.content_type.partition("/")[2])
+        self.output_format = _format_of(content.content_type)
         width, height = imagesize.get(io.BytesIO(head))
         if width > 0 and height > 0:
             self.size = f"{width}x{height}"
@@ -99,10 +98,21 @@ async def base64_of(
 def url_answer(
     pictures: Sequence[Picture], convert: ImageConversion | None, created: int, link: Callable[[str], str]
 ) -> dict[str, object]:
-    """The JSON with an address for each picture. `link`: makes an address that needs no key of a path of ours."""
+    """The JSON with an address for each picture.
+
+    Args:
+        pictures: one at least.
+        link: makes an address that needs no key of a path of ours.
+    """
     quality = "" if convert is None or convert.quality is None else f"?quality={convert.quality}"
     paths = [
         f"/v1/images/{picture.result.prompt_id}/{picture.index}.{ending_of(picture, convert)}{quality}"
         for picture in pictures
     ]
-    return {"created": created, "data": [{"url": link(path)} for path in paths]}
+    output_format = _format_of(pictures[0].file.content_type) if convert is None else convert.format
+    return {"created": created, "output_format": output_format, "data": [{"url": link(path)} for path in paths]}
+
+
+def _format_of(content_type: str) -> str:
+    """OpenAI's name of a picture's format: ``png`` for ``image/png``."""
+    return content_type.partition("/")[2]

@@ -32,7 +32,7 @@ from comfyui.tasks import end_tasks
 from comfyui.transport.body import IteratedBody
 from comfyui.web.api.answers import file_answer
 from comfyui.web.api.jobs import origin_of
-from comfyui.web.api.named_runs import know_nodes, prepared, seen_workflows
+from comfyui.web.api.named_runs import know_nodes, prepared, seen_files, seen_workflows
 from comfyui.web.api.streams import BodyStream
 from comfyui.web.front.errors import answer_to_nobody, json_response
 from comfyui.web.front.gateway_state import GatewayState, gateway_of
@@ -126,7 +126,7 @@ async def _made(request: Request, kind: ModelKind) -> Response:
     call = await read_call(request)
     async with _held(call):
         await know_nodes(gateway)
-        workflow = workflow_for(call.model, kind, seen_workflows(request), gateway.options.models)
+        workflow = workflow_for(call.model, kind, seen_files(request), gateway.options.models)
         values = values_of(workflow, call, kind)
         if call.convert is not None:
             gateway.deliverer.check(Order(convert=call.convert))

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from comfyui.exceptions import ImageCallError
 from comfyui.named.model_names import ModelKind, ModelNames
-from comfyui.named.parameters import NamedWorkflow, Parameter
+from comfyui.named.parameters import NamedWorkflow, Parameter, Unusable
 
 _WANTED: Mapping[ModelKind, str] = {"generations": "prompt", "edits": "image"}
 
@@ -27,24 +27,28 @@ def can_do(workflow: NamedWorkflow, kind: ModelKind) -> bool:
 
 
 def workflow_for(
-    model: str | None, kind: ModelKind, workflows: Sequence[NamedWorkflow], names: ModelNames
+    model: str | None, kind: ModelKind, files: Sequence[NamedWorkflow | Unusable], names: ModelNames
 ) -> NamedWorkflow:
     """The workflow that a call means.
 
     Args:
-        workflows: those that the caller may run.
+        files: the workflows that the caller may run, also those that cannot be used.
 
     Raises:
         ImageCallError: there is none; the text lists the existing ones.
+        NamedWorkflowUnusableError, ComfyUIConnectionError: there is one, but its file cannot be used, or not yet.
     """
-    able = {workflow.name: workflow for workflow in workflows if can_do(workflow, kind)}
+    able = {one.name: one for one in files if isinstance(one, NamedWorkflow) and can_do(one, kind)}
+    wanted: Sequence[str]
     if model is None:
         default = names.defaults.get(kind)
-        wanted = tuple(able) if default is None and len(able) == 1 else (default,)
+        wanted = [default] if default is not None else [*able] if len(able) == 1 else []
     else:
-        wanted = (*names.aliases.get(model, ()), model)
+        wanted = [*names.aliases.get(model, ()), model]
     found = next((able[name] for name in wanted if name in able), None)
     if found is None:
+        if unusable := next((one for one in files if isinstance(one, Unusable) and one.name in wanted), None):
+            raise unusable.as_error()
         there_are = ", ".join(models_of(able, names))
         detail = "model: name one" if model is None else f"model: {model!r:.80} is no model for {kind}"
         models = f"the models for {kind} are {there_are}" if there_are else f"you have no model for {kind}"
