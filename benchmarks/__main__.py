@@ -64,6 +64,7 @@ _FIGURES: dict[str, Callable[[Stage], Awaitable[list[Row]]]] = {
     "prompts": prompts.added_by_the_queue,
     "binding": named.binding,
     "named-start": named.starting,
+    "named-document": named.document,
     "mcp": mcp.tools,
     "console": console.page,
     "open-consoles": console.open_consoles,
