@@ -185,7 +185,7 @@ class ComfyUIHandler:
         fresh_id: str | None = None,
         listener: Listener | None = None,
         origin: Origin = OURS,
-        told: bool = False,
+        returns_s: float | None = None,
     ) -> PromptResult:
         """Runs the workflow and waits for it; the same ``prompt_id`` again joins the run, or returns its result.
 
@@ -193,7 +193,7 @@ class ComfyUIHandler:
             files: further inputs; kept as long as the prompt needs them, which may be longer than this call.
             fresh_id: a new UUID to use if the request has no ``prompt_id``; one is made when not given.
             listener: gets the prompt's events while this call waits.
-            told: whether the caller learns the id at once, and may return with it after a restart.
+            returns_s: how long the job waits for a caller who has left and may return; None: the caller cannot.
 
         Raises:
             ComfyUIError: any of the tree, with the ``prompt_id`` if there is one.
@@ -204,7 +204,7 @@ class ComfyUIHandler:
             request = origin.admitted(request)
             if request.prompt_id is None:
                 async with self.admission.room_for(origin):
-                    job = self.admission.start(prompt_id, origin, request, files, told=told)
+                    job = self.admission.start(prompt_id, origin, request, files, returns_s=returns_s)
                 return await self._wait(job, timeout_s, listener, may_cancel=True)
             fingerprint = await offloaded(request.size, fingerprint_of, request, files)
             timeout_s = await self._cancels.ended(prompt_id, timeout_s)
@@ -390,7 +390,7 @@ class ComfyUIHandler:
             self._runs.drop(job)  # at once: a new request must not join a job that is over
             job.stop()
         elif job.cancel_wanted is not None:
-            if job.cancel_wanted == "disconnect" and job.may_be_asked_for and (wait_s := self._options.reattach_s):
+            if job.cancel_wanted == "disconnect" and (wait_s := job.returns_within(self._options.reattach_s)):
                 asyncio.get_running_loop().call_later(wait_s, self._did_not_come_back, job, job.joined)
             else:
                 self._cancels.give_up(job, job.cancel_wanted)

@@ -95,12 +95,18 @@ class Admission:
         return self.entries.new(prompt_id, origin, kind="sync", callers_id=callers_id)
 
     def start(
-        self, prompt_id: str, origin: Origin, request: PromptRequest, files: SpooledFiles | None, *, told: bool
+        self,
+        prompt_id: str,
+        origin: Origin,
+        request: PromptRequest,
+        files: SpooledFiles | None,
+        *,
+        returns_s: float | None,
     ) -> Job:
-        """A sync job with an id of ours. `told`: the caller knows it at once."""
+        """A sync job with an id of ours. `returns_s`: see `ComfyUIHandler.submit_prompt_sync`."""
         entry = self.new_entry(prompt_id, origin, callers_id=False)
-        if told:
-            entry.told()
+        if returns_s is not None:
+            entry.told(returns_s)
         return self.runs.start(prompt_id, request, files, entry=entry)
 
     def room_for(self, origin: Origin) -> AbstractAsyncContextManager[None]:

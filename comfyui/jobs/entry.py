@@ -43,6 +43,7 @@ class Entry:
         kind: sync if a caller waits for the job on its connection.
         callers_id: whether the caller knows the id, so that each write is committed before ComfyUI is asked.
         chosen: the caller made the id up, so that ComfyUI may know it from before.
+        returns_s: how long the job waits for a caller who has left, if the id is ours.
         added: the job is in the journal.
         fence: of the present attempt.
         losses: how many attempts of this run a server had lost after they had begun, when this process took it up.
@@ -69,6 +70,7 @@ class Entry:
     ) -> None:
         self.kind: Kind = kind
         self.callers_id = self.chosen = callers_id
+        self.returns_s = 0.0
         self.added = False
         self.fence = Fence(prompt_id, 1, 0)
         self.losses = 0
@@ -290,9 +292,13 @@ class Entry:
         if self.added:
             self._write_behind(Cancel(self.fence.prompt_id, self.fence.run))
 
-    def told(self) -> None:
-        """The caller is told the id at once, before anything is written."""
-        self.callers_id = True
+    def told(self, returns_s: float) -> None:
+        """The caller is told the id at once, before anything is written, or repeats its call without it.
+
+        Args:
+            returns_s: how long the job waits for a caller who has left.
+        """
+        self.callers_id, self.returns_s = True, returns_s
 
     async def tell(self, request: PromptRequest | None) -> None:
         """The caller is about to be told the id, which from now on counts as its own."""

@@ -200,6 +200,12 @@ class Job:
         """Whether its caller chose the id, and can return with it."""
         return self.entry is not None and self.entry.chosen
 
+    def returns_within(self, reattach_s: float) -> float:
+        """How long it waits for a caller who has left. `reattach_s`: if the caller chose the id."""
+        if self.entry is None:
+            return 0.0
+        return reattach_s if self.entry.chosen else self.entry.returns_s
+
     @property
     def started(self) -> bool:
         """Whether ComfyUI began to run it."""

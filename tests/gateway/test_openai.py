@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -17,7 +18,14 @@ from comfyui.jobs.journal.records import JobFilter
 from tests.support.keys import ALICE, BOB, bearer
 from tests.support.openai_models import opened, png, write_models
 from tests.support.openai_sdk import openai_client
-from tests.support.running import RunningGateway, executions, running_gateway
+from tests.support.running import (
+    RunningGateway,
+    executions,
+    handler_options,
+    queue_of,
+    running_gateway,
+    until,
+)
 
 PERSON = "X-OpenWebUI-User-Id"
 
@@ -230,6 +238,53 @@ async def test_a_retried_call_joins_the_job_of_the_first_call(models: RunningGat
     assert len(executions(engine)) == 2
     async with models.http.post("/v1/images/generations", json=body) as response:
         assert [data["b64_json"] for data in (await response.json())["data"]] != pictures[0]
+
+
+async def test_a_retried_call_after_a_broken_connection_gets_the_first_job(
+    models: RunningGateway, engine: Engine
+) -> None:
+    body = {"model": "portrait", "prompt": "a slow house", "steps": 60}
+    await cut_off(models, engine, body, "0")
+    assert await status_of(models, body, "1") == 200
+    assert len(executions(engine)) == 1
+
+
+async def test_a_broken_connection_cancels_the_job_of_a_client_that_never_retries(
+    models: RunningGateway, engine: Engine
+) -> None:
+    body = {"model": "portrait", "prompt": "a slow house", "steps": 60}
+    await cut_off(models, engine, body)
+    await until(lambda: queue_of(engine), lambda queue: queue == ([], []))
+    # A retry that finds it cancelled runs the workflow again.
+    assert await status_of(models, body, "1") == 200
+
+
+async def cut_off(gateway: RunningGateway, engine: Engine, body: dict[str, Any], count: str | None = None) -> None:
+    """Sends a call, and breaks its connection while ComfyUI works on it."""
+    call = asyncio.create_task(status_of(gateway, body, count))
+    await until(lambda: queue_of(engine), lambda queue: bool(queue[0]))
+    call.cancel()
+    await asyncio.wait([call])
+    await until(lambda: asyncio.sleep(0, gateway.handler.waiting), lambda waiting: waiting == 0)
+
+
+async def status_of(gateway: RunningGateway, body: dict[str, Any], count: str | None = None) -> int:
+    headers = {} if count is None else {"x-stainless-retry-count": count}
+    async with gateway.http.post("/v1/images/generations", json=body, headers=headers) as response:
+        await response.read()
+        return response.status
+
+
+async def test_more_pictures_than_requests_may_wait_are_made_one_after_another(engine: Engine, tmp_path: Path) -> None:
+    folder, two = write_models(tmp_path), handler_options(max_concurrent_requests=2)
+    async with (
+        running_gateway(engine.url, workflows_dir=folder, changed=two) as gateway,
+        openai_client(gateway.url) as client,
+    ):
+        answer = await client.images.generate(model="portrait", prompt="a", n=5)
+    assert answer.data is not None
+    assert len({made(data) for data in answer.data}) == 5
+    assert len(executions(engine)) == 5
 
 
 async def test_a_retried_edit_with_its_pictures_swapped_is_another_call(models: RunningGateway, engine: Engine) -> None:

@@ -137,7 +137,7 @@ class Submitting:
                 fresh_id=prompt_id,
                 listener=listener,
                 origin=origin,
-                told=listener is not None,  # events begin with the id
+                returns_s=None if listener is None else 0.0,  # events begin with the id
             ),
         )
 

@@ -17,11 +17,13 @@ from comfyui.exceptions import (
     ClientGoneError,
     ComfyUIInputError,
     ComfyUINotFoundError,
+    ComfyUIOverloadedError,
     ImageCallError,
     ParametersError,
     RequestError,
 )
 from comfyui.jobs.job import Listener
+from comfyui.jobs.journal.records import State
 from comfyui.jobs.origin import Origin
 from comfyui.models import ImageConversion, ImageFormat, PromptRequest, PromptResult
 from comfyui.named.model_names import ModelKind
@@ -50,8 +52,11 @@ _IGNORED = "X-Ignored-Parameters"
 _RETRY_COUNT = "x-stainless-retry-count"
 # SDKs give up after 600 s, and come again within 8 s.
 _REPEATED_WITHIN_S = 15 * 60.0
+# How long a job whose SDK is cut off waits for the next call.
+_RETURNS_S = 15.0
 # A refusal that comes sooner than this still gets its HTTP status, even for an answer in events.
 _START_PATIENCE_S = 1.0
+_CANCELLED = frozenset({State.CANCELING, State.CANCELED})
 _MOST_SHOWN = 20
 _LONGEST_SHOWN = 60
 _FORMATS: Mapping[str, ImageFormat] = {"png": "png", "jpg": "jpeg", "webp": "webp", "avif": "avif"}
@@ -64,6 +69,8 @@ class _Work:
     Attributes:
         keys: the idempotency key of each prompt.
         fields: the call's field by the parameter that it became.
+        repeats: the client sends the same call again if its connection breaks.
+        repeated: it has done so.
     """
 
     gateway: GatewayState
@@ -72,6 +79,7 @@ class _Work:
     requests: tuple[PromptRequest, ...]
     keys: tuple[str, ...]
     fields: Mapping[str, str]
+    repeats: bool
     repeated: bool
 
 
@@ -181,9 +189,10 @@ async def _work(
             first = next(iter(error.parameters))
             raise ImageCallError(error.detail, values.fields.get(first, first)) from error
     keys = tuple(f"{_FACE}:{call.digest}:{index}" for index in range(count))
-    said = request.headers.get(_RETRY_COUNT, "0")
-    repeated = said.isdecimal() and said.strip("0") != ""
-    return _Work(gateway, _caller(request, call), call, tuple(requests), keys, values.fields, repeated)
+    said = request.headers.get(_RETRY_COUNT, "")
+    repeats = said.isdecimal()
+    repeated = repeats and said.strip("0") != ""
+    return _Work(gateway, _caller(request, call), call, tuple(requests), keys, values.fields, repeats, repeated)
 
 
 def _caller(request: Request, call: ImageCall) -> Origin:
@@ -196,10 +205,23 @@ def _caller(request: Request, call: ImageCall) -> Origin:
 
 async def _pictures(work: _Work, listener: Listener | None = None) -> list[Picture]:
     """All pictures of a call. When one prompt fails or the caller leaves, the others are given up."""
-    tasks = [
-        asyncio.create_task(_result(work, index, None if index else listener), name=f"openai {index}")
-        for index in range(len(work.requests))
-    ]
+    tasks: list[asyncio.Task[PromptResult]] = []
+    refused = set[int]()
+
+    async def made(index: int) -> PromptResult:
+        while True:
+            try:
+                return await _result(work, index, None if index else listener)
+            except ComfyUIOverloadedError:
+                # No more may wait now: this one begins when another one of the call has ended.
+                refused.add(index)
+                others = [task for other, task in enumerate(tasks) if other not in refused and not task.done()]
+                if not others:
+                    raise
+                await asyncio.wait(others, return_when=asyncio.FIRST_COMPLETED)
+                refused.discard(index)
+
+    tasks += [asyncio.create_task(made(index), name=f"openai {index}") for index in range(len(work.requests))]
     try:
         results = await asyncio.gather(*tasks)
     except ComfyUIInputError as error:
@@ -219,7 +241,7 @@ async def _result(work: _Work, index: int, listener: Listener | None) -> PromptR
     if work.repeated:
         since = time.time() - _REPEATED_WITHIN_S
         known = await gateway.handler.journal.sent_under(work.origin.owner, key, since)
-        if known is not None:
+        if known is not None and not await _is_cancelled(work, known):
             return await gateway.handler.attach(known, timeout_s=timeout_s, listener=listener, origin=work.origin)
     return await gateway.handler.submit_prompt_sync(
         work.requests[index],
@@ -228,8 +250,13 @@ async def _result(work: _Work, index: int, listener: Listener | None) -> PromptR
         fresh_id=str(uuid4()),
         listener=listener,
         origin=replace(work.origin, idempotency_key=key),
-        told=True,  # a client that is cut off comes again
+        returns_s=_RETURNS_S if work.repeats else 0.0,
     )
+
+
+async def _is_cancelled(work: _Work, prompt_id: str) -> bool:
+    """Whether the job was given up, because its client came back too late."""
+    return (await work.gateway.handler.look(prompt_id, work.origin)).state in _CANCELLED
 
 
 async def _streamed(
