@@ -22,6 +22,7 @@ from comfyui.outputs.history import OutputContent
 from comfyui.outputs.images import ConversionLimits, ImageConverter
 from comfyui.transport.body import IteratedBody
 from tests.support.outputs import simulated_output
+from tests.support.pictures import encoded
 from tests.support.running import RunningGateway, invert_workflow
 
 
@@ -123,12 +124,6 @@ async def test_the_workflow_stays_in_the_metadata_as_comfyui_writes_it(gateway: 
 
 
 # The converter itself: no gateway needed.
-
-
-def encoded(image: Image.Image, name: str, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, name, **options)
-    return buffer.getvalue()
 
 
 async def convert(data: bytes, name: str = "a.png", *, limits: ConversionLimits | None = None, **wanted: Any) -> Any:

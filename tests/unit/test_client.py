@@ -68,13 +68,6 @@ async def test_a_submission_is_never_retried_and_says_that_it_may_have_arrived(
     assert raised.value.sent
 
 
-async def test_a_refused_connection_says_that_nothing_was_sent(unused_tcp_port: int) -> None:
-    async with ComfyUIClient(f"127.0.0.1:{unused_tcp_port}", retries=0) as client:
-        with pytest.raises(ComfyUIConnectionError, match="cannot be reached") as raised:
-            await client.queue_prompt({"prompt": {}})
-    assert not raised.value.sent
-
-
 async def test_a_refusal_carries_the_node_errors(client: ComfyUIClient, upstream: aioresponses) -> None:
     body = {
         "error": {"type": "prompt_outputs_failed_validation", "message": "Prompt outputs failed validation"},

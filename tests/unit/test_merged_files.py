@@ -19,12 +19,7 @@ subfolders = st.text(max_size=20)
 fields = st.sampled_from(["filename", "subfolder", "type", "result", "images", "x"])
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
-    lambda inner: (
-        st.lists(inner, max_size=4)
-        | st.dictionaries(
-            st.sampled_from(["filename", "subfolder", "type", "result", "images", "x"]), inner, max_size=4
-        )
-    ),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(fields, inner, max_size=4),
     max_leaves=20,
 )
 

@@ -31,7 +31,7 @@ class NamedServer:
         self.name = name
 
 
-class Measuring:
+class CountingMeasurer:
     """Gives the n-th file that is asked for a size of n bytes."""
 
     def __init__(self) -> None:
@@ -51,8 +51,8 @@ class Measuring:
 
 
 @asynccontextmanager
-async def fresh_jobs(left: list[Job] | None = None) -> AsyncIterator[tuple[FreshJobs, Measuring]]:
-    measuring = Measuring()
+async def fresh_jobs(left: list[Job] | None = None) -> AsyncIterator[tuple[FreshJobs, CountingMeasurer]]:
+    measuring = CountingMeasurer()
     async with FreshJobs(measuring, ([] if left is None else left).append) as jobs:
         yield jobs, measuring
 

@@ -22,14 +22,14 @@ from comfyui.inputs.content import CHUNK, Content, Spool, sniff
 from comfyui.inputs.decoding import decode
 from comfyui.inputs.staging import InputStager
 from comfyui.models import InputFile, PromptRequest
+from tests.support.job_inputs import b64
+from tests.support.pictures import encoded
 
 MAX = 1_000_000
 
 
 def picture(format_name: str) -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", (8, 8), (200, 30, 30)).save(file, format_name)
-    return file.getvalue()
+    return encoded(Image.new("RGB", (8, 8), (200, 30, 30)), format_name)
 
 
 # It has bytes that base64 writes as "+" and "/", and a length that needs padding.
@@ -44,10 +44,6 @@ def sound() -> bytes:
         recording.setframerate(8000)
         recording.writeframes(b"\0\0" * 80)
     return file.getvalue()
-
-
-def b64(data: bytes) -> str:
-    return base64.b64encode(data).decode()
 
 
 def bytes_of(content: Content) -> bytes:

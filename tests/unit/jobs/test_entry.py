@@ -22,7 +22,7 @@ from tests.support.journals import new_job, prompt_id
 _REQUEST = PromptRequest(prompt={"1": {"class_type": "A", "inputs": {}}})
 
 
-class Counting(MemoryJournal):
+class RecordingJournal(MemoryJournal):
     """Records the type of each write."""
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class Counting(MemoryJournal):
         super().write_behind(write)
 
 
-class FullDisk(MemoryJournal):
+class FullDiskJournal(MemoryJournal):
     """Fails every write."""
 
     def begin(self, write: Write) -> asyncio.Future[int]:
@@ -52,7 +52,7 @@ def entry_in(journal: MemoryJournal, kind: Kind, *, callers_id: bool) -> Entry:
 
 
 async def test_a_quick_call_without_an_id_needs_two_writes() -> None:
-    journal = Counting()
+    journal = RecordingJournal()
     entry = entry_in(journal, "sync", callers_id=False)
     await entry.placed("gpu-1", _REQUEST, None)
     entry.started()
@@ -65,12 +65,12 @@ async def test_a_quick_call_without_an_id_needs_two_writes() -> None:
 
 
 async def test_a_sync_call_goes_on_when_the_disk_is_full() -> None:
-    await entry_in(FullDisk(), "sync", callers_id=True).placed("gpu-1", _REQUEST, "f")
+    await entry_in(FullDiskJournal(), "sync", callers_id=True).placed("gpu-1", _REQUEST, "f")
 
 
 async def test_an_async_job_is_not_submitted_when_its_placement_cannot_be_written() -> None:
     with pytest.raises(JournalError, match="STATE_DIR"):
-        await entry_in(FullDisk(), "async", callers_id=True).placed("gpu-1", _REQUEST, "f")
+        await entry_in(FullDiskJournal(), "async", callers_id=True).placed("gpu-1", _REQUEST, "f")
 
 
 async def test_an_id_that_another_owner_took_meanwhile_is_refused_and_its_row_stays() -> None:
@@ -87,7 +87,7 @@ async def test_an_id_that_another_owner_took_meanwhile_is_refused_and_its_row_st
 
 
 async def test_the_row_of_a_job_placed_now_is_written_after_the_waiting_tasks_have_run() -> None:
-    journal = Counting()
+    journal = RecordingJournal()
     entry = entry_in(journal, "async", callers_id=False)
     at_its_turn: list[list[type]] = []
 
@@ -108,7 +108,7 @@ async def test_the_row_of_a_job_placed_now_is_written_after_the_waiting_tasks_ha
 
 
 async def test_the_end_of_a_job_placed_now_is_written_after_its_row() -> None:
-    journal = Counting()
+    journal = RecordingJournal()
     entry = entry_in(journal, "async", callers_id=False)
     entry.place_now("gpu-1", _REQUEST, None)
     entry.started()
@@ -122,7 +122,7 @@ async def test_the_end_of_a_job_placed_now_is_written_after_its_row() -> None:
 
 
 async def test_a_job_placed_now_under_a_callers_id_is_written_before_its_submission() -> None:
-    journal = Counting()
+    journal = RecordingJournal()
     entry = entry_in(journal, "async", callers_id=True)
     entry.place_now("gpu-1", _REQUEST, None)
     await entry.placed("gpu-1", _REQUEST, None)
@@ -131,7 +131,7 @@ async def test_a_job_placed_now_under_a_callers_id_is_written_before_its_submiss
 
 
 async def test_every_waiter_gets_the_error_when_a_job_placed_now_cannot_be_written() -> None:
-    entry = entry_in(FullDisk(), "async", callers_id=False)
+    entry = entry_in(FullDiskJournal(), "async", callers_id=False)
     entry.place_now("gpu-1", _REQUEST, None)
     for _ in range(2):
         with pytest.raises(JournalError, match="the disk is full"):

@@ -87,7 +87,7 @@ async def numbers_of(journal: Journal, narrowed: JobFilter, limit: int = 50) -> 
         assert len(page.records) == limit
 
 
-async def got(journal: Journal, number: int) -> JobRecord:
+async def record_of(journal: Journal, number: int) -> JobRecord:
     record = await journal.get(prompt_id(number))
     assert record is not None
     return record
@@ -121,7 +121,7 @@ async def test_a_job_is_read_as_it_was_written(journal: Journal) -> None:
         body=BODY,
     )
     number = await journal.write(Add(job, "gpu-1"))
-    record = await got(journal, 7)
+    record = await record_of(journal, 7)
     assert first_record(job, number, body_sha256=record.body_sha256, server="gpu-1") == record
     for name in NewJob.__dataclass_fields__.keys() - {"body", "front"}:
         assert getattr(record, name) == getattr(job, name), name
@@ -135,7 +135,7 @@ async def test_a_job_shows_the_number_that_it_got_or_asked_for(journal: Journal)
     assert await journal.write(Add(new_job(1))) == 1
     assert await journal.write(Add(new_job(2, front=True))) == 2
     assert await journal.write(Add(new_job(3, turn=0.5))) == 3
-    shown = [(await got(journal, number)).shown_number for number in (1, 2, 3)]
+    shown = [(await record_of(journal, number)).shown_number for number in (1, 2, 3)]
     assert shown == [1, -2, 0.5]
     assert [type(number) for number in shown] == [int, int, float]
     assert not await journal.write(Add(new_job(3)))
@@ -193,9 +193,9 @@ async def test_an_older_attempt_withdraws_nothing(journal: Journal) -> None:
 
 async def test_a_second_job_with_the_same_id_changes_nothing(journal: Journal) -> None:
     await journal.write(Add(new_job(1)))
-    before = await got(journal, 1)
+    before = await record_of(journal, 1)
     assert not await journal.write(Add(new_job(1, body=b"{}", owner="mallory")))
-    assert await got(journal, 1) == before
+    assert await record_of(journal, 1) == before
     assert await journal.body_of(prompt_id(1)) == BODY
 
 
@@ -214,12 +214,12 @@ async def test_an_unknown_job_reads_as_nothing_and_cannot_be_changed(journal: Jo
 
 async def test_a_run_is_recorded_from_its_placement_to_its_end(journal: Journal) -> None:
     fence = await run(journal, 1, at=5.0)
-    running = await got(journal, 1)
+    running = await record_of(journal, 1)
     assert (running.state, running.server, running.started_at, running.fence) == (State.RUNNING, "gpu-1", 5.0, fence)
     error = {"type": "task_failed", "detail": "\ud800", "timings": {"executing": math.inf}}
     ended = Finish(fence=fence, state=State.FAILED, at=9.0, error=error, result=b'{"files": []}', retryable=True)
     assert await journal.write(ended)
-    record = await got(journal, 1)
+    record = await record_of(journal, 1)
     assert (record.state, record.ended_at, record.retryable) == (State.FAILED, 9.0, True)
     assert record.error is not None
     assert record.error["type"] == "task_failed"
@@ -243,7 +243,7 @@ async def test_results_of_many_jobs_come_in_the_given_order_up_to_a_size(journal
 
 async def test_lone_surrogates_in_a_callers_texts_are_replaced(journal: Journal) -> None:
     await journal.write(Add(new_job(1, client_id="a\ud800", owner="o\udfff", workflow_name="w\ud800", face="f\ud800")))
-    record = await got(journal, 1)
+    record = await record_of(journal, 1)
     assert (record.client_id, record.owner, record.workflow_name, record.face) == (
         "a\ufffd",
         "o\ufffd",
@@ -259,9 +259,9 @@ async def test_pending_writes_are_applied_in_order_before_a_read(journal: Journa
     fence = Fence(prompt_id(1), 1, 1)
     for write in (Add(new_job(1)), Place(fence, "gpu-1"), Start(fence, 2.0)):
         journal.write_behind(write)
-    assert (await got(journal, 1)).state is State.RUNNING
+    assert (await record_of(journal, 1)).state is State.RUNNING
     journal.write_behind(Finish(fence=fence, state=State.SUCCEEDED, at=3.0))
-    assert (await got(journal, 1)).state is State.SUCCEEDED
+    assert (await record_of(journal, 1)).state is State.SUCCEEDED
 
 
 async def test_a_cancelled_caller_undoes_no_write(journal: Journal) -> None:
@@ -274,16 +274,16 @@ async def test_a_cancelled_caller_undoes_no_write(journal: Journal) -> None:
 
 async def test_an_id_that_the_caller_got_counts_as_the_callers_id(journal: Journal) -> None:
     await journal.write(Add(new_job(1)))
-    assert not (await got(journal, 1)).callers_id
+    assert not (await record_of(journal, 1)).callers_id
     assert await journal.write(Tell(prompt_id(1)))
-    assert (await got(journal, 1)).callers_id
+    assert (await record_of(journal, 1)).callers_id
     assert await journal.body_of(prompt_id(1)) == BODY
 
 
 async def test_the_body_is_kept_from_the_moment_the_caller_gets_the_id(journal: Journal) -> None:
     await journal.write(Add(new_job(1, body=None)))
     assert await journal.body_of(prompt_id(1)) is None
-    assert (await got(journal, 1)).body_sha256 is None
+    assert (await record_of(journal, 1)).body_sha256 is None
     assert await journal.write(Tell(prompt_id(1), BODY))
     assert await journal.body_of(prompt_id(1)) == BODY
     await end(journal, 1)
@@ -295,8 +295,8 @@ async def test_a_pending_write_that_may_wait_is_read_at_once(journal: Journal) -
     journal.write_behind(Add(new_job(1), "gpu-1"), soon=False)
     journal.write_behind(Cancel(prompt_id(1), 1))
     journal.write_behind(Add(new_job(2), "gpu-1"), soon=False)
-    assert (await got(journal, 1)).state is State.CANCELING
-    assert (await got(journal, 2)).server == "gpu-1"
+    assert (await record_of(journal, 1)).state is State.CANCELING
+    assert (await record_of(journal, 2)).server == "gpu-1"
 
 
 async def test_a_job_written_together_with_its_end_equals_a_job_that_ended_later(journal: Journal) -> None:
@@ -307,7 +307,7 @@ async def test_a_job_written_together_with_its_end_equals_a_job_that_ended_later
     end_ = Finish(fence=fence._replace(prompt_id=prompt_id(2)), state=State.SUCCEEDED, **fields)
     assert await journal.write(Add(new_job(2, created_at=1.0), "gpu-1", end_))
     assert not await journal.write(Add(new_job(2, created_at=1.0), "gpu-1", end_))
-    first, second = await got(journal, 1), await got(journal, 2)
+    first, second = await record_of(journal, 1), await record_of(journal, 2)
     assert second == replace(first, seq=3, number=3, end_number=4, prompt_id=prompt_id(2))
     assert await journal.result_of(prompt_id(2)) == b'{"a": 1}'
     assert (await journal.counts())[State.SUCCEEDED] == 2
@@ -329,7 +329,7 @@ async def test_a_pending_end_is_kept_together_with_the_writes_before_it(journal:
         fence = Fence(prompt_id(number), 1, 1 + (number == 3))
         journal.write_behind(Finish(fence=fence, state=State.SUCCEEDED, at=9.0), soon=False)
     journal.write_behind(Finish(fence=Fence(prompt_id(4), 1, 1), state=State.LOST, at=9.0))
-    records = [await got(journal, number) for number in (1, 2, 3, 4)]
+    records = [await record_of(journal, number) for number in (1, 2, 3, 4)]
     assert [record.state for record in records] == [State.SUCCEEDED] * 3 + [State.LOST]
     assert [record.started_at for record in records] == [None, 4.0, None, None]
     assert [record.server for record in records] == ["gpu-1", "gpu-1", "gpu-2", "gpu-1"]
@@ -345,7 +345,7 @@ async def test_a_pending_placement_is_kept_without_an_end_and_before_a_start(jou
         if number == 3:
             journal.write_behind(PutBack(fence), soon=False)
             journal.write_behind(Place(Fence(prompt_id(3), 1, 3), "gpu-4"), soon=False)
-    records = [await got(journal, number) for number in (1, 2, 3)]
+    records = [await record_of(journal, number) for number in (1, 2, 3)]
     assert [(record.state, record.server, record.fence.attempt) for record in records] == [
         (State.QUEUED, "gpu-1", 1),
         (State.RUNNING, "gpu-2", 1),
@@ -375,7 +375,7 @@ async def test_a_write_with_an_old_fence_changes_nothing(journal: Journal) -> No
     old = await run(journal, 1)
     new = old.next()
     assert await journal.write(Place(new, "gpu-2"))
-    before = await got(journal, 1)
+    before = await record_of(journal, 1)
     for write in (
         Place(old, "gpu-3"),
         Place(new, "gpu-3"),
@@ -385,7 +385,7 @@ async def test_a_write_with_an_old_fence_changes_nothing(journal: Journal) -> No
         Finish(fence=new._replace(run=2), state=State.SUCCEEDED, at=9.0),
     ):
         assert not await journal.write(write), write
-    assert await got(journal, 1) == before
+    assert await record_of(journal, 1) == before
     assert await journal.deliveries(old.prompt_id) == []
 
 
@@ -394,20 +394,20 @@ async def test_only_the_loss_of_an_attempt_that_had_begun_is_counted(journal: Jo
     fence = Fence(prompt_id(1), 1, 1)
     await journal.write(Place(fence, "gpu-1"))
     await journal.write(PutBack(fence))
-    fence = (await got(journal, 1)).fence.next()
+    fence = (await record_of(journal, 1)).fence.next()
     await journal.write(Place(fence, "gpu-2"))
-    assert (await got(journal, 1)).losses == 0
+    assert (await record_of(journal, 1)).losses == 0
     await journal.write(Start(fence, 1.0))
     await journal.write(Place(fence.next(), "gpu-3"))
-    assert ((await got(journal, 1)).losses, (await got(journal, 1)).state) == (1, State.RUNNING)
+    assert ((await record_of(journal, 1)).losses, (await record_of(journal, 1)).state) == (1, State.RUNNING)
     await journal.write(Place(fence.next().next(), "gpu-4"))
-    assert (await got(journal, 1)).losses == 1, "the previous attempt had not begun"
+    assert (await record_of(journal, 1)).losses == 1, "the previous attempt had not begun"
     await journal.write(Start(fence.next().next(), 2.0))
     await journal.write(PutBack(fence.next().next()))
-    put_back = await got(journal, 1)
+    put_back = await record_of(journal, 1)
     assert (put_back.losses, put_back.state, put_back.server) == (2, State.RUNNING, None)
     await journal.write(Place(put_back.fence.next(), "gpu-1"))
-    assert (await got(journal, 1)).losses == 2, "a job that was put back counts one loss only"
+    assert (await record_of(journal, 1)).losses == 2, "a job that was put back counts one loss only"
 
 
 async def test_server_deaths_are_kept_by_workflow_until_they_are_old_or_forgiven(journal: Journal) -> None:
@@ -453,17 +453,17 @@ async def test_a_job_that_may_have_killed_its_server_runs_alone_until_its_next_r
     assert not await journal.write(Suspect(placed, begun=True)), "the job is on no server"
     await journal.write(Place(placed, "gpu-1"))
     assert await journal.write(Suspect(placed, begun=False))
-    sent = await got(journal, 1)
+    sent = await record_of(journal, 1)
     assert (sent.alone, sent.begun, sent.state) == (True, False, State.QUEUED)
     assert await journal.write(Suspect(placed, begun=True))
     await journal.write(Place(placed.next(), "gpu-2"))
-    blamed = await got(journal, 1)
+    blamed = await record_of(journal, 1)
     assert (blamed.alone, blamed.losses, blamed.state) == (True, 1, State.QUEUED)
     assert not await journal.write(Suspect(placed, begun=True)), "an older attempt"
     await journal.write(Finish(fence=blamed.fence, state=State.LOST, at=9.0))
-    assert (await got(journal, 1)).alone
+    assert (await record_of(journal, 1)).alone
     assert await journal.write(Again(prompt_id(1), 1, "async", 10.0))
-    assert not (await got(journal, 1)).alone
+    assert not (await record_of(journal, 1)).alone
 
 
 async def test_an_attempt_that_was_put_back_changes_nothing_more(journal: Journal) -> None:
@@ -471,7 +471,7 @@ async def test_an_attempt_that_was_put_back_changes_nothing_more(journal: Journa
     assert await journal.write(PutBack(fence))
     assert not await journal.write(Start(fence, 9.0))
     assert not await journal.write(Finish(fence=fence, state=State.SUCCEEDED, at=9.0))
-    assert not await journal.write(PutBack((await got(journal, 1)).fence))
+    assert not await journal.write(PutBack((await record_of(journal, 1)).fence))
 
 
 async def test_a_job_that_is_being_cancelled_is_not_placed_again_and_may_end_in_any_way(journal: Journal) -> None:
@@ -500,9 +500,9 @@ async def test_a_new_run_follows_only_an_end_that_allows_a_retry(
     fence = await run(journal, 1, at=2.0)
     ended = Finish(fence=fence, state=state, at=3.0, error={"type": "x"}, result=b"{}", retryable=retryable)
     assert await journal.write(ended)
-    before = await got(journal, 1)
+    before = await record_of(journal, 1)
     assert await journal.write(Again(fence.prompt_id, 1, "sync", 4.0)) is possible
-    after = await got(journal, 1)
+    after = await record_of(journal, 1)
     if not possible:
         assert after == before
         assert await journal.runs(fence.prompt_id) == []
@@ -693,7 +693,7 @@ async def test_a_body_is_kept_once_and_as_long_as_a_job_has_it(journal: Journal)
     assert await journal.body_of(prompt_id(1)) is None
     assert await journal.body_of(prompt_id(2)) == b"[1]"
     await journal.write(Add(new_job(3, body=b"[1]")))
-    assert (await got(journal, 2)).body_sha256 == (await got(journal, 3)).body_sha256
+    assert (await record_of(journal, 2)).body_sha256 == (await record_of(journal, 3)).body_sha256
 
 
 async def test_jobs_that_ended_long_ago_are_removed_and_unfinished_jobs_stay(journal: Journal) -> None:
@@ -821,7 +821,7 @@ def test_a_receiver_is_a_host_and_a_port(url: str, receiver: str) -> None:
 
 async def test_a_job_may_be_added_together_with_its_placement(journal: Journal) -> None:
     assert await journal.write(Add(new_job(1), "gpu-1"))
-    record = await got(journal, 1)
+    record = await record_of(journal, 1)
     assert (record.state, record.server, record.attempt, record.losses) == (State.QUEUED, "gpu-1", 1, 0)
     assert await journal.waiting(0, 10) == []
     assert not await journal.write(Place(Fence(prompt_id(1), 1, 1), "gpu-2")), "the fence is not newer"
@@ -833,7 +833,7 @@ async def test_an_end_may_give_the_start_time_of_a_run_without_one(journal: Jour
     assert await journal.write(Finish(fence=Fence(prompt_id(1), 1, 1), state=State.SUCCEEDED, at=9.0, started_at=3.0))
     fence = await run(journal, 2, at=4.0)
     assert await journal.write(Finish(fence=fence, state=State.SUCCEEDED, at=9.0, started_at=8.0))
-    assert ((await got(journal, 1)).started_at, (await got(journal, 2)).started_at) == (3.0, 4.0)
+    assert ((await record_of(journal, 1)).started_at, (await record_of(journal, 2)).started_at) == (3.0, 4.0)
 
 
 # Inputs that are fetched after the submission
@@ -848,11 +848,11 @@ async def test_a_job_waits_while_its_inputs_are_fetched_and_keeps_its_place(jour
     assert [record.created_at for record in fetching] == [2, 4]
     assert [record.created_at for record in await journal.fetching(fetching[0].number, 10)] == [4]
     assert [record.created_at for record in await journal.fetching(0, 1)] == [2]
-    assert await journal.ahead_of((await got(journal, 4)).number) == 3
+    assert await journal.ahead_of((await record_of(journal, 4)).number) == 3
     assert await journal.oldest_waiting() == 1
     assert await journal.write(Fetched(prompt_id(2), 1, {"images[0].image": f"{2:064x}.png"}))
     assert [record.created_at for record in await journal.waiting(0, 10)] == [1, 2, 3]
-    assert (await got(journal, 2)).inputs == {"images[0].image": f"{2:064x}.png"}
+    assert (await record_of(journal, 2)).inputs == {"images[0].image": f"{2:064x}.png"}
     assert [record.created_at for record in await journal.fetching(0, 10)] == [4]
 
 
@@ -871,7 +871,7 @@ async def test_inputs_fetched_for_a_run_that_is_over_change_nothing(journal: Jou
     assert not await journal.write(Fetched(prompt_id(9), 1, {}))
     assert await end(journal, 1, State.CANCELED)
     assert not await journal.write(Fetched(prompt_id(1), 1, {"images[0].image": "a" * 64}))
-    assert (await got(journal, 1)).inputs == {"images[0].image": ""}
+    assert (await record_of(journal, 1)).inputs == {"images[0].image": ""}
 
 
 async def test_a_new_run_may_bring_its_own_inputs(journal: Journal) -> None:
@@ -880,7 +880,7 @@ async def test_a_new_run_may_bring_its_own_inputs(journal: Journal) -> None:
         fence = Fence(prompt_id(1), run_of, 0)
         assert await journal.write(Finish(fence=fence, state=State.CANCELED, at=1.0))
         assert await journal.write(Again(prompt_id(1), run_of, "async", 2.0, inputs=inputs))
-        record = await got(journal, 1)
+        record = await record_of(journal, 1)
         assert record.inputs.get("images[0].image") == wanted
         assert len(await journal.fetching(0, 10)) == (wanted == "")
         assert len(await journal.waiting(0, 10)) == (wanted is None)
@@ -891,12 +891,12 @@ async def test_a_new_run_or_a_kept_call_may_bring_its_own_named_call(journal: Jo
     assert await journal.write(Add(new_job(1, call=CALL)))
     assert await end(journal, 1, State.CANCELED)
     assert await journal.write(Again(prompt_id(1), 1, "sync", 2.0))
-    assert (await got(journal, 1)).call == CALL
+    assert (await record_of(journal, 1)).call == CALL
     assert await journal.write(Keep(prompt_id(1), 2, BODY, {}, newer))
-    assert (await got(journal, 1)).call == newer
+    assert (await record_of(journal, 1)).call == newer
     assert await journal.write(Finish(fence=Fence(prompt_id(1), 2, 0), state=State.CANCELED, at=1.0))
     assert await journal.write(Again(prompt_id(1), 2, "async", 2.0, call=CALL))
-    assert (await got(journal, 1)).call == CALL
+    assert (await record_of(journal, 1)).call == CALL
 
 
 async def test_a_new_run_may_change_whether_it_needs_secrets(journal: Journal) -> None:
@@ -904,7 +904,7 @@ async def test_a_new_run_may_change_whether_it_needs_secrets(journal: Journal) -
     for run_of, needs, wanted in ((1, None, True), (2, False, False), (3, True, True)):
         assert await journal.write(Finish(fence=Fence(prompt_id(1), run_of, 0), state=State.CANCELED, at=1.0))
         assert await journal.write(Again(prompt_id(1), run_of, "async", 2.0, needs_secrets=needs))
-        assert (await got(journal, 1)).needs_secrets is wanted
+        assert (await record_of(journal, 1)).needs_secrets is wanted
 
 
 async def test_only_unfinished_jobs_name_their_inputs(journal: Journal) -> None:
@@ -925,7 +925,7 @@ async def test_a_new_run_may_bring_its_own_body(journal: Journal) -> None:
     assert await end(journal, 1, State.CANCELED)
     assert await journal.write(Again(prompt_id(1), 1, "async", 2.0, body=BODY))
     assert (await journal.body_of(prompt_id(1)), await journal.body_of(prompt_id(2))) == (BODY, BODY)
-    assert (await got(journal, 1)).body_sha256 == (await got(journal, 2)).body_sha256
+    assert (await record_of(journal, 1)).body_sha256 == (await record_of(journal, 2)).body_sha256
     assert await journal.prune(1e9, keep_days=0, keep=None) == 0
     assert await journal.write(Finish(fence=Fence(prompt_id(1), 2, 0), state=State.CANCELED, at=3.0))
     assert await journal.prune(1e9, keep_days=0, keep=None) == 1
@@ -943,7 +943,7 @@ async def test_a_pause_stays_until_it_is_ended(journal: Journal) -> None:
 # Usage
 
 
-def _used(journal: Journal, **query: Any) -> Any:
+def _usage(journal: Journal, **query: Any) -> Any:
     return journal.usage(UsageQuery(**{"by": ("key",), "since": "0000-00-00", "until": "9999-99-99", **query}))
 
 
@@ -962,23 +962,23 @@ async def test_each_end_of_a_run_counts_once_for_its_day_key_person_and_workflow
     await journal.write(Sent("alice/eve", 100.0, 700))
     await journal.write(Sent("alice/eve", 200.0, 300))
 
-    assert await _used(journal) == [
+    assert await _usage(journal) == [
         UsageRow(None, "", None, None, 1, 0, 0, 0, 10.0, 0),
         UsageRow(None, "alice", None, None, 2, 1, 0, 0, 24.5, 1000),
         UsageRow(None, "bob", None, None, 1, 0, 0, 0, 10.0, 0),
     ]
-    assert await _used(journal, by=("day", "person"), key="alice") == [
+    assert await _usage(journal, by=("day", "person"), key="alice") == [
         UsageRow("1970-01-01", None, "", None, 1, 0, 0, 0, 4.5, 0),
         UsageRow("1970-01-01", None, "eve", None, 1, 0, 0, 0, 10.0, 1000),
         UsageRow("1970-01-02", None, "", None, 0, 1, 0, 0, 10.0, 0),
     ]
-    assert await _used(journal, by=("workflow",), key="alice", person="eve", until="1970-01-01") == [
+    assert await _usage(journal, by=("workflow",), key="alice", person="eve", until="1970-01-01") == [
         UsageRow(None, None, None, "", 0, 0, 0, 0, 0.0, 1000),
         UsageRow(None, None, None, "a", 1, 0, 0, 0, 10.0, 0),
     ]
-    assert len(await _used(journal, by=("day", "key", "workflow"), limit=2)) == 2
+    assert len(await _usage(journal, by=("day", "key", "workflow"), limit=2)) == 2
     assert await journal.prune_usage("1970-01-02", "1970-01-01") == 3
-    assert [row.day for row in await _used(journal, by=("day",))] == ["1970-01-02"]
+    assert [row.day for row in await _usage(journal, by=("day",))] == ["1970-01-02"]
 
 
 async def test_a_key_with_endless_persons_has_a_bounded_number_of_usage_rows(journal: Journal) -> None:
@@ -988,19 +988,19 @@ async def test_a_key_with_endless_persons_has_a_bounded_number_of_usage_rows(jou
     journal.write_behind(Sent("app/person 3", 100.0, 1))
     journal.write_behind(Sent("other/person 3000", 100.0, 1))
     journal.write_behind(Sent("app/person 3000", 100_000.0, 1))
-    rows = await _used(journal, by=("key", "person"), until="1970-01-01", limit=10_000)
+    rows = await _usage(journal, by=("key", "person"), until="1970-01-01", limit=10_000)
     assert len(rows) == MOST_PERSONS + 2
     sums = {(row.key, row.person): row.bytes for row in rows}
     assert (sums["app", ""], sums["app", "person 3"], sums["other", "person 3000"]) == (50, 2, 1)
-    assert [row.bytes for row in await _used(journal, by=("key",), until="1970-01-01")] == [MOST_PERSONS + 51, 1]
-    assert [row.person for row in await _used(journal, by=("person",), since="1970-01-02")] == ["person 3000"]
+    assert [row.bytes for row in await _usage(journal, by=("key",), until="1970-01-01")] == [MOST_PERSONS + 51, 1]
+    assert [row.person for row in await _usage(journal, by=("person",), since="1970-01-02")] == ["person 3000"]
 
 
 async def test_usage_stays_when_jobs_are_removed(journal: Journal) -> None:
     await journal.write(Add(new_job(1, owner="alice")))
     await end(journal, 1)
     assert await journal.prune(10 * _DAY, keep_days=1, keep=None) == 1
-    assert [row.succeeded for row in await _used(journal)] == [1]
+    assert [row.succeeded for row in await _usage(journal)] == [1]
 
 
 async def test_the_jobs_of_a_key_are_its_own_and_those_of_its_persons(journal: Journal) -> None:
@@ -1086,7 +1086,7 @@ async def test_a_hidden_job_stays_listed_and_counted(journal: Journal) -> None:
     )
     assert await shown(journal) == [3, 1]
     assert await numbers_of(journal, JobFilter()) == [3, 2, 1]
-    assert [(await got(journal, number)).hidden for number in (1, 2, 3)] == [False, True, False]
+    assert [(await record_of(journal, number)).hidden for number in (1, 2, 3)] == [False, True, False]
     (used,) = await journal.usage(UsageQuery(by=("key",), since="1970-01-01", until="1970-01-02"))
     assert used.succeeded == 2
 
@@ -1100,7 +1100,7 @@ async def test_a_cleared_history_shows_jobs_that_end_later(journal: Journal) -> 
     await journal.write(ClearHistory("alice"))
     assert await shown(journal) == [6, 5, 4, 3]
     assert await shown(journal, key="alice") == [6]
-    assert (await got(journal, 2)).hidden
+    assert (await record_of(journal, 2)).hidden
     await end(journal, 6)
     assert await shown(journal, key="alice") == [6]
     await journal.write(ClearHistory(None))
@@ -1113,9 +1113,9 @@ async def test_a_new_run_of_a_hidden_job_is_shown(journal: Journal, hides: Hide 
     await journal.write(Add(new_job(1, owner="alice")))
     await end(journal, 1, State.CANCELED)
     await journal.write(hides)
-    assert (await got(journal, 1)).hidden
+    assert (await record_of(journal, 1)).hidden
     assert await journal.write(Again(prompt_id(1), 1, "async", 1.0))
-    assert not (await got(journal, 1)).hidden
+    assert not (await record_of(journal, 1)).hidden
     await journal.write(Finish(fence=Fence(prompt_id(1), 2, 0), state=State.SUCCEEDED, at=2.0))
     assert await shown(journal) == [1]
 
@@ -1141,7 +1141,7 @@ async def test_many_writes_are_made_together_and_each_reports_its_effect(journal
         for number in (1, 2, 3)
     ]
     assert await journal.write_all(ends) == [True, False, False], "the second job has been placed, the third is unknown"
-    assert [(await got(journal, number)).state for number in (1, 2)] == [State.CANCELED, State.QUEUED]
+    assert [(await record_of(journal, number)).state for number in (1, 2)] == [State.CANCELED, State.QUEUED]
     assert [one.prompt_id for one in await journal.deliveries(prompt_id(1), prompt_id(2))] == [prompt_id(1)]
     assert await journal.write_all([]) == []
 
@@ -1159,10 +1159,10 @@ async def test_the_last_ended_jobs_are_listed_in_the_order_of_their_ends(journal
     assert [job.prompt_id for job in await journal.ended("ann", 9)] == [prompt_id(number) for number in (5, 2, 1)]
     assert [job.prompt_id for job in await journal.ended("ann", 1)] == [prompt_id(1)]
     assert await journal.ended("an", 9) == []
-    record = await got(journal, 1)
+    record = await record_of(journal, 1)
     (last,) = await journal.ended(None, 1)
     assert last == (record.prompt_id, record.state, record.queued_at, record.started_at, record.ended_at)
-    assert await journal.queued_since(None) == {prompt_id(3): (await got(journal, 3)).queued_at}
+    assert await journal.queued_since(None) == {prompt_id(3): (await record_of(journal, 3)).queued_at}
     assert await journal.queued_since("ann") == {}
     assert list(await journal.queued_since("ann2")) == [prompt_id(3)]
 
@@ -1198,7 +1198,7 @@ async def test_jobs_are_read_with_their_bodies_up_to_a_size(journal: Journal) ->
     assert len(await journal.kept(ids, 1_000_000)) == 5
     (ended,) = await journal.kept([prompt_id(5)], 1)
     assert ended is not None
-    assert (ended.record, ended.result) == (await got(journal, 5), None)
+    assert (ended.record, ended.result) == (await record_of(journal, 5), None)
     (ended,) = await journal.kept([prompt_id(5)], 1, results=True)
     assert ended is not None
     assert ended.result == await journal.result_of(prompt_id(5))

@@ -39,7 +39,7 @@ def life_of(number: int) -> list[Write]:
     ]
 
 
-def written(record: JobRecord | None) -> int:
+def writes_behind(record: JobRecord | None) -> int:
     """The largest number of writes from `life_of` that can lead to this record."""
     if record is None:
         return 0
@@ -50,7 +50,7 @@ def written(record: JobRecord | None) -> int:
     return {State.QUEUED: 2 if record.server else 1, State.CANCELING: 5, State.CANCELED: 6}[record.state]
 
 
-def live(folder: str, first: int) -> None:
+def write_lives(folder: str, first: int) -> None:
     """Writes lives of jobs until it is killed; after each write it notes the job and the number of its writes."""
     told = os.open(Path(folder, "told"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
@@ -85,14 +85,14 @@ async def test_fifty_kills_lose_no_acknowledged_write(tmp_path: Path) -> None:
         async def grown(before: int = before) -> int:
             return sum(acknowledged(tmp_path).values()) - before
 
-        process = Killable(live, str(tmp_path), 1 + round_ * 10_000)
+        process = Killable(write_lives, str(tmp_path), 1 + round_ * 10_000)
         await process.start()
         await until(grown, lambda more, wanted=wanted: more >= wanted, timeout_s=30)  # type: ignore[misc]
         await process.kill()
     told = acknowledged(tmp_path)
     async with SqliteJournal(tmp_path) as journal:
         for number, count in told.items():
-            assert written(await journal.get(prompt_id(number))) >= count, number
+            assert writes_behind(await journal.get(prompt_id(number))) >= count, number
         assert sum((await journal.counts()).values()) >= len(told)
     with sqlite3.connect(tmp_path / FILE_NAME) as database:
         assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]

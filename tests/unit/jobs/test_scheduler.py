@@ -48,7 +48,7 @@ def one_server(*jobs: Waiting, options: SchedulerOptions | None = None) -> Sched
     return scheduler
 
 
-def in_turn(scheduler: Scheduler) -> list[str]:
+def run_order(scheduler: Scheduler) -> list[str]:
     """The order in which the server gets the jobs. Each job runs for one second."""
     order: list[str] = []
     for ended in itertools.count():
@@ -72,7 +72,7 @@ def test_the_jobs_of_one_owner_run_by_priority_then_front_then_number(jobs: list
         Waiting(str(n), n, priority=priority, turn=-n if front else None) for n, (priority, front) in enumerate(jobs, 1)
     ]
     expected = sorted(waiting, key=lambda job: (-job.priority, job.number if job.turn is None else job.turn))
-    assert in_turn(one_server(*waiting)) == [job.prompt_id for job in expected]
+    assert run_order(one_server(*waiting)) == [job.prompt_id for job in expected]
 
 
 STEPS = st.one_of(
@@ -129,7 +129,7 @@ def test_a_job_is_placed_at_once_only_on_a_free_server_without_a_line() -> None:
 
 def test_a_front_job_goes_before_jobs_of_the_same_owner_only() -> None:
     jobs = [Waiting("a1", 1, "ann"), Waiting("b2", 2, "bob"), Waiting("b3", 3, "bob", turn=-3)]
-    assert in_turn(one_server(*jobs)) == ["a1", "b3", "b2"]
+    assert run_order(one_server(*jobs)) == ["a1", "b3", "b2"]
 
 
 @unhurried
@@ -251,7 +251,7 @@ def test_a_lower_weight_gives_no_credit_for_jobs_that_run_at_the_change() -> Non
         scheduler.add(Waiting(f"{'ab'[number % 2]}{number}", number, ("ann", "bob")[number % 2]))
     scheduler.set_terms(lambda owner: Terms(0.01 if owner == "ann" else 1.0))
     scheduler.left("a2", 1.0)
-    assert sorted(in_turn(scheduler)[:3]) == ["b3", "b5", "b7"]
+    assert sorted(run_order(scheduler)[:3]) == ["b3", "b5", "b7"]
 
 
 def test_an_owner_without_jobs_saves_up_no_turns() -> None:
@@ -653,7 +653,7 @@ def test_a_late_finding_does_not_change_a_job_that_has_left_its_server() -> None
 def test_the_positions_of_one_owners_jobs_are_the_order_in_which_they_run(priorities: list[int]) -> None:
     scheduler = one_server(*(Waiting(str(n), n, priority=p) for n, p in enumerate(priorities, 1)))
     positions = {str(n): scheduler.ahead_of(str(n)) for n in range(1, len(priorities) + 1)}
-    assert [positions[prompt_id] for prompt_id in in_turn(scheduler)] == list(range(len(priorities)))
+    assert [positions[prompt_id] for prompt_id in run_order(scheduler)] == list(range(len(priorities)))
 
 
 def test_the_position_counts_turns_and_not_submissions() -> None:
@@ -743,7 +743,7 @@ def test_jobs_are_listed_in_the_order_in_which_they_run(jobs: list[tuple[str, in
     listed = [standing.prompt_id for standing in scheduler.standing()]
     assert [standing.owner for standing in scheduler.standing()] == [jobs[int(name) - 1][0] for name in listed]
     assert scheduler.shares.count(lambda owner: owner == "ann") == sum(owner == "ann" for owner, _, _ in jobs)
-    order = in_turn(scheduler)
+    order = run_order(scheduler)
     # Each job takes one second, which the scheduler also assumes for owners without earlier jobs.
     assert listed == order
 

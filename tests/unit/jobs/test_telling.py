@@ -18,7 +18,7 @@ from tests.support.journals import new_job, prompt_id
 _ORDER = WebhookOrder("https://a.example", EVENTS)
 
 
-class Shown:
+class PlainRenderer:
     """Renders the values that it is given."""
 
     async def succeeded(self, prompt_id: str, owner: str | None, kept: bytes, /) -> bytes:
@@ -28,8 +28,8 @@ class Shown:
         return jsonio.dumps(error)
 
 
-async def said(journal: Journal, delivery: Delivery) -> Any:
-    return jsonio.loads(await Payloads(journal, Shown())(delivery))
+async def body_of(journal: Journal, delivery: Delivery) -> Any:
+    return jsonio.loads(await Payloads(journal, PlainRenderer())(delivery))
 
 
 async def run_once(journal: Journal, fence: Fence, state: State, at: float, **fields: Any) -> None:
@@ -46,9 +46,9 @@ async def test_webhooks_of_a_run_stay_the_same_after_another_run_has_begun(journ
     await journal.write(Add(new_job(1, owner="anna", webhook=_ORDER)))
     await run_once(journal, Fence(job, 1, 1), State.LOST, 10.0, error={"type": "prompt_lost"})
     await journal.write(Again(job, 1, "async", 20.0))
-    before = [await said(journal, one) for one in await journal.deliveries(job)]
+    before = [await body_of(journal, one) for one in await journal.deliveries(job)]
     await run_once(journal, Fence(job, 2, 1), State.SUCCEEDED, 30.0, result=b"{}")
-    started, lost, again, succeeded = [await said(journal, one) for one in await journal.deliveries(job)]
+    started, lost, again, succeeded = [await body_of(journal, one) for one in await journal.deliveries(job)]
     assert [started, lost] == before
     assert started == {
         "type": "prompt.started",
@@ -71,4 +71,4 @@ async def test_a_missing_result_raises_an_error_instead_of_sending_an_empty_body
     await run_once(journal, Fence(job, 1, 1), State.SUCCEEDED, 10.0)
     ended = (await journal.deliveries(job))[-1]
     with pytest.raises(LookupError):
-        await said(journal, ended)
+        await body_of(journal, ended)

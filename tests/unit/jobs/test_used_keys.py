@@ -54,7 +54,7 @@ def test_keys_of_the_day_before_yesterday_are_forgotten() -> None:
     assert not keys.is_new(None, "at 26", 0.0)
 
 
-class _Counting(SqliteJournal):
+class _CountingJournal(SqliteJournal):
     asked = 0
 
     async def _ask(self, work: Callable[[Statements], Any]) -> Any:
@@ -67,7 +67,7 @@ async def test_keys_of_an_earlier_process_are_found_and_new_keys_are_not_looked_
         for number in range(1, 11):
             await journal.write(Add(new_job(number, owner="alice", idempotency_key=f"k{number}")))
         await journal.write(Add(new_job(11)))
-    async with _Counting(tmp_path) as journal:
+    async with _CountingJournal(tmp_path) as journal:
         assert await journal.sent_under("alice", "k3", 2.0) == prompt_id(3)
         await journal._tasks.join()
         before = journal.asked

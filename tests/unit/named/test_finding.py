@@ -141,6 +141,9 @@ def test_the_sidecar_takes_precedence_over_titles() -> None:
         ),
         ('[parameters.p]\nnode = 3\ninput = "steps"\nrole = "size"', "[parameters.p] role: Input should be 'prompt'"),
         ("[parameters.p]\nsize = 3", "[parameters.p] size: there is no such field; the fields are node, input, also"),
+        ("size = 3", "size: there is no such field; the fields are title, description, parameters, outputs"),
+        ("[outputs.o]\nid = 3", "[outputs.o] id: there is no such field; the fields are node"),
+        ("[parameters.p]\nalso = [{nod = 3}]", "nod: there is no such field; the fields are node, input"),
         ("[parameters.p", "portrait.toml is not TOML"),
         (
             '[parameters.a]\nnode=3\ninput="steps"\n[parameters.b]\nnode=3\ninput="steps"',
@@ -214,15 +217,3 @@ def test_the_error_of_a_sidecar_table_says_why_the_title_gave_no_parameter() -> 
         "[parameters.p] must name a node, because the workflow itself has no parameter of this name; "
     )
     assert "node 1: its title '$p.txt' makes no parameter: " in reason
-
-
-@pytest.mark.parametrize(
-    ("sidecar", "reason"),
-    [
-        ("size = 3", "size: there is no such field; the fields are title, description, parameters, outputs"),
-        ("[outputs.o]\nid = 3", "[outputs.o] id: there is no such field; the fields are node"),
-        ("[parameters.p]\nalso = [{nod = 3}]", "nod: there is no such field; the fields are node, input"),
-    ],
-)
-def test_an_unknown_field_of_a_sidecar_is_refused_with_the_known_fields(sidecar: str, reason: str) -> None:
-    assert reason in unusable(workflow(loader="same", text="same"), sidecar)

@@ -317,7 +317,7 @@ async def test_equal_choices_of_two_workflows_are_kept_once(tmp_path: Path) -> N
     assert named.get("a").schema["properties"]["model"]["enum"] is one.choices
 
 
-class Broken(dict[str, Any]):
+class BrokenDefinition(dict[str, Any]):
     """A definition that raises an error when it is read, as a bug of ours would."""
 
     def get(self, key: str, default: Any = None) -> Any:
@@ -330,7 +330,7 @@ async def test_a_crash_in_reading_one_file_spares_the_others(tmp_path: Path) -> 
     write(tmp_path, "a", workflow(loader="$model"))
     write(tmp_path, "b", {"1": workflow()["4"]})
     with capture_logs() as lines:
-        named = await library(tmp_path, Servers(said=[OBJECT_INFO | {"Loader": Broken()}]))
+        named = await library(tmp_path, Servers(said=[OBJECT_INFO | {"Loader": BrokenDefinition()}]))
     assert usable(named) == ["b"]
     assert problems(named) == {"a": "the gateway failed while it read the file; its log has the reason"}
     assert [line["workflow"] for line in lines if line["event"] == "workflow.crashed"] == ["a"]

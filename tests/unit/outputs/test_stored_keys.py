@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -24,6 +23,7 @@ from comfyui.outputs.stores.supabase import SupabaseApi, SupabaseStorage
 from comfyui.transport.body import IteratedBody, OpenBody
 from comfyui.workers.runpod.job import parse_input, reply
 from tests.support.local_store import LocalStore
+from tests.support.pictures import encoded
 
 ID = "7f000001-0000-4000-8000-000000000001"
 FILES = (
@@ -34,9 +34,7 @@ FILES = (
     OutputFile("9", "video", "clip.mp4", "..\\..", "output"),
 )
 RESULT = PromptResult(ID, "127.0.0.1:8188", {}, FILES, Timings())
-_buffer = io.BytesIO()
-Image.new("RGB", (2, 2)).save(_buffer, "PNG")
-PNG = _buffer.getvalue()
+PNG = encoded(Image.new("RGB", (2, 2)))
 
 
 async def _png() -> AsyncIterator[bytes]:

@@ -19,6 +19,7 @@ from comfyui.outputs.posters import PosterLimits, Posters
 from comfyui.outputs.thumbnail_cache import ThumbnailCache
 from comfyui.outputs.thumbnails import ThumbnailOptions, Thumbnails
 from comfyui.transport.body import IteratedBody, OpenBody
+from tests.support.pictures import encoded
 from tests.support.videos import ffmpeg, make_video
 
 Opening = Callable[[], AbstractAsyncContextManager[OpenBody | None]]
@@ -40,12 +41,6 @@ def opening(data: bytes | None, *, opened: list[str] | None = None, gate: asynci
         yield None if data is None else IteratedBody(chunks(), len(data))
 
     return open_output
-
-
-def encoded(image: Image.Image, name: str = "PNG", **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, name, **options)
-    return buffer.getvalue()
 
 
 def shown(thumbnail: bytes) -> Image.Image:

@@ -63,7 +63,7 @@ def ended(kind: str, http_status: int, status: str) -> Answer:
     return answer(error_body(kind, prompt_id=PROMPT_ID), http_status, {"X-Prompt-Status": status, "Retry-After": "5"})
 
 
-def in_list(number: int, **more: Any) -> dict[str, Any]:
+def listed_job(number: int, **more: Any) -> dict[str, Any]:
     body = {"prompt_id": str(uuid.UUID(int=number)), "status": "succeeded", "kind": "async", "run": 1, "workflow": None}
     times = {"created_at": CREATED, "started_at": CREATED, "ended_at": CREATED}
     return {**body, "labels": {}, "priority": 0, "server": "gpu-1", **times, "error": None, **more}
@@ -181,8 +181,8 @@ async def test_the_result_of_an_unfinished_job_is_refused_with_its_status(
 
 async def test_jobs_are_read_from_as_many_pages_as_needed(fake: FakeGateway, sdk_client: GatewayClient) -> None:
     failure = {"type": "task_failed", "detail": "no memory"}
-    first = answer({"jobs": [in_list(1), in_list(2)], "next_cursor": "c"})
-    second = answer({"jobs": [in_list(3, status="failed", error=failure, labels={"a": "b"})]})
+    first = answer({"jobs": [listed_job(1), listed_job(2)], "next_cursor": "c"})
+    second = answer({"jobs": [listed_job(3, status="failed", error=failure, labels={"a": "b"})]})
     fake.on("GET /prompt_sync", first, second)
     found = [job async for job in sdk_client.jobs(["failed", "succeeded"], labels={"a": "b"}, workflow="w", limit=201)]
     assert [job.prompt_id for job in found] == [str(uuid.UUID(int=number)) for number in (1, 2, 3)]
@@ -201,7 +201,7 @@ async def test_jobs_are_read_from_as_many_pages_as_needed(fake: FakeGateway, sdk
 
 @pytest.mark.parametrize(
     "body",
-    [{}, {"jobs": 1}, {"jobs": [{}]}, {"jobs": [in_list(1, status="done")]}, {"jobs": [], "next_cursor": 4}],
+    [{}, {"jobs": 1}, {"jobs": [{}]}, {"jobs": [listed_job(1, status="done")]}, {"jobs": [], "next_cursor": 4}],
 )
 async def test_a_malformed_list_of_jobs_raises_a_readable_error(
     fake: FakeGateway, sdk_client: GatewayClient, body: object
@@ -384,7 +384,7 @@ async def test_ctrl_c_cancels_no_job(fake: FakeGateway, workflow_file: str, tmp_
 
 async def test_list_prints_a_table_or_a_json_document(fake: FakeGateway, capsys: pytest.CaptureFixture[str]) -> None:
     failure = {"type": "task_failed", "detail": "no memory\n\x1b[2J " + "x" * 500}
-    entries = [in_list(1, labels={"order": "7"}), in_list(2, status="failed", error=failure), in_list(3)]
+    entries = [listed_job(1, labels={"order": "7"}), listed_job(2, status="failed", error=failure), listed_job(3)]
     fake.on("GET /prompt_sync", answer({"jobs": entries}))
     ran = await run(capsys, fake, "list", "--limit", "2", "--status", "failed, succeeded", "--label", "order=7")
     assert ran.code == Exit.OK, ran.err

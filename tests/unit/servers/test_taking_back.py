@@ -21,7 +21,7 @@ class NoListener:
         """Ignores the event."""
 
 
-class Emptied:
+class EmptiedServer:
     """A server whose queue and history are empty after a prompt was deleted, perhaps because it was restarted.
 
     Args:
@@ -49,7 +49,7 @@ class Emptied:
 @pytest.mark.parametrize("restarted", [False, True])
 async def test_a_prompt_moves_unless_a_restarted_server_may_have_run_it(restarted: bool) -> None:
     watch = Watch("p", "ours", NoListener(), set())
-    out = await take_back(cast("Backend", Emptied(restarted=restarted)), watch)
+    out = await take_back(cast("Backend", EmptiedServer(restarted=restarted)), watch)
     assert out == (set() if restarted else {watch})
     # After a restart the watch finds out whether the prompt ran. It does not report a removal by someone else.
     assert watch.perhaps_recalled is restarted
@@ -59,6 +59,6 @@ async def test_a_prompt_moves_unless_a_restarted_server_may_have_run_it(restarte
 @pytest.mark.parametrize("has", ["running", ""])
 async def test_a_prompt_that_is_running_or_unknown_is_left_alone(has: str) -> None:
     """The prompt may have run and been forgotten without an event that reached the gateway."""
-    watch, server = Watch("p", "ours", NoListener(), set()), Emptied(has=has)
+    watch, server = Watch("p", "ours", NoListener(), set()), EmptiedServer(has=has)
     assert await take_back(cast("Backend", server), watch) == set()
     assert (server.deleted, watch.perhaps_recalled, watch.open) == (False, False, True)

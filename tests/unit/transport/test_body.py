@@ -134,7 +134,7 @@ async def test_a_body_is_resumed_from_the_byte_where_it_broke(splices: bool) -> 
         async def broken(start: int) -> OpenBody:
             starts.append(start)
             stop = [1_300_000, 2_900_000, len(_FILE)][len(starts) - 1]
-            return Breaking(await opened(relay, stop, start))
+            return BreakingBody(await opened(relay, stop, start))
 
         with closing(ResumedBody(await broken(0), broken, Backoff(0, 0), retries=2, what="GET /view")) as body:
             await body.send_to(client)
@@ -146,7 +146,7 @@ async def test_a_body_that_breaks_after_the_last_try_raises_the_error() -> None:
     async with transport() as relay:
 
         async def broken(start: int) -> OpenBody:
-            return Breaking(await opened(relay, start + 1000, start))
+            return BreakingBody(await opened(relay, start + 1000, start))
 
         with (
             closing(ResumedBody(await broken(0), broken, Backoff(0, 0), retries=2, what="GET /view")) as body,
@@ -172,7 +172,7 @@ async def test_an_empty_body_is_one_empty_last_write() -> None:
     assert await client.received() == b""
 
 
-class Breaking(OpenBody):
+class BreakingBody(OpenBody):
     """A body whose breaks raise the error that `ComfyUIClient` raises."""
 
     def __init__(self, body: OpenBody) -> None:

@@ -77,6 +77,11 @@ async def client_of(server: Upstream, *, lean: bool, timeout_s: float = 5.0) -> 
         yield client
 
 
+async def never_answer(_request: bytes) -> bytes | None:
+    await asyncio.Event().wait()
+    return None
+
+
 both = pytest.mark.parametrize("lean", [True, False], ids=["http1", "aiohttp"])
 
 
@@ -128,11 +133,7 @@ async def test_a_submission_whose_connection_ends_without_an_answer_may_have_arr
 
 @both
 async def test_a_submission_without_an_answer_in_time_may_have_arrived(lean: bool) -> None:
-    async def serve(_request: bytes) -> bytes | None:
-        await asyncio.Event().wait()
-        return None
-
-    async with upstream(serve) as server, client_of(server, lean=lean, timeout_s=0.1) as client:
+    async with upstream(never_answer) as server, client_of(server, lean=lean, timeout_s=0.1) as client:
         with pytest.raises(ComfyUIConnectionError, match="no answer in time") as raised:
             await client.queue_prompt({"prompt": {}})
     assert raised.value.sent
@@ -151,21 +152,15 @@ async def test_an_answer_that_stops_in_its_body_times_out(lean: bool) -> None:
 
 @both
 async def test_an_answer_whose_body_is_cut_off_is_an_error(lean: bool) -> None:
-    pending = [answer(b'{"exec', length=100)]
-
-    async def serve(_request: bytes) -> bytes | None:
-        return pending.pop() if pending else None
-
     async def cut(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(65536)
-        writer.write(pending.pop())
+        writer.write(answer(b'{"exec', length=100))
         await writer.drain()
         writer.close()
 
     server = await asyncio.start_server(cut, "127.0.0.1", 0)
-    running = Upstream(serve)
-    running.port = server.sockets[0].getsockname()[1]
-    async with server, client_of(running, lean=lean) as client:
+    port = server.sockets[0].getsockname()[1]
+    async with server, ComfyUIClient(f"127.0.0.1:{port}", retries=0, lean=lean) as client:
         with pytest.raises(ComfyUIConnectionError, match="GET /prompt: the answer was cut off") as raised:
             await client.get_queue_remaining()
     assert raised.value.sent
@@ -317,11 +312,7 @@ async def test_connections_are_limited_and_each_waiting_request_gets_its_turn() 
 
 
 async def test_a_request_that_gets_no_turn_in_time_was_not_sent() -> None:
-    async def serve(_request: bytes) -> bytes | None:
-        await asyncio.Event().wait()
-        return None
-
-    async with upstream(serve) as server:
+    async with upstream(never_answer) as server:
         client = Http1Client(URL(f"http://127.0.0.1:{server.port}"), limit=1)
         first = asyncio.create_task(client.fetch("GET", "/", [], timeout_s=30, max_bytes=1_000))
         await server.arrived.wait()

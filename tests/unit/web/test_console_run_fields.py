@@ -16,7 +16,7 @@ from tests.support.named import OBJECT_INFO, loaded, workflow
 _LARGEST = 2**64 - 1
 
 
-def _with(sidecar: str, **changed: Any) -> NamedWorkflow:
+def _workflow_with(sidecar: str, **changed: Any) -> NamedWorkflow:
     """The small workflow with the parameters of this sidecar and with changed definitions of Sampler's inputs."""
     info = {**OBJECT_INFO, "Sampler": {**OBJECT_INFO["Sampler"]}}
     required = {**OBJECT_INFO["Sampler"]["input"]["required"], **changed}
@@ -25,7 +25,7 @@ def _with(sidecar: str, **changed: Any) -> NamedWorkflow:
 
 
 def _field(sidecar: str, given: dict[str, Any] | None = None, **changed: Any) -> Field:
-    (field,) = fields_of(_with(sidecar, **changed), given or {}, {}, {})
+    (field,) = fields_of(_workflow_with(sidecar, **changed), given or {}, {}, {})
     return field
 
 

@@ -41,7 +41,7 @@ def rules(role: Role, **fields: object) -> KeyRules:
     return KeyRules(name="alice", role=role, **fields)  # type: ignore[arg-type]
 
 
-def spelt(path: str) -> st.SearchStrategy[str]:
+def spellings_of(path: str) -> st.SearchStrategy[str]:
     """The path in spellings that a server may read as the same path."""
     ways = [
         path,
@@ -71,7 +71,7 @@ PATHS = st.one_of(st.sampled_from(COMFYUI_PATHS + OUR_PATHS), st.text(min_size=1
 
 
 @settings(max_examples=2000, deadline=None)
-@given(path=PATHS.flatmap(spelt), method=st.sampled_from(METHODS), role=st.sampled_from(["user", "read"]))
+@given(path=PATHS.flatmap(spellings_of), method=st.sampled_from(METHODS), role=st.sampled_from(["user", "read"]))
 def test_nothing_is_allowed_without_a_row_of_the_table(path: str, method: str, role: Role) -> None:
     found = verdict(rules(role), method, path)
     if found.refusal is None:
@@ -91,14 +91,14 @@ def test_nothing_is_allowed_without_a_row_of_the_table(path: str, method: str, r
 
 
 @settings(max_examples=500, deadline=None)
-@given(path=PATHS.flatmap(spelt), method=st.sampled_from(METHODS))
+@given(path=PATHS.flatmap(spellings_of), method=st.sampled_from(METHODS))
 def test_a_key_with_the_role_read_may_only_use_get(path: str, method: str) -> None:
     if verdict(rules("read"), method, path).refusal is None:
         assert method in {"GET", "HEAD"}
 
 
 @settings(max_examples=300, deadline=None)
-@given(path=PATHS.flatmap(spelt), method=st.sampled_from(METHODS))
+@given(path=PATHS.flatmap(spellings_of), method=st.sampled_from(METHODS))
 def test_admins_and_callers_of_a_gateway_without_keys_may_do_everything(path: str, method: str) -> None:
     assert verdict(rules("admin"), method, path).right is ALL
     assert verdict(None, method, path).right is ALL
@@ -166,7 +166,7 @@ def test_each_row_for_a_users_own_data_is_answered_by_the_face() -> None:
 
 
 @settings(max_examples=500, deadline=None)
-@given(path=PATHS.flatmap(spelt), method=st.sampled_from(METHODS))
+@given(path=PATHS.flatmap(spellings_of), method=st.sampled_from(METHODS))
 def test_a_users_own_routes_have_the_same_row_in_both_tables(path: str, method: str) -> None:
     row = row_of(method, path)
     if row is not None and row.whose == "comfyui" and row.user is OWN:

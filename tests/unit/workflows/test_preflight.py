@@ -270,7 +270,7 @@ SHAPES: dict[str, Any] = {
 PICTURE = {"class_type": "LoadImage", "inputs": {"image": "a.png"}}
 
 
-def shaped(class_type: str, **inputs: Any) -> list[tuple[str | None, str, str]]:
+def problems_of_one(class_type: str, **inputs: Any) -> list[tuple[str | None, str, str]]:
     """The input, code and severity of each problem of one node of this class; node 9 loads a picture."""
     named = {name.replace("__", "."): value for name, value in inputs.items()}
     prompt = {"1": {"class_type": class_type, "inputs": named}, "9": PICTURE}
@@ -320,7 +320,7 @@ def shaped(class_type: str, **inputs: Any) -> list[tuple[str | None, str, str]]:
 def test_dynamic_inputs_are_checked_in_the_shape_that_the_workflow_gives_them(
     class_type: str, inputs: dict[str, Any], expected: list[tuple[str | None, str, str]]
 ) -> None:
-    assert shaped(class_type, **inputs) == expected
+    assert problems_of_one(class_type, **inputs) == expected
 
 
 def test_the_warning_for_an_input_of_another_option_says_so() -> None:
