@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
-from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from comfyui.exceptions import NamedWorkflowUnusableError
@@ -24,61 +23,66 @@ class Source:
 
     Attributes:
         folder: WORKFLOWS_DIR, resolved; no file outside of it is read.
-        path, sidecar: the two files; None for a missing one.
+        path, sidecar: the names of the two files below it; "" for a missing one.
         problem: why they cannot be used at all, for people.
     """
 
     name: str
-    folder: Path
-    path: Path | None = None
-    sidecar: Path | None = None
+    folder: str
+    path: str = ""
+    sidecar: str = ""
     signature: _Signature | None = None
     sidecar_signature: _Signature | None = None
     problem: str = ""
 
-    @property
-    def sidecar_name(self) -> str:
-        """The name of the sidecar in messages."""
-        return "" if self.sidecar is None else self.sidecar.relative_to(self.folder).as_posix()
+
+@dataclass(slots=True)
+class _Files:
+    """All files of one name: their names below the folder, with their signatures."""
+
+    workflows: dict[str, _Signature | None] = field(default_factory=dict)
+    sidecars: dict[str, _Signature | None] = field(default_factory=dict)
 
 
 def sources_in(folder: Path) -> dict[str, Source]:
     """The workflows of a folder by name; none if the folder does not exist.
 
-    Names that begin with a dot are skipped, as are files of other kinds and folders without a workflow.
+    Names that begin with a dot are skipped, as are files of other kinds and folders without a workflow. It runs each
+    second: with texts in place of `Path` it takes a quarter of the time.
 
     Raises:
         OSError: the folder cannot be read.
     """
-    root = Path(os.path.realpath(folder))
-    found: dict[str, Source] = {}
+    root = os.path.realpath(folder)
+    found: defaultdict[str, _Files] = defaultdict(_Files)
     for entry in _entries(root):
-        stem, ending = Path(entry.name).stem, Path(entry.name).suffix
-        if entry.name.startswith("."):
+        name = entry.name
+        stem, dot, ending = name.rpartition(".")
+        if name.startswith("."):
             continue
-        if ending == ".json":
-            _add(found, root, stem, path=root / entry.name)
-        elif ending == ".toml":
-            _add(found, root, stem, sidecar=root / entry.name)
+        if dot and ending == "json":
+            found[stem].workflows[name] = _signature(entry.path)
+        elif dot and ending == "toml":
+            found[stem].sidecars[name] = _signature(entry.path)
         elif _is_folder(entry):
-            inside = root / entry.name
-            if _signature(inside / _FILE) is not None:
-                _add(found, root, entry.name, path=inside / _FILE)
-            if _signature(inside / _SIDECAR) is not None:
-                _add(found, root, entry.name, sidecar=inside / _SIDECAR)
-    return _checked(found)
+            if (signature := _signature(f"{entry.path}/{_FILE}")) is not None:
+                found[name].workflows[f"{name}/{_FILE}"] = signature
+            if (signature := _signature(f"{entry.path}/{_SIDECAR}")) is not None:
+                found[name].sidecars[f"{name}/{_SIDECAR}"] = signature
+    alike = Counter(name.casefold() for name in found)
+    sources = [_source(root, name, files, alike[name.casefold()] > 1) for name, files in found.items()]
+    return {source.name: source for source in sources}
 
 
 def read_source(source: Source, max_bytes: int) -> tuple[bytes, bytes | None]:
     """The contents of the workflow and of its sidecar. Raises `NamedWorkflowUnusableError`."""
-    assert source.path is not None  # noqa: S101 - a source without one has a problem
     content = _read(source.folder, source.path, max_bytes, "MAX_REQUEST_BODY_MB")
-    if source.sidecar is None:
+    if not source.sidecar:
         return content, None
     return content, _read(source.folder, source.sidecar, MAX_SIDECAR_BYTES, "which no setting changes")
 
 
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
+def _entries(folder: str) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
             return sorted(entries, key=lambda entry: entry.name)
@@ -93,54 +97,40 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _add(
-    found: dict[str, Source], root: Path, name: str, *, path: Path | None = None, sidecar: Path | None = None
-) -> None:
-    source = found.get(name) or Source(without_surrogates(name), root)
-    if path is not None:
-        if source.path is not None:
-            source = replace(source, problem=f"there are both {name}.json and {name}/{_FILE}; remove one")
-        source = replace(source, path=path, signature=_signature(path))
-    if sidecar is not None:
-        if source.sidecar is not None:
-            source = replace(source, problem=f"there are both {name}.toml and {name}/{_SIDECAR}; remove one")
-        source = replace(source, sidecar=sidecar, sidecar_signature=_signature(sidecar))
-    found[name] = source
+def _source(root: str, name: str, files: _Files, has_twin: bool) -> Source:
+    """The source of a name, with the reason if it cannot be used at all."""
+    path, signature = next(reversed(files.workflows.items()), ("", None))
+    sidecar, sidecar_signature = next(reversed(files.sidecars.items()), ("", None))
+    problem = ""
+    if not WORKFLOW_NAME.fullmatch(name):
+        problem = f"rename its file: {WORKFLOW_NAME_IS}"
+    elif has_twin:
+        problem = "another workflow has the same name but for upper and lower case; rename one of them"
+    elif not path:
+        problem = f"the sidecar has no {name}.json beside it"
+    elif sidecar and ("/" in sidecar) is not ("/" in path):
+        problem = f"the sidecar must be beside the workflow's file, but it is at {sidecar}"
+    elif len(files.workflows) > 1:
+        problem = f"there are both {name}.json and {name}/{_FILE}; remove one"
+    elif len(files.sidecars) > 1:
+        problem = f"there are both {name}.toml and {name}/{_SIDECAR}; remove one"
+    return Source(without_surrogates(name), root, path, sidecar, signature, sidecar_signature, problem)
 
 
-def _checked(found: Mapping[str, Source]) -> dict[str, Source]:
-    """The sources with the reason why one cannot be used at all."""
-    alike = Counter(name.casefold() for name in found)
-    checked = {}
-    for name, source in found.items():
-        problem = source.problem
-        if not WORKFLOW_NAME.fullmatch(name):
-            problem = f"rename its file: {WORKFLOW_NAME_IS}"
-        elif alike[name.casefold()] > 1:
-            problem = "another workflow has the same name but for upper and lower case; rename one of them"
-        elif source.path is None:
-            problem = f"the sidecar has no {name}.json beside it"
-        elif source.sidecar is not None and source.sidecar.parent != source.path.parent:
-            problem = f"the sidecar must be beside the workflow's file, but it is at {source.sidecar_name}"
-        checked[source.name] = replace(source, problem=problem)
-    return checked
-
-
-def _signature(path: Path) -> _Signature | None:
+def _signature(path: str) -> _Signature | None:
     """A value that differs after each change, even if another file was renamed to this name; None if there is no
     file.
     """
     try:
-        status = path.stat()
+        status = os.stat(path)  # noqa: PTH116 - see `sources_in`
     except OSError:
         return None
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def _read(root: Path, path: Path, max_bytes: int, setting: str) -> bytes:
-    shown = path.relative_to(root).as_posix()
+def _read(root: str, shown: str, max_bytes: int, setting: str) -> bytes:
     try:
-        real = path.resolve(strict=True)
+        real = Path(root, shown).resolve(strict=True)
         if not real.is_relative_to(root):
             raise NamedWorkflowUnusableError(f"{shown} is a link that leads out of WORKFLOWS_DIR")
         # Not a pipe without a writer, and not another file that has replaced this one since.

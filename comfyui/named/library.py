@@ -225,7 +225,7 @@ class NamedWorkflows:
         except NamedWorkflowUnusableError as error:
             return Unusable(source.name, "", error.detail)
         try:
-            return load(source.name, content, sidecar, nodes, self._options.limits, sidecar_name=source.sidecar_name)
+            return load(source.name, content, sidecar, nodes, self._options.limits, sidecar_name=source.sidecar)
         except Exception:
             # A mistake of ours in the reading of one file ends neither the start nor the look at the others.
             _log.exception("workflow.crashed", workflow=source.name)
