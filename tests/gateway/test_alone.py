@@ -1,4 +1,4 @@
-"""A prompt that may have ended its server is sent again only where no other is, so that it takes nothing with it."""
+"""A prompt that may have crashed its server is sent again only to an idle one, so that no other prompt is lost."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from tests.support.running import (
     watching_closely,
 )
 
-# A custom node whose validation ends the process: the submission does it, with all that runs there.
-ENDS_AT_ITS_SUBMISSION = json.dumps({"at": "validation", "class_type": "SimulatedError"})
+# A custom node whose validation crashes ComfyUI: submitting it ends everything that runs there.
+CRASHES_AT_SUBMISSION = json.dumps({"at": "validation", "class_type": "SimulatedError"})
 
 
 def poison() -> Workflow:
@@ -40,14 +40,14 @@ def poison() -> Workflow:
 
 
 async def queued_at(url: str) -> list[str]:
-    """Ids in the queue of a server, the one that runs first."""
+    """Returns the ids in the queue of a server; the running one comes first."""
     async with aiohttp.ClientSession() as http, http.get(f"{url}/queue") as response:
         queue = await response.json()
     return [item[1] for item in (*queue["queue_running"], *queue["queue_pending"])]
 
 
-async def lost(http: aiohttp.ClientSession) -> bool:
-    """Whether a prompt was lost and is to be placed again."""
+async def is_lost(http: aiohttp.ClientSession) -> bool:
+    """Whether a prompt was lost and will be submitted again."""
     async with http.get("/metrics") as response:
         lines = (await response.text()).splitlines()
     return any(line.startswith('comfyui_gateway_resubmissions_total{reason="prompt_lost"} 1') for line in lines)
@@ -58,8 +58,8 @@ async def cancel(http: aiohttp.ClientSession, prompt_id: str) -> None:
         assert response.status == 200, await response.text()
 
 
-async def test_a_prompt_that_ends_each_comfyui_takes_no_other_with_it(tmp_path: Path) -> None:
-    fault = ("--fault", f"segfault={ENDS_AT_ITS_SUBMISSION}")
+async def test_a_prompt_that_crashes_every_comfyui_loses_no_other_prompt(tmp_path: Path) -> None:
+    fault = ("--fault", f"segfault={CRASHES_AT_SUBMISSION}")
     async with AsyncExitStack() as stack:
         folders = [tmp_path / "a", tmp_path / "b"]
         for folder in folders:
@@ -71,8 +71,8 @@ async def test_a_prompt_that_ends_each_comfyui_takes_no_other_with_it(tmp_path: 
         innocent = await submit(gateway.http, sleep_workflow(60))
         await begins(gateway.http, innocent)
         ends = await submit(gateway.http, poison())
-        await until(lambda: lost(gateway.http), bool, timeout_s=30)
-        # It waits for the server where the innocent one runs: where it failed, others run.
+        await until(lambda: is_lost(gateway.http), bool, timeout_s=30)
+        # The crasher waits for the server where the innocent prompt runs; the other server is free for others.
         assert (await gateway.prompt_sync(invert_workflow(2), timeout=30))[0] == 200
         assert [innocent] in (await queued_at(one), await queued_at(other))
         await cancel(gateway.http, innocent)
@@ -82,8 +82,8 @@ async def test_a_prompt_that_ends_each_comfyui_takes_no_other_with_it(tmp_path: 
     assert (ran[innocent], ran[ends]) == (1, 0)
 
 
-async def test_a_prompt_that_was_running_is_placed_alone_after_a_restart_of_the_gateway_too(tmp_path: Path) -> None:
-    """Its server is away for good; the other one has something to do."""
+async def test_a_suspect_prompt_still_runs_alone_after_a_gateway_restart(tmp_path: Path) -> None:
+    """The server of the suspect never returns, and the other server is busy."""
     settings = {"STATE_DIR": str(tmp_path / "state"), "QUARANTINE_AFTER": "0", "REATTACH_SECONDS": "1"}
     async with AsyncExitStack() as stack:
         folders = [tmp_path / "a", tmp_path / "b"]
@@ -101,7 +101,7 @@ async def test_a_prompt_that_was_running_is_placed_alone_after_a_restart_of_the_
             assert (await queued_at(one), await queued_at(other)) == ([suspect], [runs])
             await gateway.kill()
         async with gateway_process(names, **settings) as gateway:
-            await until(lambda: lost(gateway.http), bool, timeout_s=30)
+            await until(lambda: is_lost(gateway.http), bool, timeout_s=30)
             behind = await submit(gateway.http, invert_workflow(3))
             await until(lambda: look(gateway.http, behind), lambda found: found[1].get("position") == 1)
             assert await queued_at(other) == [runs]
@@ -111,8 +111,8 @@ async def test_a_prompt_that_was_running_is_placed_alone_after_a_restart_of_the_
     assert recorded_executions(folders[1]) == {runs: 1, suspect: 1, behind: 1}
 
 
-async def test_with_comfyui_s_own_queue_it_is_sent_when_nothing_else_is_there_and_others_go_on(engine: Engine) -> None:
-    """ComfyUI forgets all of it: one ran, two waited; and others come without end until it is done."""
+async def test_with_comfyuis_queue_a_suspect_waits_for_an_idle_server_and_all_prompts_finish(engine: Engine) -> None:
+    """ComfyUI forgets one running and two waiting prompts; new ones arrive until the suspect has finished."""
     async with running_gateway(engine.url, queue="comfyui") as gateway:
 
         async def status_of(workflow: Workflow) -> int:
@@ -144,8 +144,8 @@ async def test_with_comfyui_s_own_queue_it_is_sent_when_nothing_else_is_there_an
     assert all(queue[0] == suspect for queue in again), again
 
 
-async def test_with_comfyui_s_own_queue_prompts_of_others_are_waited_for(engine: Engine, tmp_path: Path) -> None:
-    """An async job that is gone from ComfyUI after a restart of both: somebody else's prompt runs there now."""
+async def test_with_comfyuis_queue_a_suspect_waits_for_prompts_of_other_clients(engine: Engine, tmp_path: Path) -> None:
+    """After a restart of both, ComfyUI has lost the async job and runs the prompt of another client."""
     settings = {"STATE_DIR": str(tmp_path / "state"), "QUEUE": "comfyui"}
     async with gateway_process(engine.url, **settings) as gateway:
         suspect = await submit(gateway.http, sleep_workflow(600))
@@ -157,7 +157,7 @@ async def test_with_comfyui_s_own_queue_prompts_of_others_are_waited_for(engine:
         async with http.post("/prompt", json={"prompt": sleep_workflow(60, tag=9)}) as response:
             other = (await response.json())["prompt_id"]
         async with gateway_process(engine.url, **settings) as gateway:
-            await until(lambda: lost(gateway.http), bool, timeout_s=30)
+            await until(lambda: is_lost(gateway.http), bool, timeout_s=30)
             before = requests(engine, "GET /queue")
             await until(lambda: _asked(engine), lambda asked: asked >= before + 2)
             assert await queued_at(engine.url) == [other]
@@ -171,7 +171,7 @@ async def _asked(engine: Engine) -> int:
     return requests(engine, "GET /queue")
 
 
-async def test_a_prompt_that_ends_comfyui_while_it_runs_is_no_harm_to_what_comes_behind_it(tmp_path: Path) -> None:
+async def test_a_prompt_that_crashes_comfyui_while_running_loses_no_prompt_behind_it(tmp_path: Path) -> None:
     async with (
         restarted_engine(tmp_path) as engine,
         running_gateway(engine, changed=watching_closely(), queue="gateway") as gateway,

@@ -80,7 +80,9 @@ async def test_a_key_opens_every_path(locked: RunningGateway, headers: dict[str,
         {"Cookie": f"{COOKIE}={'9' * 5000}.x"},
     ],
 )
-async def test_nothing_else_opens_any(locked: RunningGateway, engine: Engine, headers: dict[str, str]) -> None:
+async def test_a_request_without_a_valid_key_is_refused_on_every_path(
+    locked: RunningGateway, engine: Engine, headers: dict[str, str]
+) -> None:
     engine.stats.reset()
     for method, path in (("GET", "/queue"), ("POST", "/prompt"), ("POST", "/prompt_sync"), ("GET", "/metrics")):
         answer = await fetch(locked, path, method, headers=headers)
@@ -89,7 +91,7 @@ async def test_nothing_else_opens_any(locked: RunningGateway, engine: Engine, he
     assert engine.stats.show()["requests"] == {}
 
 
-async def test_the_refusal_tells_a_wrong_key_from_a_missing_one(locked: RunningGateway) -> None:
+async def test_the_error_distinguishes_a_wrong_key_from_a_missing_one(locked: RunningGateway) -> None:
     missing, wrong = [
         orjson.loads((await fetch(locked, "/queue", headers=headers)).body)["detail"]
         for headers in ({}, {"X-API-Key": "wrong"})
@@ -104,7 +106,7 @@ async def test_probes_need_no_key(locked: RunningGateway) -> None:
 
 
 @pytest.mark.parametrize("state", ["healthy", "unreachable", "broken", "cold"])
-async def test_a_probe_tells_addresses_and_reasons_to_those_with_a_key_only(
+async def test_a_probe_shows_addresses_and_reasons_only_to_callers_with_a_key(
     engine: Engine, state: str, tmp_path: Path
 ) -> None:
     host = engine.url.removeprefix("http://") if state != "unreachable" else "127.0.0.1:9"
@@ -132,7 +134,7 @@ async def test_a_probe_tells_addresses_and_reasons_to_those_with_a_key_only(
         short = orjson.loads((await fetch(gateway, "/health")).body)
         ready = orjson.loads((await fetch(gateway, "/health/ready")).body)
     assert all(secret in answer.body.decode() for secret in secrets for answer in (full, signed_in))
-    # What the container's watchdog and a load balancer go by is there for all.
+    # Every caller sees what the container's watchdog and a load balancer need.
     shown = orjson.loads(full.body)["servers"][0]
     told = ("state", "websocket", "queue_remaining", "in_flight", "drained", "simulation")
     assert short["servers"] == [{key: shown[key] for key in told}]
@@ -151,20 +153,22 @@ async def _why_not_ready(gateway: RunningGateway) -> str:
     return str(orjson.loads((await fetch(gateway, "/health/ready", headers=_BEARER)).body).get("reason"))
 
 
-async def test_without_api_keys_a_probe_tells_everybody_everything(gateway: RunningGateway, engine: Engine) -> None:
+async def test_without_api_keys_a_probe_shows_everything_to_every_caller(
+    gateway: RunningGateway, engine: Engine
+) -> None:
     answer = orjson.loads((await fetch(gateway, "/health")).body)
     assert answer["servers"][0]["server"] == engine.url.removeprefix("http://")
     assert "reason" in answer["servers"][0]
 
 
 @pytest.mark.parametrize("path", ["/health/../queue", "//health", "/health/live/", "/%68ealth/x", "/api/health"])
-async def test_a_probes_name_opens_no_other_path(locked: RunningGateway, path: str) -> None:
+async def test_a_path_that_resembles_a_probe_still_needs_a_key(locked: RunningGateway, path: str) -> None:
     answer = await raw_request(locked.url, f"GET {path} HTTP/1.1\r\nHost: g\r\n\r\n".encode())
     assert answer.startswith(b"HTTP/1.1 401 ")
 
 
-async def test_a_websocket_needs_a_key_in_a_header_or_the_cookie_and_never_in_its_query(locked: RunningGateway) -> None:
-    """A query stands in logs and histories."""
+async def test_a_websocket_takes_a_key_from_a_header_or_the_cookie_but_not_its_query(locked: RunningGateway) -> None:
+    """Logs and browser histories keep queries."""
     for path in ("/ws", f"/ws?token={KEY}", f"/ws?api_key={KEY}"):
         with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
             await locked.http.ws_connect(path)
@@ -177,10 +181,10 @@ async def test_a_websocket_needs_a_key_in_a_header_or_the_cookie_and_never_in_it
 
 
 @pytest.mark.parametrize("path", ["/health", "/health/live", "/health/ready"])
-async def test_a_probes_name_opens_no_websocket(
+async def test_a_websocket_on_the_path_of_a_probe_is_protected_like_any_other(
     locked: RunningGateway, gateway: RunningGateway, engine: Engine, path: str
 ) -> None:
-    """A node of ComfyUI's may have one there; from a foreign page it is hijacked as any other."""
+    """A custom node may serve a websocket there, which a foreign page could hijack like any other."""
     engine.stats.reset()
     for asked, headers, status in ((locked, {}, 401), (gateway, {"Origin": "https://evil.example"}, 403)):
         with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
@@ -222,7 +226,7 @@ async def test_no_key_is_ever_logged(
     assert "wrong-key-shown" not in logged
 
 
-async def test_without_keys_everything_is_open_and_login_is_comfyuis(gateway: RunningGateway) -> None:
+async def test_without_keys_every_path_is_open_and_login_belongs_to_comfyui(gateway: RunningGateway) -> None:
     assert (await fetch(gateway, "/queue")).status == 200
     assert (await fetch(gateway, "/login")).status == 404
 
@@ -230,7 +234,7 @@ async def test_without_keys_everything_is_open_and_login_is_comfyuis(gateway: Ru
 # Login
 
 
-async def test_a_person_is_led_to_the_login_page_and_back(locked: RunningGateway) -> None:
+async def test_a_browser_without_a_session_is_sent_to_the_login_page_and_back(locked: RunningGateway) -> None:
     sent = await fetch(locked, "/?workflow=a%20b", headers=_PAGE)
     assert (sent.status, sent.headers["Location"]) == (303, f"./login?next={quote('/?workflow=a%20b', safe='')}")
     form = await fetch(locked, urljoin("/", sent.headers["Location"]), headers=_PAGE)
@@ -249,19 +253,19 @@ async def test_a_person_is_led_to_the_login_page_and_back(locked: RunningGateway
 
 
 async def test_over_https_the_cookie_is_secure(locked: RunningGateway) -> None:
-    headers = {"X-Forwarded-Proto": "https"}  # of a proxy on this machine, which is believed
+    headers = {"X-Forwarded-Proto": "https"}  # set by a proxy on this machine, which is trusted
     answer = await fetch(locked, "/login", "POST", data={"key": KEY}, headers=headers)
     assert "Secure" in answer.headers["Set-Cookie"]
 
 
-async def test_a_wrong_key_is_told_and_sets_no_cookie(locked: RunningGateway) -> None:
+async def test_a_login_with_a_wrong_key_shows_an_error_and_sets_no_cookie(locked: RunningGateway) -> None:
     answer = await _login(locked, "wrong")
     assert answer.status == 401
     assert "Set-Cookie" not in answer.headers
     assert b"does not know this key" in answer.body
 
 
-async def test_a_script_gets_401_and_not_the_login_pages_html(locked: RunningGateway) -> None:
+async def test_a_script_gets_status_401_instead_of_the_login_page(locked: RunningGateway) -> None:
     headers = {"Accept": "text/html, */*", "Sec-Fetch-Mode": "cors", "Sec-Fetch-Site": "same-origin"}
     assert (await fetch(locked, "/queue", headers=headers)).status == 401
 
@@ -278,41 +282,41 @@ async def test_a_script_gets_401_and_not_the_login_pages_html(locked: RunningGat
             "",
             "/x\r\nA: b",
         ),
-        # Beside the path that a proxy serves us below.
+        # These leave the path below which a proxy serves the gateway.
         *("/../other", "/a/%2e%2E/../other", "/..\\other", "/./\\evil.example"),
     ],
 )
-async def test_the_login_page_leads_to_no_other_site(locked: RunningGateway, target: str) -> None:
+async def test_the_login_page_never_redirects_to_another_site(locked: RunningGateway, target: str) -> None:
     """Open redirect: a link to our login page that ends on the attacker's copy of it."""
     assert (await _login(locked, target=target)).headers["Location"] == "./"
 
 
-async def test_the_login_page_runs_nothing_that_its_address_says(locked: RunningGateway) -> None:
-    """Cross-site scripting by ``next``."""
+async def test_the_login_page_does_not_run_a_script_from_its_address(locked: RunningGateway) -> None:
+    """Cross-site scripting through the query parameter ``next``."""
     attack = quote('/"><script>alert(1)</script>', safe="")
     page = await fetch(locked, f"/login?next={attack}", headers=_PAGE)
     assert b"<script" not in page.body
     assert "default-src 'none'" in page.headers["Content-Security-Policy"]
 
 
-async def test_logout_forgets_the_cookie(locked: RunningGateway) -> None:
+async def test_logout_removes_the_cookie(locked: RunningGateway) -> None:
     answer = await fetch(locked, "/logout", "POST", headers={"Origin": locked.url})
     assert (answer.status, answer.headers["Location"]) == (303, "./login")
     assert f'{COOKIE}=""' in answer.headers["Set-Cookie"]
     assert "Max-Age=0" in answer.headers["Set-Cookie"]
 
 
-async def test_who_signs_out_comes_back_to_the_page_that_the_link_names(locked: RunningGateway) -> None:
+async def test_logout_passes_the_page_named_in_next_to_the_login_page(locked: RunningGateway) -> None:
     answer = await fetch(locked, "/logout?next=%2Fconsole", headers=_PAGE)
     assert (answer.status, answer.headers["Location"]) == (303, "./login?next=%2Fconsole")
 
 
-async def test_to_sign_out_leads_to_no_other_site(locked: RunningGateway) -> None:
+async def test_logout_never_redirects_to_another_site(locked: RunningGateway) -> None:
     answer = await fetch(locked, "/logout?next=%2F%2Fevil.example", headers=_PAGE)
     assert (answer.status, answer.headers["Location"]) == (303, "./login")
 
 
-def test_a_session_ends_with_its_time_and_with_its_key() -> None:
+def test_a_session_ends_after_its_time_or_when_its_key_is_removed() -> None:
     now = 1000.0
     ring = KeyRing([KEY, OTHER_KEY], session_s=60, clock=lambda: now)
     token = ring.open_session(KEY.encode())
@@ -327,7 +331,7 @@ def test_a_session_ends_with_its_time_and_with_its_key() -> None:
 @pytest.mark.parametrize(
     "forge", [lambda e, s: f"{int(e) + 9}.{s}", lambda e, s: f"{e}.{s[:-1]}", lambda e, s: f"{e} .{s}"]
 )
-def test_a_session_cannot_be_prolonged(forge: object) -> None:
+def test_a_forged_session_token_is_refused(forge: object) -> None:
     ring = KeyRing([KEY], session_s=60)
     token = ring.open_session(KEY.encode())
     assert token is not None
@@ -336,7 +340,7 @@ def test_a_session_cannot_be_prolonged(forge: object) -> None:
     assert not ring.session_caller(forge(expiry, signature))
 
 
-# One caller's Idempotency-Keys
+# Idempotency keys per caller
 
 
 async def _ordered(gateway: RunningGateway, tag: int, headers: dict[str, str]) -> tuple[int, str]:
@@ -345,7 +349,7 @@ async def _ordered(gateway: RunningGateway, tag: int, headers: dict[str, str]) -
     return answer.status, orjson.loads(answer.body)["prompt_id"]
 
 
-async def test_an_idempotency_key_is_one_caller_s_and_meets_no_other_s(locked: RunningGateway, engine: Engine) -> None:
+async def test_an_idempotency_key_counts_for_one_caller_only(locked: RunningGateway, engine: Engine) -> None:
     mine, theirs = {"X-API-Key": KEY}, {"X-API-Key": OTHER_KEY}
     first = await _ordered(locked, 1, mine)
     assert first[0] == 200
@@ -356,12 +360,12 @@ async def test_an_idempotency_key_is_one_caller_s_and_meets_no_other_s(locked: R
     assert executions(engine) == {first[1]: 1, other[1]: 1}
 
 
-async def test_a_browser_that_signed_in_with_a_key_is_the_caller_with_that_key(locked: RunningGateway) -> None:
+async def test_a_browser_session_counts_as_the_caller_whose_key_signed_in(locked: RunningGateway) -> None:
     cookie = {"Cookie": (await _login(locked, OTHER_KEY)).headers["Set-Cookie"].split(";")[0]}
     assert await _ordered(locked, 1, cookie) == await _ordered(locked, 1, {"X-API-Key": OTHER_KEY})
 
 
-async def test_a_key_s_idempotency_keys_outlive_a_restart_and_every_change_of_the_list_around_it(
+async def test_idempotency_keys_survive_a_restart_and_changes_of_other_api_keys(
     engine: Engine,
 ) -> None:
     seen = []
@@ -374,8 +378,8 @@ async def test_a_key_s_idempotency_keys_outlive_a_restart_and_every_change_of_th
     assert other != seen[0]
 
 
-async def test_without_api_keys_an_idempotency_key_gives_the_id_that_it_always_gave(gateway: RunningGateway) -> None:
-    """Of a gateway before this one: who asks again across the upgrade gets what is there."""
+async def test_without_api_keys_an_idempotency_key_maps_to_the_same_id_as_before(gateway: RunningGateway) -> None:
+    """Earlier versions derived this id too, so a request repeated after an upgrade finds its prompt."""
     assert await _ordered(gateway, 1, {}) == (200, "d681d8df-8837-5c95-b2bf-c5b8339c288e")
 
 
@@ -395,11 +399,11 @@ _EVIL = {"Origin": "https://evil.example"}
         ("a page reads the queue", "GET", {**_EVIL, "Sec-Fetch-Site": "cross-site"}),
         ("a page shows our pictures as its own", "GET", {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"}),
         ("two origins, one of them ours", "POST", MultiDict([*_EVIL.items(), ("Origin", "http://127.0.0.1")])),
-        ("an origin that is none", "POST", {"Origin": "http://[::1"}),
-        ("the same of another kind", "POST", {"Origin": "http://\u2100"}),
+        ("an origin that cannot be parsed", "POST", {"Origin": "http://[::1"}),
+        ("an origin with an invalid host", "POST", {"Origin": "http://\u2100"}),
         ("our address with a path", "POST", {"Origin": "http://g/x", "Host": "g"}),
-        ("a referrer that is none", "GET", {"Sec-Fetch-Site": "cross-site", "Referer": "http://[x"}),
-        ("a form of a page", "POST", {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}),
+        ("a referrer that cannot be parsed", "GET", {"Sec-Fetch-Site": "cross-site", "Referer": "http://[x"}),
+        ("a page submits a form", "POST", {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}),
     ],
 )
 @pytest.mark.parametrize("path", ["/queue", "/prompt_sync"])
@@ -415,7 +419,7 @@ async def test_a_foreign_page_is_refused(
 @pytest.mark.parametrize(
     "headers", [{"Origin": "http://[::1"}, {"Sec-Fetch-Site": "cross-site", "Referer": "http://[x"}]
 )
-async def test_a_probe_answers_whatever_a_client_says_of_its_page(
+async def test_a_probe_answers_for_any_origin_or_referrer(
     gateway: RunningGateway, locked: RunningGateway, headers: dict[str, str]
 ) -> None:
     for path in ("/health", "/health/live", "/health/ready"):
@@ -424,7 +428,7 @@ async def test_a_probe_answers_whatever_a_client_says_of_its_page(
 
 
 @pytest.mark.parametrize("referer", ["http://[::1", "nonsense", "//", "http://g/a?b#c", "/only/a/path", "\u65e5\u672c"])
-async def test_a_referrer_of_any_kind_is_relayed_as_comfyuis_own_or_not_at_all(referer: str) -> None:
+async def test_a_referrer_is_rewritten_to_comfyuis_address_or_removed(referer: str) -> None:
     async with relayed(answer_ok) as (comfyui, gateway):
         assert (await fetch(gateway, "/x", headers={"Referer": referer})).status == 200
         said = comfyui.seen[0].headers.get("referer")
@@ -451,7 +455,7 @@ async def test_a_foreign_page_opens_no_websocket(gateway: RunningGateway) -> Non
         {"Sec-Fetch-Site": "none", "Sec-Fetch-Mode": "navigate"},
     ],
 )
-async def test_the_gateways_own_pages_and_programs_are_not_concerned(
+async def test_requests_of_the_gateways_own_pages_and_of_programs_are_accepted(
     gateway: RunningGateway, headers: dict[str, str]
 ) -> None:
     own = gateway.url.removeprefix("http://")
@@ -467,7 +471,7 @@ async def test_a_link_from_elsewhere_opens_a_page(gateway: RunningGateway) -> No
 # CORS
 
 
-async def test_a_listed_origin_may_ask_and_read(locked: RunningGateway) -> None:
+async def test_a_listed_origin_may_send_requests_and_read_answers(locked: RunningGateway) -> None:
     origin = {"Origin": "https://app.example", "Sec-Fetch-Site": "cross-site"}
     asked = await fetch(
         locked,
@@ -494,17 +498,17 @@ async def test_a_listed_origin_may_ask_and_read(locked: RunningGateway) -> None:
     assert refused.headers["Access-Control-Allow-Origin"] == "https://app.example"
 
 
-async def test_a_page_that_is_not_listed_is_told_nothing_by_a_preflight(locked: RunningGateway) -> None:
+async def test_a_preflight_from_an_unlisted_page_is_refused_without_cors_headers(locked: RunningGateway) -> None:
     answer = await fetch(locked, "/queue", "OPTIONS", headers={**_EVIL, "Access-Control-Request-Method": "POST"})
     assert answer.status == 403
     assert "Access-Control-Allow-Origin" not in answer.headers
 
 
-async def test_if_any_page_may_ask_none_may_ask_as_the_signed_in_user(engine: Engine) -> None:
+async def test_with_a_wildcard_origin_no_foreign_page_may_use_a_signed_in_session(engine: Engine) -> None:
     async with running_gateway(engine.url, api_keys=KEY, cors_allow_origins="*") as gateway:
         cookie = {"Cookie": (await _login(gateway)).headers["Set-Cookie"].split(";")[0]}
         assert (await fetch(gateway, "/queue", headers={**_EVIL, **cookie})).status == 401
-        # A browser sends a password that it was told once by itself, as it does with a cookie.
+        # A browser repeats a password on its own, as it repeats a cookie.
         basic = {"Authorization": f"Basic {_basic('me', KEY)}"}
         assert (await fetch(gateway, "/queue", headers={**_EVIL, **basic})).status == 401
         assert (await fetch(gateway, "/queue", headers=basic)).status == 200
@@ -514,7 +518,7 @@ async def test_if_any_page_may_ask_none_may_ask_as_the_signed_in_user(engine: En
 
 
 @pytest.mark.parametrize("value", ["app.example", "https://app.example/path", "https://"])
-def test_an_origin_that_is_none_stops_the_start(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_origin_in_the_settings_stops_the_start(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CORS_ALLOW_ORIGINS", value)
     with pytest.raises(SettingsError, match="CORS_ALLOW_ORIGINS"):
         load(Settings)
@@ -523,7 +527,9 @@ def test_an_origin_that_is_none_stops_the_start(value: str, monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("host", "keys", "warned"), [("0.0.0.0", "", True), ("0.0.0.0", "k", False), ("127.0.0.1", "", False)]
 )
-async def test_the_start_warns_of_a_gateway_that_is_open_to_others(host: str, keys: str, warned: bool) -> None:
+async def test_the_start_warns_of_a_gateway_without_keys_that_others_can_reach(
+    host: str, keys: str, warned: bool
+) -> None:
     variables = {"SERVER_HOST": host, "SERVER_PORT": "0", "API_KEYS": keys, "LOG_OUTPUT": "json", "STATE_DIR": ""}
     seen = ""
     async with (

@@ -1,4 +1,4 @@
-"""Bad input gets one body that names the field and what to do (docs/api.md)."""
+"""Every refusal of bad input has the same body, which names the field and the remedy (docs/api.md)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def assert_error(status: int, body: Any, *, expected: int, type_: str, says: str
 
 
 @pytest.mark.parametrize("content_type", ["application/json", "text/plain", "application/x-www-form-urlencoded"])
-async def test_not_json(gateway: RunningGateway, content_type: str) -> None:
+async def test_a_body_that_is_not_json_is_refused(gateway: RunningGateway, content_type: str) -> None:
     headers = {"Content-Type": content_type}
     async with gateway.http.post("/prompt_sync", data=b'{"prompt":', headers=headers) as response:
         assert_error(
@@ -34,7 +34,7 @@ async def test_not_json(gateway: RunningGateway, content_type: str) -> None:
         )
 
 
-async def test_json_of_any_content_type_is_read(gateway: RunningGateway) -> None:
+async def test_json_is_read_under_any_content_type(gateway: RunningGateway) -> None:
     async with gateway.http.post("/prompt_sync", data=b'{"prompt": {}}') as response:
         assert (await response.json())["type"] == "validation_failed"
 
@@ -54,17 +54,17 @@ async def test_json_of_any_content_type_is_read(gateway: RunningGateway) -> None
         ({"prompt": {"1": {}}, "number": "soon"}, "number: "),
     ],
 )
-async def test_a_field_that_cannot_be_used_is_named(gateway: RunningGateway, body: Any, says: str) -> None:
+async def test_the_error_names_the_invalid_field(gateway: RunningGateway, body: Any, says: str) -> None:
     async with gateway.http.post("/prompt_sync", json=body) as response:
         assert_error(response.status, await response.json(), expected=422, type_="invalid_request", says=says)
 
 
-async def test_an_empty_prompt(gateway: RunningGateway) -> None:
+async def test_an_empty_prompt_is_refused(gateway: RunningGateway) -> None:
     status, body = await gateway.prompt_sync({})
     assert_error(status, body, expected=400, type_="validation_failed", says="empty")
 
 
-async def test_a_ui_export_is_called_by_its_name(gateway: RunningGateway) -> None:
+async def test_the_error_says_that_a_workflow_is_in_ui_format(gateway: RunningGateway) -> None:
     status, body = await gateway.prompt_sync({"nodes": [], "links": [], "version": 0.4})
     assert_error(status, body, expected=400, type_="validation_failed", says=r"UI-format.*Export \(API\)")
 
@@ -79,13 +79,13 @@ async def test_a_ui_export_is_called_by_its_name(gateway: RunningGateway) -> Non
         ("nan", "timeout"),
     ],
 )
-async def test_a_bad_timeout(gateway: RunningGateway, timeout: str, says: str) -> None:
+async def test_an_invalid_timeout_is_refused(gateway: RunningGateway, timeout: str, says: str) -> None:
     url = f"/prompt_sync?timeout={timeout}"
     async with gateway.http.post(url, json={"prompt": invert_workflow()}) as response:
         assert_error(response.status, await response.json(), expected=422, type_="invalid_request", says=says)
 
 
-async def test_a_workflow_that_comfyui_refuses(gateway: RunningGateway) -> None:
+async def test_validation_errors_of_comfyui_are_listed_by_node(gateway: RunningGateway) -> None:
     workflow = invert_workflow()
     workflow["1"]["inputs"]["width"] = 0
     status, body = await gateway.prompt_sync(workflow)
@@ -94,7 +94,7 @@ async def test_a_workflow_that_comfyui_refuses(gateway: RunningGateway) -> None:
     assert "Value 0 smaller than min" in body["node_errors"]["1"][0]
 
 
-async def test_a_node_that_raises(gateway: RunningGateway, engine: Engine) -> None:
+async def test_an_exception_in_a_node_is_reported_without_a_traceback(gateway: RunningGateway, engine: Engine) -> None:
     await engine.set_faults({"node_error": {"class_type": "ImageInvert", "message": "no such luck"}})
     status, body = await gateway.prompt_sync(invert_workflow())
     assert_error(
@@ -105,7 +105,9 @@ async def test_a_node_that_raises(gateway: RunningGateway, engine: Engine) -> No
     assert "Traceback" not in str(body)
 
 
-async def test_an_output_file_that_is_gone_leaves_a_partial_result(gateway: RunningGateway, engine: Engine) -> None:
+async def test_a_missing_output_file_leaves_the_other_files_in_the_result(
+    gateway: RunningGateway, engine: Engine
+) -> None:
     workflow = invert_workflow()
     workflow["5"] = {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "other"}}
     await engine.set_faults({"output_deleted": {"match": "test_*"}})
@@ -118,7 +120,7 @@ async def test_an_output_file_that_is_gone_leaves_a_partial_result(gateway: Runn
     assert "error" not in there
 
 
-async def test_a_file_that_breaks_off_leaves_a_partial_result(gateway: RunningGateway, engine: Engine) -> None:
+async def test_a_truncated_output_file_is_reported_in_its_entry(gateway: RunningGateway, engine: Engine) -> None:
     await engine.set_faults({"view_cut": {}})
     status, body = await gateway.prompt_sync(invert_workflow(), return_image_base64=True)
     assert status == 200
@@ -126,14 +128,14 @@ async def test_a_file_that_breaks_off_leaves_a_partial_result(gateway: RunningGa
     assert "cut off" in body["images"][0]["error"]
 
 
-async def test_a_body_over_the_limit_is_refused_by_its_length(small_bodies: RunningGateway) -> None:
+async def test_a_body_over_the_limit_is_refused_by_its_content_length(small_bodies: RunningGateway) -> None:
     async with small_bodies.http.post("/prompt_sync", data=b"x" * 20_000) as response:
         assert_error(
             response.status, await response.json(), expected=413, type_="body_too_large", says="MAX_REQUEST_BODY_MB"
         )
 
 
-async def test_a_body_over_the_limit_is_refused_when_it_does_not_tell_its_length(small_bodies: RunningGateway) -> None:
+async def test_a_body_over_the_limit_is_refused_without_a_content_length(small_bodies: RunningGateway) -> None:
     async def chunks() -> AsyncIterator[bytes]:
         for _ in range(20):
             yield b"x" * 1000
@@ -153,21 +155,21 @@ async def test_a_body_over_the_limit_is_refused_when_it_does_not_tell_its_length
         ("DELETE", "/prompt_sync/0f0c1a2e-7d0b-5c39-9a36-0e3b6f0f8a11", 404, "not_found"),
     ],
 )
-async def test_the_framework_s_own_errors_have_the_same_body(
+async def test_errors_of_the_web_framework_have_the_same_body(
     gateway: RunningGateway, method: str, path: str, expected: int, type_: str
 ) -> None:
     async with gateway.http.request(method, path) as response:
         assert_error(response.status, await response.json(), expected=expected, type_=type_, says=".")
 
 
-async def test_a_request_id_of_the_caller_is_kept_and_a_harmful_one_is_not(gateway: RunningGateway) -> None:
+async def test_the_request_id_of_the_caller_is_kept_unless_it_is_too_long(gateway: RunningGateway) -> None:
     async with gateway.http.get("/health/live", headers={"X-Request-ID": "order-4711"}) as response:
         assert response.headers["X-Request-ID"] == "order-4711"
     async with gateway.http.get("/health/live", headers={"X-Request-ID": "x" * 200}) as response:
         assert re.fullmatch("[0-9a-f]{32}", response.headers["X-Request-ID"])
 
 
-async def test_no_comfyui_at_all() -> None:
+async def test_without_a_reachable_comfyui_requests_and_readiness_get_503() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{unused.getsockname()[1]}"
@@ -188,8 +190,8 @@ async def test_no_comfyui_at_all() -> None:
                 assert response.status == 200
 
 
-async def test_an_optional_field_that_is_null_is_not_given(gateway: RunningGateway) -> None:
-    """Many clients write what they leave out as null."""
+async def test_an_optional_field_with_null_counts_as_absent(gateway: RunningGateway) -> None:
+    """Many clients send null for a field that they do not set."""
     optional = [name for name, field in PromptRequest.model_fields.items() if not field.is_required()]
     status, body = await gateway.prompt_sync(invert_workflow(), **dict.fromkeys(optional))
     assert status == 200, body

@@ -1,4 +1,4 @@
-"""One request holds up no other: what it may bring is bounded, and long work is done beside the event loop."""
+"""No request delays another: its size is limited, and long work runs outside the event loop."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def images(count: int) -> list[dict[str, str]]:
     return [{"name": f"{number}.png", "image": "aGk="} for number in range(count)]
 
 
-# A workflow, further fields of a body, and the refusal.
+# Each entry has a workflow, further fields of the body, and the expected error text.
 OVER: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "values": (nodes(1), {"extra_data": {"x": ["a" * 40] * 3_000}}, "more than 2000 values (MAX_JSON_VALUES)"),
     "depth": (nodes(1, a=nested(30)), {}, "deeper than 16 (MAX_JSON_DEPTH)"),
@@ -49,7 +49,9 @@ OVER: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("form", ["json", "multipart", "events"])
 @pytest.mark.parametrize("path", ["/prompt_sync", "/validate"])
-async def test_a_bomb_is_refused_by_the_name_of_its_limit(small_limits: RunningGateway, path: str, form: str) -> None:
+async def test_the_refusal_of_an_oversized_request_names_the_limit(
+    small_limits: RunningGateway, path: str, form: str
+) -> None:
     headers = {"Accept": "text/event-stream"} if form == "events" else {}
     for kind, (workflow, fields, says) in OVER.items():
         data: Any = json.dumps({"prompt": workflow, **fields})
@@ -64,7 +66,7 @@ async def test_a_bomb_is_refused_by_the_name_of_its_limit(small_limits: RunningG
 
 
 @pytest.mark.parametrize("path", ["/prompt_sync", "/validate"])
-async def test_inputs_of_every_form_count_together(small_limits: RunningGateway, path: str) -> None:
+async def test_inputs_in_images_and_in_the_workflow_count_together(small_limits: RunningGateway, path: str) -> None:
     loaders = {
         str(number): {"class_type": "LoadImage", "inputs": {"image": f"data:image/png;base64,aGVsbG8{number}"}}
         for number in range(3)
@@ -75,7 +77,7 @@ async def test_inputs_of_every_form_count_together(small_limits: RunningGateway,
         assert body["detail"] == "the request brings more than 4 inputs (MAX_INPUTS)"
 
 
-async def test_a_form_has_as_many_files_as_inputs_are_allowed(small_limits: RunningGateway) -> None:
+async def test_a_form_with_more_files_than_allowed_inputs_is_refused(small_limits: RunningGateway) -> None:
     form = aiohttp.FormData({"workflow": json.dumps(invert_workflow())})
     for number in range(25):
         form.add_field("images", b"x", filename=f"{number}.png")
@@ -85,7 +87,7 @@ async def test_a_form_has_as_many_files_as_inputs_are_allowed(small_limits: Runn
 
 
 @pytest.mark.parametrize("where", ["root", "subgraph"])
-async def test_a_file_of_the_editor_has_a_limit_of_nodes(small_limits: RunningGateway, where: str) -> None:
+async def test_an_editor_file_with_too_many_nodes_is_refused(small_limits: RunningGateway, where: str) -> None:
     many = {"nodes": [{"id": number, "type": "Note"} for number in range(21)], "links": []}
     file = many if where == "root" else {"nodes": [], "links": [], "definitions": {"subgraphs": [many]}}
     async with small_limits.http.post("/convert", json=file) as response:
@@ -93,7 +95,7 @@ async def test_a_file_of_the_editor_has_a_limit_of_nodes(small_limits: RunningGa
         assert "(MAX_WORKFLOW_NODES)" in (await response.json())["detail"]
 
 
-async def test_many_unknown_fields_are_named_in_short(small_limits: RunningGateway) -> None:
+async def test_an_error_about_many_unknown_fields_stays_short(small_limits: RunningGateway) -> None:
     fields = {f"{'f' * 500}{number}": 1 for number in range(1_000)}
     status, body = await small_limits.prompt_sync(invert_workflow(), **fields)
     assert (status, body["type"]) == (422, "invalid_request")
@@ -101,7 +103,7 @@ async def test_many_unknown_fields_are_named_in_short(small_limits: RunningGatew
     assert len(body["detail"]) < 2_000
 
 
-async def test_a_field_has_neither_long_texts_nor_many_members(gateway: RunningGateway) -> None:
+async def test_a_field_with_a_long_text_or_many_members_is_refused(gateway: RunningGateway) -> None:
     padding: dict[str, Any] = {"extra_data": {"x": "x" * 100_000}}
     refused: tuple[tuple[dict[str, Any], str], ...] = (
         ({"client_id": "x" * 5_000}, "client_id: more than 4096 characters"),
@@ -132,16 +134,18 @@ async def test_an_answer_lists_a_limited_number_of_problems_and_counts_the_other
     assert len(refused["node_errors"]) == 3
 
 
-async def test_what_fits_the_limits_is_run(small_limits: RunningGateway) -> None:
+async def test_a_request_within_the_limits_runs(small_limits: RunningGateway) -> None:
     assert (await small_limits.prompt_sync(invert_workflow()))[0] == 200
 
 
-async def test_only_large_bodies_pay_for_a_thread(gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_only_large_bodies_are_parsed_in_a_thread(
+    gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
     in_threads: list[str] = []
     submit = ThreadPoolExecutor.submit
 
     def counted(threads: ThreadPoolExecutor, call: Any, *args: Any, **options: Any) -> Any:
-        if threads._thread_name_prefix == "offload":  # and not asyncio's own, which the engine uses
+        if threads._thread_name_prefix == "offload":  # not asyncio's own pool, which the engine uses
             in_threads.append(str(call))
         return submit(threads, call, *args, **options)
 
@@ -154,8 +158,8 @@ async def test_only_large_bodies_pay_for_a_thread(gateway: RunningGateway, monke
     assert any("check_api_format" in call for call in in_threads)
 
 
-# Of each kind of work one, as large as it gets; `python -m benchmarks --only bombs` has all. A group shares a gateway.
-WORKED_ON = {
+# The largest request for each kind of work; `python -m benchmarks --only bombs` runs all. A group shares a gateway.
+BOMB_GROUPS = {
     "strings": ("one long string", "a long number", "a submission for the relay"),
     "values": ("undeclared inputs", "many nodes to convert", "events of a million nodes"),
     "inputs": ("a hundred thousand images", "a large image with an id", "unknown fields of an image"),
@@ -176,16 +180,16 @@ async def assert_bomb_does_not_hold_up(gateway: GatewayProcess, name: str, bomb:
 
 @pytest.mark.alone
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize("group", WORKED_ON)
-async def test_the_probe_is_answered_while_a_bomb_is_worked_on(engine: Engine, group: str) -> None:
+@pytest.mark.parametrize("group", BOMB_GROUPS)
+async def test_the_health_probe_answers_while_an_oversized_request_is_processed(engine: Engine, group: str) -> None:
     async with gateway_process(engine.url) as gateway:
-        for name in WORKED_ON[group]:
+        for name in BOMB_GROUPS[group]:
             await assert_bomb_does_not_hold_up(gateway, name, BOMBS[name])
 
 
 @pytest.mark.alone
-async def test_the_probe_is_answered_while_the_server_of_a_submission_is_looked_for(engine: Engine) -> None:
-    """With several servers it is a job of ours, within our limits."""
+async def test_the_health_probe_answers_while_the_gateway_reads_a_huge_submission(engine: Engine) -> None:
+    """With several servers the gateway itself reads a submission, within its own limits."""
     bomb = Bomb("/prompt", lambda: json.dumps({"client_id": "a", "prompt": nodes(200_000)}).encode(), (413,))
     async with (
         gateway_process(f"{engine.url},{engine.url.replace('127.0.0.1', 'localhost')}") as gateway,

@@ -1,4 +1,4 @@
-"""What ComfyUI sends is bounded, too: an endless answer or message ends by the name of its limit, at once."""
+"""Answers and messages of ComfyUI are limited too: an endless one ends at once, with an error that names the limit."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.support.processes import GatewayProcess, gateway_process
 from tests.support.running import RunningGateway, executions, invert_workflow
 
 
-async def test_a_prompt_fails_at_once_when_its_history_has_no_end(
+async def test_a_prompt_fails_at_once_when_its_history_is_endless(
     small_answers: RunningGateway, engine: Engine
 ) -> None:
     await engine.set_faults({"long_answer": {"route": "/history/*"}})
@@ -33,7 +33,7 @@ async def test_a_prompt_fails_at_once_when_its_history_has_no_end(
     assert body["prompt_id"]
 
 
-async def test_an_endless_reply_to_a_submission_is_given_up_and_the_prompt_is_found(
+async def test_a_prompt_is_found_although_the_reply_to_its_submission_is_endless(
     small_answers: RunningGateway, engine: Engine
 ) -> None:
     await engine.set_faults({"long_answer": {"route": "/prompt", "method": "POST", "times": 1}})
@@ -43,7 +43,7 @@ async def test_an_endless_reply_to_a_submission_is_given_up_and_the_prompt_is_fo
 
 
 @pytest.mark.parametrize(("path", "route"), [("/prompt", "/prompt"), ("/validate", "/object_info")])
-async def test_other_answers_without_an_end_are_502(
+async def test_other_endless_answers_give_status_502(
     small_answers: RunningGateway, engine: Engine, path: str, route: str
 ) -> None:
     await engine.set_faults({"long_answer": {"route": route}})
@@ -70,7 +70,9 @@ async def test_the_watcher_survives_a_message_that_is_too_long(small_answers: Ru
         assert (await small_answers.prompt_sync(invert_workflow(2)))[0] == 200
 
 
-async def test_a_client_is_told_of_a_message_that_is_too_long(small_answers: RunningGateway, engine: Engine) -> None:
+async def test_a_websocket_closes_with_1009_when_a_message_of_comfyui_is_too_long(
+    small_answers: RunningGateway, engine: Engine
+) -> None:
     async with small_answers.http.ws_connect("/ws?clientId=a") as websocket:
         await engine.set_faults({"ws_wrong_value": {"type": "status", "raw": "x" * 200_000}})
         await small_answers.http.post("/prompt", json={"prompt": invert_workflow()})
@@ -84,7 +86,7 @@ async def test_a_client_is_told_of_a_message_that_is_too_long(small_answers: Run
 LISTS = f'{{"type": "executed", "data": [{"[]," * 3_000_000}1]}}'
 
 
-# The fault, and the statuses of /validate and /prompt_sync. Node definitions are kept once they could be read.
+# Each entry has a fault and the statuses of /validate and /prompt_sync. Node definitions are cached once they are read.
 LARGE = {
     "object_info": ({"wrong_value": {"route": "/object_info", "raw": LISTS}}, (502, 200)),
     "history": ({"wrong_value": {"route": "/history/*", "raw": LISTS}}, (200, 502)),
@@ -93,7 +95,7 @@ LARGE = {
 
 
 @pytest.mark.alone
-async def test_the_probe_is_answered_while_a_large_answer_is_read(engine: Engine) -> None:
+async def test_the_health_probe_answers_while_a_large_answer_is_read(engine: Engine) -> None:
     async with gateway_process(engine.url) as gateway:
         for kind, (fault, statuses) in LARGE.items():
             engine.faults.clear()

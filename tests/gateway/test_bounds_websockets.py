@@ -1,4 +1,4 @@
-"""A websocket that carries a flood of tiny frames, from either side, holds up no other request."""
+"""A flood of tiny websocket frames, from a client or from ComfyUI, delays no other request."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ _FINAL, _MASKED, _CONTINUATION, _TEXT, _BINARY, _PING = 0x80, 0x80, 0, 1, 2, 9
 
 
 def frame(opcode: int, data: bytes = b"", *, final: bool = True) -> bytes:
-    """As a client sends it; the mask is zero, so the data stays as it is."""
+    """Returns a frame as a client sends it; its mask is zero, so the data stays as it is."""
     return bytes([opcode | (_FINAL if final else 0), _MASKED | len(data)]) + bytes(4) + data
 
 
 LAST = b"the last one"
 FLOODS = {
-    # JSON, since the engine would log each message that is none.
+    # The message is JSON, because the engine logs every other one.
     "messages": frame(_TEXT, b"1") * _COUNT,
-    "nothings": frame(_BINARY) * _COUNT,
+    "empty frames": frame(_BINARY) * _COUNT,
     "pings": frame(_PING) * _COUNT,
     "fragments": (frame(_BINARY, b"1", final=False) + frame(_CONTINUATION, final=False) * 98 + frame(_CONTINUATION))
     * (_COUNT // 100),
@@ -55,7 +55,7 @@ async def assert_flood_does_not_hold_up(
 
 
 @pytest.mark.timeout(180)
-async def test_a_client_that_sends_tiny_frames(engine: Engine) -> None:
+async def test_tiny_frames_from_a_client_delay_no_other_request(engine: Engine) -> None:
     async with gateway_process(engine.url) as gateway:
 
         async def flood(frames: bytes) -> None:
@@ -70,7 +70,7 @@ async def test_a_client_that_sends_tiny_frames(engine: Engine) -> None:
 
 
 @pytest.mark.timeout(180)
-async def test_a_comfyui_that_sends_tiny_frames(engine: Engine) -> None:
+async def test_tiny_frames_from_comfyui_delay_no_other_request(engine: Engine) -> None:
     async with gateway_process(engine.url) as gateway, gateway.http.ws_connect("/ws?clientId=a") as websocket:
         await websocket.receive()
 

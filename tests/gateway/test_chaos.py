@@ -1,4 +1,4 @@
-"""A short run of `make chaos`: the promises hold whatever strikes."""
+"""A short run of `make chaos`: the promises of the gateway hold under random faults."""
 
 from __future__ import annotations
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from uuid import uuid4
 
@@ -19,6 +17,7 @@ from comfyui.sdk import Finished, GatewayClient, Reconnecting
 from comfyui.sdk.command_line import Exit
 from tests.support import command_line
 from tests.support.command_line import Ran, finish
+from tests.support.links import Link
 from tests.support.running import RunningGateway, sleep_workflow
 
 ROOT = Path(__file__).parents[2]
@@ -28,7 +27,7 @@ PATIENCE_S = 20.0
 
 
 async def until_running(engine: Engine, prompt_id: str, *, running: bool = True) -> None:
-    """ComfyUI tells only those who ask: its queue is looked at until the prompt is there, or gone."""
+    """Polls the queue of ComfyUI until the prompt runs, or no longer runs."""
     async with asyncio.timeout(PATIENCE_S), aiohttp.ClientSession(engine.url) as http:
         while True:
             async with http.get("/queue") as response:
@@ -47,7 +46,7 @@ async def cli(gateway: RunningGateway, *arguments: str) -> Ran:
 
 
 async def cli_here(capsys: pytest.CaptureFixture[str], url: str, *arguments: str) -> Ran:
-    """The same, without the time that an interpreter takes to start; standard output also has the gateway's log."""
+    """Runs the command in this process, which starts faster; its output also has the log of the gateway."""
     return await command_line.cli_here(capsys, *arguments, "--server", url)
 
 
@@ -61,7 +60,7 @@ async def test_run_saves_the_picture_that_the_workflow_makes(gateway: RunningGat
         assert picture.convert("RGB").getcolors() == [(256 * 256, (0xFF - 0x33, 0xFF - 0x66, 0xFF - 0x99))]
 
 
-async def test_the_example_everyone_starts_with_runs_with_changes(gateway: RunningGateway, tmp_path: Path) -> None:
+async def test_the_txt2img_example_runs_with_changed_inputs(gateway: RunningGateway, tmp_path: Path) -> None:
     ran = await cli(gateway, "run", TXT2IMG, "--set", "6.text=a red fox", "--output", str(tmp_path), "--json")
     assert ran.code == Exit.OK, ran.out + ran.err
     [file] = ran.json()["images"]
@@ -85,7 +84,7 @@ async def test_run_sends_files_that_the_workflow_loads(gateway: RunningGateway, 
         assert picture.convert("RGB").getpixel((0, 0)) == (1, 2, 3)
 
 
-async def test_a_refused_workflow_names_its_nodes(gateway: RunningGateway, tmp_path: Path) -> None:
+async def test_the_error_of_a_refused_workflow_names_its_nodes(gateway: RunningGateway, tmp_path: Path) -> None:
     arguments = ("--set", "3.sampler_name=nope", "--output", str(tmp_path), "--json")
     ran = await cli(gateway, "run", TXT2IMG, *arguments)
     assert ran.code == Exit.REFUSED
@@ -119,21 +118,23 @@ async def test_status_does_not_disturb_a_prompt_and_cancel_ends_it(
     assert "cancelled" in ran.err
 
 
-async def test_an_unknown_prompt_is_refused(gateway: RunningGateway, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_status_and_cancel_of_an_unknown_prompt_are_refused(
+    gateway: RunningGateway, capsys: pytest.CaptureFixture[str]
+) -> None:
     for command in ("status", "cancel"):
         ran = await cli_here(capsys, gateway.url, command, str(uuid4()))
         assert ran.code == Exit.REFUSED
         assert "Not found" in ran.err
 
 
-async def test_a_prompt_that_takes_too_long_says_so(
+async def test_a_run_over_its_timeout_has_an_exit_code_of_its_own(
     gateway: RunningGateway, endless_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ran = await cli_here(capsys, gateway.url, "run", endless_file, "--timeout", "0.3", "--output", str(tmp_path))
     assert ran.code == Exit.TIMED_OUT
 
 
-async def test_comfyui_without_the_gateway_is_told_by_name(
+async def test_the_client_recognizes_comfyui_without_a_gateway(
     engine: Engine, endless_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for command in (["health"], ["run", endless_file, "--output", str(tmp_path)]):
@@ -142,54 +143,21 @@ async def test_comfyui_without_the_gateway_is_told_by_name(
         assert "is ComfyUI itself, not the gateway" in ran.err
 
 
-class Line:
-    """A TCP relay to the gateway that can be cut."""
-
-    def __init__(self, target: str) -> None:
-        self._port = int(target.rpartition(":")[2])
-        self._open: set[asyncio.StreamWriter] = set()
-        self.url = ""
-
-    @asynccontextmanager
-    async def open(self) -> AsyncIterator[Line]:
-        server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
-        async with server:
-            self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-            yield self
-            self.cut()
-
-    def cut(self) -> None:
-        for writer in self._open:
-            writer.transport.abort()
-
-    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._port)
-        self._open |= {writer, far_writer}
-        await asyncio.gather(self._relay(reader, far_writer), self._relay(far_reader, writer))
-        self._open -= {writer, far_writer}
-
-    async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while data := await reader.read(1 << 16):
-                writer.write(data)
-                await writer.drain()
-        except ConnectionError:
-            pass
-        finally:
-            writer.close()
-
-
-async def test_a_line_that_is_cut_while_a_prompt_runs_costs_no_result(gateway: RunningGateway, engine: Engine) -> None:
+async def test_a_stream_gets_its_result_although_its_connection_was_cut(
+    gateway: RunningGateway, engine: Engine
+) -> None:
     prompt_id, events = str(uuid4()), []
-    async with Line(gateway.url).open() as line, GatewayClient(line.url, timeout_s=PATIENCE_S) as client:
+    port = int(gateway.url.rpartition(":")[2])
+    async with Link(port) as link, GatewayClient(link.url, timeout_s=PATIENCE_S) as client:
 
         async def collect() -> None:
             async for event in client.stream(sleep_workflow(0.5), prompt_id=prompt_id):
-                events.append(event)  # noqa: PERF401 (events is looked at from outside)
+                events.append(event)  # noqa: PERF401 (the test reads events later)
 
         collecting = asyncio.create_task(collect())
         await until_running(engine, prompt_id)
-        line.cut()
+        await link.cut()
+        await link.mend()
         await collecting
     assert any(isinstance(event, Reconnecting) for event in events)
     assert isinstance(events[-1], Finished)

@@ -1,4 +1,4 @@
-"""The jobs of client.py against the gateway itself, with the embedded engine behind it: also where both are killed."""
+"""The jobs of client.py against a real gateway and the embedded engine, which some tests kill."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ PATIENCE_S = 60.0
 
 @asynccontextmanager
 async def both(folder: Path, gateway_port: int, engine_port: int, *options: str) -> AsyncIterator[GatewayProcess]:
-    """Gateway and engine, killed at the end; `options` are the engine's."""
+    """Runs the gateway and an engine with these `options`, and kills both at the end."""
     state = {"STATE_DIR": str(folder), "SERVER_PORT": str(gateway_port)}
     async with (
         engine_process("--port", str(engine_port), *options) as address,
@@ -56,12 +56,12 @@ async def both(folder: Path, gateway_port: int, engine_port: int, *options: str)
 
 
 async def test_a_job_of_the_command_line_outlives_gateway_and_engine(tmp_path: Path) -> None:
-    """`submit`; both are killed, while the one job runs and the other waits; both start; `wait` and `result`."""
+    """Both are killed while one job runs and one waits; `wait` and `result` work after their restart."""
     ports = free_port(), free_port()
     server = ("--server", f"http://127.0.0.1:{ports[0]}")
     slow = tmp_path / "slow.json"
     slow.write_text(json.dumps(sleep_workflow(0.1)))
-    # The first engine never gets to the end of it, however long the commands take.
+    # The first engine never finishes this job, however long the commands take.
     endless = ("--fault", 'hang={"class_type": "SimulatedSleep"}')
     async with both(tmp_path / "state", *ports, *endless) as gateway:
         running = (await cli("submit", str(slow), "--label", "order=1", *server)).out.strip()
@@ -72,7 +72,7 @@ async def test_a_job_of_the_command_line_outlives_gateway_and_engine(tmp_path: P
             "wait", running, "--output", str(tmp_path / "waited"), "--timeout", str(PATIENCE_S), *server
         )
         assert waits.stderr
-        # The line that says which node runs: the command waits on its connection.
+        # This line names the running node, so the command is connected and waits.
         assert b"node" in await waits.stderr.readuntil(b"node")
     assert (await cli("result", waiting, *server)).code == Exit.UNREACHABLE
     async with both(tmp_path / "state", *ports):
@@ -92,13 +92,13 @@ async def test_a_job_of_the_command_line_outlives_gateway_and_engine(tmp_path: P
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-async def test_wait_goes_through_a_restart_of_the_gateway(tmp_path: Path, engine: Engine, how: signal.Signals) -> None:
+async def test_wait_survives_a_restart_of_the_gateway(tmp_path: Path, engine: Engine, how: signal.Signals) -> None:
     port = str(free_port())
     settings = {"STATE_DIR": str(tmp_path), "SERVER_PORT": port, "SHUTDOWN_GRACE_SECONDS": "0.1"}
     events: list[Event] = []
     begun = asyncio.Event()
 
-    def told(event: Event) -> None:
+    def note(event: Event) -> None:
         events.append(event)
         if isinstance(event, Executing):
             begun.set()
@@ -106,7 +106,7 @@ async def test_wait_goes_through_a_restart_of_the_gateway(tmp_path: Path, engine
     async with GatewayClient(f"127.0.0.1:{port}", timeout_s=PATIENCE_S) as client:
         async with gateway_process(engine.url, **settings) as gateway:
             job = await client.submit(sleep_workflow(2))
-            waiting = asyncio.create_task(client.wait(job.prompt_id, show=told))
+            waiting = asyncio.create_task(client.wait(job.prompt_id, show=note))
             await begun.wait()
             gateway.signal(how)
             await gateway.exit_status()
@@ -117,8 +117,8 @@ async def test_wait_goes_through_a_restart_of_the_gateway(tmp_path: Path, engine
     assert executions(engine) == {job.prompt_id: 1}
 
 
-async def test_wait_is_told_that_the_gateway_has_forgotten_the_job(engine: Engine) -> None:
-    """Without STATE_DIR, and with a ComfyUI that was started anew as well."""
+async def test_wait_fails_when_the_gateway_has_forgotten_the_job(engine: Engine) -> None:
+    """The gateway has no STATE_DIR, and ComfyUI was restarted too."""
     port = str(free_port())
     async with GatewayClient(f"127.0.0.1:{port}", timeout_s=PATIENCE_S) as client:
         async with gateway_process(engine.url, SERVER_PORT=port) as gateway:
@@ -150,7 +150,9 @@ async def test_jobs_of_several_pages_are_listed_newest_first(engine: Engine) -> 
         assert "more than 210" in shown.err
 
 
-async def test_a_job_is_looked_at_waited_for_and_fetched(gateway: RunningGateway, sdk_client: GatewayClient) -> None:
+async def test_the_sdk_shows_a_job_waits_for_it_and_fetches_its_result(
+    gateway: RunningGateway, sdk_client: GatewayClient
+) -> None:
     job = await sdk_client.submit(sleep_workflow(1), labels={"a": "b"}, priority=4)
     assert (job.status, job.ended, job.stored) == ("queued", False, False)
     assert job.created_at is not None
@@ -175,7 +177,7 @@ async def test_a_job_is_looked_at_waited_for_and_fetched(gateway: RunningGateway
     assert (again.status, again.result and again.result.files) == ("succeeded", result.files)
 
 
-async def test_how_a_job_ended_is_in_the_exit_code(
+async def test_the_exit_code_says_how_a_job_ended(
     gateway: RunningGateway, sdk_client: GatewayClient, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     workflow = invert_workflow()
@@ -198,8 +200,8 @@ async def test_how_a_job_ended_is_in_the_exit_code(
 
 
 @pytest.mark.parametrize("full", [False, True])
-async def test_only_the_error_of_the_job_itself_says_how_it_ended(engine: Engine, full: bool) -> None:
-    """A gateway that is full refuses the request, also of a job that has failed."""
+async def test_only_an_error_of_the_job_itself_carries_its_status(engine: Engine, full: bool) -> None:
+    """A full gateway refuses the request for a failed job too; that refusal has no X-Prompt-Status."""
     workflow = invert_workflow()
     workflow["2"]["class_type"] = "NoSuchNode"
     async with running_gateway(engine.url, max_concurrent_requests=1) as gateway, GatewayClient(gateway.url) as client:

@@ -1,4 +1,4 @@
-"""Named workflows by the SDK and by ``client.py workflows``."""
+"""Named workflows through the SDK and ``client.py workflows``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.named_folder import png
 from tests.support.running import RunningGateway
 
 
-async def test_the_sdk_lists_shows_and_runs(named: RunningGateway) -> None:
+async def test_the_sdk_lists_shows_and_runs_named_workflows(named: RunningGateway) -> None:
     async with GatewayClient(named.url) as gateway:
         found = {one.name: one for one in await gateway.named.list()}
         assert (found["flat"].title, found["flat"].problem, list(found)) == (
@@ -37,7 +37,7 @@ async def test_the_sdk_lists_shows_and_runs(named: RunningGateway) -> None:
         assert isinstance(events[-1], Finished)
 
 
-async def test_the_sdk_submits_a_run_as_a_job(named: RunningGateway) -> None:
+async def test_the_sdk_submits_a_named_workflow_as_a_job(named: RunningGateway) -> None:
     async with GatewayClient(named.url) as gateway:
         job = await gateway.named.submit("flat", {"width": 3}, labels={"order": "1"}, idempotency_key="order 1")
         again = await gateway.named.submit("flat", {"width": 3}, idempotency_key="order 1")
@@ -65,7 +65,7 @@ async def test_the_sdk_says_which_parameter_is_wrong(named: RunningGateway) -> N
         assert unusable.value.type == "workflow_unusable"
 
 
-async def test_the_commands_list_show_and_run(
+async def test_the_commands_list_show_and_run_named_workflows(
     named: RunningGateway, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async def cli(*arguments: str) -> command_line.Ran:
@@ -98,7 +98,7 @@ async def test_the_commands_list_show_and_run(
     assert refused.code == Exit.REFUSED
 
 
-async def test_a_key_that_may_not_run_it_is_told_so(limited: RunningGateway) -> None:
+async def test_a_key_without_the_right_to_a_workflow_gets_forbidden(limited: RunningGateway) -> None:
     async with GatewayClient(limited.url, ALICE) as gateway:
         with pytest.raises(GatewayRefusedError) as refused:
             await gateway.named.run("inverted", {"image": png()})
