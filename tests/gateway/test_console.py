@@ -1,4 +1,4 @@
-"""What all pages of the console have: their headers, their files, links that are right below any path, and errors."""
+"""What all pages of the console share: headers, static files, links that work below any path, and error pages."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from comfyui.web.console.static_files import static_files
 from tests.support.running import running_gateway
 
 CONSOLE = Path(texts.__file__).parent
-# sha256 of dist/idiomorph.min.js in the package of npm.
+# The SHA-256 of dist/idiomorph.min.js in the npm package.
 IDIOMORPH = "4cbd535caf7663a51eda9bce6595371c384fc430d54b8d414e29a61167f19f96"
 
 
-async def test_a_page_runs_and_loads_nothing_but_files_of_ours(engine: Engine) -> None:
+async def test_a_page_loads_and_runs_only_files_of_the_gateway(engine: Engine) -> None:
     async with running_gateway(engine.url) as gateway, aiohttp.ClientSession() as session:
         async with session.get(f"{gateway.url}/console") as answer:
             assert answer.status == 200
@@ -36,7 +36,7 @@ async def test_a_page_runs_and_loads_nothing_but_files_of_ours(engine: Engine) -
                 assert "immutable" in answer.headers["Cache-Control"]
 
 
-async def test_what_is_no_page_is_told_on_a_page(engine: Engine) -> None:
+async def test_an_unknown_path_shows_an_error_page(engine: Engine) -> None:
     async with running_gateway(engine.url) as gateway, gateway.http.get("/console/<b>/none") as answer:
         assert answer.status == 404
         text = await answer.text()
@@ -44,11 +44,11 @@ async def test_what_is_no_page_is_told_on_a_page(engine: Engine) -> None:
     assert 'href="../../console"' in text
 
 
-def test_the_library_is_the_one_of_npm_byte_for_byte() -> None:
+def test_the_copied_library_equals_the_one_on_npm() -> None:
     assert hashlib.sha256(static_files().files["idiomorph-0.8.0.min.js"]).hexdigest() == IDIOMORPH
 
 
-def test_each_text_is_shown_somewhere() -> None:
+def test_a_page_or_module_uses_each_text() -> None:
     shown = "".join(
         path.read_text()
         for folder in ("templates", ".")

@@ -1,4 +1,4 @@
-"""The feed of the console: what it costs, who is told what, and that nobody who reads slowly gets a backlog."""
+"""The feed of the console: its cost, what each visitor gets, and that a slow reader gets no backlog."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ ALL = "servers,queue,progress,previews,ended,changes"
 
 
 class Feed:
-    """One open feed of a console, as a page reads it."""
+    """An open feed of the console, read as a page reads it."""
 
     def __init__(self, answer: aiohttp.ClientResponse) -> None:
         self.answer = answer
-        self.told: list[tuple[str, str]] = []
+        self.received: list[tuple[str, str]] = []
 
     async def next(self) -> tuple[str, str]:
-        """The next event: its kind and its data."""
+        """Returns the kind and the data of the next event."""
         kind, data = "message", list[str]()
         async with asyncio.timeout(30):
             async for raw in self.answer.content:
@@ -44,13 +44,13 @@ class Feed:
                 elif name == "data":
                     data.append(value)
                 elif not line and data:
-                    self.told.append((kind, "\n".join(data)))
-                    return self.told[-1]
+                    self.received.append((kind, "\n".join(data)))
+                    return self.received[-1]
         raise EOFError
 
     async def until(self, kind: str, text: str = "", *, also_before: bool = True) -> str:
-        """The data of an event of this kind that has the text in it: the last one that came, or the next one."""
-        for found, data in reversed(self.told) if also_before else ():
+        """Returns the data of an event of this kind that contains the text: the last one received, or the next one."""
+        for found, data in reversed(self.received) if also_before else ():
             if found == kind and text in data:
                 return data
         while True:
@@ -59,7 +59,7 @@ class Feed:
                 return data
 
     async def until_gone(self, kind: str, text: str) -> None:
-        """Returns once the last event of this kind has the text no more."""
+        """Waits until the last event of this kind no longer contains the text."""
         while text in await self.until(kind):
             await self.next()
 
@@ -77,8 +77,8 @@ def consoles(gateway: RunningGateway) -> Consoles:
     return found
 
 
-async def runs(gateway: RunningGateway, key: str | None = None, seconds: float = 30, tag: int = 0) -> str:
-    """The id of an async job that runs now."""
+async def start_job(gateway: RunningGateway, key: str | None = None, seconds: float = 30, tag: int = 0) -> str:
+    """Submits an async job and returns its id once it runs."""
     headers = {"Prefer": "respond-async", **({} if key is None else bearer(key))}
     body = {"prompt": sleep_workflow(seconds, tag=tag)}
     async with gateway.http.post("/prompt_sync", json=body, headers=headers) as answer:
@@ -93,7 +93,7 @@ async def runs(gateway: RunningGateway, key: str | None = None, seconds: float =
     return prompt_id
 
 
-async def test_nothing_is_heard_or_computed_without_a_reader(engine: Engine) -> None:
+async def test_without_readers_the_console_subscribes_to_nothing_and_computes_nothing(engine: Engine) -> None:
     async with running_gateway(engine.url) as gateway:
         frames, writes = gateway.handler.pool.frames, gateway.handler.journal.writes
         before = len(list(frames)), len(list(writes))
@@ -109,11 +109,11 @@ async def test_nothing_is_heard_or_computed_without_a_reader(engine: Engine) -> 
         assert consoles(gateway).audiences == []
 
 
-async def test_a_job_is_shown_from_its_start_to_its_end(engine: Engine) -> None:
+async def test_the_feed_follows_a_job_from_its_start_to_its_end(engine: Engine) -> None:
     async with running_gateway(engine.url) as gateway, feed(gateway) as open_feed:
         await open_feed.until("hello")
         await open_feed.until("servers", "Nothing runs.")
-        prompt_id = await runs(gateway)
+        prompt_id = await start_job(gateway)
         assert "SimulatedSleep" in await open_feed.until("progress", prompt_id)
         assert f'data-job="{prompt_id}"' in await open_feed.until("servers", prompt_id)
         async with gateway.http.delete(f"/prompt_sync/{prompt_id}") as answer:
@@ -123,20 +123,20 @@ async def test_a_job_is_shown_from_its_start_to_its_end(engine: Engine) -> None:
         await open_feed.until_gone("servers", prompt_id)
 
 
-async def test_a_feed_that_comes_back_is_told_how_all_is_now(engine: Engine) -> None:
+async def test_a_feed_that_reconnects_gets_the_current_state(engine: Engine) -> None:
     async with running_gateway(engine.url) as gateway:
         async with feed(gateway) as first:
             await first.until("servers")
-        prompt_id = await runs(gateway)
+        prompt_id = await start_job(gateway)
         async with feed(gateway) as again:
             assert prompt_id in await again.until("servers")
             progress = jsonio.loads(await again.until("progress"))
             assert progress[prompt_id]["title"] == "SimulatedSleep"
 
 
-async def test_a_user_is_told_of_own_jobs_only_and_of_no_server(engine: Engine, tmp_path: Path) -> None:
+async def test_the_feed_of_a_user_names_only_own_jobs_and_no_server(engine: Engine, tmp_path: Path) -> None:
     async with _with_keys(engine, tmp_path) as gateway:
-        alices = await runs(gateway, ALICE)
+        alices = await start_job(gateway, ALICE)
         async with feed(gateway, key=BOB) as bobs, feed(gateway, key=ALICE) as own, feed(gateway, key=WATCHER) as all_:
             shown = await own.until("servers", alices)
             assert "127.0.0.1" not in shown
@@ -147,14 +147,14 @@ async def test_a_user_is_told_of_own_jobs_only_and_of_no_server(engine: Engine, 
             async with gateway.http.delete(f"/prompt_sync/{alices}", headers=bearer(ALICE)) as answer:
                 assert answer.status == 200
             await own.until("ended", alices)
-            bob = await runs(gateway, BOB, tag=1)
+            bob = await start_job(gateway, BOB, tag=1)
             await bobs.until("servers", bob)
-            assert not any(alices in data for _, data in bobs.told)
+            assert not any(alices in data for _, data in bobs.received)
 
 
-async def test_the_page_of_a_user_names_no_server_and_no_job_of_others(engine: Engine, tmp_path: Path) -> None:
+async def test_the_page_of_a_user_names_no_server_and_no_job_of_another_user(engine: Engine, tmp_path: Path) -> None:
     async with _with_keys(engine, tmp_path) as gateway:
-        alices = await runs(gateway, ALICE)
+        alices = await start_job(gateway, ALICE)
         body, headers = {"prompt": sleep_workflow(30, tag=1)}, {"Prefer": "respond-async", **bearer(ALICE)}
         async with gateway.http.post("/prompt_sync", json=body, headers=headers) as answer:
             assert answer.status == 202
@@ -165,7 +165,7 @@ async def test_the_page_of_a_user_names_no_server_and_no_job_of_others(engine: E
             assert ("127.0.0.1:" in text) is (key == WATCHER)
 
 
-async def test_those_who_see_the_same_share_what_is_written(engine: Engine, tmp_path: Path) -> None:
+async def test_feeds_with_the_same_content_share_one_message(engine: Engine, tmp_path: Path) -> None:
     async with (
         _with_keys(engine, tmp_path) as gateway,
         feed(gateway, key=ALICE) as one,
@@ -188,9 +188,9 @@ async def _with_keys(engine: Engine, tmp_path: Path) -> AsyncIterator[RunningGat
         yield gateway
 
 
-async def test_a_feed_of_one_job_is_told_of_no_other(engine: Engine) -> None:
+async def test_the_feed_of_one_job_contains_no_other_job(engine: Engine) -> None:
     async with running_gateway(engine.url) as gateway:
-        prompt_id = await runs(gateway)
+        prompt_id = await start_job(gateway)
         async with feed(gateway, "progress,ended", job=prompt_id) as of_it:
             assert list(jsonio.loads(await of_it.until("progress"))) == [prompt_id]
             async with gateway.http.delete(f"/prompt_sync/{prompt_id}") as answer:
@@ -200,13 +200,13 @@ async def test_a_feed_of_one_job_is_told_of_no_other(engine: Engine) -> None:
             assert jsonio.loads(await late.until("ended"))["state"] == "canceled"
         async with gateway.http.get("/console/feed", params={"want": "ended", "job": "none"}) as answer:
             assert answer.status == 404
-        # Each job would have servers and the queue looked up for itself.
+        # Otherwise the servers and the queue would be looked up once for each job.
         for want in ("queue", "ended,servers"):
             async with gateway.http.get("/console/feed", params={"want": want, "job": prompt_id}) as answer:
                 assert (answer.status, "ask for them without it" in await answer.text()) == (422, True)
 
 
-async def test_what_is_wanted_must_be_there(engine: Engine) -> None:
+async def test_an_unknown_kind_of_event_in_want_is_refused(engine: Engine) -> None:
     async with (
         running_gateway(engine.url) as gateway,
         gateway.http.get("/console/feed", params={"want": "all"}) as answer,
@@ -215,13 +215,13 @@ async def test_what_is_wanted_must_be_there(engine: Engine) -> None:
         assert "want: there are" in await answer.text()
 
 
-async def test_a_quiet_feed_shows_that_the_gateway_lives(engine: Engine) -> None:
+async def test_a_quiet_feed_sends_signs_of_life(engine: Engine) -> None:
     changed = web_options(keep_alive_s=0.05)
     async with running_gateway(engine.url, changed=changed) as gateway, feed(gateway, "ended") as open_feed:
         assert await open_feed.until("alive") == "1"
 
 
-async def test_a_gateway_that_drains_ends_its_feeds_and_opens_none(engine: Engine) -> None:
+async def test_a_draining_gateway_ends_its_feeds_and_opens_no_new_ones(engine: Engine) -> None:
     async with running_gateway(engine.url) as gateway, feed(gateway) as open_feed:
         await open_feed.until("servers")
         await gateway.handler.drain(0)
@@ -242,7 +242,7 @@ async def test_a_key_has_a_limit_of_open_feeds(engine: Engine) -> None:
             await open_feed.until("servers")
 
 
-async def test_a_server_that_gets_no_prompts_says_why(engine: Engine) -> None:
+async def test_the_feed_says_why_a_server_gets_no_prompts(engine: Engine) -> None:
     async with running_gateway(engine.url, queue="gateway") as gateway, feed(gateway, "servers") as open_feed:
         await open_feed.until("servers")
         name = gateway.handler.pool.backends[0].name
@@ -251,22 +251,22 @@ async def test_a_server_that_gets_no_prompts_says_why(engine: Engine) -> None:
         assert "no more prompts until it is resumed" in await open_feed.until("servers", ">drained<")
 
 
-async def test_a_slow_reader_gets_the_latest_and_no_backlog(engine: Engine) -> None:
+async def test_a_slow_reader_gets_the_latest_progress_and_no_backlog(engine: Engine) -> None:
     async with running_gateway(engine.url) as gateway:
         found = consoles(gateway)
         with found.opened(ADMIN, frozenset({"progress"})) as console:
-            prompt_id = await runs(gateway)
+            prompt_id = await start_job(gateway)
             async with aclosing(found.messages(console)) as messages:
                 assert prompt_id.encode() in await anext(messages)
                 for step in range(1000):
                     found.heard("", prompt_id, Progress(prompt_id, "4", step, 1000), b"")
                     console.look()
-                told = await anext(messages)
-        assert told.count(b"event:") == 1
-        assert b'"value":999' in told
+                received = await anext(messages)
+        assert received.count(b"event:") == 1
+        assert b'"value":999' in received
 
 
-async def test_a_client_that_reads_nothing_is_dropped(engine: Engine) -> None:
+async def test_a_client_that_reads_nothing_is_disconnected(engine: Engine) -> None:
     async with running_gateway(engine.url, client_idle_seconds=0.5) as gateway:
         port = int(gateway.url.rpartition(":")[2])
         _reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1)

@@ -1,4 +1,4 @@
-"""Files of the console: what a browser may show, for whom, in parts, and small pictures of it."""
+"""Output files in the console: which types are shown inline, to which keys, in ranges, and as thumbnails."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ async def got(
         ("unknown", "application/octet-stream", False),
     ],
 )
-async def test_only_types_in_which_nothing_runs_are_shown(
+async def test_only_types_that_run_no_code_are_shown_inline(
     gateway: RunningGateway, engine: Engine, extension: str, kind: str, is_shown: bool
 ) -> None:
     prompt_id = await made_file(gateway, engine, extension, SCRIPTED_PAGE)
@@ -65,15 +65,15 @@ async def test_only_types_in_which_nothing_runs_are_shown(
     assert "script-src" not in headers["Content-Security-Policy"]
 
 
-async def test_a_text_of_a_node_is_a_file_too(gateway: RunningGateway) -> None:
+async def test_a_text_output_of_a_node_is_served_as_a_file(gateway: RunningGateway) -> None:
     _, answer = await gateway.prompt_sync(
-        {"1": {"class_type": "PreviewAny", "inputs": {"source": "<script>"}}}  # a literal, shown as it is
+        {"1": {"class_type": "PreviewAny", "inputs": {"source": "<script>"}}}  # a literal, which is served unchanged
     )
     status, headers, body = await got(gateway, f"/console/files/{answer['prompt_id']}/0")
     assert (status, headers["Content-Type"], body) == (200, "text/plain; charset=utf-8", b"<script>")
 
 
-async def test_parts_and_known_files(gateway: RunningGateway, engine: Engine) -> None:
+async def test_files_are_served_by_range_and_by_etag(gateway: RunningGateway, engine: Engine) -> None:
     content = bytes(range(256)) * 40
     path = f"/console/files/{await made_file(gateway, engine, 'mp4', content)}/0"
     _, whole, _ = await got(gateway, path)
@@ -89,7 +89,7 @@ async def test_parts_and_known_files(gateway: RunningGateway, engine: Engine) ->
     assert (status, headers["Content-Length"], body) == (200, str(len(content)), b"")
 
 
-async def test_a_thumbnail_is_small_and_known(gateway: RunningGateway, engine: Engine) -> None:
+async def test_a_thumbnail_is_small_and_cacheable(gateway: RunningGateway, engine: Engine) -> None:
     path = f"/console/thumbs/{await made_file(gateway, engine, 'png', png())}/0"
     status, headers, body = await got(gateway, path)
     assert (status, headers["Content-Type"]) == (200, "image/webp")
@@ -99,7 +99,7 @@ async def test_a_thumbnail_is_small_and_known(gateway: RunningGateway, engine: E
     assert (status, body) == (304, b"")
 
 
-async def test_a_video_has_a_poster(gateway: RunningGateway, engine: Engine, tmp_path: Path) -> None:
+async def test_a_video_has_a_thumbnail(gateway: RunningGateway, engine: Engine, tmp_path: Path) -> None:
     video = await make_video(tmp_path / "a.mp4", "-c:v", "libx264", "-pix_fmt", "yuv420p")
     prompt_id = await made_file(gateway, engine, "mp4", video.read_bytes())
     status, _, body = await got(gateway, f"/console/thumbs/{prompt_id}/0")
@@ -108,7 +108,7 @@ async def test_a_video_has_a_poster(gateway: RunningGateway, engine: Engine, tmp
 
 
 @pytest.mark.parametrize(("extension", "content"), [("svg", SCRIPTED_SVG), ("png", SCRIPTED_SVG), ("flac", b"x")])
-async def test_what_has_no_thumbnail_is_404(
+async def test_a_file_without_a_thumbnail_gives_404(
     gateway: RunningGateway, engine: Engine, extension: str, content: bytes
 ) -> None:
     prompt_id = await made_file(gateway, engine, extension, content)
@@ -116,14 +116,14 @@ async def test_what_has_no_thumbnail_is_404(
 
 
 @pytest.mark.parametrize("index", ["1", "-1", "00000000", "x", "٣", "0.0", "0x0"])
-async def test_what_is_not_there_is_404(gateway: RunningGateway, engine: Engine, index: str) -> None:
+async def test_an_unknown_index_or_job_gives_404(gateway: RunningGateway, engine: Engine, index: str) -> None:
     prompt_id = await made_file(gateway, engine, "png", png())
     for kind in ("files", "thumbs"):
         assert (await got(gateway, f"/console/{kind}/{prompt_id}/{index}"))[0] == 404
         assert (await got(gateway, f"/console/{kind}/5f0c1a2e-7d0b-4c39-9a36-0e3b6f0f8a11/0"))[0] == 404
 
 
-async def test_a_file_that_is_gone_is_404(gateway: RunningGateway, engine: Engine) -> None:
+async def test_a_deleted_file_gives_404(gateway: RunningGateway, engine: Engine) -> None:
     prompt_id = await made_file(gateway, engine, "png", png())
     for path in engine.folders.output.rglob("*.png"):
         path.unlink()
@@ -133,7 +133,7 @@ async def test_a_file_that_is_gone_is_404(gateway: RunningGateway, engine: Engin
         assert b"the file no longer exists" in body or b"the file is no longer on its server" in body
 
 
-async def test_each_sees_its_own(engine: Engine, tmp_path: Path) -> None:
+async def test_each_key_gets_only_the_files_it_may_see(engine: Engine, tmp_path: Path) -> None:
     keys = write_keys(tmp_path / "keys.toml", KEYS)
     async with running_gateway(engine.url, keys_file=keys) as gateway:
         prompt_id = await made_file(gateway, engine, "png", png(), key=ALICE)
@@ -146,7 +146,7 @@ async def test_each_sees_its_own(engine: Engine, tmp_path: Path) -> None:
             assert (await got(gateway, path))[0] in {303, 401}
 
 
-async def test_what_a_running_job_has_made_so_far_is_there(gateway: RunningGateway, engine: Engine) -> None:
+async def test_outputs_of_a_running_job_are_served(gateway: RunningGateway, engine: Engine) -> None:
     workflow = {
         "1": {"class_type": "PreviewAny", "inputs": {"source": "so far"}},
         **{f"1{name}": part for name, part in sleeping(60).items()},
@@ -162,7 +162,7 @@ async def test_what_a_running_job_has_made_so_far_is_there(gateway: RunningGatew
     await gateway.http.delete(f"/prompt_sync/{prompt_id}")
 
 
-async def test_files_from_runpod(endpoint: FakeEndpoint, runpod_alone: RunningGateway) -> None:
+async def test_files_of_a_runpod_job_are_served(endpoint: FakeEndpoint, runpod_alone: RunningGateway) -> None:
     prompt_id = await submit(runpod_alone)
     endpoint.complete(await endpoint.job(), base64_image(DATA))
     await history(runpod_alone, prompt_id)
@@ -171,7 +171,9 @@ async def test_files_from_runpod(endpoint: FakeEndpoint, runpod_alone: RunningGa
     assert (await got(runpod_alone, f"/console/files/{prompt_id}/0", Range="bytes=1-3"))[2] == PICTURE[1:4]
 
 
-async def test_a_file_that_only_the_store_has_comes_from_there(engine: Engine, s3_variables: dict[str, Any]) -> None:
+async def test_a_file_that_only_the_store_has_is_served_by_a_redirect(
+    engine: Engine, s3_variables: dict[str, Any]
+) -> None:
     async with running_gateway(engine.url, **s3_variables, output_store="s3") as gateway:
         prompt_id = await submit_async(gateway.http, invert_workflow(prefix="stored"))
         await fetch(gateway.http, prompt_id)

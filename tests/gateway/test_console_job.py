@@ -1,4 +1,4 @@
-"""The console's page of one job: in every state, for each visitor, with hostile texts; and its new jobs."""
+"""The page of one job in the console: each state, each visitor, hostile texts, and new jobs made from it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def page_of(gateway: RunningGateway, prompt_id: str, key: str = "", *, sta
 async def send(
     gateway: RunningGateway, path: str, fields: dict[str, str] | None = None, *, key: str = "", status: int = 200
 ) -> Any:
-    """As a module of the page sends a form."""
+    """Sends a form as a script of the page does."""
     headers = {"Origin": gateway.url, "Accept": "application/json", **(bearer(key) if key else {})}
     async with gateway.http.post(path, data=fields or {}, headers=headers) as answer:
         told = await answer.json()
@@ -46,7 +46,7 @@ async def send(
 
 
 async def submit(gateway: RunningGateway, prompt: dict[str, Any], *, key: str = "", **fields: Any) -> str:
-    """An async job; its id."""
+    """Submits an async job and returns its id."""
     headers = {"Prefer": "respond-async", **(bearer(key) if key else {})}
     async with gateway.http.post("/prompt_sync", json={"prompt": prompt, **fields}, headers=headers) as answer:
         told = await answer.json()
@@ -55,7 +55,7 @@ async def submit(gateway: RunningGateway, prompt: dict[str, Any], *, key: str = 
 
 
 async def ended(gateway: RunningGateway, prompt_id: str) -> str:
-    """How the job ended."""
+    """Waits until the job has ended and returns its state."""
 
     async def state() -> str:
         record = await gateway.handler.journal.get(prompt_id)
@@ -69,7 +69,7 @@ async def body_of(gateway: RunningGateway, prompt_id: str) -> str:
 
 
 def text_of(page: str) -> str:
-    """What a person reads."""
+    """Returns the visible text of a page."""
     return re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]+>", " ", page)))
 
 
@@ -77,7 +77,7 @@ def new_id(told: Any) -> str:
     return str(told["to"].rpartition("/")[2])
 
 
-async def test_a_job_that_succeeded_has_files_values_and_times(gateway: RunningGateway) -> None:
+async def test_the_page_of_a_succeeded_job_has_files_values_and_times(gateway: RunningGateway) -> None:
     prompt = txt2img(seed=77)
     prompt["3"]["_meta"] = {"title": "My sampler"}
     prompt_id = await submit(gateway, prompt, labels={"order": "1234"}, priority=3)
@@ -91,7 +91,7 @@ async def test_a_job_that_succeeded_has_files_values_and_times(gateway: RunningG
             assert answer.status == 200
             assert answer.content_type.startswith("image/")
         assert f'="../../console/{part}/{prompt_id}/0"' in page
-    # In the order in which they run: the sampler comes before what it feeds, and behind what feeds it.
+    # Nodes are listed in the order in which they run: the sampler after its sources and before its consumers.
     values = text[text.index("Values by node") :]
     order = [values.index(title) for title in ("ckpt_name", "My sampler", "filename_prefix")]
     assert order == sorted(order)
@@ -99,14 +99,14 @@ async def test_a_job_that_succeeded_has_files_values_and_times(gateway: RunningG
 
 
 @pytest.mark.parametrize("path", ["", "/workflow", "/editor"])
-async def test_no_job_is_404(gateway: RunningGateway, path: str) -> None:
+async def test_the_page_of_an_unknown_job_is_404(gateway: RunningGateway, path: str) -> None:
     for prompt_id in (str(uuid4()), "x", "%00", "<b>", "9" * 5000):
         async with gateway.http.get(f"/console/jobs/{prompt_id}{path}") as answer:
             assert answer.status == 404
             assert "no such job" in await answer.text()
 
 
-async def test_a_job_of_another_is_404_for_a_user_and_no_form_is_there_for_who_only_reads(
+async def test_a_users_job_is_404_for_another_user_and_has_no_forms_for_a_read_key(
     engine: Engine, keys_path: Path
 ) -> None:
     async with running_gateway(engine.url, keys_file=keys_path) as gateway:
@@ -131,7 +131,7 @@ async def test_a_job_of_another_is_404_for_a_user_and_no_form_is_there_for_who_o
         assert "belongs to you" in await page_of(gateway, prompt_id, ROOT)
 
 
-async def test_what_callers_wrote_is_text_on_the_page(gateway: RunningGateway) -> None:
+async def test_texts_of_callers_are_escaped_on_the_page(gateway: RunningGateway) -> None:
     prompt = invert_workflow()
     prompt["1"]["_meta"] = {"title": EVIL}
     prompt["4"] = node("SimulatedError", exception_type="RuntimeError", message=EVIL, value=["2", 0])
@@ -143,7 +143,7 @@ async def test_what_callers_wrote_is_text_on_the_page(gateway: RunningGateway) -
     assert text_of(page).count(EVIL) >= 4
 
 
-async def test_lone_surrogates_of_a_workflow_break_no_page(gateway: RunningGateway) -> None:
+async def test_lone_surrogates_in_a_workflow_do_not_break_the_page(gateway: RunningGateway) -> None:
     prompt = invert_workflow()
     prompt["3"]["_meta"] = {"title": "a \ud800 b"}
     prompt_id = await submit(gateway, prompt)
@@ -151,7 +151,7 @@ async def test_lone_surrogates_of_a_workflow_break_no_page(gateway: RunningGatew
     assert "a \ufffd b" in text_of(await page_of(gateway, prompt_id))
 
 
-async def test_an_error_has_its_node_and_the_end_of_its_traceback(gateway: RunningGateway) -> None:
+async def test_the_page_shows_the_node_and_the_end_of_the_traceback_of_an_error(gateway: RunningGateway) -> None:
     prompt = invert_workflow()
     prompt["4"] = node("SimulatedError", exception_type="ValueError", message="no such thing", value=["2", 0])
     prompt["3"]["inputs"]["images"] = ["4", 0]
@@ -164,7 +164,7 @@ async def test_an_error_has_its_node_and_the_end_of_its_traceback(gateway: Runni
     assert "task_failed" in text
 
 
-async def test_a_job_that_runs_and_one_that_waits_say_how_far_they_are(gateway: RunningGateway) -> None:
+async def test_pages_of_a_running_and_a_waiting_job_show_their_progress(gateway: RunningGateway) -> None:
     running = await submit(gateway, sleeping())
     await until(lambda: page_of(gateway, running), lambda page: 'data-state="running"' in page)
     waiting = await submit(gateway, sleeping(59))
@@ -181,7 +181,7 @@ async def test_a_job_that_runs_and_one_that_waits_say_how_far_they_are(gateway: 
         assert "Run again" in page
 
 
-async def test_a_sync_call_is_shown_while_it_runs_and_after(gateway: RunningGateway, engine: Engine) -> None:
+async def test_a_sync_call_has_a_page_while_it_runs_and_afterwards(gateway: RunningGateway, engine: Engine) -> None:
     chosen = str(uuid4())
     call = asyncio.create_task(gateway.prompt_sync(sleeping(), prompt_id=chosen))
     page = await until(lambda: page_or_none(gateway, chosen), lambda found: found is not None)
@@ -226,7 +226,7 @@ async def test_a_prompt_that_only_comfyui_knows_has_a_page(engine: Engine) -> No
         assert "OSError in SimulatedError (node 1)" in text_of(page)
 
 
-async def test_run_again_makes_a_new_job_with_the_same_request(gateway: RunningGateway) -> None:
+async def test_run_again_creates_a_new_job_with_the_same_request(gateway: RunningGateway) -> None:
     prompt_id = await submit(gateway, txt2img(seed=5), labels={"order": "7"}, priority=2, client_id="tab")
     await ended(gateway, prompt_id)
     told = await send(gateway, f"/console/jobs/{prompt_id}/again")
@@ -240,7 +240,7 @@ async def test_run_again_makes_a_new_job_with_the_same_request(gateway: RunningG
     assert '"seed":5,' in await body_of(gateway, again)
 
 
-async def test_new_seeds_are_other_ones_and_all_else_stays(gateway: RunningGateway) -> None:
+async def test_run_with_new_seeds_changes_only_the_seeds(gateway: RunningGateway) -> None:
     prompt_id = await submit(gateway, txt2img(seed=5))
     await ended(gateway, prompt_id)
     assert "Run with new seeds" in await page_of(gateway, prompt_id)
@@ -250,7 +250,7 @@ async def test_new_seeds_are_other_ones_and_all_else_stays(gateway: RunningGatew
     assert re.sub(r'"seed":\d+', "", before) == re.sub(r'"seed":\d+', "", after)
 
 
-async def test_only_the_values_that_a_form_changes_change(gateway: RunningGateway) -> None:
+async def test_a_changed_run_differs_only_in_the_values_changed_in_the_form(gateway: RunningGateway) -> None:
     prompt = txt2img(text="one\r\ntwo", seed=2**64 - 1)
     prompt["3"]["inputs"]["denoise"] = 1e-07
     prompt_id = await submit(gateway, prompt)
@@ -268,7 +268,7 @@ async def test_only_the_values_that_a_form_changes_change(gateway: RunningGatewa
 
 
 def form_of(page: str) -> dict[str, tuple[str, str]]:
-    """By the label of each field, the last of those with one label: its name and what a browser has in it."""
+    """Returns the name and the value of each field by its label; of equal labels the last one counts."""
     found = {}
     for name, label in re.findall(r'<label for="(v[\d-]+)">([^<]+)</label>', page):
         field = re.search(rf'<input id="{name}"[^>]* value="([^"]*)"', page)
@@ -279,7 +279,7 @@ def form_of(page: str) -> dict[str, tuple[str, str]]:
     return found
 
 
-async def test_inputs_that_came_with_a_job_come_with_the_new_one(engine: Engine, tmp_path: Path) -> None:
+async def test_a_new_run_has_the_inputs_that_came_with_the_job(engine: Engine, tmp_path: Path) -> None:
     prompt = {"1": node("LoadImage", image="in.png"), "2": node("SaveImage", images=["1", 0], filename_prefix="x")}
     async with running_gateway(engine.url, state_dir=str(tmp_path), inputs_keep_days=1) as gateway:
         image = {"name": "in.png", "image": f"data:image/png;base64,{PNG_TEXT}"}
@@ -293,7 +293,7 @@ async def test_inputs_that_came_with_a_job_come_with_the_new_one(engine: Engine,
             assert await ended(gateway, again) == "succeeded"
 
 
-async def test_inputs_that_are_gone_are_named(engine: Engine) -> None:
+async def test_the_error_of_a_new_run_names_inputs_that_are_no_longer_kept(engine: Engine) -> None:
     prompt = {"1": node("LoadImage", image="in.png"), "2": node("SaveImage", images=["1", 0], filename_prefix="x")}
     async with running_gateway(engine.url) as gateway:
         prompt_id = await submit(gateway, prompt, images=[{"name": "in.png", "image": PNG_TEXT}])
@@ -313,7 +313,7 @@ async def test_inputs_that_are_gone_are_named(engine: Engine) -> None:
         assert "in.png" in found["message"]
 
 
-async def test_a_key_for_named_workflows_runs_no_graph_here_either(engine: Engine, keys_path: Path) -> None:
+async def test_a_key_for_named_workflows_cannot_run_a_graph_again(engine: Engine, keys_path: Path) -> None:
     limited = table("alice", ALICE, workflows=["flat"], per_minute=3)
     async with running_gateway(engine.url, keys_file=keys_path) as gateway:
         prompt_id = await submit(gateway, txt2img(), key=ALICE)
@@ -324,13 +324,13 @@ async def test_a_key_for_named_workflows_runs_no_graph_here_either(engine: Engin
         told = await send(gateway, f"/console/jobs/{prompt_id}/again", key=ALICE, status=403)
         assert "named workflows only" in told["message"]
         await send(gateway, f"/console/jobs/{prompt_id}/changed", key=ALICE, status=403)
-        # It counts as a submission.
+        # A refused run counts as a submission.
         for _ in range(2):
             await send(gateway, f"/console/jobs/{prompt_id}/again", key=ALICE, status=403)
         await send(gateway, f"/console/jobs/{prompt_id}/again", key=ALICE, status=429)
 
 
-async def test_a_change_that_no_page_of_ours_sends_is_refused(gateway: RunningGateway) -> None:
+async def test_forms_sent_from_a_foreign_page_are_refused(gateway: RunningGateway) -> None:
     prompt_id = await submit(gateway, txt2img())
     await ended(gateway, prompt_id)
     for headers in ({}, {"Sec-Fetch-Site": "cross-site"}, {"Origin": "https://evil.example"}):
@@ -339,7 +339,7 @@ async def test_a_change_that_no_page_of_ours_sends_is_refused(gateway: RunningGa
                 assert answer.status == 403
 
 
-async def test_webhooks_are_shown_and_sent_again(engine: Engine) -> None:
+async def test_webhooks_are_shown_and_can_be_sent_again(engine: Engine) -> None:
     settings: dict[str, Any] = {
         "webhook_secret": SECRET,
         "public_url": "https://gw.example",
@@ -358,7 +358,7 @@ async def test_webhooks_are_shown_and_sent_again(engine: Engine) -> None:
         assert first.headers["webhook-id"] == second.headers["webhook-id"]
 
 
-async def test_downloads_have_the_graph_and_the_editor_s_workflow(gateway: RunningGateway) -> None:
+async def test_downloads_have_the_graph_and_the_workflow_of_the_editor(gateway: RunningGateway) -> None:
     drawn = {"id": "w", "nodes": [], "links": [], "version": 0.4}
     extra_data = {"extra_pnginfo": {"workflow": drawn}, "api_key_comfy_org": "secret-of-alice"}
     prompt = txt2img()
@@ -374,7 +374,7 @@ async def test_downloads_have_the_graph_and_the_editor_s_workflow(gateway: Runni
     assert "key of comfy.org" in page
 
 
-async def test_each_form_and_link_of_the_page_is_relative(gateway: RunningGateway) -> None:
+async def test_every_form_and_link_on_the_page_is_relative(gateway: RunningGateway) -> None:
     prompt_id = await submit(gateway, txt2img())
     await ended(gateway, prompt_id)
     page = await page_of(gateway, prompt_id)
@@ -400,7 +400,7 @@ async def named_job(gateway: RunningGateway, **values: Any) -> str:
     return prompt_id
 
 
-async def test_a_named_workflow_s_job_has_its_parameters_and_runs_again(engine: Engine, tmp_path: Path) -> None:
+async def test_a_job_of_a_named_workflow_shows_its_parameters_and_runs_again(engine: Engine, tmp_path: Path) -> None:
     async with running_gateway(engine.url, workflows_dir=named_folder(tmp_path)) as gateway:
         prompt_id = await named_job(gateway, width=9, prompt="named")
         page = await page_of(gateway, prompt_id)
@@ -417,7 +417,7 @@ async def test_a_named_workflow_s_job_has_its_parameters_and_runs_again(engine: 
         assert (after.workflow_name, after.call) == ("flat", before.call)
 
 
-async def test_a_key_for_named_workflows_runs_those_again_as_they_are_now(
+async def test_a_key_for_named_workflows_runs_one_again_until_it_changes(
     engine: Engine, keys_path: Path, tmp_path: Path
 ) -> None:
     keys_path.write_text(table("alice", ALICE, workflows=["flat"]))
@@ -429,7 +429,7 @@ async def test_a_key_for_named_workflows_runs_those_again_as_they_are_now(
         await ended(gateway, prompt_id)
         again = new_id(await send(gateway, f"/console/jobs/{prompt_id}/again", key=ALICE))
         assert await ended(gateway, again) == "succeeded"
-        # Seeds are put into a graph, which this key may not send.
+        # New seeds need a graph, which this key may not send.
         told = await send(gateway, f"/console/jobs/{prompt_id}/again", {"seeds": "new"}, key=ALICE, status=403)
         assert "named workflows only" in told["message"]
         write(folder, "flat", FLAT, FLAT_PARAMETERS.replace('title = "Flat"', 'title = "Another"'))
@@ -443,7 +443,7 @@ async def test_a_key_for_named_workflows_runs_those_again_as_they_are_now(
         assert "has changed since" in told["message"]
 
 
-async def test_earlier_runs_are_listed_and_a_job_that_was_deleted_says_so(engine: Engine) -> None:
+async def test_the_page_lists_earlier_runs_and_says_when_the_job_was_deleted(engine: Engine) -> None:
     async with running_gateway(engine.url, queue="gateway") as gateway:
         prompt_id = str(uuid4())
         await submit(gateway, sleeping(61.0), prompt_id=prompt_id)
@@ -461,7 +461,7 @@ async def test_earlier_runs_are_listed_and_a_job_that_was_deleted_says_so(engine
         assert "deleted from ComfyUI" in await page_of(gateway, prompt_id)
 
 
-async def test_a_job_of_runpod_has_a_page(
+async def test_a_runpod_job_has_a_page(
     comfyui_and_runpod: tuple[RunningGateway, RunningGateway, Engine],
 ) -> None:
     _, runpod_gateway, _ = comfyui_and_runpod
@@ -476,7 +476,7 @@ async def test_a_job_of_runpod_has_a_page(
     assert await ended(runpod_gateway, again) == "succeeded"
 
 
-async def test_secrets_in_the_addresses_of_inputs_are_on_no_page(gateway: RunningGateway) -> None:
+async def test_no_page_shows_secrets_from_the_addresses_of_inputs(gateway: RunningGateway) -> None:
     address = "http://user:pass-word@127.0.0.1:9/in.png?token=sec-ret#frag"
     prompt = {"1": node("LoadImage", image=address), "2": node("SaveImage", images=["1", 0], filename_prefix="x")}
     prompt_id = await submit(gateway, prompt)

@@ -1,4 +1,4 @@
-"""The Now page: what it says of servers, of prompts that came past the gateway, and of a ComfyUI's own queue."""
+"""The Now page: servers, prompts that bypassed the gateway, and the queue of ComfyUI itself."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ async def shown(gateway: RunningGateway, key: str | None = None) -> str:
 
 
 async def queued(url: str, seconds: float = 30, tag: int = 0) -> str:
-    """The id of a prompt that somebody puts into the queue of what answers there, as ComfyUI's clients do."""
+    """Submits a prompt to the server at `url` as ComfyUI's own clients do, and returns its id."""
     async with (
         aiohttp.ClientSession() as http,
         http.post(f"{url}/prompt", json={"prompt": sleep_workflow(seconds, tag=tag)}) as answer,
@@ -37,14 +37,14 @@ async def queued(url: str, seconds: float = 30, tag: int = 0) -> str:
         return prompt_id
 
 
-async def test_a_card_has_the_device_and_its_memory(engine: Engine) -> None:
+async def test_the_card_of_a_server_shows_its_device_and_memory(engine: Engine) -> None:
     async with running_gateway(engine.url) as gateway:
         text = await until(lambda: shown(gateway), lambda text: "<meter" in text)
     assert "simulation" in text
     assert "1.0 of 8.0 GiB" in text
 
 
-async def test_prompts_that_came_past_the_gateway_are_shown_as_external(engine: Engine) -> None:
+async def test_prompts_that_bypassed_the_gateway_are_shown_as_external(engine: Engine) -> None:
     async with running_gateway(engine.url, queue="gateway") as gateway:
         first, second = await queued(engine.url), await queued(engine.url, tag=1)
         await prompts_are_queued(engine, 2)
@@ -55,7 +55,7 @@ async def test_prompts_that_came_past_the_gateway_are_shown_as_external(engine: 
     assert "Waiting on this server: 1" in text
 
 
-async def test_with_comfyui_s_own_queue_the_page_shows_what_that_says(engine: Engine) -> None:
+async def test_with_comfyuis_queue_the_page_shows_the_prompts_in_it(engine: Engine) -> None:
     async with running_gateway(engine.url) as gateway:
         first, second = await queued(gateway.url), await queued(gateway.url, tag=1)
         text = await until(lambda: shown(gateway), lambda text: first in text and second in text)
@@ -66,7 +66,7 @@ async def test_with_comfyui_s_own_queue_the_page_shows_what_that_says(engine: En
             assert answer.status >= 400
 
 
-async def test_who_may_change_servers_has_the_forms(engine: Engine, keys_path: Any) -> None:
+async def test_only_a_key_that_may_change_servers_gets_the_forms_for_it(engine: Engine, keys_path: Any) -> None:
     async with running_gateway(engine.url, keys_file=keys_path, queue="gateway") as gateway:
         name = gateway.handler.pool.backends[0].name
         for key, operates in ((ROOT, True), (WATCHER, False), (ALICE, False)):
@@ -102,16 +102,16 @@ async def test_who_may_change_servers_has_the_forms(engine: Engine, keys_path: A
         ("gpu", None),
     ],
 )
-def test_a_device_is_read_as_comfyui_describes_it(told: Any, device: Device | None) -> None:
+def test_a_device_is_read_from_the_description_of_comfyui(told: Any, device: Device | None) -> None:
     assert devices_in({"devices": [told]}) == (() if device is None else (device,))
 
 
 @pytest.mark.parametrize("stats", [{}, {"devices": None}, {"devices": {}}, {"devices": []}])
-def test_what_is_no_list_of_devices_is_none(stats: Any) -> None:
+def test_invalid_device_lists_give_no_devices(stats: Any) -> None:
     assert devices_in(stats) == ()
 
 
-async def test_an_endpoint_that_stands_for_many_has_a_card_with_all_that_runs_there(
+async def test_a_runpod_endpoint_has_one_card_with_all_its_running_jobs(
     runpod_alone: RunningGateway, endpoint: FakeEndpoint
 ) -> None:
     gateway = runpod_alone

@@ -1,4 +1,4 @@
-"""The queue of the console over plain HTTP: its pages, its changes, and who may see and do what."""
+"""The queue of the console over plain HTTP: its pages, its forms, and what each key may see and change."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ async def post(
     script: bool = True,
     headers: Mapping[str, str] = {},
 ) -> tuple[int, Any]:
-    """What a form of ours is answered: JSON where a module sent it, else the address that the browser goes to."""
+    """Sends a form; returns the status with the JSON for a script, or with the redirect for a browser."""
     given = {"Origin": gateway.url, **({"Accept": "application/json"} if script else {}), **headers}
     given |= bearer(key) if key else {}
     async with gateway.http.post(path, data=fields, headers=given, allow_redirects=False) as answer:
@@ -57,13 +57,13 @@ async def post(
 
 @asynccontextmanager
 async def paused(engine: Engine, jobs: int, **settings: Any) -> AsyncIterator[tuple[RunningGateway, list[str]]]:
-    """A gateway with so many jobs, none of which has its turn."""
+    """Runs a gateway with a paused queue that has this number of jobs."""
     async with running_gateway(engine.url, queue="gateway", **settings) as gateway:
         await gateway.handler.queue.pause(True)
         yield gateway, [await submit(gateway.http, invert_workflow(tag)) for tag in range(jobs)]
 
 
-async def test_what_waits_is_shown_in_its_order(engine: Engine) -> None:
+async def test_waiting_jobs_are_shown_in_queue_order(engine: Engine) -> None:
     async with paused(engine, 3) as (gateway, jobs):
         labelled = await submit(gateway.http, invert_workflow(9), priority=4, labels={"order": "<b>12</b>"})
         text = await page(gateway.http)
@@ -74,7 +74,7 @@ async def test_what_waits_is_shown_in_its_order(engine: Engine) -> None:
     assert "The queue is paused" in text
 
 
-async def test_a_job_is_put_first_given_a_priority_and_cancelled(engine: Engine) -> None:
+async def test_a_job_can_be_moved_to_the_front_prioritized_and_cancelled(engine: Engine) -> None:
     async with paused(engine, 4) as (gateway, (one, two, three, four)):
         status, told = await post(gateway, f"/console/jobs/{four}/first")
         assert (status, told["message"]) == (200, "The job is the first one of its owner.")
@@ -90,7 +90,7 @@ async def test_a_job_is_put_first_given_a_priority_and_cancelled(engine: Engine)
     assert list(executions(engine)) == [three, four, one]
 
 
-async def test_what_cannot_be_changed_is_told_with_its_reason(engine: Engine) -> None:
+async def test_an_impossible_change_is_refused_with_its_reason(engine: Engine) -> None:
     async with running_gateway(engine.url, queue="gateway") as gateway:
         runs = await submit(gateway.http, sleep_workflow(600))
         await status_is(gateway.http, runs, "running")
@@ -126,11 +126,11 @@ async def test_several_jobs_are_cancelled_at_once(engine: Engine) -> None:
         {"Origin": "https://elsewhere.example"},
         {"Origin": "null"},
         {"Sec-Fetch-Site": "cross-site"},
-        {"Sec-Fetch-Site": "same-site"},  # a page of a host beside ours
-        {"Sec-Fetch-Site": "none"},  # no page at all
+        {"Sec-Fetch-Site": "same-site"},  # a page of a sibling host
+        {"Sec-Fetch-Site": "none"},  # not sent by a page
     ],
 )
-async def test_no_page_but_ours_changes_anything(engine: Engine, headers: dict[str, str]) -> None:
+async def test_forms_sent_from_a_foreign_page_change_nothing(engine: Engine, headers: dict[str, str]) -> None:
     async with paused(engine, 1) as (gateway, (job,)):
         for path in (f"/console/jobs/{job}/cancel", "/console/queue/cancel", "/console/queue/resume"):
             async with gateway.http.post(path, data={"job": job}, headers=headers) as answer:
@@ -139,7 +139,7 @@ async def test_no_page_but_ours_changes_anything(engine: Engine, headers: dict[s
         assert (await look(gateway.http, job))[1]["status"] == "queued"
 
 
-async def test_a_form_leads_back_to_pages_of_ours_only(engine: Engine) -> None:
+async def test_a_form_returns_only_to_pages_of_the_console(engine: Engine) -> None:
     async with paused(engine, 1) as (gateway, _):
         for back in (
             "https://elsewhere.example",
@@ -153,7 +153,7 @@ async def test_a_form_leads_back_to_pages_of_ours_only(engine: Engine) -> None:
         assert (status, to) == (303, "../../console")
 
 
-async def test_more_jobs_than_a_page_has_are_shown_page_by_page(engine: Engine) -> None:
+async def test_a_long_queue_is_shown_page_by_page(engine: Engine) -> None:
     async with paused(engine, 120) as (gateway, jobs):
         seen = []
         for number in (1, 2, 3):
@@ -175,7 +175,7 @@ async def keyed(http: aiohttp.ClientSession, key: str, tag: int, **fields: Any) 
         return str((await answer.json())["prompt_id"])
 
 
-async def test_each_sees_and_changes_what_it_may(engine: Engine, tmp_path: Path) -> None:
+async def test_each_key_sees_and_changes_only_the_jobs_it_may(engine: Engine, tmp_path: Path) -> None:
     keys = write_keys(tmp_path / "keys.toml", KEYS)
     async with running_gateway(engine.url, keys_file=keys) as gateway:
         await gateway.handler.queue.pause(True)
@@ -204,7 +204,7 @@ async def test_each_sees_and_changes_what_it_may(engine: Engine, tmp_path: Path)
         assert (await post(gateway, f"/console/jobs/{bobs}/cancel", key=ROOT))[0] == 200
 
 
-async def test_a_key_gives_no_priority_above_its_own(engine: Engine, tmp_path: Path) -> None:
+async def test_a_key_cannot_set_a_priority_above_its_own_maximum(engine: Engine, tmp_path: Path) -> None:
     keys = write_keys(tmp_path / "keys.toml", table("alice", ALICE, max_priority=3))
     async with running_gateway(engine.url, keys_file=keys) as gateway:
         await gateway.handler.queue.pause(True)
@@ -220,7 +220,7 @@ def drained(gateway: RunningGateway) -> dict[str, bool]:
     return {server.name: server.drained for server in gateway.handler.pool.servers}
 
 
-async def test_a_server_is_drained_resumed_and_freed() -> None:
+async def test_a_server_can_be_drained_resumed_and_freed() -> None:
     async with engines(2) as servers, running_gateway(*(one.url for one in servers)) as gateway:
         backend = gateway.handler.pool.backends[1]
         status, told = await post(gateway, f"/console/servers/{backend.name}/drain")
@@ -234,7 +234,7 @@ async def test_a_server_is_drained_resumed_and_freed() -> None:
         assert (await post(gateway, "/console/servers/gpu-9/free"))[0] == 404
 
 
-async def test_a_job_on_a_server_behind_another_one_is_shown_there(engine: Engine) -> None:
+async def test_a_job_that_is_next_on_a_server_is_shown_with_that_server(engine: Engine) -> None:
     async with running_gateway(engine.url, queue="gateway") as gateway:
         runs, behind, waits = [await submit(gateway.http, sleep_workflow(600, tag=tag)) for tag in range(3)]
         await until(lambda: queue_of(engine), lambda found: found == ([runs], [behind]))
@@ -242,5 +242,5 @@ async def test_a_job_on_a_server_behind_another_one_is_shown_there(engine: Engin
         text = await page(gateway.http)
         assert _IDS.findall(text) == [behind, waits]
         assert f"next on {gateway.handler.pool.backends[0].name}" in text
-        assert text.count("/first") == 1, "the one that has a server is not moved"
+        assert text.count("/first") == 1, "a job that has a server cannot be moved"
         assert "2 jobs wait" in text

@@ -1,4 +1,4 @@
-"""The console's results: which jobs a page has, for whom, and what it costs."""
+"""The results in the console: the jobs on a page, what each key sees, and the cost of a page."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.support.target import node
 async def shown(
     gateway: RunningGateway, query: Mapping[str, str] | str = "", *, key: str | None = None, status: int = 200
 ) -> str:
-    """The page."""
+    """Returns the text of the results page."""
     given = query if isinstance(query, str) else urlencode(query)
     async with gateway.http.get(f"/console/results?{given}", headers=bearer(key) if key else {}) as response:
         text = await response.text()
@@ -36,12 +36,12 @@ async def shown(
 
 
 def jobs_in(text: str) -> list[str]:
-    """Ids of the jobs on a page, in their order."""
+    """Returns the ids of the jobs on a page, in their order."""
     return re.findall(r'href="[./]*console/jobs/([0-9a-f-]{36})"', text)
 
 
 def older_in(text: str) -> str | None:
-    """The query of the next page."""
+    """Returns the query of the next page."""
     found = re.search(r'rel="next" href="[./]*console/results\?([^"]*)"', text)
     return None if found is None else unescape(found[1])
 
@@ -63,20 +63,20 @@ def failing(message: str) -> dict[str, object]:
     }
 
 
-async def test_without_jobs_the_page_says_so(gateway: RunningGateway) -> None:
+async def test_the_page_says_when_there_are_no_results(gateway: RunningGateway) -> None:
     text = await shown(gateway)
     assert "Nothing has ended yet" in text
     assert "they go to the one server directly" in text
 
 
-async def test_where_all_prompts_are_jobs_none_is_said_to_be_missing(engine: Engine) -> None:
+async def test_with_the_gateway_queue_the_page_does_not_warn_of_missing_prompts(engine: Engine) -> None:
     async with running_gateway(engine.url, queue="gateway") as gateway:
         text = await shown(gateway)
     assert "Nothing has ended yet" in text
     assert "directly" not in text
 
 
-async def test_each_medium_is_shown_in_its_way(gateway: RunningGateway, engine: Engine) -> None:
+async def test_each_type_of_media_has_its_own_element(gateway: RunningGateway, engine: Engine) -> None:
     shows = {
         "png": '<img src="../console/thumbs/{id}/0"',
         "gif": '<img src="../console/thumbs/{id}/0"',
@@ -93,7 +93,7 @@ async def test_each_medium_is_shown_in_its_way(gateway: RunningGateway, engine: 
         assert html.format(id=prompt_id) in text
 
 
-async def test_what_jobs_bring_is_text_and_no_html(gateway: RunningGateway) -> None:
+async def test_texts_of_jobs_are_escaped_on_the_page(gateway: RunningGateway) -> None:
     bad = "<script>alert(1)</script>'\"&"
     await run(gateway, {"1": node("PreviewAny", source=bad)}, labels={"a": bad})
     await run(gateway, failing(bad))
@@ -104,7 +104,7 @@ async def test_what_jobs_bring_is_text_and_no_html(gateway: RunningGateway) -> N
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in await shown(gateway)
 
 
-async def test_labels_and_owners_of_a_job_lead_to_others_of_them(engine: Engine, tmp_path: Path) -> None:
+async def test_labels_and_owners_link_to_the_jobs_that_share_them(engine: Engine, tmp_path: Path) -> None:
     async with running_gateway(engine.url, keys_file=write_keys(tmp_path / "keys.toml", KEYS)) as gateway:
         alices = await run(gateway, writing(), key=ALICE, labels={"to": "a&b=c d"})
         await run(gateway, writing(), key=BOB)
@@ -114,14 +114,14 @@ async def test_labels_and_owners_of_a_job_lead_to_others_of_them(engine: Engine,
             assert jobs_in(await shown(gateway, unescape(query), key=ROOT)) == [alices], query
 
 
-async def test_a_job_with_many_files_shows_the_first(gateway: RunningGateway) -> None:
+async def test_a_job_with_many_files_shows_only_the_first_ones(gateway: RunningGateway) -> None:
     await run(gateway, writing(count=50, extension="png"))
     text = await shown(gateway)
     assert text.count("console/thumbs/") == 4
     assert "46 more" in text
 
 
-async def test_a_job_that_has_not_ended_is_no_result(gateway: RunningGateway) -> None:
+async def test_results_contain_only_jobs_that_have_ended(gateway: RunningGateway) -> None:
     prompt_id = await submit(gateway.http, sleeping(60))
     assert jobs_in(await shown(gateway)) == []
     await gateway.http.delete(f"/prompt_sync/{prompt_id}")
@@ -142,7 +142,7 @@ async def test_results_are_found_by_each_filter(engine: Engine, tmp_path: Path) 
             "label=order%3D12": [hen, fox],
             "label=to%3Dann": [fox],
             "label=to%3D": [],
-            # A sync call's prompt is not kept, and what is known of the job is.
+            # The prompt of a sync call is not kept; its labels and error are.
             "text=order%3D12": [hen, fox],
             "text=hen+MEMORY": [hen],
             f"text={fox[:13]}": [fox],
@@ -155,7 +155,7 @@ async def test_results_are_found_by_each_filter(engine: Engine, tmp_path: Path) 
             assert jobs_in(await shown(gateway, query)) == expected, query
 
 
-async def test_the_prompt_of_an_async_job_is_searched(gateway: RunningGateway) -> None:
+async def test_the_search_finds_an_async_job_by_a_text_in_its_prompt(gateway: RunningGateway) -> None:
     async with gateway.http.post(
         "/prompt_sync",
         json={"prompt": txt2img(text="a RED fox", steps=1)},
@@ -175,12 +175,12 @@ async def test_the_prompt_of_an_async_job_is_searched(gateway: RunningGateway) -
         ("cursor=x", "cursor: it is not valid"),
     ],
 )
-async def test_what_cannot_be_looked_for_is_told_by_its_name(gateway: RunningGateway, query: str, reason: str) -> None:
+async def test_an_invalid_filter_is_named_in_the_error(gateway: RunningGateway, query: str, reason: str) -> None:
     text = await shown(gateway, query, status=400)
     assert reason in unescape(text)
 
 
-async def test_each_sees_its_own_results(engine: Engine, tmp_path: Path) -> None:
+async def test_each_key_sees_only_the_results_it_may(engine: Engine, tmp_path: Path) -> None:
     async with running_gateway(engine.url, keys_file=write_keys(tmp_path / "keys.toml", KEYS)) as gateway:
         alices, bobs = [await run(gateway, writing(), key=key) for key in (ALICE, BOB)]
         for key, expected in ((ALICE, [alices]), (BOB, [bobs]), (WATCHER, [bobs, alices]), (ROOT, [bobs, alices])):
@@ -190,12 +190,12 @@ async def test_each_sees_its_own_results(engine: Engine, tmp_path: Path) -> None
         for key in (WATCHER, ROOT):
             assert jobs_in(await shown(gateway, "owner=alice", key=key)) == [alices]
             assert jobs_in(await shown(gateway, f"owner=bob&text={bobs}", key=key)) == [bobs]
-        # A user's own name for another's does not lead there, nor does a cursor of another's list.
+        # A user cannot reach the jobs of another user by owner or by text.
         assert jobs_in(await shown(gateway, "owner=alice", key=BOB)) == [bobs]
         assert jobs_in(await shown(gateway, f"text={alices}", key=BOB)) == []
 
 
-async def test_pages_have_each_job_once(gateway: RunningGateway) -> None:
+async def test_pages_of_results_show_each_job_exactly_once(gateway: RunningGateway) -> None:
     made = [await run(gateway, writing(size=number + 1), labels={"n": str(number)}) for number in range(53)]
     first = await shown(gateway)
     assert jobs_in(first) == made[:4:-1]
@@ -234,7 +234,7 @@ async def test_a_page_deep_in_100_000_jobs_costs_as_much_as_the_first(engine: En
             found += ids
         assert len(set(found)) == len(found)
         assert max(costs) < 1.5 * min(costs)
-        # Of a word that one job in 26 has, a page is full at once; for one that none has, many jobs are looked at.
+        # A word in one of 26 jobs fills a page at once; the search for a word in no job stops after many jobs.
         assert len(jobs_in(await shown(gateway, {"text": "note c"}))) == 48
         none = await shown(gateway, {"text": "zebra"})
         assert jobs_in(none) == []

@@ -1,4 +1,4 @@
-"""`/console/run`: forms of named workflows without a browser, as one without scripts sends them."""
+"""`/console/run`: forms of named workflows, sent over plain HTTP as a browser without scripts does."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ async def _page(gateway: RunningGateway, path: str, **asked: Any) -> str:
 
 
 async def _used(gateway: RunningGateway, to: str, **asked: Any) -> dict[str, Any]:
-    """The values with which the job at the end of a path was run, once it has succeeded."""
+    """Returns the parameters of the job whose id ends the path, once it has succeeded."""
     prompt_id = to.rpartition("/")[2]
 
     async def ask() -> Any:
@@ -47,7 +47,7 @@ async def _used(gateway: RunningGateway, to: str, **asked: Any) -> dict[str, Any
 # The list
 
 
-async def test_the_list_has_title_description_and_the_reason_of_what_cannot_be_used(run_forms: RunningGateway) -> None:
+async def test_the_list_shows_titles_and_why_a_workflow_cannot_be_used(run_forms: RunningGateway) -> None:
     text = await _page(run_forms, "/console/run")
     assert '<a href="../console/run/every">Every &lt;kind&gt;</a>' in text
     assert "Has a parameter of every kind." in text
@@ -60,7 +60,7 @@ async def test_without_workflows_the_page_says_what_to_do(engine: Engine) -> Non
         assert "WORKFLOWS_DIR" in await _page(gateway, "/console/run")
 
 
-async def test_a_key_sees_its_workflows_only(run_keyed: RunningGateway) -> None:
+async def test_a_key_sees_only_the_workflows_it_may_run(run_keyed: RunningGateway) -> None:
     carol = bearer(CAROL)
     text = await _page(run_keyed, "/console/run", headers=carol)
     assert re.findall(r'href="../console/run/([^"]+)"', text) == ["flat"]
@@ -74,7 +74,7 @@ async def test_a_key_sees_its_workflows_only(run_keyed: RunningGateway) -> None:
 # The form
 
 
-async def test_a_form_has_the_field_that_fits_each_parameter(run_forms: RunningGateway) -> None:
+async def test_each_kind_of_parameter_has_a_fitting_field(run_forms: RunningGateway) -> None:
     text = await _page(run_forms, "/console/run/every")
     assert re.search(r'<textarea id="field-prompt" name="prompt"[^>]*required', text)
     assert "What is &amp; is not &lt;shown&gt;." in text
@@ -84,11 +84,11 @@ async def test_a_form_has_the_field_that_fits_each_parameter(run_forms: RunningG
     assert 'type="checkbox" id="field-lossless" name="lossless" value="true" checked' in text
     assert "A whole number from 1 to 30" in text
     assert text.index("<details>") < text.index('id="field-prefix"')
-    # No number is left to the browser, which would change it.
+    # A browser would change numbers in a field of this type.
     assert 'type="number"' not in text
 
 
-async def test_a_form_as_it_comes_runs_and_leads_to_the_job(run_forms: RunningGateway) -> None:
+async def test_a_form_with_default_values_runs_and_redirects_to_the_job(run_forms: RunningGateway) -> None:
     fields = changed(await form_of(run_forms, "every"), prompt="a fox")
     status, _, to = await post_form(run_forms, "every", fields)
     assert status == 303
@@ -105,7 +105,7 @@ async def test_a_form_as_it_comes_runs_and_leads_to_the_job(run_forms: RunningGa
     }
 
 
-async def test_what_a_browser_sends_becomes_the_value_that_is_meant(run_forms: RunningGateway) -> None:
+async def test_texts_from_a_browser_become_values_of_the_right_type(run_forms: RunningGateway) -> None:
     fields = changed(
         await form_of(run_forms, "every"),
         prompt="a fox\nin the snow\n",
@@ -120,17 +120,17 @@ async def test_what_a_browser_sends_becomes_the_value_that_is_meant(run_forms: R
     assert used["prompt"] == "a fox\nin the snow\n"
     assert used["seed"] == LARGEST_SEED
     assert (used["cfg"], used["lossless"]) == (3.25, False)
-    assert "steps" not in used  # an empty field is not given, and the workflow has its own
+    assert "steps" not in used  # an empty field leaves the value of the workflow
 
 
-async def test_a_file_of_a_form_goes_to_its_parameter(run_forms: RunningGateway, engine: Engine) -> None:
+async def test_a_file_in_a_form_becomes_the_value_of_its_parameter(run_forms: RunningGateway, engine: Engine) -> None:
     fields = await form_of(run_forms, "inverted")
     status, _, to = await post_form(run_forms, "inverted", fields, [("image", "photo.png", png())])
     assert status == 303
     assert (await _used(run_forms, to))["image"].startswith("file:image-sha256-")
 
 
-async def test_what_is_wrong_stands_at_its_field_and_nothing_typed_is_lost(run_forms: RunningGateway) -> None:
+async def test_errors_are_shown_at_their_fields_and_typed_values_are_kept(run_forms: RunningGateway) -> None:
     fields = changed(await form_of(run_forms, "every"), prompt="a <fox>", steps="500", cfg="1e", prefix="p")
     status, text, _ = await post_form(run_forms, "every", fields)
     assert status == 422
@@ -154,7 +154,7 @@ async def test_what_is_wrong_stands_at_its_field_and_nothing_typed_is_lost(run_f
     assert (status, body["parameters"]) == (422, api)
 
 
-async def test_an_error_of_what_is_folded_opens_it_and_one_of_no_field_stands_above(run_forms: RunningGateway) -> None:
+async def test_an_error_without_a_field_stands_above_the_form(run_forms: RunningGateway) -> None:
     fields = [*changed(await form_of(run_forms, "flat"), seed="-1"), ("nonsense", "1")]
     status, text, _ = await post_form(run_forms, "flat", fields)
     assert status == 422
@@ -166,21 +166,21 @@ async def test_an_error_of_what_is_folded_opens_it_and_one_of_no_field_stands_ab
 
 
 @pytest.mark.parametrize("headers", [{"Origin": "http://evil.example"}, {"Origin": ""}])
-async def test_only_a_page_of_ours_runs_a_workflow(run_forms: RunningGateway, headers: dict[str, str]) -> None:
+async def test_a_form_sent_from_a_foreign_page_runs_nothing(run_forms: RunningGateway, headers: dict[str, str]) -> None:
     fields = await form_of(run_forms, "flat")
     status, _, _ = await post_form(run_forms, "flat", fields, headers=headers)
     assert status == 403
     assert run_forms.handler.waiting == 0
 
 
-async def test_a_key_of_role_read_sees_a_form_and_runs_nothing(run_keyed: RunningGateway) -> None:
+async def test_a_read_key_sees_a_form_but_cannot_run_it(run_keyed: RunningGateway) -> None:
     fields = await form_of(run_keyed, "flat", headers=bearer(WATCHER))
     assert "Run</button>" not in await _page(run_keyed, "/console/run/flat", headers=bearer(WATCHER))
     status, _, _ = await post_form(run_keyed, "flat", fields, headers=bearer(WATCHER))
     assert status == 403
 
 
-async def test_forms_count_among_the_submissions_of_a_key(run_keyed: RunningGateway) -> None:
+async def test_forms_count_as_submissions_of_the_key(run_keyed: RunningGateway) -> None:
     carol = bearer(CAROL)
     fields = await form_of(run_keyed, "flat", headers=carol)
     answers = [await post_form(run_keyed, "flat", fields, script=True, headers=carol) for _ in range(3)]
@@ -189,10 +189,10 @@ async def test_forms_count_among_the_submissions_of_a_key(run_keyed: RunningGate
     assert status in (403, 429)
 
 
-# A job's values, and its run
+# The values of a job, and its run
 
 
-async def test_a_form_is_filled_in_as_a_job_was_run(run_forms: RunningGateway) -> None:
+async def test_a_form_can_start_with_the_values_of_a_job(run_forms: RunningGateway) -> None:
     fields = changed(await form_of(run_forms, "every"), prompt="a <fox>", cfg="3.25", lossless=None)
     _, _, to = await post_form(run_forms, "every", fields)
     used = await _used(run_forms, to)
@@ -204,7 +204,7 @@ async def test_a_form_is_filled_in_as_a_job_was_run(run_forms: RunningGateway) -
     assert await _used(run_forms, to) == used
 
 
-async def test_no_key_sees_the_values_or_the_run_of_another_key_s_job(run_keyed: RunningGateway) -> None:
+async def test_no_key_sees_the_values_or_the_run_of_another_keys_job(run_keyed: RunningGateway) -> None:
     alice, bob = bearer(ALICE), bearer(BOB)
     fields = changed(await form_of(run_keyed, "every", headers=alice), prompt="a secret fox")
     _, _, to = await post_form(run_keyed, "every", fields, headers=alice)
@@ -222,7 +222,7 @@ async def test_no_key_sees_the_values_or_the_run_of_another_key_s_job(run_keyed:
             assert response.status == 200
 
 
-async def test_a_person_behind_a_shared_key_sees_no_run_of_another(run_keyed: RunningGateway) -> None:
+async def test_a_person_behind_a_shared_key_sees_no_run_of_another_person(run_keyed: RunningGateway) -> None:
     eve, mallory = (bearer(DAVE) | {"X-User": name} for name in ("eve", "mallory"))
     fields = changed(await form_of(run_keyed, "every", headers=eve))
     _, _, to = await post_form(run_keyed, "every", fields, headers=eve)
@@ -239,7 +239,7 @@ async def _status(gateway: RunningGateway, path: str, headers: Mapping[str, str]
         return response.status
 
 
-async def test_the_part_of_a_run_says_where_it_is_and_what_it_made(run_forms: RunningGateway) -> None:
+async def test_the_panel_of_a_run_shows_its_state_and_its_outputs(run_forms: RunningGateway) -> None:
     async with run_forms.http.post("/queue/pause") as response:
         assert response.status == 200
     fields = await form_of(run_forms, "flat")
@@ -254,14 +254,14 @@ async def test_the_part_of_a_run_says_where_it_is_and_what_it_made(run_forms: Ru
     await _used(run_forms, done["to"])
     text = await _page(run_forms, path)
     assert "data-ended" in text
-    (address,) = re.findall(r'<img src="../../([^"]+)"', text)  # of the named output only
+    (address,) = re.findall(r'<img src="../../([^"]+)"', text)  # only the named output is shown
     async with run_forms.http.get(f"/{address}") as response:
         assert (response.status, response.content_type) == (200, "image/png")
-    # It is taken in by the page, whose links begin there.
+    # The links are relative to the page that includes the panel.
     assert f'href="../../console/run/flat?from={prompt_id}"' in text
 
 
-async def test_the_part_of_a_run_that_failed_says_why(run_forms: RunningGateway, engine: Engine) -> None:
+async def test_the_panel_of_a_failed_run_shows_the_reason(run_forms: RunningGateway, engine: Engine) -> None:
     fields = changed(await form_of(run_forms, "inverted"))
     _, done, _ = await post_form(run_forms, "inverted", fields, [("image", "photo.png", b"no picture")], script=True)
     path = f"/console/run/inverted/jobs/{done['to'].rpartition('/')[2]}"
@@ -274,7 +274,7 @@ async def test_the_part_of_a_run_that_failed_says_why(run_forms: RunningGateway,
     assert "Failed" in text
 
 
-async def test_the_code_of_very_long_values_is_refused(run_forms: RunningGateway) -> None:
+async def test_code_for_very_long_values_is_refused(run_forms: RunningGateway) -> None:
     headers = {"Origin": run_forms.url, "Accept": "application/json"}
     data = {"prompt": "'" * 100_000}  # %27 each
     async with run_forms.http.post("/console/run/every/code", data=data, headers=headers) as response:
@@ -282,12 +282,10 @@ async def test_the_code_of_very_long_values_is_refused(run_forms: RunningGateway
         assert "larger than 0.2 MB" in (await response.json())["message"]
 
 
-# Files of a job that are kept
+# Kept files of a job
 
 
-async def test_a_file_of_the_job_that_a_form_began_with_is_kept_where_the_gateway_has_it(
-    engine: Engine, tmp_path: Path
-) -> None:
+async def test_a_form_made_from_a_job_reuses_the_files_that_the_gateway_keeps(engine: Engine, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"workflows_dir": every_folder(tmp_path / "workflows"), "inputs_keep_days": 1}
     async with running_gateway(engine.url, state_dir=tmp_path / "state", **settings) as gateway:
         _, _, to = await post_form(gateway, "inverted", [], [("image", "photo.png", png())])
@@ -305,21 +303,21 @@ async def test_a_file_of_the_job_that_a_form_began_with_is_kept_where_the_gatewa
             assert used is None or again == used
         red = hashlib.sha256(png("red")).hexdigest()
         assert red in again["image"]
-        # A file that is chosen comes before the one that is kept, and a tick that is taken away leaves none.
+        # A chosen file replaces the kept one; without the tick there is no file.
         _, _, to = await post_form(gateway, "inverted", fields, [("image", "photo.png", png("blue"))])
         assert hashlib.sha256(png("blue")).hexdigest() in (await _used(gateway, to))["image"]
         status, body, _ = await post_form(gateway, "inverted", fields[:1], script=True)
         assert (status, list(body["parameters"])) == (422, ["image"])
 
 
-async def test_a_file_that_is_not_kept_any_more_is_told_at_its_field(run_keyed: RunningGateway) -> None:
+async def test_the_field_of_a_file_says_when_it_is_no_longer_kept(run_keyed: RunningGateway) -> None:
     alice, bob = bearer(ALICE), bearer(BOB)
     _, _, to = await post_form(run_keyed, "inverted", [], [("image", "photo.png", png())], headers=alice)
     await _used(run_keyed, to, headers=alice)
     fields = [("$from", to.rpartition("/")[2]), ("$kept", "image")]
     for key in (alice, bob):
         status, body, _ = await post_form(run_keyed, "inverted", fields, script=True, headers=key)
-        if key is bob or status != 200:  # the files of an ended job go a moment after it
+        if key is bob or status != 200:  # the files of a job are removed shortly after its end
             assert status == 422
             assert "INPUTS_KEEP_DAYS" in body["parameters"]["image"]["message"]
 
@@ -330,7 +328,7 @@ _NASTY = 'it\'s "a" $HOME `id` \\ <fox> & 100 % – \u2028 é 🦊\nsecond line;
 
 
 async def _code(gateway: RunningGateway, name: str, fields: list[tuple[str, str]], **asked: Any) -> dict[str, str]:
-    """The programs that a form with these fields stands for, by their language."""
+    """Returns the programs that the form shows for these fields, by language."""
     data = [*fields, ("$base", gateway.url)]
     origin = {"Origin": gateway.url, **asked.pop("headers", {})}
     async with gateway.http.post(f"/console/run/{name}/code", data=data, headers=origin, **asked) as response:
@@ -341,7 +339,7 @@ async def _code(gateway: RunningGateway, name: str, fields: list[tuple[str, str]
 
 
 async def _run_code(code: Mapping[str, str], language: str, folder: Path, **env: str) -> str:
-    """What the program prints."""
+    """Runs the program and returns its output."""
     if language == "curl":
         return await printed_by(folder, "sh", "-c", code["curl"], **env)
     if language == "Python":
@@ -354,7 +352,7 @@ async def _run_code(code: Mapping[str, str], language: str, folder: Path, **env:
 
 
 @pytest.mark.parametrize("language", ["curl", "Python", "JavaScript"])
-async def test_the_code_makes_the_same_run_whatever_the_values_are(
+async def test_the_generated_code_makes_the_same_run_for_any_values(
     run_forms: RunningGateway, tmp_path: Path, language: str
 ) -> None:
     fields = changed(
@@ -376,7 +374,7 @@ async def test_the_code_makes_the_same_run_whatever_the_values_are(
 
 
 @pytest.mark.parametrize("language", ["curl", "Python", "JavaScript"])
-async def test_the_code_sends_the_file_that_is_chosen_with_the_key_of_the_environment(
+async def test_the_generated_code_sends_the_chosen_file_with_the_key_from_the_environment(
     run_keyed: RunningGateway, tmp_path: Path, language: str
 ) -> None:
     name = 'my "best", photo; it\'s $1 \\ @é.png'
@@ -389,17 +387,17 @@ async def test_the_code_sends_the_file_that_is_chosen_with_the_key_of_the_enviro
     assert job["workflow"] == "inverted"
 
 
-async def test_the_code_leaves_out_a_seed_that_is_chosen_and_names_a_file_that_must_be_sent(
+async def test_the_generated_code_omits_a_random_seed_and_names_a_required_file(
     run_forms: RunningGateway,
 ) -> None:
     code = await _code(run_forms, "every", await form_of(run_forms, "every"))
     assert all("seed" not in one for one in code.values())
-    assert '"prompt": "a cat"' not in code["curl"]  # the field was sent, and is empty
+    assert '"prompt": "a cat"' not in code["curl"]  # the field was sent empty
     assert '"prompt": "a cat"' in html.unescape(await _page(run_forms, "/console/run/every"))
     page = html.unescape(await _page(run_forms, "/console/run/inverted"))
     assert "-F image=@image.png" in page
     assert f"curl {run_forms.url}/workflows/inverted" in page
-    # Where the browser says that the gateway is, it says no more than that.
+    # The address that the browser sends cannot inject code.
     fields = [("$base", "http://x/';alert(1)//")]
     async with run_forms.http.post("/console/run/flat/code", data=fields, headers={"Origin": run_forms.url}) as answer:
         assert "alert" not in await answer.text()
@@ -410,7 +408,7 @@ async def _jobs(gateway: RunningGateway, **asked: Any) -> Any:
         return await response.json()
 
 
-async def test_very_long_texts_are_run_and_not_written_back(run_forms: RunningGateway) -> None:
+async def test_very_long_texts_run_but_are_not_repeated_on_the_page(run_forms: RunningGateway) -> None:
     long = "fox " * 100_000
     fields = changed(await form_of(run_forms, "every"), prompt=long)
     status, text, _ = await post_form(run_forms, "every", changed(fields, steps="500"))
@@ -430,9 +428,7 @@ async def test_very_long_texts_are_run_and_not_written_back(run_forms: RunningGa
 @pytest.mark.parametrize(
     "headers", [{}, {"Content-Type": "application/x-www-form-urlencoded"}], ids=["none", "another"]
 )
-async def test_a_form_of_another_content_type_is_refused_by_its_name(
-    run_forms: RunningGateway, headers: dict[str, str]
-) -> None:
+async def test_a_form_with_another_content_type_is_refused(run_forms: RunningGateway, headers: dict[str, str]) -> None:
     headers = {"Origin": run_forms.url, "Accept": "application/json", **headers}
     skipped = [] if "Content-Type" in headers else ["Content-Type"]
     async with run_forms.http.post("/console/run/every", headers=headers, skip_auto_headers=skipped) as response:

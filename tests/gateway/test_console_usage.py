@@ -1,4 +1,4 @@
-"""`/console/usage`, `/console/keys` and the login page: who sees what, and what they show."""
+"""`/console/usage`, `/console/keys` and the login page: their content, and what each key sees."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def _page(gateway: RunningGateway, path: str, key: str | None, status: int
 
 
 def _rows(text: str) -> list[list[str]]:
-    """The texts of each row of the body of the only table."""
+    """Returns the texts in each row of the only table."""
     body = re.search(r"<tbody>(.*)</tbody>", text, re.DOTALL)
     assert body is not None
     cells = (re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.DOTALL) for row in body[1].split("</tr>")[:-1])
@@ -36,13 +36,13 @@ def _rows(text: str) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("key", [ROOT, WATCHER, KEY])
-async def test_who_sees_all_sees_each_key_with_its_runs(used: RunningGateway, key: str) -> None:
+async def test_a_key_with_full_view_sees_the_runs_of_each_key(used: RunningGateway, key: str) -> None:
     rows = {row[0]: row[2:6] for row in _rows(await _page(used, "/console/usage?show=prompts", key))}
     assert rows["alice"] == ["2", "1", "0", "0"]
     assert rows["bob"] == ["1", "0", "0", "0"]
 
 
-async def test_a_user_sees_its_own_and_is_offered_no_other(used: RunningGateway) -> None:
+async def test_a_user_sees_only_its_own_usage(used: RunningGateway) -> None:
     for query in ("", "?by=workflow", "?by=day"):
         text = await _page(used, f"/console/usage{query}", BOB)
         (row,) = _rows(text)
@@ -53,7 +53,7 @@ async def test_a_user_sees_its_own_and_is_offered_no_other(used: RunningGateway)
     assert "there is no &#39;key&#39;; there are workflow, day" in text
 
 
-async def test_persons_behind_a_shared_key_are_told_apart(used: RunningGateway) -> None:
+async def test_persons_behind_a_shared_key_have_separate_rows(used: RunningGateway) -> None:
     rows = {row[0]: row[2] for row in _rows(await _page(used, "/console/usage?by=person&show=prompts", ALICE))}
     assert rows == {"alice / (no person named)": "1", "alice / eve": "1"}
     answer = await fetch(used, "/console/usage", headers=bearer(ALICE) | {"X-User": "eve"})
@@ -62,11 +62,11 @@ async def test_persons_behind_a_shared_key_are_told_apart(used: RunningGateway) 
     assert 'value="person"' not in answer.body.decode()
 
 
-async def test_the_most_comes_first_by_what_is_shown(used: RunningGateway) -> None:
+async def test_rows_are_sorted_by_the_shown_figure(used: RunningGateway) -> None:
     text = await _page(used, "/console/usage?show=prompts", ROOT)
     assert [row[0] for row in _rows(text)][:2] == ["alice", "bob"]
     assert 'href="../console/results?owner=alice"' in text
-    # Alice has 3 of 4 prompts; the picture has a part for each of both.
+    # Alice has 3 of 4 prompts; the chart has a part for each of the two keys.
     assert _rows(text)[0][-1] == "75%"
     assert len(re.findall(r'<rect class="series-[01]" x=', text)) == 2
     assert re.search(r"<title>20\d\d-\d\d-\d\d: alice 3, bob 1</title>", text)
@@ -82,7 +82,7 @@ async def test_the_most_comes_first_by_what_is_shown(used: RunningGateway) -> No
         ("from=2026-11-01", "from: there is no such query parameter"),
     ],
 )
-async def test_what_cannot_be_shown_is_told_on_the_page(used: RunningGateway, query: str, told: str) -> None:
+async def test_an_invalid_query_is_explained_on_the_page(used: RunningGateway, query: str, told: str) -> None:
     answer = await fetch(used, f"/console/usage?{query}", headers=bearer(ROOT))
     assert answer.status in {400, 422}
     text = answer.body.decode()
@@ -91,14 +91,14 @@ async def test_what_cannot_be_shown_is_told_on_the_page(used: RunningGateway, qu
     assert '<form class="filters"' in text
 
 
-async def test_empty_fields_are_none_and_days_without_use_say_so(used: RunningGateway) -> None:
+async def test_empty_fields_are_dropped_and_days_without_usage_say_so(used: RunningGateway) -> None:
     sent = await fetch(used, "/console/usage?since=&until=2026-11-30&by=&show=time", headers=bearer(ROOT))
     assert (sent.status, sent.headers["Location"]) == (303, "?until=2026-11-30&show=time")
     text = await _page(used, "/console/usage?since=2001-01-01&until=2001-01-31", ROOT)
     assert "Nothing was used in these days." in text
 
 
-async def test_without_keys_there_are_workflows_and_no_page_of_keys_to_go_to(named: RunningGateway) -> None:
+async def test_without_keys_usage_is_shown_by_workflow_without_a_link_to_keys(named: RunningGateway) -> None:
     assert (await run(named.http, "flat", {"seed": 1}))[0] == 200
     await named.prompt_sync(invert_workflow())
     text = await _page(named, "/console/usage", None)
@@ -108,7 +108,7 @@ async def test_without_keys_there_are_workflows_and_no_page_of_keys_to_go_to(nam
     assert "asks for no keys" in await _page(named, "/console/keys", None)
 
 
-async def test_keys_are_shown_with_their_limits_and_what_they_use_now(engine: Engine, tmp_path: Path) -> None:
+async def test_keys_are_shown_with_their_limits_and_current_use(engine: Engine, tmp_path: Path) -> None:
     keys = (
         table("alice", ALICE, max_queued=5, max_running=1, per_minute=10, workflows=["portrait"], weight=2.0)
         + table("carol", CAROL, user_header="X-User", webhook_secret=SECRET)
@@ -133,26 +133,26 @@ async def test_keys_are_shown_with_their_limits_and_what_they_use_now(engine: En
         assert of_settings[-1] == "stands in API_KEYS"
         for secret in (ALICE, SECRET, *re.findall(r'sha256 = \'?"?([0-9a-f]{64})', keys)):
             assert secret not in text
-        # The key is taken away while its jobs are there.
+        # The key is removed while it still has jobs.
         write_keys(path, keys.replace("[keys.bob]", "[keys.robert]"))
         await until(lambda: _page(gateway, "/console/keys", WATCHER), lambda text: "robert" in text)
         assert "The key bob is not there any more." in await _page(gateway, "/console/keys", WATCHER)
 
 
-async def test_a_user_may_not_see_the_keys(used: RunningGateway) -> None:
+async def test_a_user_cannot_see_the_page_of_keys(used: RunningGateway) -> None:
     assert "console/keys" not in await _page(used, "/console", ALICE)
     assert (await fetch(used, "/console/keys", headers=bearer(ALICE))).status == 403
     assert "console/keys" in await _page(used, "/console", WATCHER)
 
 
-async def test_a_file_of_keys_that_cannot_be_read_is_told(used: RunningGateway, tmp_path: Path) -> None:
+async def test_the_page_of_keys_reports_an_invalid_keys_file(used: RunningGateway, tmp_path: Path) -> None:
     write_keys(tmp_path / "keys.toml", "[keys.alice]\nrole = 'king'\n")
     text = await until(lambda: _page(used, "/console/keys", ROOT), lambda text: 'role="alert"' in text)
     assert "king" not in text
     assert "alice" in text
 
 
-async def test_the_login_page_has_the_look_of_the_console_without_a_key(locked: RunningGateway) -> None:
+async def test_the_login_page_loads_the_style_of_the_console_without_a_key(locked: RunningGateway) -> None:
     page = await fetch(locked, "/login", headers=_BROWSER)
     policy = page.headers["Content-Security-Policy"]
     assert "unsafe" not in policy
@@ -177,9 +177,9 @@ async def test_the_login_page_has_the_look_of_the_console_without_a_key(locked: 
         ("GET", "/console.css"),
     ],
 )
-async def test_without_a_key_only_the_files_of_the_login_page_are_there(
+async def test_without_a_key_only_the_files_of_the_login_page_are_served(
     locked: RunningGateway, method: str, path: str
 ) -> None:
-    """Past the check of keys lies ComfyUI: a path that is nearly one of these files would be relayed."""
+    """A path that only resembles one of these files would be relayed to ComfyUI without a key."""
     answer = await fetch(locked, f"/{static_folder()}{path}", method)
     assert answer.status == 401
