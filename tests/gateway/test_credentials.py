@@ -1,4 +1,4 @@
-"""A ComfyUI that wants credentials, or shows a certificate of its own: what is sent where, and what people are told."""
+"""A ComfyUI that needs credentials or has its own certificate: which secrets are sent, and which errors appear."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.support.running import RunningGateway, invert_workflow, running_gatew
 
 
 async def _health(gateway: RunningGateway, wanted: str) -> dict[str, Any]:
-    """Of the first server, once it has that state."""
+    """Returns the health of the first server, once it has the wanted state."""
 
     async def ask() -> dict[str, Any]:
         found: dict[str, Any] = orjson.loads((await fetch(gateway, "/health")).body)["servers"][0]
@@ -45,7 +45,7 @@ async def _health(gateway: RunningGateway, wanted: str) -> dict[str, Any]:
         '{"%s": {"Authorization": "' + TOKEN + '", "X-Edge": "4711"}, "*": {"X-Edge": "another"}}',
     ],
 )
-async def test_the_headers_that_comfyui_asks_for_go_with_everything(closed_engine: Engine, headers: str) -> None:
+async def test_configured_headers_are_sent_with_every_request_to_comfyui(closed_engine: Engine, headers: str) -> None:
     headers = headers.replace("%s", closed_engine.url)
     async with running_gateway(closed_engine.url, comfyui_headers=headers) as gateway:
         picture = io.BytesIO()
@@ -55,11 +55,11 @@ async def test_the_headers_that_comfyui_asks_for_go_with_everything(closed_engin
             "class_type": "LoadImage",
             "inputs": {"image": f"data:image/png;base64,{base64.b64encode(picture.getvalue()).decode()}"},
         }
-        status, body = await gateway.prompt_sync(workflow, return_image_base64=True)  # an upload, too
+        status, body = await gateway.prompt_sync(workflow, return_image_base64=True)  # this also uploads an image
         assert (status, body["status"]) == (200, "success"), body
         assert body["images"][0]["base64"]
         assert (await _health(gateway, "connected"))["websocket"] == "connected"
-        # A client's own header of that name does not go beside it.
+        # A header of the client with that name is not sent in addition.
         assert (await fetch(gateway, "/queue", headers={"Authorization": "Bearer mine", "x-edge": "0"})).status == 200
         submitted = await fetch(
             gateway, "/prompt", "POST", json={"prompt": invert_workflow(2)}, headers={"Authorization": "Bearer mine"}
@@ -69,14 +69,14 @@ async def test_the_headers_that_comfyui_asks_for_go_with_everything(closed_engin
             assert "status" in await websocket.receive_str()
 
 
-async def test_a_client_s_header_of_the_same_name_gives_way() -> None:
+async def test_configured_headers_replace_headers_of_the_client() -> None:
     async with relayed(answer_ok, comfyui_headers=f"Authorization: {TOKEN}\nX-Edge: 4711") as (comfyui, gateway):
         await fetch(gateway, "/x", headers={"Authorization": "Bearer mine", "x-edge": "0", "X-Other": "kept"})
         headers = comfyui.seen[0].headers
     assert (headers["authorization"], headers["x-edge"], headers["x-other"]) == (TOKEN, "4711", "kept")
 
 
-async def test_a_client_chooses_its_user_of_comfyui_unless_one_is_set() -> None:
+async def test_a_client_chooses_its_comfyui_user_unless_the_settings_do() -> None:
     """ComfyUI's --multi-user takes the user from this header without a password, and its frontend sends it."""
 
     async def answering(exchange: Exchange) -> None:
@@ -91,7 +91,7 @@ async def test_a_client_chooses_its_user_of_comfyui_unless_one_is_set() -> None:
 
 
 @pytest.mark.parametrize("headers", ["", "Authorization: Bearer wrong"])
-async def test_a_refusal_reads_as_one_and_not_as_unreachable(closed_engine: Engine, headers: str) -> None:
+async def test_refused_credentials_are_not_reported_as_unreachable(closed_engine: Engine, headers: str) -> None:
     async with running_gateway(closed_engine.url, ready=False, comfyui_headers=headers or None) as gateway:
         server = await _health(gateway, "refused")
         assert "ComfyUI refuses the gateway's credentials (HTTP 401)" in server["reason"]
@@ -102,7 +102,7 @@ async def test_a_refusal_reads_as_one_and_not_as_unreachable(closed_engine: Engi
         status, body = await gateway.prompt_sync(invert_workflow())
         assert status == 503
         assert "refuses the gateway's credentials" in body["detail"]
-        # Where the credentials are the gateway's, a client must not take the refusal for one of its own key.
+        # When the gateway has credentials, a client must not think that its own key was refused.
         relayed_answer = await fetch(gateway, "/queue")
         assert relayed_answer.status == (502 if headers else 401)
         if headers:
@@ -115,7 +115,7 @@ async def test_a_refusal_reads_as_one_and_not_as_unreachable(closed_engine: Engi
 
 
 @pytest.mark.parametrize("status", [401, 403])
-async def test_credentials_that_are_taken_back_are_told_at_the_next_prompt(engine: Engine, status: int) -> None:
+async def test_revoked_credentials_are_reported_at_the_next_prompt(engine: Engine, status: int) -> None:
     async with running_gateway(engine.url) as gateway:
         await engine.set_faults({"status": {"status": status}})
         code, body = await gateway.prompt_sync(invert_workflow())
@@ -127,7 +127,7 @@ async def test_credentials_that_are_taken_back_are_told_at_the_next_prompt(engin
         assert (await gateway.prompt_sync(invert_workflow()))[0] == 200
 
 
-async def test_a_secret_header_stands_in_no_log_answer_or_setting(
+async def test_a_secret_header_appears_in_no_log_answer_or_setting(
     closed_engine: Engine, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     answers = b""
@@ -145,7 +145,7 @@ async def test_a_secret_header_stands_in_no_log_answer_or_setting(
     assert "upstream-secret" not in caplog.text + out.out + out.err + answers.decode()
 
 
-async def test_a_redirect_takes_no_credentials_to_another_server() -> None:
+async def test_redirects_do_not_send_credentials_to_another_server() -> None:
     async def elsewhere(exchange: Exchange) -> None:
         await answer_ok(exchange)
 
@@ -171,7 +171,7 @@ async def test_a_redirect_takes_no_credentials_to_another_server() -> None:
         assert other.seen == []
 
 
-async def test_nor_does_a_redirect_of_the_gateway_s_own_websocket() -> None:
+async def test_a_redirected_websocket_does_not_send_credentials_to_another_server() -> None:
     followed = []
 
     async def redirect(request: web.Request) -> web.Response:
@@ -197,7 +197,7 @@ async def test_nor_does_a_redirect_of_the_gateway_s_own_websocket() -> None:
 # TLS
 
 
-async def test_a_certificate_that_is_not_trusted_is_named_with_what_to_set(tls_engine: Engine) -> None:
+async def test_the_error_of_an_untrusted_certificate_names_the_setting(tls_engine: Engine) -> None:
     async with running_gateway(tls_engine.url, ready=False) as gateway:
 
         async def reason() -> str:
@@ -218,7 +218,7 @@ async def test_a_certificate_that_is_not_trusted_is_named_with_what_to_set(tls_e
 
 
 @pytest.mark.parametrize("verify", [str(CERTIFICATE), "false", '{"%s": false}', '{"*": "' + str(CERTIFICATE) + '"}'])
-async def test_a_certificate_of_a_named_authority_is_trusted(tls_engine: Engine, verify: str) -> None:
+async def test_comfyui_tls_verify_makes_a_certificate_acceptable(tls_engine: Engine, verify: str) -> None:
     verify = verify.replace("%s", tls_engine.url)
     async with running_gateway(tls_engine.url, comfyui_tls_verify=verify) as gateway:
         status, body = await gateway.prompt_sync(invert_workflow(), return_image_base64=True)
@@ -230,7 +230,7 @@ async def test_a_certificate_of_a_named_authority_is_trusted(tls_engine: Engine,
 
 
 @pytest.mark.parametrize("lean", [True, False])
-async def test_both_transports_name_what_is_wrong_with_tls(tls_engine: Engine, engine: Engine, lean: bool) -> None:
+async def test_both_transports_explain_tls_errors(tls_engine: Engine, engine: Engine, lean: bool) -> None:
     async with ComfyUIClient(tls_engine.url, lean=lean, retries=0) as client:
         with pytest.raises(ComfyUIConnectionError, match=r"certificate of .* is not trusted"):
             await client.get_queue_remaining()
@@ -261,7 +261,7 @@ async def test_both_transports_name_what_is_wrong_with_tls(tls_engine: Engine, e
         ("COMFYUI_TLS_VERIFY", "", "true, false or the path"),
     ],
 )
-def test_a_setting_that_cannot_be_used_stops_the_start_without_telling_the_secret(
+def test_an_invalid_setting_stops_the_start_without_showing_the_secret(
     name: str, value: str, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(name, value)

@@ -1,4 +1,4 @@
-"""File descriptors: no more clients than fit, each other one answered, and none of ComfyUI's servers blamed for it."""
+"""File descriptors: connections over the limit get an error, and no ComfyUI server is blamed for it."""
 
 from __future__ import annotations
 
@@ -34,11 +34,13 @@ async def test_an_idle_connection_makes_room_for_another(engine: Engine, few_con
             readers.append(await asked(stack, gateway, _LIVE))
             assert (await readers[-1].readuntil(b"}")).startswith(b"HTTP/1.1 200 ")
         async with asyncio.timeout(30):
-            assert await readers[0].read() == b""  # it has been idle longest
+            assert await readers[0].read() == b""  # this connection was idle for the longest time
         assert few_connections._open <= 3
 
 
-async def test_one_too_many_is_answered_503_with_the_reason(engine: Engine, few_connections: Connections) -> None:
+async def test_a_connection_over_the_limit_gets_503_with_the_reason(
+    engine: Engine, few_connections: Connections
+) -> None:
     async with running_gateway(engine.url, connections=few_connections) as gateway, AsyncExitStack() as stack:
         for _ in range(3):
             await asked(stack, gateway, b"POST /prompt_sync HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\n{")
@@ -51,7 +53,7 @@ async def test_one_too_many_is_answered_503_with_the_reason(engine: Engine, few_
     assert "limit of open files" in json.loads(body)["detail"]
 
 
-async def test_connections_that_end_are_given_back(engine: Engine, few_connections: Connections) -> None:
+async def test_a_closed_connection_frees_its_place(engine: Engine, few_connections: Connections) -> None:
     upgrade = b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
     websocket = b"GET /ws HTTP/1.1\r\nHost: h\r\n" + upgrade + b"Sec-WebSocket-Version: 13\r\n\r\n"
     async with running_gateway(engine.url, connections=few_connections) as gateway:
@@ -65,7 +67,7 @@ async def test_connections_that_end_are_given_back(engine: Engine, few_connectio
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
-async def test_no_server_is_blamed_for_our_own_descriptors(gateway: RunningGateway, number: int) -> None:
+async def test_a_lack_of_descriptors_does_not_mark_a_server_as_failed(gateway: RunningGateway, number: int) -> None:
     error = unreachable("comfyui", OSError(number, "x"))
     assert isinstance(error, ComfyUIDescriptorsError)
     assert "ulimit -n" in error.detail
@@ -74,7 +76,7 @@ async def test_no_server_is_blamed_for_our_own_descriptors(gateway: RunningGatew
     assert backend.ready
 
 
-def test_refusals_are_logged_once_in_a_while(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_burst_of_refused_connections_is_logged_once(capsys: pytest.CaptureFixture[str]) -> None:
     connections = Connections(0, Metrics())
     answers: list[Any] = [connections.opened() for _ in range(50)]
     assert answers == [False] * 50

@@ -1,8 +1,8 @@
-"""Every command and program of the docs is run as it stands there, or says above itself why it is not.
+"""Every command and program in the docs is run as written, or a comment above it says why it is not.
 
-The commands of a page run one after the other in one shell, in a folder that has the examples and the files that the
-page names, against a gateway before two servers. A block that is not run here has ``<!-- not run: why -->`` above
-itself, or ``<!-- run by tests/… -->`` where a test of its own runs it.
+The commands of a page run in order in one shell, in a folder with the examples and the files that the page names,
+against a gateway with two servers. A block that is not run here has the comment ``<!-- not run: why -->``, or
+``<!-- run by tests/… -->`` if another test runs it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _BLOCK = re.compile(
 )
 _MARK = re.compile(r"not run: \S.{5,}|run by (?P<test>tests/[\w/]+\.py)")
 _ADDRESS = re.compile(r"(?:http://)?(?:localhost|127\.0\.0\.1):18188")
-# The gateway of the test is what these would start, or what they set.
+# These commands start or configure the gateway; the test starts its own.
 _STARTS = re.compile(r"^(?:\w+=\S+ )*(?:make run|python server\.py)\b.*\n(?: +#.*\n)?", re.MULTILINE)
 _PREAMBLE = """\
 set -eu
@@ -48,7 +48,7 @@ python() {
     *) "$PYTHON" "$@" ;;
   esac
 }
-# Again, since a named workflow is there a moment after its file.
+# This retries, because a named workflow appears shortly after its file.
 curl() {
   command curl --silent --show-error --fail-with-body --retry 10 --retry-delay 1 --retry-all-errors \\
     --header "X-API-Key: $KEY" "$@"
@@ -60,7 +60,7 @@ jq() { "$PYTHON" -c 'import json, sys; [print(one["path"]) for one in json.load(
 
 @dataclass(frozen=True)
 class Block:
-    """A block of code of a page."""
+    """A block of code on a page."""
 
     page: Path
     line: int
@@ -83,11 +83,11 @@ def name_of(page: Path) -> str:
 
 @asynccontextmanager
 async def gateway_for(page: Path, folder: Path) -> AsyncIterator[RunningGateway]:
-    """It asks for a key, and knows its own address, where the page is about that."""
+    """Runs a gateway; it has a key or a public address if the page uses them."""
     text = page.read_text()
     workflows = folder / "my-workflows"
     await asyncio.to_thread(shutil.copytree, ROOT / "examples/workflows", workflows)
-    for suffix in (".json", ".toml"):  # the portrait that docs/workflows.md writes has the parameters of this one
+    for suffix in (".json", ".toml"):  # docs/workflows.md writes a portrait with the same parameters
         shutil.copyfile(workflows / f"text-to-image{suffix}", workflows / f"portrait{suffix}")
     async with (
         engines(2) as (one, other),
@@ -104,7 +104,7 @@ async def gateway_for(page: Path, folder: Path) -> AsyncIterator[RunningGateway]
 
 
 async def run(folder: Path, gateway: RunningGateway, *command: str) -> str:
-    """What a command prints, in a folder that has the examples."""
+    """Runs a command in the folder with the examples and returns its output."""
     process = await asyncio.create_subprocess_exec(
         *command,
         cwd=folder,
@@ -120,7 +120,7 @@ async def run(folder: Path, gateway: RunningGateway, *command: str) -> str:
 
 
 async def folder_of(folder: Path) -> Path:
-    """The examples, and the files that pages call their reader's own."""
+    """Fills the folder with the examples and with the files that pages expect from the reader."""
 
     def make() -> None:
         shutil.copytree(ROOT / "examples", folder / "examples")
@@ -136,7 +136,7 @@ async def folder_of(folder: Path) -> Path:
 
 @dataclass(frozen=True)
 class Jobs:
-    """Jobs of which a page says ``0b1c…``: one that has ended, and one that goes on until it is cancelled."""
+    """The jobs that pages call ``0b1c…``: one has ended, and one runs until it is cancelled."""
 
     ended: str
     running: str
@@ -152,7 +152,7 @@ async def jobs_on(gateway: RunningGateway) -> Jobs:
 
 
 def as_run(block: Block, gateway: RunningGateway, jobs: Jobs) -> str:
-    """The block with the gateway of the test in place of the reader's, and something real for what is left out."""
+    """Returns the block with the address of the test gateway and with real values for what the page leaves out."""
     text = _STARTS.sub("", block.text) if block.language == "sh" else block.text
     text = _ADDRESS.sub(gateway.url, text).replace(".venv-gateway/bin/python", "python")
     text = text.replace("{…}", json.dumps(INVERT)).replace("Bearer KEY", f"Bearer {KEY}")
@@ -160,7 +160,7 @@ def as_run(block: Block, gateway: RunningGateway, jobs: Jobs) -> str:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_a_block_that_is_not_run_says_why(page: Path) -> None:
+def test_a_block_in_the_docs_that_is_not_run_says_why(page: Path) -> None:
     for block in blocks_of(page):
         if block.mark is None:
             assert block.language in {"sh", "python"}, (

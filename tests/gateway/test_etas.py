@@ -1,4 +1,4 @@
-"""When jobs of a gateway begin and end, from how long others ran before."""
+"""The expected start and end of jobs, computed from how long earlier jobs ran."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.jobs import fetch, look, status_is, submit
 from tests.support.running import engines, running_gateway, sleep_workflow, until
 
 
-async def test_a_job_that_waits_begins_after_what_is_before_it_on_the_servers_that_can_run_it() -> None:
+async def test_the_expected_start_of_a_job_counts_the_jobs_before_it_on_all_servers() -> None:
     async with engines(2) as servers, running_gateway(*(server.url for server in servers)) as gateway:
         etas = gateway.handler.etas
         jobs = [await submit(gateway.http, sleep_workflow(600, tag=tag)) for tag in range(10)]
@@ -35,7 +35,7 @@ async def test_a_job_that_waits_begins_after_what_is_before_it_on_the_servers_th
         assert etas.now().of(jobs[-1]) == UNKNOWN, "the queue is paused"
 
 
-async def test_runs_that_ended_well_are_learnt_from(engine: Engine) -> None:
+async def test_successful_runs_teach_the_expected_duration(engine: Engine) -> None:
     async with running_gateway(engine.url, queue="gateway") as gateway:
         await fetch(gateway.http, await submit(gateway.http, sleep_workflow(0.1)))
         assert (await gateway.prompt_sync(sleep_workflow(0.1, tag=1)))[0] == 200
@@ -49,7 +49,9 @@ async def _running(http: aiohttp.ClientSession, jobs: list[str]) -> list[str]:
 
 
 @pytest.mark.parametrize("looks", [True, False])
-async def test_a_prompt_past_the_queue_is_learnt_from_where_someone_looked_at_it(engine: Engine, looks: bool) -> None:
+async def test_a_run_in_comfyuis_queue_teaches_a_duration_only_if_its_eta_was_requested(
+    engine: Engine, looks: bool
+) -> None:
     async with running_gateway(engine.url, queue="comfyui") as gateway:
         etas = gateway.handler.etas
         call = asyncio.create_task(gateway.prompt_sync(sleep_workflow(600)))
@@ -68,7 +70,7 @@ async def _begun(handler: ComfyUIHandler) -> list[str]:
     return [one for one in standing if (job := handler.standing.job(one)) is not None and job.began_at is not None]
 
 
-async def test_a_failed_run_says_nothing_of_the_next_one(engine: Engine) -> None:
+async def test_a_cancelled_run_teaches_no_duration(engine: Engine) -> None:
     async with running_gateway(engine.url, queue="gateway") as gateway:
         prompt_id = await submit(gateway.http, sleep_workflow(600))
         await status_is(gateway.http, prompt_id, "running")

@@ -1,4 +1,4 @@
-"""What a long queue and a long history cost the gateway when they are read: memory that does not grow with them."""
+"""Reading a long queue or history takes an amount of memory that does not grow with its length."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def forget_peak(gateway: GatewayProcess) -> None:
 
 
 async def count_in(chunks: AsyncIterator[bytes], text: bytes) -> tuple[int, int]:
-    """How often the text stands in the answer, and how long that is; it is never whole in the test's memory either."""
+    """Returns how often the text occurs in the answer, and the answer's size, without holding the whole answer."""
     found = size = 0
     rest = b""
     async for chunk in chunks:
@@ -51,8 +51,8 @@ async def count_in(chunks: AsyncIterator[bytes], text: bytes) -> tuple[int, int]
     return found, size
 
 
-async def long_ago(folder: Path) -> None:
-    """A gateway has left its journal behind: paused, and full of jobs with workflows of their own."""
+async def write_old_journal(folder: Path) -> None:
+    """Writes the journal of an earlier gateway: paused, with many jobs that each have their own workflow."""
     began = time.time() - 3600
     async with SqliteJournal(folder) as journal:
         await journal.write(Pause(True))
@@ -70,12 +70,12 @@ async def long_ago(folder: Path) -> None:
 
 
 async def test_long_lists_take_bounded_memory(engine: Engine, tmp_path: Path) -> None:
-    await long_ago(tmp_path)
+    await write_old_journal(tmp_path)
     settings = {"QUEUE": "gateway", "MAX_QUEUED_JOBS": "20000"}
     async with gateway_process(engine.url, STATE_DIR=str(tmp_path), **settings) as gateway:
         async with gateway.http.get("/prompt") as response:
             assert await response.json() == {"exec_info": {"queue_remaining": QUEUED}}
-        # What is loaded once does not count.
+        # Memory for things that are loaded once does not count.
         for path in ("/history?max_items=5", "/api/jobs?limit=5"):
             async with gateway.http.get(path) as response:
                 assert response.status == 200

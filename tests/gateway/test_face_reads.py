@@ -1,4 +1,4 @@
-"""ComfyUI's queue, history and jobs out of our own tables: over one server with keys and over three without."""
+"""ComfyUI's queue, history and jobs, answered from the gateway's journal: one server with keys, and three without."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from tests.support.url_server import PNG
 # The queue
 
 
-async def test_the_queue_has_what_runs_and_then_what_waits_in_turn(face: Face) -> None:
+async def test_the_queue_lists_running_jobs_and_then_waiting_jobs_in_order(face: Face) -> None:
     running = [await face.submit(sleep_workflow(600, tag=tag)) for tag in range(len(face.engines))]
     await face.runs(*running)
     waiting = [await face.submit(sleep_workflow(600, tag=10 + number)) for number in range(5)]
@@ -45,14 +45,14 @@ async def test_the_queue_has_what_runs_and_then_what_waits_in_turn(face: Face) -
     last = await face.submit(invert_workflow(98), priority=-5)
     shown_running, pending = await face.queue()
     assert sorted(shown_running) == sorted(running)
-    # One waits on each server behind what runs; it has had its turn.
+    # On each server one job waits behind the running one; these left the gateway's queue.
     placed, turns = pending[: len(face.engines)], pending[len(face.engines) :]
     assert set(placed) <= set(waiting)
     assert turns == [first, *[one for one in waiting if one not in placed], last]
     assert await face.get("/prompt") == (200, {"exec_info": {"queue_remaining": len(running) + 7}})
 
 
-async def test_an_item_is_what_was_submitted_without_secrets(face: Face) -> None:
+async def test_a_queue_item_shows_the_submitted_prompt_without_secrets(face: Face) -> None:
     workflow = sleep_workflow(600)
     extra = {"extra_pnginfo": {"workflow": {"id": "w"}}, "api_key_comfy_org": "secret-1", "a": [1]}
     prompt_id = await face.submit(workflow, extra_data=extra, client_id="tab")
@@ -67,7 +67,7 @@ async def test_an_item_is_what_was_submitted_without_secrets(face: Face) -> None
     assert "secret-1" not in json.dumps(queue)
 
 
-async def test_prompts_of_comfyui_s_own_way_are_listed_with_the_numbers_of_their_answers(face: Face) -> None:
+async def test_prompts_from_post_prompt_are_listed_with_the_numbers_in_their_answers(face: Face) -> None:
     async def prompt(tag: int, **fields: Any) -> tuple[str, float]:
         body = {"prompt": sleep_workflow(600, tag=tag), "client_id": "tab", **fields}
         async with face.gateway.http.post("/prompt", json=body, headers=face.headers) as response:
@@ -90,7 +90,7 @@ async def test_prompts_of_comfyui_s_own_way_are_listed_with_the_numbers_of_their
     assert (jobs["priority"], jobs["status"]) == (first[1], "pending")
 
 
-async def test_a_sync_call_stands_in_the_queue_with_its_workflow(face: Face) -> None:
+async def test_a_sync_call_is_in_the_queue_with_its_workflow(face: Face) -> None:
     workflows = [sleep_workflow(600, tag=tag) for tag in range(2 * len(face.engines) + 2)]
 
     async def call(workflow: Any) -> None:
@@ -115,7 +115,7 @@ async def test_a_sync_call_stands_in_the_queue_with_its_workflow(face: Face) -> 
         await asyncio.gather(*calls, return_exceptions=True)
 
 
-async def test_a_job_that_is_placed_again_stands_first_among_the_pending() -> None:
+async def test_a_resubmitted_job_is_the_first_pending_one() -> None:
     async with AsyncExitStack() as stack:
         stays = await stack.enter_async_context(Engine(EngineOptions()))
         mortal = Engine(EngineOptions())
@@ -135,7 +135,7 @@ async def test_a_job_that_is_placed_again_stands_first_among_the_pending() -> No
         assert job["status"] == "pending"
 
 
-async def test_a_job_that_is_being_cancelled_is_in_the_queue_until_it_is_in_the_history(face: Face) -> None:
+async def test_a_cancelled_job_stays_in_the_queue_until_it_is_in_the_history(face: Face) -> None:
     running = [await face.submit(sleep_workflow(600, tag=tag)) for tag in range(len(face.engines))]
     await face.runs(*running)
     for engine in face.engines:
@@ -151,13 +151,13 @@ async def test_a_job_that_is_being_cancelled_is_in_the_queue_until_it_is_in_the_
         queued = running[0] in (await face.queue())[0]
         seen.append((queued, running[0] in (await face.get(f"/history/{running[0]}"))[1]))
     assert await cancelling == 200
-    # The history was read after the queue.
+    # The history was read after the queue, so a job may be in both but never in neither.
     assert all(queued or ended for queued, ended in seen)
     assert seen[0][0]
     assert (await face.get("/prompt"))[1]["exec_info"]["queue_remaining"] >= len(running) - 1
 
 
-async def test_neither_contents_nor_secrets_of_inputs_are_shown(face: Face) -> None:
+async def test_the_queue_and_the_history_hide_contents_and_secrets_of_inputs(face: Face) -> None:
     running = [await face.submit(sleep_workflow(600, tag=tag)) for tag in range(2 * len(face.engines))]
     await until(face.queue, lambda queue: sum(map(len, queue)) == len(running))
     workflow = invert_workflow()
@@ -182,7 +182,7 @@ async def test_neither_contents_nor_secrets_of_inputs_are_shown(face: Face) -> N
     prompt = queue["queue_pending"][-1][2]
     assert prompt["8"]["inputs"]["image"] == "data:image/png;base64,…"
     assert prompt["9"]["inputs"]["image"] == "http://127.0.0.1:9/a.png"
-    # An async job whose input cannot be fetched.
+    # The history hides them too: this async job fails because its input cannot be fetched.
     workflow["8"]["inputs"]["image"] = "data:image/png;base64," + base64.b64encode(PNG).decode()
     ended = await face.ended(await face.submit(workflow))
     assert ended["status"]["status_str"] == "error"
@@ -190,7 +190,7 @@ async def test_neither_contents_nor_secrets_of_inputs_are_shown(face: Face) -> N
     assert ended["prompt"][2]["8"]["inputs"]["image"].startswith("data:image/png;base64,")
 
 
-async def test_others_prompts_take_places_and_are_shown_as_external(face: Face) -> None:
+async def test_prompts_of_other_clients_are_shown_as_external(face: Face) -> None:
     async with aiohttp.ClientSession(face.engines[0].url) as http:
         body = {"prompt": sleep_workflow(600), "extra_data": {"auth_token_comfy_org": "secret-2"}}
         async with http.post("/prompt", json=body) as response:
@@ -208,7 +208,7 @@ async def test_others_prompts_take_places_and_are_shown_as_external(face: Face) 
         assert await face.queue(WATCHER) == ([theirs], [])
 
 
-async def test_no_server_is_asked_for_what_the_gateway_knows(face: Face) -> None:
+async def test_reads_that_the_gateway_can_answer_reach_no_server(face: Face) -> None:
     ended = await face.submit(invert_workflow())
     await face.ended(ended)
     running = [await face.submit(sleep_workflow(600, tag=tag)) for tag in range(len(face.engines))]
@@ -231,7 +231,7 @@ async def test_no_server_is_asked_for_what_the_gateway_knows(face: Face) -> None
 # The history
 
 
-async def test_history_is_in_the_order_of_ends_and_numbers_tell_it(face: Face) -> None:
+async def test_the_history_is_ordered_by_end_and_paged_as_comfyui_does(face: Face) -> None:
     prompt_ids = []
     for number in range(4):
         prompt_ids.append(await face.submit(invert_workflow(number)))
@@ -258,7 +258,7 @@ async def test_history_is_in_the_order_of_ends_and_numbers_tell_it(face: Face) -
     assert (await face.get("/history?max_items=x"))[0] == 422
 
 
-async def test_an_entry_tells_how_the_prompt_ended(face: Face) -> None:
+async def test_a_history_entry_says_how_the_prompt_ended(face: Face) -> None:
     succeeded = await face.ended(await face.submit(invert_workflow()))
     assert succeeded["status"]["status_str"] == "success"
     assert succeeded["status"]["completed"] is True
@@ -305,7 +305,7 @@ async def _delete(face: Face, prompt_id: str) -> None:
 
 
 @pytest.mark.parametrize("stop", [_interrupt, _delete])
-async def test_an_interrupted_entry_says_where_it_was_as_comfyui_s_own(
+async def test_the_history_entry_of_an_interrupted_prompt_equals_the_one_of_comfyui(
     face: Face, stop: Callable[[Face, str], Awaitable[None]]
 ) -> None:
     workflow = sleep_workflow(600)
@@ -321,7 +321,7 @@ async def test_an_interrupted_entry_says_where_it_was_as_comfyui_s_own(
     assert entry["outputs"] == merged_outputs(prompt_id, theirs["outputs"])
 
 
-async def test_an_id_that_only_a_server_knows_is_found_there(face: Face) -> None:
+async def test_a_prompt_that_only_a_server_knows_is_found_there(face: Face) -> None:
     body = {"prompt": invert_workflow()}
     async with aiohttp.ClientSession(face.engines[-1].url) as http, http.post("/prompt", json=body) as response:
         theirs = (await response.json())["prompt_id"]
@@ -330,7 +330,7 @@ async def test_an_id_that_only_a_server_knows_is_found_there(face: Face) -> None
         assert await face.get(f"/history/{theirs}", ALICE) == (200, {})
 
 
-async def test_a_user_is_told_no_paths_of_the_server(keys_path: Path) -> None:
+async def test_errors_show_a_user_no_paths_of_the_server(keys_path: Path) -> None:
     workflow = invert_workflow()
     workflow["2"] = {
         "class_type": "SimulatedError",
@@ -349,7 +349,7 @@ async def test_a_user_is_told_no_paths_of_the_server(keys_path: Path) -> None:
 # /api/jobs
 
 
-async def test_jobs_are_listed_by_status_time_and_duration(face: Face) -> None:
+async def test_jobs_are_filtered_by_status_and_sorted_by_time_or_duration(face: Face) -> None:
     short, long = invert_workflow(1), sleep_workflow(0.3, tag=2)
     ended = []
     for workflow in (long, short):
@@ -384,8 +384,8 @@ async def test_jobs_are_listed_by_status_time_and_duration(face: Face) -> None:
 
 
 @pytest.mark.parametrize("fails", [False, True])
-async def test_a_job_is_what_a_new_comfyui_says_of_it(face: Face, fails: bool) -> None:
-    """Names and values as one ComfyUI has them, but for times and numbers."""
+async def test_answers_about_a_job_equal_those_of_a_new_comfyui(face: Face, fails: bool) -> None:
+    """Names and values equal those of one ComfyUI, except for times and queue numbers."""
     workflow = invert_workflow(7)
     if fails:
         workflow["2"] = {
@@ -429,19 +429,19 @@ async def test_a_job_is_what_a_new_comfyui_says_of_it(face: Face, fails: bool) -
 
 
 def _normalised(value: Any) -> Any:
-    """Without what differs from one run to the next, and what only we add."""
+    """Removes what differs between two runs and what only the gateway adds."""
     if isinstance(value, dict):
         gone = {"timestamp", "create_time", "execution_start_time", "execution_end_time", "priority", "owner"}
         gone |= {"current_inputs", "current_outputs", "client_id"}
         return {name: _normalised(one) for name, one in value.items() if name not in gone}
     if isinstance(value, list):
-        # The number of an item.
+        # This drops the queue number of an item.
         kept = value[1:] if len(value) == 5 and isinstance(value[0], int | float) else value
         return [_normalised(one) for one in kept]
     return value
 
 
-async def test_each_key_sees_its_own_jobs_and_who_reads_all(keys_path: Path) -> None:
+async def test_each_key_sees_its_own_jobs_and_a_read_key_sees_all(keys_path: Path) -> None:
     async with Engine(EngineOptions()) as engine, running_gateway(engine.url, keys_file=keys_path) as gateway:
         face = Face(gateway, [engine], bearer(ROOT))
         mine = await face.submit(invert_workflow(1), ALICE)
@@ -471,7 +471,7 @@ async def test_each_key_sees_its_own_jobs_and_who_reads_all(keys_path: Path) -> 
             assert response.status == 404
 
 
-async def test_one_server_with_its_own_queue_is_relayed_as_it_is(engine: Engine) -> None:
+async def test_queue_and_history_of_one_server_are_relayed_unchanged(engine: Engine) -> None:
     async with running_gateway(engine.url) as gateway:
         prompt_id = await submit(gateway.http, invert_workflow())
         await finished(gateway.http, prompt_id)
@@ -486,8 +486,8 @@ async def test_one_server_with_its_own_queue_is_relayed_as_it_is(engine: Engine)
             assert requests(engine, route) == 2
 
 
-async def test_a_paused_queue_of_many_pages_is_shown_whole(keys_path: Path) -> None:
-    """More than one page, and a body that is one alone."""
+async def test_a_long_paused_queue_is_shown_completely(keys_path: Path) -> None:
+    """The jobs fill several pages of the journal, and one body fills a page on its own."""
     async with (
         Engine(EngineOptions()) as engine,
         running_gateway(

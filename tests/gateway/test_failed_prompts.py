@@ -1,4 +1,4 @@
-"""A prompt that fails keeps nothing of its request in memory, whatever it failed by."""
+"""The request of a failed prompt does not stay in memory, for any kind of failure."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def _alive() -> int:
         ("server_error", invert_workflow(), {}, {"long_answer": {"route": "/history/*", "bytes": 2_000_000}}),
     ],
 )
-async def test_a_failed_prompt_keeps_no_request(
+async def test_the_request_of_a_failed_prompt_is_freed_from_memory(
     small_answers: RunningGateway,
     engine: Engine,
     code: str,
@@ -50,5 +50,5 @@ async def test_a_failed_prompt_keeps_no_request(
     for _ in range(3):
         _, body = await small_answers.prompt_sync(workflow, **fields)
         assert body["type"] == code
-    # The poller may have looked at the last one, and lets go of it with its next look.
+    # The poller may still hold the last request until its next round.
     assert await until(_alive, lambda count: count <= before + 1) <= before + 1

@@ -1,4 +1,4 @@
-"""What ComfyUI and the network do wrong, and what the caller gets all the same (docs/reliability.md)."""
+"""Faults of ComfyUI and of the network, and what the caller still gets (docs/reliability.md)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ POLLS_SOON = server_options(poll_interval_s=0.1, tick_s=0.1)
 
 
 @pytest.mark.parametrize("fault", ["prompt_reply_lost_before_queue", "prompt_reply_lost_after_queue"])
-async def test_a_lost_reply_to_the_submission_means_one_execution(
+async def test_a_lost_reply_to_the_submission_leads_to_one_execution(
     gateway: RunningGateway, engine: Engine, fault: str
 ) -> None:
     await engine.set_faults({fault: {"times": 1}})
@@ -40,21 +40,25 @@ async def test_a_lost_reply_to_the_submission_means_one_execution(
     assert executions(engine) == {body["prompt_id"]: 1}
 
 
-async def test_a_reply_that_is_not_whole_means_one_execution(gateway: RunningGateway, engine: Engine) -> None:
+async def test_a_truncated_reply_to_the_submission_leads_to_one_execution(
+    gateway: RunningGateway, engine: Engine
+) -> None:
     await engine.set_faults({"half_json": {"route": "/prompt", "method": "POST", "times": 1}})
     status, body = await gateway.prompt_sync(invert_workflow())
     assert status == 200
     assert executions(engine) == {body["prompt_id"]: 1}
 
 
-async def test_a_gateway_error_on_the_submission_means_one_execution(gateway: RunningGateway, engine: Engine) -> None:
+async def test_a_bad_gateway_reply_to_the_submission_leads_to_one_execution(
+    gateway: RunningGateway, engine: Engine
+) -> None:
     await engine.set_faults({"status": {"route": "/prompt", "method": "POST", "status": 502, "times": 1}})
     status, body = await gateway.prompt_sync(invert_workflow())
     assert status == 200
     assert executions(engine) == {body["prompt_id"]: 1}
 
 
-async def test_replies_lost_for_good_end_in_an_error_with_the_prompt_id(engine: Engine) -> None:
+async def test_a_submission_without_any_reply_fails_with_the_prompt_id(engine: Engine) -> None:
     await engine.set_faults({"prompt_reply_lost_before_queue": {}})
     async with running_gateway(engine.url, http_retries=1) as gateway:
         status, body = await gateway.prompt_sync(invert_workflow())
@@ -64,7 +68,7 @@ async def test_replies_lost_for_good_end_in_an_error_with_the_prompt_id(engine: 
     assert executions(engine) == {}
 
 
-async def test_the_websocket_drops_while_prompts_run(gateway: RunningGateway, engine: Engine) -> None:
+async def test_prompts_survive_a_dropped_websocket(gateway: RunningGateway, engine: Engine) -> None:
     waiting = [asyncio.create_task(gateway.prompt_sync(sleep_workflow(0.2, tag=tag))) for tag in range(4)]
     await prompts_are_queued(engine, 4)
     await engine.set_faults({"ws_drop": {"abrupt": True}})
@@ -72,7 +76,7 @@ async def test_the_websocket_drops_while_prompts_run(gateway: RunningGateway, en
     assert set(executions(engine).values()) == {1}
 
 
-async def test_refused_websockets_leave_polling(engine: Engine) -> None:
+async def test_prompts_run_by_polling_when_websockets_are_refused(engine: Engine) -> None:
     await engine.set_faults({"ws_refuse": {}})
     async with running_gateway(engine.url) as gateway:
         started = time.monotonic()
@@ -86,7 +90,7 @@ async def test_refused_websockets_leave_polling(engine: Engine) -> None:
     assert health["status"] == "healthy"
 
 
-async def test_a_silent_websocket_is_found_and_told_from_a_dead_comfyui(
+async def test_a_silent_websocket_is_detected_while_comfyui_stays_healthy(
     gateway: RunningGateway, engine: Engine
 ) -> None:
     waiting = [asyncio.create_task(gateway.prompt_sync(sleep_workflow(0.2, tag=tag))) for tag in range(3)]
@@ -125,9 +129,9 @@ async def test_a_new_websocket_never_reuses_a_client_id(gateway: RunningGateway,
         {"hang": {"route": "/history/*", "seconds": 60, "times": 2}},
         {"cut": {"route": "/history/*", "times": 6}},
     ],
-    ids=["500", "half a JSON", "hangs", "cut"],
+    ids=["500", "truncated JSON", "hangs", "cut"],
 )
-async def test_a_failing_history_is_waited_out(engine: Engine, fault: dict[str, Any]) -> None:
+async def test_a_history_that_fails_for_a_while_delays_the_result_only(engine: Engine, fault: dict[str, Any]) -> None:
     async with running_gateway(engine.url, http_timeout=0.5) as gateway:
         await engine.set_faults(fault)
         status, body = await gateway.prompt_sync(invert_workflow())
@@ -135,9 +139,7 @@ async def test_a_failing_history_is_waited_out(engine: Engine, fault: dict[str, 
     assert executions(engine) == {body["prompt_id"]: 1}
 
 
-async def test_a_history_that_never_comes_back_is_waited_for_until_the_timeout(
-    gateway: RunningGateway, engine: Engine
-) -> None:
+async def test_a_history_that_stays_away_ends_in_a_timeout(gateway: RunningGateway, engine: Engine) -> None:
     await engine.set_faults({"status": {"route": "/history/*", "status": 500}})
     status, body = await gateway.prompt_sync(invert_workflow(), timeout=1.5)
     assert status == 504
@@ -152,9 +154,11 @@ async def test_a_history_that_never_comes_back_is_waited_for_until_the_timeout(
         {"half_json": {"route": "/queue", "times": 2}},
         {"hang": {"route": "/queue", "seconds": 60, "times": 1}},
     ],
-    ids=["500", "half a JSON", "hangs"],
+    ids=["500", "truncated JSON", "hangs"],
 )
-async def test_a_failing_queue_does_not_lose_a_forgotten_prompt(engine: Engine, fault: dict[str, Any]) -> None:
+async def test_forgotten_prompts_are_submitted_again_although_the_queue_fails_for_a_while(
+    engine: Engine, fault: dict[str, Any]
+) -> None:
     async with running_gateway(engine.url, http_timeout=0.5) as gateway:
         first = asyncio.create_task(gateway.prompt_sync(sleep_workflow(0.5)))
         second = asyncio.create_task(gateway.prompt_sync(sleep_workflow(0.1, tag=1)))
@@ -173,7 +177,7 @@ async def test_forgotten_prompts_are_submitted_again(gateway: RunningGateway, en
     assert time.monotonic() - started < 30
 
 
-async def test_forgotten_prompts_are_lost_when_no_retries_are_left(engine: Engine) -> None:
+async def test_a_forgotten_prompt_is_lost_without_retries(engine: Engine) -> None:
     async with running_gateway(engine.url, lost_prompt_retries=0) as gateway:
         waiting = asyncio.create_task(gateway.prompt_sync(sleep_workflow(30)))
         await prompts_are_queued(engine, 1)
@@ -184,11 +188,11 @@ async def test_forgotten_prompts_are_lost_when_no_retries_are_left(engine: Engin
     assert body["prompt_id"]
 
 
-@pytest.mark.parametrize("comes_back", [True, False], ids=["the websocket comes back", "it does not"])
+@pytest.mark.parametrize("comes_back", [True, False], ids=["websocket returns", "websocket stays away"])
 async def test_prompts_forgotten_while_the_websocket_is_down_are_submitted_again(
     engine: Engine, comes_back: bool
 ) -> None:
-    """Nothing is seen of the restart: neither before it nor after it was there a socket to be closed by it."""
+    """The gateway cannot see the restart, because it has no websocket before or after it."""
     async with running_gateway(engine.url, changed=POLLS_SOON) as gateway:
         await gateway.prompt_sync(invert_workflow())
         await without_websocket(gateway, engine)
@@ -201,10 +205,10 @@ async def test_prompts_forgotten_while_the_websocket_is_down_are_submitted_again
         assert resubmissions(gateway, "prompt_lost") == 1
 
 
-async def test_a_prompt_that_is_forgotten_before_its_reply_is_read_is_submitted_again(
+async def test_a_prompt_forgotten_before_its_reply_is_read_is_submitted_again(
     gateway: RunningGateway, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The websocket broke and came back in between, so it tells nothing of it after the reply."""
+    """The websocket broke and reconnected before the reply was read, so nothing shows the loss afterwards."""
     backend = gateway.handler.pool.backends[0]
     queue_prompt = backend.client.queue_prompt
 
@@ -236,8 +240,8 @@ async def test_a_prompt_removed_while_the_websocket_is_down_is_not_submitted_aga
     assert prompt_id not in executions(engine)
 
 
-async def test_a_prompt_that_was_executed_is_not_taken_for_one_that_never_arrived(engine: Engine) -> None:
-    """The reply to the submission is lost, and ComfyUI forgets the prompt before it can be asked for it."""
+async def test_an_executed_and_forgotten_prompt_counts_as_lost_and_not_as_never_submitted(engine: Engine) -> None:
+    """The reply to the submission is lost, and ComfyUI forgets the prompt before the gateway asks for it."""
     async with running_gateway(engine.url, lost_prompt_retries=0, http_timeout=10) as gateway:
         await gateway.prompt_sync(invert_workflow())
         hang = {"route": "/history/*", "seconds": 2.0, "times": 1}
@@ -245,7 +249,7 @@ async def test_a_prompt_that_was_executed_is_not_taken_for_one_that_never_arrive
         before = await signs(gateway)
         waiting = asyncio.create_task(gateway.prompt_sync(sleep_workflow(0.05)))
         await until(lambda: executed(engine), lambda count: count == 2)
-        # Some of the first frames are about the queue only; the others tell the gateway that the prompt runs.
+        # The first frames may concern the queue only; the later ones show the gateway that the prompt runs.
         await until(lambda: signs(gateway), lambda now: now >= before + 4)
         await engine.set_faults({"forget": {}})
         status, body = await waiting
@@ -253,8 +257,8 @@ async def test_a_prompt_that_was_executed_is_not_taken_for_one_that_never_arrive
     assert list(executions(engine).values()) == [1, 1]
 
 
-async def test_a_prompt_that_may_have_been_executed_unheard_counts_as_lost(engine: Engine) -> None:
-    """As above, while the websocket says nothing: only that it broke tells that ComfyUI may have been restarted."""
+async def test_a_prompt_that_may_have_run_unnoticed_counts_as_lost(engine: Engine) -> None:
+    """The websocket is silent; only its loss shows the gateway that ComfyUI may have restarted."""
     async with running_gateway(engine.url, http_timeout=10) as gateway:
         hang = {"route": "/history/*", "seconds": 2.0, "times": 1}
         lost = {"prompt_reply_lost_after_queue": {"times": 1}}
@@ -283,7 +287,7 @@ async def signs(gateway: RunningGateway) -> int:
 
 
 async def without_websocket(gateway: RunningGateway, engine: Engine) -> None:
-    """Drops the gateway's websocket, and lets it open no other."""
+    """Drops the websocket of the gateway and refuses new ones."""
     await engine.set_faults({"ws_refuse": {}, "ws_drop": {}})
     watcher = gateway.handler.pool.backends[0].watcher
     async with asyncio.timeout(30):
@@ -302,10 +306,10 @@ def reconnects(gateway: RunningGateway, reason: str) -> float:
     )
 
 
-# What goes wrong on the GPU and in ComfyUI itself
+# Faults of the GPU and of ComfyUI itself
 
 
-async def test_a_gone_file_of_a_cached_result_is_made_again(gateway: RunningGateway, engine: Engine) -> None:
+async def test_a_missing_file_of_a_cached_result_is_rendered_again(gateway: RunningGateway, engine: Engine) -> None:
     _, first = await gateway.prompt_sync(invert_workflow(), return_image_base64=True)
     (engine.folders.output / first["images"][0]["filename"]).unlink()
     status, second = await gateway.prompt_sync(invert_workflow(), return_image_base64=True)
@@ -315,7 +319,7 @@ async def test_a_gone_file_of_a_cached_result_is_made_again(gateway: RunningGate
     assert resubmissions(gateway, "output_gone") == 1
 
 
-async def test_an_empty_cached_result_is_made_again(gateway: RunningGateway, engine: Engine) -> None:
+async def test_an_empty_cached_result_is_rendered_again(gateway: RunningGateway, engine: Engine) -> None:
     await gateway.prompt_sync(invert_workflow())
     await engine.set_faults({"cached_empty": {"times": 1}})
     status, body = await gateway.prompt_sync(invert_workflow())
@@ -323,7 +327,7 @@ async def test_an_empty_cached_result_is_made_again(gateway: RunningGateway, eng
     assert len(body["images"]) == 1
 
 
-async def test_a_cached_result_that_is_there_is_not_made_again(gateway: RunningGateway, engine: Engine) -> None:
+async def test_a_complete_cached_result_is_not_rendered_again(gateway: RunningGateway, engine: Engine) -> None:
     await gateway.prompt_sync(invert_workflow())
     status, body = await gateway.prompt_sync(invert_workflow())
     assert status == 200
@@ -339,14 +343,14 @@ async def test_after_out_of_memory_the_next_prompt_runs(gateway: RunningGateway,
     assert (await gateway.prompt_sync(invert_workflow()))[0] == 200
 
 
-async def test_out_of_memory_is_tried_again_when_told_so(engine: Engine) -> None:
+async def test_oom_retries_repeat_a_prompt_that_ran_out_of_memory(engine: Engine) -> None:
     await engine.set_faults({"out_of_memory": {"class_type": "ImageInvert"}})
     async with running_gateway(engine.url, oom_retries=1) as gateway:
         status, _ = await gateway.prompt_sync(invert_workflow())
     assert status == 200
 
 
-async def test_a_gpu_fault_turns_readiness_red_until_comfyui_is_restarted(
+async def test_after_a_gpu_fault_the_server_is_not_ready_until_its_restart(
     gateway: RunningGateway, engine: Engine
 ) -> None:
     await engine.set_faults({"cuda_fault": {}})
@@ -367,7 +371,7 @@ async def test_a_gpu_fault_turns_readiness_red_until_comfyui_is_restarted(
     assert (await gateway.prompt_sync(invert_workflow()))[0] == 200
 
 
-async def test_a_dead_prompt_worker_behind_http_200_is_found_and_reported(engine: Engine) -> None:
+async def test_a_dead_prompt_worker_is_detected_although_http_works(engine: Engine) -> None:
     await engine.set_faults({"prompt_thread_dead": {}})
     async with running_gateway(engine.url, changed=server_options(stalled_after_s=0.5)) as gateway:
         waiting = asyncio.create_task(gateway.prompt_sync(invert_workflow()))
@@ -395,10 +399,10 @@ async def test_a_refusal_does_not_wait_for_its_explanation(engine: Engine) -> No
     assert (status, body["type"]) == (400, "validation_failed")
 
 
-async def test_a_gpu_fault_outlives_a_reconnect_and_a_moment_without_an_answer(
+async def test_a_reconnect_or_a_failed_probe_does_not_clear_a_gpu_fault(
     gateway: RunningGateway, engine: Engine
 ) -> None:
-    """Neither of them is a restart: ComfyUI still knows the prompt that failed."""
+    """Neither is a restart: ComfyUI still knows the failed prompt."""
     await engine.set_faults({"cuda_fault": {}})
     await gateway.prompt_sync(invert_workflow())
     assert await ready_status(gateway) == 503
@@ -417,7 +421,7 @@ async def test_a_gpu_fault_outlives_a_reconnect_and_a_moment_without_an_answer(
     assert (await gateway.prompt_sync(invert_workflow()))[0] == 200
 
 
-async def test_a_restart_after_a_gpu_fault_is_found_without_a_websocket(engine: Engine) -> None:
+async def test_a_restart_after_a_gpu_fault_is_detected_without_a_websocket(engine: Engine) -> None:
     await engine.set_faults({"ws_refuse": {}, "cuda_fault": {}})
     async with running_gateway(engine.url, changed=server_options(probe_unwatched_s=0.1)) as gateway:
         await gateway.prompt_sync(invert_workflow())
@@ -428,7 +432,7 @@ async def test_a_restart_after_a_gpu_fault_is_found_without_a_websocket(engine: 
         await until(lambda: ready_status(gateway), lambda status: status == 200)
 
 
-async def test_a_cached_result_is_no_sign_that_a_gpu_works_again(gateway: RunningGateway, engine: Engine) -> None:
+async def test_a_cached_result_does_not_clear_a_gpu_fault(gateway: RunningGateway, engine: Engine) -> None:
     cached = invert_workflow()
     assert (await gateway.prompt_sync(cached))[0] == 200
     failing = {**sleep_workflow(0.2), "3": cached["3"], "5": sleep_workflow(0.2)["3"]}
@@ -441,7 +445,7 @@ async def test_a_cached_result_is_no_sign_that_a_gpu_works_again(gateway: Runnin
     assert "GPU fault" in await reason_not_ready(gateway)
 
 
-async def test_a_dead_prompt_worker_outlives_a_reconnect_and_not_a_restart(engine: Engine) -> None:
+async def test_a_dead_prompt_worker_is_cleared_by_a_restart_but_not_by_a_reconnect(engine: Engine) -> None:
     await engine.set_faults({"prompt_thread_dead": {}})
     async with running_gateway(engine.url, changed=server_options(stalled_after_s=0.5)) as gateway:
         waiting = asyncio.create_task(gateway.prompt_sync(invert_workflow()))
@@ -456,7 +460,7 @@ async def test_a_dead_prompt_worker_outlives_a_reconnect_and_not_a_restart(engin
 
 
 async def reconnected(gateway: RunningGateway, engine: Engine) -> None:
-    """Drops the gateway's websocket; returns when there is a new one, and what follows from it is done."""
+    """Drops the websocket of the gateway; returns after the reconnect and the reactions to it."""
     watcher = gateway.handler.pool.backends[0].watcher
     before = watcher.client_id
     await engine.set_faults({"ws_drop": {}})
@@ -467,7 +471,7 @@ async def reconnected(gateway: RunningGateway, engine: Engine) -> None:
 
 
 async def reason_not_ready(gateway: RunningGateway) -> str:
-    """Empty when it is ready."""
+    """Returns the reason, or "" when the gateway is ready."""
     async with gateway.http.get("/health/ready") as response:
         reason: str = (await response.json()).get("reason", "")
         return reason
@@ -483,7 +487,7 @@ def resubmissions(gateway: RunningGateway, reason: str) -> float:
     return gateway.handler.metrics.registry.get_sample_value(name, {"reason": reason}) or 0.0
 
 
-async def test_a_worker_that_died_while_it_ran_something_is_told(engine: Engine) -> None:
+async def test_a_worker_that_died_during_a_prompt_is_reported_as_silent(engine: Engine) -> None:
     await engine.set_faults({"prompt_thread_dies": {}})
     async with running_gateway(
         engine.url, silent_after=0.6, changed=server_options(poll_interval_s=0.1, tick_s=0.1, stalled_after_s=0.3)
@@ -502,12 +506,12 @@ async def test_a_worker_that_died_while_it_ran_something_is_told(engine: Engine)
         assert response.status == 200
         assert server["silent"]["prompt_id"] == DEAD
         assert server["silent"]["seconds"] > 1
-        assert await ready_status(gateway) == 200, "two hours of one node are normal"
+        assert await ready_status(gateway) == 200, "a node may run for two hours"
         async with gateway.http.get("/metrics") as response:
             text = await response.text()
         assert float(re.findall(r"comfyui_gateway_silent_seconds\{.*\} (\S+)", text)[0]) > 1
 
-        # Requests that wait for less than it takes to look count together.
+        # The waits of several short requests add up.
         before = server["silent"]["seconds"]
         for color in range(3):
             await gateway.prompt_sync(invert_workflow(color + 2), timeout=0.2)
@@ -518,7 +522,7 @@ async def test_a_worker_that_died_while_it_ran_something_is_told(engine: Engine)
         await until(lambda: silent(gateway), lambda told: told is None)
 
 
-async def test_a_worker_that_counts_as_dead_is_out_of_rotation_until_it_runs_again(engine: Engine) -> None:
+async def test_a_server_with_a_dead_worker_is_not_ready_until_it_restarts(engine: Engine) -> None:
     await engine.set_faults({"prompt_thread_dies": {}})
     async with running_gateway(engine.url, dead_after=0.6, changed=server_options(stalled_after_s=0.3)) as gateway:
         waiting = asyncio.create_task(gateway.prompt_sync(invert_workflow(), timeout=20))
@@ -548,7 +552,7 @@ async def silent(gateway: RunningGateway) -> Any:
         return (await response.json())["servers"][0]["silent"]
 
 
-async def test_a_timeout_says_that_the_server_is_away() -> None:
+async def test_the_error_of_a_timeout_says_that_the_server_is_unreachable() -> None:
     async with contextlib.AsyncExitStack() as stack:
         engine = await stack.enter_async_context(Engine(EngineOptions()))
         async with running_gateway(engine.url, cancel_on_timeout=False) as gateway:

@@ -1,4 +1,4 @@
-"""Files that a workflow reads, and the servers that have them, or had them: which die, come back and are emptied."""
+"""Input files of workflows while the servers that hold them die, return or lose their folders."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def reading(name: str) -> dict[str, Any]:
 
 
 async def made_by(gateway: RunningGateway, members: list[Member]) -> tuple[str, Member]:
-    """A picture that a prompt has made, as a workflow names it, and its server."""
+    """Renders a picture; returns its name for workflows and the server that has it."""
     status, result = await gateway.prompt_sync(inverted("made", color=0xFF0000))
     assert status == 200, result
     (image,) = result["images"]
@@ -59,7 +59,7 @@ async def test_a_job_waits_for_the_server_that_has_its_input(tmp_path: Path) -> 
             waiting.append((await response.json())["prompt_id"])
         for prompt_id in waiting:
             await waits_for(gateway, prompt_id, owner)
-        # Others are not held up meanwhile.
+        # Other prompts run meanwhile.
         status, result = await gateway.prompt_sync(inverted("other", color=1))
         assert status == 200, result
         await owner.start()
@@ -69,7 +69,7 @@ async def test_a_job_waits_for_the_server_that_has_its_input(tmp_path: Path) -> 
             assert await color_of(gateway, result) == (0x00, 0xFF, 0xFF)
 
 
-async def test_a_file_of_a_server_that_is_not_configured_any_more_is_refused_at_once(tmp_path: Path) -> None:
+async def test_a_file_of_a_server_that_is_no_longer_configured_is_refused_at_once(tmp_path: Path) -> None:
     async with fleet(tmp_path, 3) as members:
         state = tmp_path / "state"
         async with running_gateway(*(m.url for m in members), changed=impatient, state_dir=state) as gateway:
@@ -81,7 +81,7 @@ async def test_a_file_of_a_server_that_is_not_configured_any_more_is_refused_at_
     assert answer["detail"] == "prompt.1.inputs.image: the server that made it is no longer configured"
 
 
-async def test_a_file_that_only_the_first_server_may_have_waits_for_it(tmp_path: Path) -> None:
+async def test_a_job_waits_for_the_first_server_if_only_that_may_have_its_file(tmp_path: Path) -> None:
     async with fleet(tmp_path, 2) as members, running_gateway(*(m.url for m in members), changed=impatient) as gateway:
         home = members[0]
         path = home.output("from before.png")
@@ -97,7 +97,7 @@ async def test_a_file_that_only_the_first_server_may_have_waits_for_it(tmp_path:
         assert await color_of(gateway, result) == (0, 0, 0xFF)
 
 
-async def test_a_server_that_answers_and_does_not_give_its_file_runs_the_job_itself(tmp_path: Path) -> None:
+async def test_a_server_that_cannot_send_its_file_runs_the_job_itself(tmp_path: Path) -> None:
     async with fleet(tmp_path, 2) as members, running_gateway(*(m.url for m in members), changed=impatient) as gateway:
         name, owner = await made_by(gateway, members)
         await owner.fault(cut={"route": "/view"})
@@ -116,7 +116,7 @@ async def uploaded(gateway: RunningGateway, name: str, color: str) -> None:
 
 
 def saving(name: str) -> dict[str, Any]:
-    """Never answered from a cache."""
+    """Returns a workflow that no cache can answer."""
     return {
         "1": node("LoadImage", image=name),
         "2": node("SaveImage", images=["1", 0], filename_prefix=f"read_{next(_numbers)}"),
@@ -127,7 +127,7 @@ _numbers = itertools.count()
 
 
 @pytest.mark.parametrize("websockets", [True, False])
-async def test_a_server_that_comes_back_with_an_empty_input_folder_is_given_the_uploads_again(
+async def test_a_server_that_returns_with_an_empty_input_folder_gets_the_uploads_again(
     tmp_path: Path, websockets: bool
 ) -> None:
     async with fleet(tmp_path, 2) as members, running_gateway(*(m.url for m in members), changed=impatient) as gateway:
@@ -147,13 +147,13 @@ async def test_a_server_that_comes_back_with_an_empty_input_folder_is_given_the_
 
 
 async def _are_placed(gateway: RunningGateway, members: list[Member]) -> bool:
-    """Whether each server has the upload, once prompts at once have read it."""
+    """Runs prompts that read the upload; tells whether each server has it now."""
     answers = await asyncio.gather(*(gateway.prompt_sync(saving("a.png")) for _ in members))
     assert {status for status, _ in answers} == {200}, answers
     return all(member.input("a.png").exists() for member in members)
 
 
-async def test_an_upload_that_was_deleted_on_the_servers_is_placed_again(tmp_path: Path) -> None:
+async def test_an_upload_that_was_deleted_on_the_servers_is_sent_again(tmp_path: Path) -> None:
     async with fleet(tmp_path, 2) as members, running_gateway(*(m.url for m in members), changed=impatient) as gateway:
         await uploaded(gateway, "a.png", "red")
         await until(lambda: _are_placed(gateway, members), bool, timeout_s=30)
@@ -162,6 +162,6 @@ async def test_an_upload_that_was_deleted_on_the_servers_is_placed_again(tmp_pat
         for _ in range(4):
             status, result = await gateway.prompt_sync(saving("a.png"))
             assert status == 200, result
-        # What no server has and nobody uploaded is refused as before.
+        # A file that no server has and no client uploaded is refused as before.
         status, result = await gateway.prompt_sync(saving("nothing.png"))
         assert (status, result["type"]) == (400, "validation_failed"), result

@@ -1,4 +1,4 @@
-"""Servers that die, hang, are cut off and come back, behind a gateway: what runs where, and how often."""
+"""Servers that die, hang, lose their connection and return: where prompts run, and how often."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ T = TypeVar("T")
 
 
 def impatient(made: GatewayOptions) -> GatewayOptions:
-    """What takes half a minute by default takes a second."""
+    """Shortens waits of half a minute to a second."""
     return server_options(probe_timeout_s=0.5, heartbeat_s=0.6)(moving_after(0.3)(made))
 
 
 def began(*members: Member) -> Counter[str]:
-    """How often each prompt was begun, on all servers."""
+    """Returns how often each prompt was started, on all servers together."""
     return sum((member.executions() for member in members), Counter())
 
 
@@ -55,7 +55,7 @@ async def has_state(gateway: RunningGateway, member: Member | Engine, state: str
 
 
 async def two_on_each(gateway: RunningGateway, members: list[Member], seconds: float) -> list[asyncio.Task[Any]]:
-    """Sync calls, so many that each server has one that runs and one that waits."""
+    """Starts sync calls until each server has one that runs and one that waits."""
     calls = [
         asyncio.create_task(gateway.prompt_sync(sleep_workflow(seconds, tag=tag), timeout=50))
         for tag in range(2 * len(members))
@@ -65,7 +65,7 @@ async def two_on_each(gateway: RunningGateway, members: list[Member], seconds: f
     return calls
 
 
-async def test_what_a_server_has_that_is_cut_off_runs_elsewhere_and_is_cancelled_when_it_is_back(
+async def test_prompts_of_a_disconnected_server_move_and_are_cancelled_there_on_its_return(
     tmp_path: Path,
 ) -> None:
     async with fleet(tmp_path, 3) as members, running_gateway(*(m.url for m in members), changed=impatient) as gateway:
@@ -91,7 +91,7 @@ async def _queues(members: list[Member]) -> list[str]:
     return [prompt_id for member in members for queue in await member.queue() for prompt_id in queue]
 
 
-async def test_what_a_server_has_that_hangs_runs_elsewhere(tmp_path: Path) -> None:
+async def test_prompts_of_a_hanging_server_run_elsewhere(tmp_path: Path) -> None:
     async with fleet(tmp_path, 3) as members, running_gateway(*(m.url for m in members), changed=impatient) as gateway:
         calls = await two_on_each(gateway, members, 1)
         members[0].hang()
@@ -101,7 +101,7 @@ async def test_what_a_server_has_that_hangs_runs_elsewhere(tmp_path: Path) -> No
         assert max(began(*members).values()) <= 2
 
 
-async def test_a_prompt_that_is_being_sent_to_a_server_that_hangs_goes_to_another(tmp_path: Path) -> None:
+async def test_a_submission_to_a_hanging_server_goes_to_another(tmp_path: Path) -> None:
     async with fleet(tmp_path, 2) as members, running_gateway(*(m.url for m in members), changed=impatient) as gateway:
         members[0].hang()
         async with asyncio.timeout(20):  # less than a request may take
@@ -111,7 +111,7 @@ async def test_a_prompt_that_is_being_sent_to_a_server_that_hangs_goes_to_anothe
         await until(members[0].is_empty, bool)
 
 
-async def test_a_prompt_that_no_other_server_can_run_waits_for_its_own_and_runs_once(tmp_path: Path) -> None:
+async def test_a_prompt_that_only_one_server_can_run_waits_for_it_and_runs_once(tmp_path: Path) -> None:
     async with fleet(tmp_path, 2) as members:
         having, other = members
         name = "only_here.png"
@@ -136,7 +136,7 @@ async def test_a_prompt_that_no_other_server_can_run_waits_for_its_own_and_runs_
         assert other.executions() == {}
 
 
-async def test_calls_that_were_taken_outlive_the_death_of_all_servers(tmp_path: Path) -> None:
+async def test_accepted_sync_calls_survive_the_death_of_all_servers(tmp_path: Path) -> None:
     async with fleet(tmp_path, 2) as members, running_gateway(*(m.url for m in members), changed=impatient) as gateway:
         calls = [asyncio.create_task(gateway.prompt_sync(sleep_workflow(0.3, tag=tag), timeout=50)) for tag in range(8)]
         await until(members[1].queue, lambda queue: (len(queue[0]), len(queue[1])) == (1, 1))
@@ -149,7 +149,7 @@ async def test_calls_that_were_taken_outlive_the_death_of_all_servers(tmp_path: 
         assert [status for status, _ in await asyncio.gather(*calls)] == [200] * 8
 
 
-async def test_what_a_server_has_that_came_back_after_the_gateway_was_restarted_is_cancelled(tmp_path: Path) -> None:
+async def test_after_a_gateway_restart_no_prompt_stays_on_two_servers(tmp_path: Path) -> None:
     settings = {"STATE_DIR": str(tmp_path / "state"), "REATTACH_SECONDS": "1"}
     async with fleet(tmp_path, 2) as members:
         addresses = ",".join(member.url for member in members)
@@ -163,7 +163,7 @@ async def test_what_a_server_has_that_came_back_after_the_gateway_was_restarted_
             await gateway.kill()
         async with gateway_process(addresses, **settings) as gateway:
             await begins(gateway.http, (await other.queue())[0][0])
-            # Nothing of the two is on the other server yet, or in an order of ours on the first any more.
+            # The other server has neither of the two prompts yet.
             for one in ids:
                 if one not in {running, waiting}:
                     async with gateway.http.delete(f"/prompt_sync/{one}") as response:
@@ -171,7 +171,7 @@ async def test_what_a_server_has_that_came_back_after_the_gateway_was_restarted_
             await until(lambda: _queues([other]), lambda queued: waiting in queued)
             assert await cut_off.queue() == ([running], [waiting])
             await cut_off.link.mend()
-            # Each is on one server only: where it runs already, or where it was placed again.
+            # Each is on one server only: where it ran already, or where it was submitted again.
             await until(lambda: _queues(members), lambda queued: sorted(queued) == sorted([running, waiting]))
         assert began(*members)[running] <= 2
         assert began(*members)[waiting] <= 1
@@ -180,7 +180,7 @@ async def test_what_a_server_has_that_came_back_after_the_gateway_was_restarted_
 # GPU faults
 
 
-async def test_a_prompt_that_meets_a_gpu_fault_is_tried_on_another_server() -> None:
+async def test_a_prompt_that_hits_a_gpu_fault_runs_on_another_server() -> None:
     async with engines(2) as servers, running_gateway(*(server.url for server in servers)) as gateway:
         broken, well = servers
         await broken.set_faults({"cuda_fault": {}})
@@ -192,8 +192,8 @@ async def test_a_prompt_that_meets_a_gpu_fault_is_tried_on_another_server() -> N
         assert set(executions(well).values()) == {1}
 
 
-async def test_prompts_that_wait_on_a_server_with_a_gpu_fault_are_taken_back() -> None:
-    """And those that it still runs, and that fail by the same fault, are not to blame for it."""
+async def test_prompts_waiting_on_a_server_with_a_gpu_fault_run_elsewhere() -> None:
+    """Running prompts that fail by the same fault are not blamed for it."""
     async with engines(2) as servers, running_gateway(*(server.url for server in servers), oom_retries=0) as gateway:
         calls = [asyncio.create_task(gateway.prompt_sync(sleep_workflow(0.5, tag=tag))) for tag in range(8)]
         for server in servers:
@@ -205,7 +205,7 @@ async def test_prompts_that_wait_on_a_server_with_a_gpu_fault_are_taken_back() -
         assert len(executions(broken)) <= 2
 
 
-async def test_a_workflow_that_makes_gpu_faults_costs_no_third_server() -> None:
+async def test_a_workflow_that_causes_gpu_faults_breaks_two_servers_at_most() -> None:
     async with engines(3) as servers, running_gateway(*(server.url for server in servers)) as gateway:
         for server in servers:
             await server.set_faults({"cuda_fault": {"class_type": "ImageInvert"}})
@@ -219,7 +219,7 @@ async def test_a_workflow_that_makes_gpu_faults_costs_no_third_server() -> None:
         assert sum(len(executions(server)) for server in servers) == 2
 
 
-async def test_a_gpu_fault_that_no_other_server_could_be_tried_for_is_the_answer() -> None:
+async def test_a_gpu_fault_is_the_answer_when_no_other_server_is_available() -> None:
     async with engines(2) as servers, running_gateway(*(server.url for server in servers)) as gateway:
         here, other = servers
         await other.set_faults({"status": {}, "ws_refuse": {}, "ws_drop": {}})
@@ -232,8 +232,8 @@ async def test_a_gpu_fault_that_no_other_server_could_be_tried_for_is_the_answer
 # Joining
 
 
-async def test_a_server_gets_prompts_once_what_it_had_was_looked_through() -> None:
-    """Its queue says what it still runs for nobody; while it does not say, others get the prompts."""
+async def test_a_new_server_gets_prompts_only_after_its_queue_was_checked() -> None:
+    """Its queue may hold abandoned prompts; other servers get new prompts until the queue is known."""
     async with engines(2) as servers:
         silent, speaking = servers
         await silent.set_faults({"hang": {"route": "/prompt", "method": "GET"}})
@@ -246,12 +246,12 @@ async def test_a_server_gets_prompts_once_what_it_had_was_looked_through() -> No
 
 
 async def _share(gateway: RunningGateway, server: Engine) -> bool:
-    """Whether of two prompts at once one runs there."""
+    """Sends two prompts at once and tells whether one of them ran on the server."""
     await asyncio.gather(*(gateway.prompt_sync(sleep_workflow(0.1, tag=tag)) for tag in range(2)))
     return bool(executions(server))
 
 
-async def test_prompts_of_others_and_of_another_gateway_are_left_alone(tmp_path: Path) -> None:
+async def test_prompts_of_other_clients_and_gateways_are_left_alone(tmp_path: Path) -> None:
     async with fleet(tmp_path, 2) as members, running_gateway(*(m.url for m in members), changed=impatient) as gateway:
         member = members[0]
         marked = {"prompt": sleep_workflow(60), "extra_data": {"comfyui_gateway": {"journal": "another"}}}
@@ -276,7 +276,7 @@ def _name(server: Engine) -> str:
     return server.url.removeprefix("http://")
 
 
-async def test_two_addresses_of_one_server_do_not_cancel_each_other_s_prompts(tmp_path: Path) -> None:
+async def test_two_addresses_of_one_server_do_not_cancel_each_others_prompts(tmp_path: Path) -> None:
     async with fleet(tmp_path, 1) as members:
         (member,) = members
         async with Link(int(member.engine.rpartition(":")[2])) as other:
@@ -286,7 +286,7 @@ async def test_two_addresses_of_one_server_do_not_cancel_each_other_s_prompts(tm
                     asyncio.create_task(gateway.prompt_sync(sleep_workflow(1, tag=tag), timeout=50)) for tag in range(4)
                 ]
                 await until(member.queue, lambda queue: len(queue[0]) + len(queue[1]) >= 2)
-                # Each is looked through when it is back, and has what the other one was given.
+                # The queue is checked after each return; it holds prompts that were sent to the other address.
                 for link in (member.link, other):
                     await link.cut()
                     await link.mend()
@@ -306,7 +306,7 @@ async def test_prompts_run_on_servers_whose_websockets_are_refused(tmp_path: Pat
         assert sum(sum(executions(server).values()) for server in servers) == 9
 
 
-async def test_while_all_servers_are_drained_jobs_wait_and_run_once_one_is_resumed(tmp_path: Path) -> None:
+async def test_jobs_wait_while_all_servers_are_drained(tmp_path: Path) -> None:
     async with engines(2) as servers, running_gateway(*(server.url for server in servers)) as gateway:
         for server in servers:
             async with gateway.http.post(f"/servers/{_name(server)}/drain") as response:
@@ -322,12 +322,12 @@ async def test_while_all_servers_are_drained_jobs_wait_and_run_once_one_is_resum
         assert not executions(servers[0])
 
 
-@pytest.mark.parametrize("through", ["a wire", "nothing"])
-async def test_a_workflow_that_ends_each_server_costs_no_third_one(tmp_path: Path, through: str) -> None:
-    """Nobody here starts them again. A wire takes the connection, as a proxy does, and closes it without an answer."""
+@pytest.mark.parametrize("through", ["proxy", "direct"])
+async def test_a_workflow_that_crashes_servers_ends_two_at_most(tmp_path: Path, through: str) -> None:
+    """The servers stay down. The link behaves as a proxy: it accepts a connection and closes it without an answer."""
     async with AsyncExitStack() as stack:
         members = await stack.enter_async_context(fleet(tmp_path, 3))
-        addresses = [member.url if through == "a wire" else member.engine for member in members]
+        addresses = [member.url if through == "proxy" else member.engine for member in members]
         gateway = await stack.enter_async_context(running_gateway(*addresses, changed=moving_after(3)))
         for member in members:
             await member.fault(segfault={"class_type": "SimulatedSleep"})

@@ -1,6 +1,6 @@
-"""One caller's bytes never become another's request or answer.
+"""The bytes of one caller never become the request or the answer of another.
 
-The differential suite (`tests.framing`) in its short form, the three attacks, and each promise by itself.
+This runs the short form of the differential suite (`tests.framing`), three attacks, and a test for each promise.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from tests.support.relaying import (
 _HEADERS = [(b"X-Forwarded-Proto", b"http")]
 
 
-# Against h11r and h11
+# Comparison with h11r and h11
 
 
 @pytest.mark.parametrize(
@@ -49,9 +49,9 @@ _HEADERS = [(b"X-Forwarded-Proto", b"http")]
         (lambda: examples.call_gateway(25), 25),
         (lambda: examples.call_gateway(25, splice=False), 25),
     ],
-    ids=["each evil", "reader", "client", "gateway", "gateway without splice"],
+    ids=["malformations", "reader", "client", "gateway", "gateway without splice"],
 )
-def test_two_other_libraries_read_the_same(run: Callable[[], Tally], examples_run: int) -> None:
+def test_h11r_and_h11_read_the_same_messages(run: Callable[[], Tally], examples_run: int) -> None:
     tally = run()
     assert tally.differences == []
     assert tally.examples >= examples_run
@@ -87,20 +87,22 @@ def _in_one(data: bytes) -> tuple[bytes, ...]:
     ],
     ids=["excess", "close", "length", "chunks", "too strict", "bodiless"],
 )
-def test_the_suite_sees_a_fault(where: str, fault: Any, run: Callable[[int], Tally], monkeypatch: Any) -> None:
+def test_the_differential_suite_detects_an_injected_fault(
+    where: str, fault: Any, run: Callable[[int], Tally], monkeypatch: Any
+) -> None:
     monkeypatch.setattr(where, fault)
     monkeypatch.setattr("tests.framing.live.PATIENCE_S", 4.0)
-    # The first seed that finds it is enough.
+    # One seed that detects the fault is enough.
     assert any(run(seed).differences for seed in range(20))
 
 
 @pytest.mark.parametrize("attack", attacks.ATTACKS.values(), ids=list(attacks.ATTACKS))
-async def test_attacks_have_no_effect(attack: Callable[[int], Any]) -> None:
+async def test_a_request_smuggling_attack_has_no_effect(attack: Callable[[int], Any]) -> None:
     effects: Effects = await attack(12)
     assert effects.none, f"{effects}: {effects.foreign} {effects.failed}"
 
 
-# What a client sends
+# Requests of a client
 
 _REFUSED = {
     "length and chunks": b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
@@ -130,7 +132,7 @@ _REFUSED = {
 
 
 @pytest.mark.parametrize("rest", _REFUSED.values(), ids=list(_REFUSED))
-async def test_a_head_that_could_be_read_in_two_ways_is_refused_before_anything_looks_at_it(rest: bytes) -> None:
+async def test_an_ambiguous_head_is_refused_before_it_reaches_comfyui(rest: bytes) -> None:
     async with relayed(answer_ok) as (comfyui, gateway):
         for method in (b"POST", b"GET"):
             answer = await raw_request(gateway.url, method + b" /t HTTP/1.1\r\nHost: a\r\n" + rest)
@@ -159,7 +161,7 @@ async def test_a_head_that_could_be_read_in_two_ways_is_refused_before_anything_
         b"CONNECT a:1 HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n",
     ],
 )
-async def test_a_request_line_that_could_be_read_in_two_ways_is_refused(line: bytes) -> None:
+async def test_an_ambiguous_request_line_is_refused(line: bytes) -> None:
     async with relayed(answer_ok) as (comfyui, gateway):
         async with raw_client(gateway.url) as (reader, writer):
             writer.write(line + b"\r\n")
@@ -169,14 +171,14 @@ async def test_a_request_line_that_could_be_read_in_two_ways_is_refused(line: by
         assert comfyui.seen == []
 
 
-async def test_a_target_with_its_host_is_taken_where_the_host_is_the_same() -> None:
+async def test_an_absolute_target_is_accepted_if_its_host_equals_the_host_header() -> None:
     async with relayed(answer_ok) as (comfyui, gateway):
         assert b" 200 " in await raw_request(gateway.url, b"GET http://a/t?x HTTP/1.1\r\nHost: a\r\n\r\n")
         assert [seen.line for seen in comfyui.seen] == ["GET /t?x HTTP/1.1"]
 
 
 @pytest.mark.parametrize("target", ["/t?", "/t?a?", "/t/%2e%2e//x;y?z=%00&{}|"])
-async def test_a_target_arrives_as_it_came(target: str) -> None:
+async def test_a_target_is_relayed_unchanged(target: str) -> None:
     async with relayed(answer_ok) as (comfyui, gateway):
         await raw_request(gateway.url, f"GET {target} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
         assert comfyui.seen[0].line == f"GET {target} HTTP/1.1"
@@ -189,7 +191,7 @@ async def test_a_target_arrives_as_it_came(target: str) -> None:
         *("Comfy-User", "x-real-ip", "Forwarded"),
     ],
 )
-async def test_connection_cannot_name_what_the_next_hop_needs(name: str) -> None:
+async def test_the_connection_header_cannot_remove_headers_that_comfyui_needs(name: str) -> None:
     async def answering(exchange: Exchange) -> None:
         assert await exchange.body() == b"hello"
         await exchange.send(
@@ -213,7 +215,7 @@ async def test_connection_cannot_name_what_the_next_hop_needs(name: str) -> None
 
 @pytest.mark.parametrize("protocol", [b"foo", b"h2c", b"websocket"])
 @pytest.mark.parametrize("chunked", [False, True])
-async def test_a_body_behind_an_upgrade_is_sent_on_without_the_upgrade(protocol: bytes, chunked: bool) -> None:
+async def test_a_body_with_an_upgrade_is_relayed_without_the_upgrade(protocol: bytes, chunked: bool) -> None:
     bodies = []
 
     async def answering(exchange: Exchange) -> None:
@@ -228,7 +230,7 @@ async def test_a_body_behind_an_upgrade_is_sent_on_without_the_upgrade(protocol:
     sent = framing if chunked else b"Content-Length: 5\r\n\r\nhello"
     head = b"POST /t HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: %b\r\n" % protocol
     async with relayed(answering) as (comfyui, gateway), raw_client(gateway.url) as (reader, writer):
-        # In one piece with the request after it, and then byte by byte.
+        # This sends it together with the next request, and then byte by byte.
         writer.write(head + sent + b"GET /next HTTP/1.1\r\nHost: h\r\n\r\n")
         for _ in range(2):
             assert (await reader.readuntil(b"\r\n\r\nok")).startswith(b"HTTP/1.1 200 ")
@@ -241,7 +243,7 @@ async def test_a_body_behind_an_upgrade_is_sent_on_without_the_upgrade(protocol:
     assert not any({"upgrade", "connection"} & set(seen.headers) for seen in comfyui.seen)
 
 
-async def test_an_upgraded_request_that_closes_ends_the_connection() -> None:
+async def test_a_request_with_upgrade_and_close_ends_the_connection() -> None:
     async with relayed(answer_ok) as (comfyui, gateway), raw_client(gateway.url) as (reader, writer):
         head = b"GET /t HTTP/1.1\r\nHost: h\r\nConnection: Upgrade, close\r\nUpgrade: h2c\r\n\r\n"
         writer.write(head + b"GET /next HTTP/1.1\r\nHost: h\r\n\r\n")
@@ -249,7 +251,7 @@ async def test_an_upgraded_request_that_closes_ends_the_connection() -> None:
         assert len(comfyui.seen) == 1
 
 
-async def test_a_websocket_begins_with_a_get_and_nothing_behind_it() -> None:
+async def test_a_websocket_handshake_is_a_get_without_bytes_behind_it() -> None:
     head = b" /ws HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
     key = b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
     async with relayed(answer_ok) as (comfyui, gateway):
@@ -281,7 +283,7 @@ async def test_trailers_do_not_become_headers() -> None:
         assert comfyui.seen[0].headers["x-forwarded-for"] == "127.0.0.1"
 
 
-async def test_a_refusal_is_not_taken_for_the_answer_to_the_request_before() -> None:
+async def test_a_refusal_never_looks_like_the_answer_to_the_previous_request() -> None:
     go_on = asyncio.Event()
 
     async def answering(exchange: Exchange) -> None:
@@ -301,11 +303,11 @@ async def test_a_refusal_is_not_taken_for_the_answer_to_the_request_before() -> 
         assert len(comfyui.seen) == 1
 
 
-async def test_a_body_that_breaks_its_framing_never_reaches_comfyui_as_complete() -> None:
+async def test_a_body_with_broken_framing_never_reaches_comfyui_as_complete() -> None:
     bodies = []
 
     async def answering(exchange: Exchange) -> None:
-        bodies.append(await exchange.reader.read())  # until the gateway cuts the connection
+        bodies.append(await exchange.reader.read())  # reads until the gateway cuts the connection
         await exchange.send(OK)
 
     async with relayed(answering) as (comfyui, gateway), raw_client(gateway.url) as (reader, writer):
@@ -338,20 +340,20 @@ async def test_a_client_of_http_1_0_gets_no_chunks(whole: bool) -> None:
         assert b"transfer-encoding" not in head
 
 
-async def test_a_length_is_said_to_a_client_of_http_1_0() -> None:
+async def test_a_client_of_http_1_0_gets_a_content_length() -> None:
     async with relayed(answer_ok) as (_, gateway), raw_client(gateway.url) as (reader, writer):
         writer.write(b"GET /t HTTP/1.0\r\n\r\n")
         head, _, body = (await reader.read()).partition(b"\r\n\r\n")
         assert (body, b"content-length: 2" in head, b"connection: close" in head) == (b"ok", True, True)
 
 
-# What ComfyUI answers
+# Answers of ComfyUI
 
 
 @pytest.mark.parametrize(
     "line", [b"7;\xa5", b"7 ;a", b"7;", b"7;a=", b'7;a="b', b"7;a b", b"7 ", b"0x7", b"+7", b"", b"7\n"]
 )
-def test_a_chunk_size_with_what_the_grammar_does_not_have_is_refused(line: bytes) -> None:
+def test_a_chunk_size_line_outside_the_grammar_is_refused(line: bytes) -> None:
     reader = AnswerReader("GET")
     reader.feed(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
     with pytest.raises(FramingError):
@@ -382,7 +384,7 @@ def test_a_chunk_size_with_what_the_grammar_does_not_have_is_refused(line: bytes
         b"HTTP/1.1 100 Continue\r\n\r\n" * 4000,
     ],
 )
-async def test_an_answer_that_is_not_valid_is_502_and_its_connection_is_closed(answer: bytes) -> None:
+async def test_an_invalid_answer_gives_502_and_its_connection_is_closed(answer: bytes) -> None:
     gone = asyncio.Event()
 
     async def answering(exchange: Exchange) -> None:
@@ -401,7 +403,7 @@ async def test_an_answer_that_is_not_valid_is_502_and_its_connection_is_closed(a
         assert (await fetch(gateway, "/next")).body == b"ok"
 
 
-async def test_a_location_is_a_url() -> None:
+async def test_a_location_header_becomes_a_valid_url() -> None:
     async def answering(exchange: Exchange) -> None:
         await exchange.send(b'HTTP/1.1 302 x\r\nLocation: /a b\xc3\xa9?"<\r\nContent-Length: 0\r\n\r\n')
 
@@ -409,7 +411,7 @@ async def test_a_location_is_a_url() -> None:
         assert (await fetch(gateway, "/t")).headers["Location"] == "/a%20b%C3%A9?%22%3C"
 
 
-# Our client's connections
+# Connections of the HTTP client
 
 
 async def _read(answer: Answer) -> bytes:
@@ -420,7 +422,7 @@ async def _read(answer: Answer) -> bytes:
 
 
 @pytest.mark.parametrize("behind", [OK, b"\r\n", b"x"])
-async def test_a_connection_with_anything_behind_its_answer_is_not_used_again(behind: bytes, http1_client: Any) -> None:
+async def test_a_connection_with_bytes_behind_its_answer_is_not_reused(behind: bytes, http1_client: Any) -> None:
     async def answering(exchange: Exchange) -> None:
         await exchange.send(OK + behind)
 
@@ -431,7 +433,7 @@ async def test_a_connection_with_anything_behind_its_answer_is_not_used_again(be
             assert server.connections == count
 
 
-async def test_bytes_on_an_idle_connection_are_no_answer(http1_client: Any) -> None:
+async def test_bytes_on_an_idle_connection_do_not_become_an_answer(http1_client: Any) -> None:
     first: list[Exchange] = []
 
     async def answering(exchange: Exchange) -> None:
@@ -441,20 +443,20 @@ async def test_bytes_on_an_idle_connection_are_no_answer(http1_client: Any) -> N
     async with raw_server(answering) as server:
         client = http1_client(server.url)
         assert await _read(await client.request("GET", "/", _HEADERS, timeout_s=30)) == b"ok"
-        # In the kernel, but not yet read by our loop, when the next request takes the connection.
+        # The bytes are in the kernel, unread by the event loop, when the next request takes the connection.
         sock = first[0].writer.get_extra_info("socket")
         os.write(sock.fileno(), b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nPOISON")
         assert await _read(await client.request("GET", "/", _HEADERS, timeout_s=30)) == b"ok"
         assert server.connections == 2
 
 
-async def test_a_connection_whose_request_has_not_left_is_not_used_again(http1_client: Any) -> None:
+async def test_a_connection_with_an_unfinished_request_is_not_reused(http1_client: Any) -> None:
     async def answering(exchange: Exchange) -> None:
         await exchange.send(
             b"HTTP/1.1 413 x\r\nContent-Length: 2\r\n\r\nno" if exchange.line.startswith("POST") else OK
         )
         if exchange.line.startswith("POST"):
-            await asyncio.Event().wait()  # reads nothing of the body
+            await asyncio.Event().wait()  # never reads the body
 
     async with raw_server(answering) as server:
         client = http1_client(server.url)
@@ -465,7 +467,7 @@ async def test_a_connection_whose_request_has_not_left_is_not_used_again(http1_c
 
 
 @pytest.mark.parametrize("length", [3, 9])
-async def test_a_body_of_another_length_than_announced_is_never_whole(length: int, http1_client: Any) -> None:
+async def test_a_body_of_a_wrong_length_never_arrives_as_complete(length: int, http1_client: Any) -> None:
     came = []
 
     async def answering(exchange: Exchange) -> None:
@@ -483,7 +485,7 @@ async def test_a_body_of_another_length_than_announced_is_never_whole(length: in
         assert len(came[0]) <= length
 
 
-async def test_a_caller_that_leaves_late_cuts_no_other_connection(http1_client: Any) -> None:
+async def test_a_cancelled_caller_does_not_cut_the_connection_of_another(http1_client: Any) -> None:
     async with raw_server(answer_ok) as server:
         client = http1_client(server.url, limit=1)
         for turns in range(12):
@@ -496,7 +498,7 @@ async def test_a_caller_that_leaves_late_cuts_no_other_connection(http1_client: 
             await asyncio.gather(leaving, return_exceptions=True)
 
 
-async def test_a_body_that_ends_with_the_connection_is_whole_only_if_the_server_ended_it(http1_client: Any) -> None:
+async def test_a_body_without_a_length_is_complete_only_if_the_server_closed_it(http1_client: Any) -> None:
     async def answering(exchange: Exchange) -> None:
         await exchange.send(b"HTTP/1.1 200 OK\r\n\r\nhello")
         if "whole" in exchange.line:
@@ -521,7 +523,7 @@ async def test_a_body_that_ends_with_the_connection_is_whole_only_if_the_server_
             await answer.read(5)
 
 
-async def test_a_head_may_be_answered_on_a_connection_that_stays(http1_client: Any) -> None:
+async def test_a_head_request_keeps_its_connection_open(http1_client: Any) -> None:
     async def answering(exchange: Exchange) -> None:
         await exchange.send(b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n" if "HEAD" in exchange.line else OK)
 
@@ -550,12 +552,12 @@ async def test_a_head_may_be_answered_on_a_connection_that_stays(http1_client: A
         ("/", [(b"", b"a")]),
     ],
 )
-def test_a_request_that_would_not_be_one_is_not_written(target: str, headers: list[tuple[bytes, bytes]]) -> None:
+def test_an_invalid_request_is_not_written(target: str, headers: list[tuple[bytes, bytes]]) -> None:
     with pytest.raises(InvalidRequestError):
         request_head("GET", target, "x", headers, None)
 
 
-def test_the_framing_is_that_of_the_body() -> None:
+def test_the_framing_header_fits_the_body() -> None:
     async def nothing() -> AsyncIterator[bytes]:
         yield b""
 
@@ -572,7 +574,7 @@ def test_the_framing_is_that_of_the_body() -> None:
 
 
 async def test_an_answer_in_tiny_chunks_is_read_in_short_steps() -> None:
-    """Each chunk is work for the event loop, whatever it holds: 256 KB of them took half a second in one go."""
+    """Each chunk costs time in the event loop, whatever its size: 256 KB of them in one step took half a second."""
 
     async def answer_in_chunks(exchange: Exchange) -> None:
         head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"

@@ -1,6 +1,6 @@
-"""ComfyUI's own web frontend, in Chromium, below a path that a proxy strips; and a page of another origin with tickets.
+"""ComfyUI's own web frontend in Chromium, behind a proxy that strips a path; and a foreign page with tickets.
 
-The engine serves the frontend. `tests/contract/test_frontend_real.py` does more of it against a real ComfyUI.
+The engine serves the frontend. `tests/contract/test_frontend_real.py` tests more of it against a real ComfyUI.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tests.support.stripping import behind
 
 pytestmark = pytest.mark.timeout(180)
 
-# The animated icon of the browser's tab: the frontend itself asks for it at the root of the site.
+# The animated icon of the browser tab: the frontend always requests it at the root of the site.
 _ICON = "/assets/images/favicon_progress_16x16/"
 _KEY = "shown-once-to-the-login-page"
 _CONNECTED = "window.app?.graph && window.app.api?.socket?.readyState === WebSocket.OPEN"
@@ -31,7 +31,7 @@ _PICTURE = "() => window.app.graph.nodes.find(node => node.type === 'SaveImage')
 
 
 async def _visit(page: Any, address: str) -> None:
-    """Open the frontend, sign in, and run a workflow until its picture is shown."""
+    """Opens the frontend, signs in, and runs a workflow until its picture is shown."""
     await page.goto(f"{address}/")
     await page.get_by_label("API key").fill(_KEY)
     await page.get_by_role("button", name="Sign in").click()
@@ -45,7 +45,7 @@ async def _visit(page: Any, address: str) -> None:
     assert await page.evaluate(_PICTURE) == 96
 
 
-async def test_the_web_frontend_works_below_a_path_with_keys(tmp_path: Path) -> None:
+async def test_the_web_frontend_works_behind_a_path_prefix_with_keys(tmp_path: Path) -> None:
     chromium()
     kind = "nginx" if shutil.which("nginx") else "stripping"
     requested: list[str] = []
@@ -62,7 +62,7 @@ async def test_the_web_frontend_works_below_a_path_with_keys(tmp_path: Path) -> 
         browser() as running,
         aiohttp.ClientSession(engine.url) as comfyui,
     ):
-        # To a new user the frontend offers templates, in a dialog over everything.
+        # For a new user the frontend covers the page with a dialog of templates.
         assert (await comfyui.post("/settings/Comfy.TutorialCompleted", json=True)).status == 200
         page = await running.new_page()
         page.on("request", lambda request: requested.append(request.url))
@@ -70,10 +70,10 @@ async def test_the_web_frontend_works_below_a_path_with_keys(tmp_path: Path) -> 
         page.on("response", lambda answer: note(address, answer))
         await _visit(page, address)
         assert page.url.rstrip("/") == address
-        # A reload needs no key, and what the frontend stores is there.
+        # A reload needs no key and finds what the frontend has stored.
         await page.reload()
         await page.wait_for_function(_CONNECTED, timeout=90_000)
-        # The frontend has failures of its own, user files that are not there: ComfyUI itself answers the same.
+        # Requests for missing user files fail on ComfyUI itself with the same status.
         for (method, path), status in failed.items():
             async with comfyui.request(method, URL(path, encoded=True)) as answer:
                 assert answer.status == status, f"{method} {path}"
@@ -95,7 +95,7 @@ async function open(kind) {
 </script>"""
 
 
-async def test_a_page_of_another_origin_shows_a_picture_and_opens_the_websocket_with_tickets(engine: Engine) -> None:
+async def test_tickets_give_a_foreign_page_a_picture_and_the_websocket(engine: Engine) -> None:
     chromium()
     async with running_gateway(engine.url, api_keys=_KEY) as gateway, browser() as running:
         bearer = {"Authorization": f"Bearer {_KEY}"}
@@ -104,7 +104,7 @@ async def test_a_page_of_another_origin_shows_a_picture_and_opens_the_websocket_
         picture = orjson.loads(answer.body)["images"][0]["url"]
 
         async def ticket(url: str, *, websocket: bool = False) -> str:
-            """As the application's own server asks for one."""
+            """Requests a ticket as the server of the application does."""
             wanted = {"url": url, "websocket": websocket}
             made = await fetch(gateway, "/tickets", "POST", json=wanted, headers=bearer)
             return str(orjson.loads(made.body)["url"])
@@ -123,7 +123,7 @@ async def test_a_page_of_another_origin_shows_a_picture_and_opens_the_websocket_
         await runner.setup()
         try:
             await web.TCPSite(runner, "127.0.0.1", 0).start()
-            # Another site, and not only another port of this one.
+            # `localhost` is another site, not only another port of 127.0.0.1.
             page = await running.new_page()
             await page.goto(f"http://localhost:{runner.addresses[0][1]}/")
             await page.evaluate("open('ticket')")

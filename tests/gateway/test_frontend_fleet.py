@@ -1,4 +1,4 @@
-"""ComfyUI's own web frontend in Chromium before three servers: for a page they are one ComfyUI.
+"""ComfyUI's own web frontend in Chromium with three servers, which look like one ComfyUI to the page.
 
 All tests share the servers, the gateway and the page. Each begins with an empty graph, queue and history.
 """
@@ -15,7 +15,7 @@ from tests.support.sites import ACTIVE, EXECUTION, PATIENCE_MS, SAME_SOCKET, Sit
 
 pytestmark = [pytest.mark.timeout(240), pytest.mark.asyncio(loop_scope="module")]
 
-# LoadImage, whose picture is shown inverted and whose mask is shown as a picture.
+# The picture of LoadImage is saved inverted, and its mask is saved as a picture.
 _MASKED = """() => {
     const made = ['LoadImage', 'ImageInvert', 'SaveImage', 'MaskToImage', 'SaveImage'].map((type, column) => {
         const node = LiteGraph.createNode(type)
@@ -32,7 +32,7 @@ _MASKED = """() => {
     window.savers = [save, saveMask]
 }"""
 _SELECT = "() => (window.app.canvas.select ?? window.app.canvas.selectNode).call(window.app.canvas, window.loader)"
-# The editor's canvas for the mask, which its newer version gives no name.
+# The canvas of the mask editor, which has no id in newer versions.
 _MASK_CANVAS = "() => document.querySelector('#maskCanvas, #maskEditorCanvasContainer canvas.z-30')"
 _HAS_PAINT = f"""() => {{
     const canvas = ({_MASK_CANVAS})()
@@ -55,7 +55,7 @@ async def test_six_prompts_of_one_page_that_end_out_of_order_show_six_pictures(s
     await site.shown([16 * (ids.index(prompt_id) + 1) for prompt_id in reversed(ended)])
 
 
-async def test_the_first_of_two_at_once_keeps_its_progress(site: Site) -> None:
+async def test_the_first_of_two_concurrent_prompts_keeps_its_progress(site: Site) -> None:
     page = site.page
     first = await site.queue(11, steps=2000)
     await page.wait_for_function(f"{EXECUTION}.executingNodeId === '4'", timeout=PATIENCE_MS)
@@ -72,7 +72,7 @@ async def test_the_first_of_two_at_once_keeps_its_progress(site: Site) -> None:
     assert await page.evaluate(SAME_SOCKET)
 
 
-async def test_a_mask_that_is_painted_is_what_runs_and_a_picture_of_one_server_the_input_of_another(
+async def test_a_painted_mask_runs_and_a_picture_of_one_server_is_an_input_of_another(
     site: Site,
 ) -> None:
     page, (home, other, _) = site.page, site.servers
@@ -101,7 +101,7 @@ async def test_a_mask_that_is_painted_is_what_runs_and_a_picture_of_one_server_t
     await until(painted, bool, timeout_s=PATIENCE_MS / 1000)
     await page.locator("button:visible", has_text="Save").last.click()
     await page.wait_for_function(f"{_LOADED}.includes('clipspace-painted-masked')", timeout=PATIENCE_MS)
-    # Only the first server has made something of the upload, if any has.
+    # Only the first server can have the file that was made from the upload.
     async with site.only(other):
         await page.evaluate("window.app.queuePrompt(0)")
         await site.ended(1)
@@ -109,7 +109,7 @@ async def test_a_mask_that_is_painted_is_what_runs_and_a_picture_of_one_server_t
     assert (mask.getpixel((100, 75)), mask.getpixel((5, 5))) == ((255, 255, 255), (0, 0, 0))
     assert (inverted.size, inverted.getpixel((5, 5))) == ((200, 150), (55, 225, 225))
 
-    # Copied within the page, the picture of the mask is named as an output.
+    # A picture of the mask that is copied within the page keeps its name as an output.
     await page.wait_for_function("window.savers[1].imgs?.[0]?.naturalWidth === 200", timeout=PATIENCE_MS)
     await page.evaluate("window.app.constructor.copyToClipspace(window.savers[1])")
     await page.evaluate("window.app.constructor.pasteFromClipspace(window.loader)")
@@ -121,7 +121,7 @@ async def test_a_mask_that_is_painted_is_what_runs_and_a_picture_of_one_server_t
     assert (inverted.getpixel((100, 75)), inverted.getpixel((5, 5))) == ((0, 0, 0), (255, 255, 255))
 
 
-async def test_prompts_are_cancelled_from_the_page_s_queue_on_whichever_server_they_are(site: Site) -> None:
+async def test_prompts_on_any_server_can_be_cancelled_from_the_queue_of_the_page(site: Site) -> None:
     page = site.page
     ids = [await site.queue(tag) for tag in range(20, 28)]
     running = await site.run_until(3)
@@ -135,18 +135,18 @@ async def test_prompts_are_cancelled_from_the_page_s_queue_on_whichever_server_t
         await page.get_by_role("button", name="Cancel", exact=True).click()
     (deleted,) = await site.ended(1)
     assert deleted in waiting
-    for count in range(3):  # the focus, and then what has it next
+    for count in range(3):  # the focused prompt, and then the next one with the focus
         await page.get_by_role("button", name="Cancel current run").click()
         await site.ended(2 + count)
     await page.get_by_role("button", name="Clear Pending Tasks" if site.is_old else "Clear queued").click()
-    # What is placed in place of a cancelled prompt runs meanwhile, and is no pending one.
+    # A prompt that replaces a cancelled one already runs and is not pending.
     left = await until(site.jobs, lambda jobs: not jobs[1], timeout_s=PATIENCE_MS / 1000)
     site.wake(*left[0])
     assert sorted(await site.ended(8)) == sorted(ids)
     assert await page.evaluate(SAME_SOCKET)
 
 
-async def test_a_server_is_killed_while_it_works_and_the_page_stays_and_gets_its_picture(site: Site) -> None:
+async def test_the_page_gets_its_picture_although_the_server_was_killed(site: Site) -> None:
     prompt_id = await site.queue(30)
     name = (await site.run_until(1))[prompt_id]
     await site.kill(name)
@@ -156,5 +156,5 @@ async def test_a_server_is_killed_while_it_works_and_the_page_stays_and_gets_its
     assert await site.ended(1) == [prompt_id]
     assert await site.page.evaluate(SAME_SOCKET)
     await site.shown([16 * 31])
-    # The other tests have three servers, too.
+    # The other tests need three servers too.
     await site.start_again(name)

@@ -1,4 +1,4 @@
-"""ComfyUI's own web frontend in Chromium for two customers: each works as if it were alone."""
+"""ComfyUI's own web frontend in Chromium for two customers, who each work as if alone."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _CONNECTED = "window.app?.graph && window.app.api?.socket?.readyState === WebSoc
 _PICTURE = "() => window.app.graph.nodes.find(node => node.type === 'SaveImage')?.imgs?.[0]?.naturalWidth"
 _ENDED = "async () => Object.keys(await (await window.app.api.fetchApi('/history')).json()).length"
 _RUNNING = "async () => (await (await window.app.api.fetchApi('/queue')).json()).queue_running.length"
-# What a user's key may not have, and the frontend does without.
+# Requests that a user key may not make; the frontend works without them.
 _REFUSED = frozenset({"403 /internal/logs", "403 /internal/folder_paths", "403 /api/global_subgraphs"})
 
 
@@ -44,7 +44,7 @@ async def _queue(page: Any, workflow: Any) -> None:
     await page.evaluate("window.app.queuePrompt(0)")
 
 
-async def test_neither_of_two_customers_sees_or_stops_the_other_s_work(keys_path: Path) -> None:
+async def test_neither_of_two_customers_sees_or_stops_the_work_of_the_other(keys_path: Path) -> None:
     chromium()
     failed: set[str] = set()
     async with (
@@ -73,7 +73,7 @@ async def test_neither_of_two_customers_sees_or_stops_the_other_s_work(keys_path
         await _queue(bob, invert_workflow(2, width=48, height=64))
         await bob.wait_for_function(_PICTURE, timeout=60_000)
         assert await bob.evaluate(_PICTURE) == 48
-        # A setting of one is none of the other.
+        # The settings of one customer do not change those of the other.
         await alice.evaluate("window.app.api.storeSetting('test.mine', 'alice')")
         assert await bob.evaluate("window.app.api.getSetting('test.mine')") is None
         assert await alice.evaluate("window.app.api.getSetting('test.mine')") == "alice"

@@ -1,4 +1,4 @@
-"""A disk below STATE_DIR that takes no more writes, and later takes them again."""
+"""The disk of STATE_DIR refuses writes for a while."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Full = Callable[[GatewayProcess, Path], contextlib.AbstractContextManager[None]]
 
 @contextmanager
 def no_room(_gateway: GatewayProcess, folder: Path) -> Iterator[None]:
-    """Every byte of the disk is taken."""
+    """Fills every byte of the disk."""
     filler = folder / "filler"
     with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
         for size in (65_536, 4096, 1):
@@ -33,7 +33,7 @@ def no_room(_gateway: GatewayProcess, folder: Path) -> Iterator[None]:
 
 @contextmanager
 def no_growth(gateway: GatewayProcess, folder: Path) -> Iterator[None]:
-    """The process may not make its files longer."""
+    """Forbids the process to make its files longer."""
     size = (folder / f"{FILE_NAME}-wal").stat().st_size
     _, most = resource.prlimit(gateway.process.pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
     yield
@@ -47,7 +47,7 @@ async def probe(gateway: GatewayProcess, path: str) -> Any:
 
 
 async def refused(gateway: GatewayProcess) -> Any:
-    """The error of an async submission."""
+    """Returns the error of an async submission."""
     async with gateway.http.post("/prompt_sync", json={"prompt": invert_workflow(1000)}, headers=ASYNC) as response:
         body = await response.json()
         assert (response.status, body["type"]) == (503, "disk_failed")
@@ -55,17 +55,17 @@ async def refused(gateway: GatewayProcess) -> Any:
         return body
 
 
-async def test_on_a_full_disk_sync_calls_go_on_and_jobs_come_back_with_the_room(
-    small_disk: Path, engine: Engine
+async def test_on_a_full_disk_sync_calls_work_and_jobs_recover_afterwards(small_disk: Path, engine: Engine) -> None:
+    await check_sync_calls_and_jobs(small_disk, engine, no_room)
+
+
+async def test_sync_calls_work_and_jobs_recover_when_files_may_not_grow_for_a_while(
+    tmp_path: Path, engine: Engine
 ) -> None:
-    await sync_calls_go_on_and_jobs_come_back(small_disk, engine, no_room)
+    await check_sync_calls_and_jobs(tmp_path, engine, no_growth)
 
 
-async def test_sync_calls_go_on_and_jobs_come_back_if_files_may_not_grow(tmp_path: Path, engine: Engine) -> None:
-    await sync_calls_go_on_and_jobs_come_back(tmp_path, engine, no_growth)
-
-
-async def sync_calls_go_on_and_jobs_come_back(folder: Path, engine: Engine, full: Full) -> None:
+async def check_sync_calls_and_jobs(folder: Path, engine: Engine, full: Full) -> None:
     async with gateway_process(engine.url, STATE_DIR=str(folder)) as gateway:
         running = await submit(gateway.http, sleep_workflow(1))
         await status_is(gateway.http, running, "running")
@@ -76,7 +76,7 @@ async def sync_calls_go_on_and_jobs_come_back(folder: Path, engine: Engine, full
                 assert (status, body["status"]) == (200, "success")
             assert "STATE_DIR" in (await probe(gateway, "/health/ready"))["degraded"]
             assert "STATE_DIR" in (await probe(gateway, "/health"))["degraded"]
-            # It has ended by now, which nobody could write down.
+            # The job has ended, but the journal could not store that.
             await until(lambda: queue_is_empty(engine), bool)
             assert (await look(gateway.http, running))[0] == 202
             await refused(gateway)

@@ -1,4 +1,4 @@
-"""Settings and user data are the first server's; while it is down they are read from a copy, and not written."""
+"""Settings and user data live on the first server; while it is down they are read from a copy and cannot be written."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.running import RunningGateway, requests, running_gateway, unt
 
 @asynccontextmanager
 async def behind(**settings: Any) -> AsyncIterator[tuple[Engine, Engine, RunningGateway]]:
-    """Home, another server, and their gateway. The test ends home."""
+    """Starts home, another server, and a gateway for both. The test itself stops home."""
     home = await Engine().__aenter__()
     async with Engine() as other, running_gateway(f"home={home.url}", f"other={other.url}", **settings) as gateway:
         yield home, other, gateway
@@ -39,7 +39,7 @@ async def asked(gateway: RunningGateway, method: str, path: str, key: str = "", 
         return response.status, await (response.json() if is_json else response.text())
 
 
-async def test_what_was_read_and_written_through_us_is_there_while_home_is_down() -> None:
+async def test_settings_and_user_data_can_be_read_while_home_is_down() -> None:
     async with behind() as (home, other, gateway):
         for path, body in (("/settings", {"a": 1, "b": 2}), ("/settings/b", 3)):
             assert (await asked(gateway, "POST", path, json=body))[0] == 200
@@ -69,7 +69,7 @@ async def test_what_was_read_and_written_through_us_is_there_while_home_is_down(
         assert not any("userdata" in route or "settings" in route for route in other.stats.show()["requests"])
 
 
-async def test_static_files_come_from_another_server_and_custom_routes_from_home_only() -> None:
+async def test_while_home_is_down_another_server_gives_static_files_but_no_custom_routes() -> None:
     async with behind() as (home, other, gateway):
         assert (await asked(gateway, "GET", "/a/custom/route"))[0] == 404
         await ended(home, gateway)
@@ -80,7 +80,7 @@ async def test_static_files_come_from_another_server_and_custom_routes_from_home
     assert requests(other, "GET /extensions") + requests(other, "GET /api/extensions") == 1
 
 
-async def test_the_copy_outlives_the_gateway_and_each_user_has_its_own(tmp_path: Path) -> None:
+async def test_the_copy_survives_a_restart_and_each_user_has_its_own(tmp_path: Path) -> None:
     home = await Engine().__aenter__()
     settings: dict[str, Any] = {"keys_file": write_keys(tmp_path / "keys.toml", KEYS), "state_dir": tmp_path / "state"}
     async with Engine() as other:
@@ -98,13 +98,13 @@ async def test_the_copy_outlives_the_gateway_and_each_user_has_its_own(tmp_path:
 
 
 @pytest.mark.parametrize("is_on_disk", [False, True])
-async def test_the_copy_is_bounded(tmp_path: Path, is_on_disk: bool) -> None:
+async def test_the_copy_has_a_limited_size(tmp_path: Path, is_on_disk: bool) -> None:
     folder = tmp_path / "home" if is_on_disk else None
     copy = HomeCopy(folder, most_bytes=250)
     for name in "abc":
         await copy.keep(name, Kept("text/plain", name.encode() * 80))
         assert await copy.get("a") == (Kept("text/plain", b"a" * 80))
-    assert await copy.get("b") is None  # it was used longest ago
+    assert await copy.get("b") is None  # it was unused for the longest time
     assert await copy.get("c") == Kept("text/plain", b"c" * 80)
     await copy.keep("c", Kept("text/plain", b"c" * MOST_OF_ONE))
     assert await copy.get("c") is None

@@ -1,4 +1,4 @@
-"""By which names a gateway may be called, whose word about a client counts, and what a wrong key costs."""
+"""The host names a gateway accepts, the proxies whose forwarded headers count, and delays after wrong keys."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _scope(host: str, *more: tuple[bytes, bytes]) -> dict[str, object]:
         "", "listed.example.org", "LISTED.example.org:443", "a.below.example", "a.b.below.example",
     ],
 )  # fmt: skip
-def test_addresses_and_names_that_no_public_dns_has_are_known(host: str) -> None:
+def test_addresses_and_names_outside_the_public_dns_are_known(host: str) -> None:
     assert KnownHosts(parse_hosts(["listed.example.org", "*.below.example"])).unknown_in(_scope(host)) is None
 
 
@@ -51,12 +51,12 @@ def test_a_public_name_is_not_known_unless_it_is_listed(host: str) -> None:
     assert KnownHosts(parse_hosts(["listed.example.org", "*.below.example"])).unknown_in(_scope(host)) == expected
 
 
-def test_every_name_is_known_where_the_setting_says_so() -> None:
+def test_a_wildcard_makes_every_name_known() -> None:
     assert KnownHosts(parse_hosts(["*"])).unknown_in(_scope("evil.example")) is None
 
 
 @pytest.mark.parametrize("value", ["https://a.example", "a.example:443", "a.example/x", "*", "*.*.example", "a b"])
-def test_a_name_that_is_none_stops_the_start(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_host_name_in_the_settings_stops_the_start(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALLOWED_HOSTS", value)
     if value == "*":
         assert load(Settings).allowed_hosts == ("*",)
@@ -66,10 +66,10 @@ def test_a_name_that_is_none_stops_the_start(value: str, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("path", ["/queue", "/view?filename=a.png", "/metrics", "/docs", "/prompt_sync"])
-async def test_a_page_that_turns_its_name_to_the_gateway_is_refused(
+async def test_a_page_that_rebinds_its_name_to_the_gateway_is_refused(
     gateway: RunningGateway, engine: Engine, path: str
 ) -> None:
-    """DNS rebinding: for the browser this page is the gateway's own."""
+    """DNS rebinding: the browser takes this page for one of the gateway."""
     engine.stats.reset()
     for headers in (_REBOUND, {"Host": "evil.example"}, {"Host": "evil.example", "Sec-Fetch-Site": "same-origin"}):
         answer = await fetch(gateway, path, headers=headers)
@@ -79,18 +79,18 @@ async def test_a_page_that_turns_its_name_to_the_gateway_is_refused(
     assert engine.stats.show()["requests"] == {}
 
 
-async def test_it_opens_no_websocket_either(gateway: RunningGateway) -> None:
+async def test_a_rebinding_page_cannot_open_a_websocket(gateway: RunningGateway) -> None:
     with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
         await gateway.http.ws_connect("/ws", headers=_REBOUND)
     assert refused.value.status == 403
 
 
-async def test_nor_through_a_proxy_that_sets_its_own_host(gateway: RunningGateway) -> None:
+async def test_a_rebinding_page_is_refused_behind_a_proxy_that_sets_the_host(gateway: RunningGateway) -> None:
     headers = {"Host": "127.0.0.1", "X-Forwarded-Host": "evil.example", "Origin": "http://evil.example"}
     assert (await fetch(gateway, "/queue", headers=headers)).status == 403
 
 
-async def test_a_probe_answers_under_any_name_and_tells_addresses_under_a_known_one_only(
+async def test_a_probe_answers_under_any_name_but_shows_addresses_only_under_a_known_one(
     gateway: RunningGateway, engine: Engine
 ) -> None:
     host = engine.url.removeprefix("http://")
@@ -110,10 +110,10 @@ async def test_a_listed_name_and_any_name_with_a_key_are_served(engine: Engine) 
         assert (await fetch(gateway, "/queue", headers={"Host": "any.example", "X-API-Key": _KEY})).status == 200
 
 
-# Whose X-Forwarded headers count
+# X-Forwarded headers of trusted and other senders
 
 
-async def test_who_is_no_trusted_proxy_tells_nothing_of_a_client() -> None:
+async def test_forwarded_headers_of_an_untrusted_sender_are_ignored() -> None:
     request = (
         b"GET /x HTTP/1.1\r\nHost: gateway\r\nX-Forwarded-For: 6.6.6.6\r\nX-Forwarded-Proto: https\r\n"
         b"X-Forwarded-Host: evil.example\r\nX-Forwarded-Prefix: /evil\r\n"
@@ -135,7 +135,9 @@ async def test_who_is_no_trusted_proxy_tells_nothing_of_a_client() -> None:
         ("1.1.1.1, 6.6.6.6, 10.0.0.9", "1.1.1.1, 6.6.6.6, 10.0.0.9, 127.0.0.1"),
     ],
 )
-async def test_a_trusted_proxy_is_believed_and_stands_last_in_the_chain(chain: str, client: str) -> None:
+async def test_forwarded_headers_of_a_trusted_proxy_are_kept_and_it_is_added_to_the_chain(
+    chain: str, client: str
+) -> None:
     async with relayed(answer_ok, forwarded_allow_ips="127.0.0.1, 10.0.0.0/8") as (comfyui, gateway):
         await fetch(gateway, "/x", headers={"X-Forwarded-For": chain, "X-Forwarded-Host": "comfy.internal"})
         headers = comfyui.seen[0].headers
@@ -144,16 +146,16 @@ async def test_a_trusted_proxy_is_believed_and_stands_last_in_the_chain(chain: s
 
 
 @pytest.mark.parametrize("value", ["proxy", "10.0.0.0/40", "10.0.0.1:80"])
-def test_a_proxy_that_is_no_address_stops_the_start(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_proxy_address_in_the_settings_stops_the_start(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORWARDED_ALLOW_IPS", value)
     with pytest.raises(SettingsError, match="FORWARDED_ALLOW_IPS"):
         load(Settings)
 
 
-# Guesses
+# Guessed keys
 
 
-def test_the_answers_to_wrong_keys_wait_their_turn_and_the_address_is_forgiven_later() -> None:
+def test_wrong_keys_of_an_address_are_answered_later_and_later_for_a_while() -> None:
     now = 1000.0
     guesses = Guesses(GuessLimits(free=3, per_second=2, longest_s=1.2), clock=lambda: now)
     assert [guesses.count("a") for _ in range(7)] == [0, 0, 0, 0.5, 1.0, pytest.approx(1.2), pytest.approx(1.2)]
@@ -162,14 +164,14 @@ def test_the_answers_to_wrong_keys_wait_their_turn_and_the_address_is_forgiven_l
     assert guesses.count("a") == 0
 
 
-def test_what_is_remembered_of_guesses_is_bounded() -> None:
+def test_the_memory_for_guesses_is_limited() -> None:
     guesses = Guesses(GuessLimits(addresses=100))
     for number in range(1000):
         guesses.count(str(number))
     assert len(guesses._busy_until) == 100
 
 
-async def test_a_limited_number_of_answers_wait_at_once() -> None:
+async def test_only_a_limited_number_of_answers_are_delayed_at_once() -> None:
     guesses = Guesses(GuessLimits(free=0, per_second=0.001, longest_s=60, waiting=2))
     scope = {"client": ("10.0.0.1", 1)}
     waiting = [asyncio.create_task(guesses.slow_down(scope)) for _ in range(2)]
@@ -182,9 +184,7 @@ async def test_a_limited_number_of_answers_wait_at_once() -> None:
 
 
 @pytest.mark.parametrize("path", ["/queue", "/health", "/login"])
-async def test_guesses_are_slowed_by_the_address_that_a_trusted_proxy_tells_and_a_valid_key_never_is(
-    engine: Engine, path: str
-) -> None:
+async def test_guesses_are_slowed_by_forwarded_address_but_valid_keys_are_not(engine: Engine, path: str) -> None:
     slow = GuessLimits(free=2, per_second=0.01, longest_s=40)
     attacker = {"X-Forwarded-For": "6.6.6.6"}
     async with running_gateway(
