@@ -1,4 +1,4 @@
-"""The websocket of many servers: each client is told as if there were one ComfyUI."""
+"""The merged websocket of many servers: each client gets frames as if there were one ComfyUI."""
 
 from __future__ import annotations
 
@@ -65,16 +65,16 @@ def _sent_pictures(color: int) -> Any:
     return workflow
 
 
-# One ComfyUI is the expectation
+# Comparison with one ComfyUI
 
 
-async def _told_by_comfyui(workflows: list[Any], *, declares: bool) -> list[str]:
+async def _frames_of_comfyui(workflows: list[Any], *, declares: bool) -> list[str]:
     async with Engine(EngineOptions(step_seconds=0.002)) as engine, aiohttp.ClientSession(engine.url) as http:
-        return await _told(http, workflows, declares=declares)
+        return await _frames(http, workflows, declares=declares)
 
 
-async def _told(http: aiohttp.ClientSession, workflows: list[Any], *, declares: bool) -> list[str]:
-    """What a client is told of prompts that it queues one after the other, each when the one before has ended."""
+async def _frames(http: aiohttp.ClientSession, workflows: list[Any], *, declares: bool) -> list[str]:
+    """Queues prompts one after the other, each after the end of the previous one; returns the received frames."""
     async with _tab(http) as tab:
         if declares:
             await tab.declare()
@@ -91,23 +91,23 @@ def _failing() -> Any:
     return workflow
 
 
-@pytest.mark.parametrize("declares", [True, False], ids=["with metadata", "as older clients"])
+@pytest.mark.parametrize("declares", [True, False], ids=["client with metadata", "older client"])
 @pytest.mark.parametrize("kind", ["one with keys", "three"])
-async def test_the_frames_are_those_of_one_comfyui(kind: str, declares: bool, tmp_path: Any) -> None:
+async def test_clients_get_the_same_frames_as_from_one_comfyui(kind: str, declares: bool, tmp_path: Any) -> None:
     workflows = [invert_workflow(1), txt2img(), _sent_pictures(2), _failing(), sleep_workflow(0.01, tag=3)]
-    expected = await _told_by_comfyui(workflows, declares=declares)
+    expected = await _frames_of_comfyui(workflows, declares=declares)
     keys: dict[str, Any] = {"keys_file": write_keys(tmp_path / "keys.toml", table("alice", ALICE))}
     async with (
         engines(1 if kind == "one with keys" else 3, step_seconds=0.002) as servers,
         running_gateway(*(server.url for server in servers), **(keys if kind == "one with keys" else {})) as gateway,
         aiohttp.ClientSession(gateway.url, headers=bearer(ALICE)) as http,
     ):
-        told = await _told(http, workflows, declares=declares)
+        told = await _frames(http, workflows, declares=declares)
     assert told == expected
 
 
-async def test_prompts_that_follow_each_other_on_one_server_are_told_as_by_comfyui(tmp_path: Any) -> None:
-    """The second one begins before the journal has the end of the first."""
+async def test_frames_of_consecutive_prompts_equal_those_of_comfyui(tmp_path: Any) -> None:
+    """A prompt begins before the journal has stored the end of the previous one."""
     workflows = [sleep_workflow(0.02, tag=tag) for tag in range(5)]
 
     async def told(http: aiohttp.ClientSession) -> list[str]:
@@ -129,7 +129,7 @@ async def test_prompts_that_follow_each_other_on_one_server_are_told_as_by_comfy
 # The focus
 
 
-async def test_the_first_that_started_keeps_its_progress_and_the_other_comes_in_one_piece() -> None:
+async def test_the_first_prompt_keeps_the_focus_and_the_second_is_sent_as_one_block() -> None:
     async with _three() as (gateway, _), _tab(gateway.http) as tab:
         await tab.declare()
         steps = sleep_workflow(_WAITS_FOREVER, tag=1)
@@ -158,7 +158,7 @@ async def test_the_first_that_started_keeps_its_progress_and_the_other_comes_in_
         assert not any(one.startswith("progress") and one.endswith("1") for one in short)
 
 
-async def test_everything_as_it_comes_for_those_who_want_it() -> None:
+async def test_frames_all_gives_every_frame_as_it_arrives() -> None:
     async with _three() as (gateway, _), _tab(gateway.http, "/ws?clientId=tab&frames=all") as tab:
         first = await _post(gateway.http, sleep_workflow(_WAITS_FOREVER, tag=1))
         await tab.read_until("progress_state", first)
@@ -175,8 +175,8 @@ async def test_everything_as_it_comes_for_those_who_want_it() -> None:
 # Ends
 
 
-async def test_each_end_is_told_alike_and_the_history_has_it_before() -> None:
-    """Also of what was cancelled while it waited, and of what a server refused later."""
+async def test_every_end_is_sent_after_the_history_has_it() -> None:
+    """This includes a prompt that was cancelled while it waited, and one that a server refused later."""
     async with _three() as (gateway, servers), _tab(gateway.http) as tab:
         busy = [await _post(gateway.http, sleep_workflow(_WAITS_FOREVER, tag=tag), None) for tag in range(6)]
         waiting = await _post(gateway.http, invert_workflow(1))
@@ -198,7 +198,7 @@ async def test_each_end_is_told_alike_and_the_history_has_it_before() -> None:
         assert len(servers) == 3
 
 
-async def test_a_prompt_that_fails_is_told_once_and_a_user_sees_no_paths(tmp_path: Any) -> None:
+async def test_a_failure_is_sent_once_and_shows_a_user_no_paths(tmp_path: Any) -> None:
     keys = write_keys(tmp_path / "keys.toml", table("alice", ALICE))
     faults = {"node_error": {"message": "no such luck", "node_id": "2"}}
     async with (
@@ -215,8 +215,8 @@ async def test_a_prompt_that_fails_is_told_once_and_a_user_sees_no_paths(tmp_pat
         assert "/" not in json.dumps(error["traceback"])
 
 
-async def test_a_prompt_that_is_tried_again_has_one_end() -> None:
-    """Its first try ran out of memory."""
+async def test_a_retried_prompt_has_one_end() -> None:
+    """The first try ran out of memory."""
     faults = {"out_of_memory": {"times": 1}}
     async with (
         Engine(EngineOptions(faults=faults)) as engine,
@@ -230,10 +230,10 @@ async def test_a_prompt_that_is_tried_again_has_one_end() -> None:
         assert [one for one in short if one in {"execution_error 0", "execution_success 0"}] == ["execution_success 0"]
 
 
-# Who
+# Recipients
 
 
-async def test_prompts_of_a_socket_without_a_client_id_are_its_own_by_the_sid() -> None:
+async def test_a_socket_without_a_client_id_gets_the_prompts_with_its_sid() -> None:
     async with _three() as (gateway, _), _tab(gateway.http, "/ws") as tab, _tab(gateway.http, "/api/ws") as other:
         sid = tab.texts[0]["data"]["sid"]
         assert sid
@@ -243,12 +243,12 @@ async def test_prompts_of_a_socket_without_a_client_id_are_its_own_by_the_sid() 
         await tab.read_until(ENDED, prompt_id)
         await until(lambda: _entry(gateway.http, foreign), bool)
         assert tab.prompts == {prompt_id}
-        # A prompt without a client id is told to nobody; the others hear that the queue has changed.
+        # No socket gets frames of a prompt without a client id; the others only get the new queue length.
         await other.read_until("status")
         assert other.prompts == set()
 
 
-async def test_two_sockets_with_one_client_id_get_the_frames_both() -> None:
+async def test_two_sockets_with_one_client_id_both_get_the_frames() -> None:
     async with _three() as (gateway, _), _tab(gateway.http) as one, _tab(gateway.http) as two:
         ids = [await _post(gateway.http, invert_workflow(color)) for color in range(4)]
         await one.ended(ids)
@@ -256,7 +256,7 @@ async def test_two_sockets_with_one_client_id_get_the_frames_both() -> None:
         assert one.told_of(*"abcd") == two.told_of(*"abcd")
 
 
-async def test_persons_behind_one_key_are_clients_of_their_own(tmp_path: Any) -> None:
+async def test_persons_behind_one_key_are_separate_clients(tmp_path: Any) -> None:
     keys = write_keys(tmp_path / "keys.toml", table("app", ALICE, user_header="X-Person") + table("bob", BOB))
     async with (
         Engine(EngineOptions()) as engine,
@@ -280,10 +280,10 @@ async def test_persons_behind_one_key_are_clients_of_their_own(tmp_path: Any) ->
         assert of_app.prompts == {first, second}
 
 
-# A socket that comes late
+# Late sockets
 
 
-async def test_a_socket_that_is_opened_while_a_prompt_runs_is_told_where_it_is() -> None:
+async def test_a_late_socket_gets_the_current_state_of_a_running_prompt() -> None:
     async with _three() as (gateway, _):
         async with _tab(gateway.http) as tab:
             prompt_id = await _post(gateway.http, sleep_workflow(_WAITS_FOREVER, tag=1))
@@ -296,7 +296,7 @@ async def test_a_socket_that_is_opened_while_a_prompt_runs_is_told_where_it_is()
             await again.read_until(ENDED, prompt_id)
 
 
-async def test_what_a_late_socket_has_missed_is_told_at_the_end() -> None:
+async def test_a_late_socket_gets_the_missed_outputs_at_the_end() -> None:
     workflow = sleep_workflow(_WAITS_FOREVER, tag=1)
     workflow["7"] = {"class_type": "SaveImage", "inputs": {"images": ["2", 0], "filename_prefix": "early"}}
     workflow["4"]["inputs"]["seconds"] = 0.5
@@ -312,10 +312,10 @@ async def test_what_a_late_socket_has_missed_is_told_at_the_end() -> None:
             assert in_short(again.frames, [prompt_id])[-2:] == ["execution_success 0", f"{ENDED} 0"]
 
 
-# Servers that go
+# Servers that die
 
 
-async def test_the_socket_stays_while_servers_go_and_a_prompt_is_made_elsewhere() -> None:
+async def test_the_socket_stays_open_when_a_server_dies_and_its_prompt_moves() -> None:
     async with _three() as (gateway, servers), _tab(gateway.http) as tab:
         prompt_id = await _post(gateway.http, sleep_workflow(1.0, tag=1))
         await tab.read_until("execution_start", prompt_id)
@@ -329,7 +329,7 @@ async def test_the_socket_stays_while_servers_go_and_a_prompt_is_made_elsewhere(
         assert short.count(f"{ENDED} 0") == 1
 
 
-async def test_an_end_is_told_when_a_server_s_socket_broke_meanwhile() -> None:
+async def test_the_end_of_a_prompt_is_sent_although_the_server_socket_broke() -> None:
     async with _three() as (gateway, servers), _tab(gateway.http) as tab:
         prompt_id = await _post(gateway.http, sleep_workflow(0.5, tag=1))
         await tab.read_until("execution_start", prompt_id)
@@ -343,7 +343,7 @@ async def test_an_end_is_told_when_a_server_s_socket_broke_meanwhile() -> None:
 # Status and features
 
 
-async def test_status_counts_the_whole_queue_five_times_a_second_at_most() -> None:
+async def test_status_counts_the_whole_queue_at_most_five_times_a_second() -> None:
     async with _three() as (gateway, _), _tab(gateway.http) as tab:
         loop = asyncio.get_running_loop()
         began = loop.time()
@@ -359,7 +359,7 @@ async def test_status_counts_the_whole_queue_five_times_a_second_at_most() -> No
         assert max(counts) > 0
 
 
-async def test_features_are_what_all_servers_can_do() -> None:
+async def test_features_are_those_that_all_servers_have() -> None:
     async with _three() as (gateway, servers):
         async with aiohttp.ClientSession(servers[1].url) as http:
             wrong = {"type": "feature_flags", "path": ["data", "supports_preview_metadata"], "value": False}
@@ -373,10 +373,10 @@ async def test_features_are_what_all_servers_can_do() -> None:
             assert features["max_upload_size"] == FEATURES["max_upload_size"]
 
 
-# Who reads slowly
+# Slow readers
 
 
-async def test_a_client_that_takes_nothing_is_dropped_and_slows_no_other() -> None:
+async def test_a_client_that_reads_nothing_is_disconnected_and_slows_no_other() -> None:
     async with (
         _three(client_idle_seconds=1.0) as (gateway, _),
         _tab(gateway.http) as slow,
@@ -393,7 +393,7 @@ async def test_a_client_that_takes_nothing_is_dropped_and_slows_no_other() -> No
         picture = struct.pack(">II", 1, 1) + bytes(500_000)
         for _ in range(40):
             for listener in gateway.handler.pool.frames:
-                # Of an output node: it is a result, and is not left out.
+                # This preview comes from an output node, so it is a result and must not be skipped.
                 listener.heard(server.name, prompt_id, Preview("image/jpeg", b"", prompt_id, "3"), picture)
         rejected = gateway.app.running.metrics.rejected.labels("slow_client")
         await eventually(lambda: rejected._value.get() == 1, within_s=30)
@@ -407,7 +407,7 @@ async def test_a_client_that_takes_nothing_is_dropped_and_slows_no_other() -> No
         assert message.data == 1013
 
 
-async def test_a_gateway_that_ends_closes_its_sockets() -> None:
+async def test_a_stopping_gateway_closes_its_sockets() -> None:
     async with engines(3) as servers, aiohttp.ClientSession() as http:
         async with running_gateway(*(server.url for server in servers)) as gateway:
             websocket = await http.ws_connect(f"{gateway.url}/ws?clientId=tab")
@@ -422,7 +422,9 @@ async def test_a_gateway_that_ends_closes_its_sockets() -> None:
 
 
 @pytest.mark.parametrize(("mode", "deny", "status"), [("off", (), 404), ("full", ("/ws",), 403)])
-async def test_the_websocket_is_not_there_where_the_relay_is_not(mode: str, deny: tuple[str, ...], status: int) -> None:
+async def test_the_websocket_is_refused_when_the_relay_is_off_or_denies_it(
+    mode: str, deny: tuple[str, ...], status: int
+) -> None:
     async with _three(proxy_mode=mode, proxy_deny=deny) as (gateway, _):
         for path in ("/ws", "/api/ws?clientId=tab"):
             with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
@@ -430,7 +432,7 @@ async def test_the_websocket_is_not_there_where_the_relay_is_not(mode: str, deny
             assert refused.value.status == status
 
 
-async def test_a_lost_prompt_and_one_that_waited_too_long_end_with_an_error() -> None:
+async def test_a_lost_prompt_and_an_expired_one_end_with_an_error() -> None:
     async with (
         engines(2) as servers,
         running_gateway(*(server.url for server in servers), lost_prompt_retries=0, max_queued_seconds=2.0) as gateway,
@@ -452,7 +454,7 @@ async def test_a_lost_prompt_and_one_that_waited_too_long_end_with_an_error() ->
         assert lost.prompt_id in busy
 
 
-async def test_a_sync_call_s_prompt_is_told_to_its_client_s_socket() -> None:
+async def test_the_socket_of_a_client_gets_frames_of_its_sync_call() -> None:
     async with _three() as (gateway, _), _tab(gateway.http) as tab:
         status, answer = await gateway.prompt_sync(invert_workflow(1), client_id="tab")
         assert status == 200
@@ -462,7 +464,7 @@ async def test_a_sync_call_s_prompt_is_told_to_its_client_s_socket() -> None:
         assert executed[0]["images"][0]["subfolder"].startswith(answer["prompt_id"])
 
 
-async def test_what_a_custom_node_tells_goes_to_the_prompt_s_client_and_else_to_all_who_see_all() -> None:
+async def test_frames_of_custom_nodes_go_to_the_client_or_without_a_prompt_to_all() -> None:
     async with _three() as (gateway, _), _tab(gateway.http) as tab, _tab(gateway.http, "/ws?clientId=other") as other:
         prompt_id = await _post(gateway.http, sleep_workflow(_WAITS_FOREVER, tag=1))
         await tab.read_until("progress_state", prompt_id)

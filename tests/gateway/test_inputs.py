@@ -1,4 +1,4 @@
-"""Staging against the embedded engine: what lies in ComfyUI's input folder afterwards, and what the workflow says."""
+"""Staging against the embedded engine: the files in ComfyUI's input folder and the names in the workflow afterwards."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def stored(engine: Engine, value: str) -> bytes:
     return (Path(engine.folders.input) / value).read_bytes()
 
 
-async def test_a_workflow_without_inputs_is_returned_as_it_is(
+async def test_a_workflow_without_inputs_is_returned_unchanged(
     stager: InputStager, plain_server: Backend, plain_engine: Engine
 ) -> None:
     request = request_for({"1": load("old.png")})
@@ -61,7 +61,7 @@ async def test_a_workflow_without_inputs_is_returned_as_it_is(
     assert uploads(plain_engine) == 0
 
 
-async def test_a_referred_input_is_stored_by_content_and_the_request_is_not_changed(
+async def test_a_referenced_input_is_stored_by_content_and_the_request_stays_unchanged(
     stager: InputStager, plain_server: Backend, plain_engine: Engine
 ) -> None:
     prompt = {"1": load("a.png"), "2": load("a.png [input]"), "3": {"class_type": "X", "inputs": {"images": ["1", 0]}}}
@@ -77,7 +77,7 @@ async def test_a_referred_input_is_stored_by_content_and_the_request_is_not_chan
     assert not (Path(plain_engine.folders.input) / "a.png").exists()
 
 
-async def test_two_callers_with_one_name_and_different_pictures_each_render_their_own(
+async def test_callers_with_one_name_and_different_pictures_each_render_their_own(
     stager: InputStager, plain_server: Backend, plain_engine: Engine
 ) -> None:
     async def stage(shade: int) -> bytes:
@@ -88,7 +88,7 @@ async def test_two_callers_with_one_name_and_different_pictures_each_render_thei
     assert await asyncio.gather(*(stage(shade) for shade in range(20))) == [picture(shade) for shade in range(20)]
 
 
-async def test_a_text_that_equals_a_name_is_not_touched_and_the_file_is_there_under_its_name_too(
+async def test_a_text_that_equals_a_name_stays_and_the_file_is_also_stored_under_its_name(
     stager: InputStager, plain_server: Backend, plain_engine: Engine
 ) -> None:
     text = {"class_type": "CLIPTextEncode", "inputs": {"text": "portrait", "clip": ["4", 1]}}
@@ -99,7 +99,7 @@ async def test_a_text_that_equals_a_name_is_not_touched_and_the_file_is_there_un
     assert stored(plain_engine, "portrait") == picture(3)
 
 
-async def test_an_input_that_no_upload_widget_names_is_stored_under_its_own_name_and_overwrites(
+async def test_an_input_without_an_upload_widget_overwrites_the_file_of_its_name(
     stager: InputStager, plain_server: Backend, plain_engine: Engine
 ) -> None:
     for shade in (1, 2):
@@ -109,7 +109,7 @@ async def test_an_input_that_no_upload_widget_names_is_stored_under_its_own_name
         assert stored(plain_engine, "masks/m.png") == picture(shade)
 
 
-async def test_a_subfolder_is_part_of_the_name_that_is_referred_to(
+async def test_a_reference_to_an_input_includes_its_subfolder(
     stager: InputStager, plain_server: Backend, plain_engine: Engine
 ) -> None:
     images = tuple(InputFile(name="x.png", subfolder=f"s{n}", image=b64(picture(n))) for n in (1, 2))
@@ -125,7 +125,7 @@ async def test_a_subfolder_is_part_of_the_name_that_is_referred_to(
     "name",
     ["my photo.png", "фото.png", "a+b&c.png", "100%.png", "a%20b.png", 'say "hi".png', "a;b;c.png", "a\r\nb.png"],
 )
-async def test_a_name_arrives_as_it_is(
+async def test_a_file_name_arrives_unchanged(
     name: str, stager: InputStager, plain_server: Backend, plain_engine: Engine
 ) -> None:
     image = InputFile(name=name, subfolder="ein Ordner/ü", image=b64(picture(1)))
@@ -134,7 +134,7 @@ async def test_a_name_arrives_as_it_is(
     assert stored(plain_engine, f"ein Ordner/ü/{name}") == picture(1)
 
 
-async def test_the_name_that_comfyui_answers_is_the_one_in_the_workflow(
+async def test_the_workflow_gets_the_name_that_comfyui_chose(
     stager: InputStager, plain_server: Backend, plain_engine: Engine
 ) -> None:
     await plain_engine.set_faults({"upload_renamed": {"name": "other 1.png", "subfolder": "kept"}})
@@ -147,7 +147,7 @@ async def test_the_name_that_comfyui_answers_is_the_one_in_the_workflow(
     assert request.prompt["1"] == own
 
 
-async def test_a_reference_with_windows_folders_is_the_same_file(
+async def test_a_reference_with_windows_folders_finds_its_file(
     stager: InputStager, plain_server: Backend, plain_engine: Engine
 ) -> None:
     image = InputFile(name="x.png", subfolder="sub\\deep", image=b64(picture(4)))
@@ -156,7 +156,7 @@ async def test_a_reference_with_windows_folders_is_the_same_file(
     assert stored(plain_engine, staged["1"]["inputs"]["image"]) == picture(4)
 
 
-async def test_inline_data_with_blanks_and_line_ends_around_it_is_an_input(
+async def test_inline_data_may_have_surrounding_blanks_and_line_ends(
     stager: InputStager, plain_server: Backend, plain_engine: Engine
 ) -> None:
     request = request_for({"1": load(f"\n data:image/png;base64,{b64(picture(7))} \n")})
@@ -164,7 +164,7 @@ async def test_inline_data_with_blanks_and_line_ends_around_it_is_an_input(
     assert stored(plain_engine, staged["1"]["inputs"]["image"]) == picture(7)
 
 
-async def test_inline_data_is_staged_in_upload_inputs_only(
+async def test_inline_data_is_staged_only_in_upload_inputs(
     stager: InputStager, plain_server: Backend, plain_engine: Engine
 ) -> None:
     uri = f"data:image/png;base64,{b64(picture(7))}"
@@ -175,7 +175,7 @@ async def test_inline_data_is_staged_in_upload_inputs_only(
     assert staged["3"]["inputs"]["image"] == ["1", 0]
 
 
-async def test_a_3d_model_goes_where_the_3d_loaders_look(
+async def test_a_3d_model_is_stored_in_the_folder_of_the_3d_loaders(
     stager: InputStager, plain_server: Backend, plain_engine: Engine
 ) -> None:
     request = PromptRequest(
@@ -186,7 +186,7 @@ async def test_a_3d_model_goes_where_the_3d_loaders_look(
     assert staged["1"]["inputs"]["model_file"].startswith("3d/gateway/")
 
 
-async def test_the_same_content_is_uploaded_once_even_by_many_at_the_same_moment(
+async def test_concurrent_callers_upload_the_same_content_once(
     stager: InputStager, plain_server: Backend, plain_engine: Engine
 ) -> None:
     request = request_for({"1": load("a.png")}, **{"a.png": picture(5)})
@@ -197,7 +197,7 @@ async def test_the_same_content_is_uploaded_once_even_by_many_at_the_same_moment
     assert uploads(plain_engine) == 1
 
 
-async def test_after_forget_everything_is_uploaded_again_and_keeps_its_name(
+async def test_after_forget_an_input_is_uploaded_again_under_the_same_name(
     stager: InputStager, plain_server: Backend, plain_engine: Engine
 ) -> None:
     request = request_for({"1": load("a.png")}, **{"a.png": picture(5)})
@@ -209,7 +209,7 @@ async def test_after_forget_everything_is_uploaded_again_and_keeps_its_name(
     assert stored(plain_engine, after["1"]["inputs"]["image"]) == picture(5)
 
 
-async def test_after_a_new_connection_everything_is_uploaded_again(
+async def test_after_a_reconnect_an_input_is_uploaded_again(
     stager: InputStager, plain_server: Backend, plain_engine: Engine
 ) -> None:
     request = request_for({"1": load("a.png")}, **{"a.png": picture(5)})
@@ -224,7 +224,7 @@ async def test_after_a_new_connection_everything_is_uploaded_again(
     assert uploads(plain_engine) == 2
 
 
-async def test_a_file_that_a_node_may_be_reading_is_not_written_again(
+async def test_an_upload_of_the_same_content_does_not_rewrite_the_file(
     stager: InputStager, plain_server: Backend, plain_engine: Engine
 ) -> None:
     request = request_for({"1": load("a.png")}, **{"a.png": picture(5)})
@@ -237,7 +237,7 @@ async def test_a_file_that_a_node_may_be_reading_is_not_written_again(
     assert file.stat().st_mtime_ns == 1
 
 
-async def test_a_file_that_was_cut_short_under_its_hash_is_not_used(
+async def test_a_truncated_file_under_its_hash_is_not_used(
     stager: InputStager, plain_server: Backend, plain_engine: Engine
 ) -> None:
     request = request_for({"1": load("a.png")}, **{"a.png": picture(5)})
@@ -248,7 +248,7 @@ async def test_a_file_that_was_cut_short_under_its_hash_is_not_used(
     assert stored(plain_engine, value) == picture(5)
 
 
-async def test_when_the_first_of_many_is_cancelled_the_next_one_uploads(
+async def test_when_the_uploading_caller_is_cancelled_the_next_one_uploads(
     stager: InputStager, plain_server: Backend, plain_engine: Engine
 ) -> None:
     await plain_engine.set_faults({"hang": {"route": "/upload/image", "times": 1}})
@@ -263,7 +263,7 @@ async def test_when_the_first_of_many_is_cancelled_the_next_one_uploads(
     assert stored(plain_engine, (await second)["1"]["inputs"]["image"]) == picture(6)
 
 
-async def test_an_upload_that_breaks_off_is_tried_again_from_its_first_byte(
+async def test_a_broken_upload_is_repeated_from_the_first_byte(
     stager: InputStager, plain_server: Backend, plain_engine: Engine
 ) -> None:
     await plain_engine.set_faults(
@@ -274,7 +274,7 @@ async def test_an_upload_that_breaks_off_is_tried_again_from_its_first_byte(
     assert stored(plain_engine, staged["1"]["inputs"]["image"]) == picture(6)
 
 
-async def test_a_comfyui_that_is_gone_is_not_the_callers_fault(stager: InputStager) -> None:
+async def test_a_stopped_comfyui_is_a_connection_error_and_no_input_error(stager: InputStager) -> None:
     async with Engine() as engine:
         url = engine.url
     async with ComfyUIClient(url, retries=0) as client:
@@ -284,13 +284,15 @@ async def test_a_comfyui_that_is_gone_is_not_the_callers_fault(stager: InputStag
             )
 
 
-async def test_a_large_input_arrives_whole(plain_server: Backend, stager: InputStager, plain_engine: Engine) -> None:
-    data = picture(9) + bytes(range(256)) * 10_000  # 2.5 MB: decoded in a thread, sent in pieces
+async def test_a_large_input_arrives_completely(
+    plain_server: Backend, stager: InputStager, plain_engine: Engine
+) -> None:
+    data = picture(9) + bytes(range(256)) * 10_000  # 2.5 MB are decoded in a thread and sent in parts
     staged = await stager.stage(plain_server, request_for({"1": load("a.png")}, **{"a.png": data}), [("1", "image")])
     assert stored(plain_engine, staged["1"]["inputs"]["image"]) == data
 
 
-async def test_spooled_files_are_staged_as_images_are(
+async def test_spooled_files_are_staged_like_images(
     plain_server: Backend, stager: InputStager, plain_engine: Engine, tmp_path: Path
 ) -> None:
     (tmp_path / "part").write_bytes(picture(4))
@@ -303,7 +305,7 @@ async def test_spooled_files_are_staged_as_images_are(
 
 
 @pytest.mark.parametrize("name", ["../up.png", "/etc/x.png", "", "a/../../b.png"])
-async def test_a_spooled_file_can_leave_no_folder(
+async def test_the_name_of_a_spooled_file_cannot_leave_the_folder(
     name: str, plain_server: Backend, stager: InputStager, plain_engine: Engine, tmp_path: Path
 ) -> None:
     (tmp_path / "part").write_bytes(picture(4))

@@ -1,7 +1,7 @@
-"""Inputs by URL: attackers' servers and names on real loopback sockets. A test's name is the attack, or the promise.
+"""Inputs by URL, with servers and host names of attackers on real loopback sockets.
 
-127.0.0.1 is made reachable by the allow list where a test needs a download; 127.0.0.9 never is, and stands for the
-service inside that no caller may reach: whatever asks it for something fails the test.
+The allow list contains 127.0.0.1 in tests that need a download. It never contains 127.0.0.9, which stands for a private
+service: a request to it fails the test.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ async def download(
     retries: int = 0,
     **options: Any,
 ) -> bytes:
-    """What the fetcher gets for `url`."""
+    """Returns the bytes that the fetcher downloads from `url`."""
     async with (
         UrlFetcher(
             max_bytes=MAX,
@@ -70,7 +70,7 @@ async def download(
         return b"".join([chunk async for chunk in content.chunks()])
 
 
-# What works
+# Downloads that succeed
 
 
 async def test_a_public_file_is_downloaded_and_staged_under_its_content(url_server: Server) -> None:
@@ -91,11 +91,11 @@ async def test_a_public_file_is_downloaded_and_staged_under_its_content(url_serv
         assert len(names) == 1
         assert (Path(engine.folders.input) / names.pop()).read_bytes() == PNG
         assert engine.stats.show()["requests"]["POST /upload/image"] == 1
-    # The same URL twice, also with blanks around it, is fetched once, and a presigned query arrives as it was signed.
+    # A URL that occurs twice, even with blanks around it, is fetched once; a presigned query arrives unchanged.
     assert sorted(request.raw_path for request in url_server.requests) == ["/a.png", "/b.png?sig=a%2Fb"]
 
 
-async def test_one_request_holds_few_files_open_however_many_it_brings() -> None:
+async def test_a_request_with_many_inputs_keeps_few_files_open() -> None:
     most = 0
 
     async def give(request: web.Request) -> web.StreamResponse:
@@ -128,7 +128,7 @@ def open_files() -> list[Path]:
     return found
 
 
-async def test_a_file_that_grows_past_memory_is_on_disk_and_goes_when_it_is_done(url_server: Server) -> None:
+async def test_a_download_is_a_file_on_disk_that_is_removed_after_use(url_server: Server) -> None:
     async with UrlFetcher(max_bytes=MAX, allow=["127.0.0.1"], timeout_s=5) as fetcher:
         async with fetcher.fetch(url_server.url()) as content:
             assert isinstance(content.source, Path)
@@ -136,7 +136,7 @@ async def test_a_file_that_grows_past_memory_is_on_disk_and_goes_when_it_is_done
         assert not content.source.exists()
 
 
-async def test_a_large_file_goes_from_its_server_to_comfyui_without_being_whole_in_memory() -> None:
+async def test_a_large_file_reaches_comfyui_without_being_in_memory_as_a_whole() -> None:
     size = 64 << 20
     received = hashlib.sha256()
 
@@ -173,7 +173,7 @@ async def test_a_large_file_goes_from_its_server_to_comfyui_without_being_whole_
     assert peak < 12 << 20
 
 
-async def test_an_allowed_name_may_have_an_address_inside(url_server: Server) -> None:
+async def test_an_allowed_name_may_have_a_private_address(url_server: Server) -> None:
     names = Names(minio_internal=[["127.0.0.1"]])
     assert await download(url_server.url(host="minio.internal"), "*.internal", resolver=names) == PNG
 
@@ -191,7 +191,7 @@ async def test_a_redirect_to_an_allowed_place_is_followed_without_cookie_or_refe
     assert not {"Cookie", "Referer", "Authorization"} & set(server.requests[1].headers)
 
 
-async def test_an_allowed_address_is_asked_for_in_its_canonical_notation_only(url_server: Server) -> None:
+async def test_the_host_header_has_the_canonical_notation_of_an_address(url_server: Server) -> None:
     assert await download(url_server.url(host="0x7f.1"), "127.0.0.1") == PNG
     assert url_server.requests[0].headers["Host"] == f"127.0.0.1:{url_server.port}"
 
@@ -231,7 +231,7 @@ async def test_an_allowed_address_is_asked_for_in_its_canonical_notation_only(ur
         ("percent-encoded", "127%2e0%2e0%2e9"),
     ],
 )
-async def test_a_literal_address_inside_is_refused_in_every_notation(
+async def test_a_literal_private_address_is_refused_in_every_notation(
     attack: str, host: str, inside_server: Server
 ) -> None:
     with pytest.raises(ComfyUIInputError, match=f"{NO_ADDRESS}|not a valid URL"):
@@ -249,7 +249,7 @@ async def test_a_literal_address_inside_is_refused_in_every_notation(
         "//127.0.0.9/a.png",
     ],
 )
-async def test_only_http_is_spoken_also_after_a_redirect(url: str) -> None:
+async def test_only_http_urls_are_fetched_even_after_a_redirect(url: str) -> None:
     async with serve(redirect_to(url)) as first:
         with pytest.raises(ComfyUIInputError, match=f"must begin with http|{NO_ADDRESS}"):
             await download(first.url(), "127.0.0.1")
@@ -257,7 +257,7 @@ async def test_only_http_is_spoken_also_after_a_redirect(url: str) -> None:
         await download(url)
 
 
-async def test_a_user_in_the_url_neither_hides_the_host_nor_is_sent(url_server: Server, inside_server: Server) -> None:
+async def test_a_url_with_a_user_is_refused(url_server: Server, inside_server: Server) -> None:
     for authority in (
         f"127.0.0.1:{url_server.port}@127.0.0.9:{inside_server.port}",
         f"u:p@127.0.0.1:{url_server.port}",
@@ -271,18 +271,18 @@ async def test_a_user_in_the_url_neither_hides_the_host_nor_is_sent(url_server: 
 
 
 @pytest.mark.parametrize("confusion", ["127.0.0.1\\@127.0.0.9", "127.0.0.1#@127.0.0.9", "127.0.0.9#127.0.0.1"])
-async def test_no_two_readings_of_one_url(confusion: str, inside_server: Server, url_server: Server) -> None:
+async def test_an_ambiguous_url_is_refused(confusion: str, inside_server: Server, url_server: Server) -> None:
     with pytest.raises(ComfyUIInputError):
         await download(f"http://{confusion}:{inside_server.port}/a.png", f"127.0.0.1:{url_server.port}")
 
 
-async def test_a_name_that_points_inside_is_refused(inside_server: Server) -> None:
+async def test_a_name_with_a_private_address_is_refused(inside_server: Server) -> None:
     names = Names(evil_example=[["127.0.0.9"]])
     with pytest.raises(ComfyUIInputError, match=NO_ADDRESS):
         await download(inside_server.url(host="evil.example"), resolver=names)
 
 
-async def test_dns_rebinding_the_address_that_was_checked_is_the_one_connected_to(inside_server: Server) -> None:
+async def test_dns_rebinding_fails_because_the_checked_address_is_used(inside_server: Server) -> None:
     async with serve(give_png, "127.0.0.1", inside_server.port) as origin:
         names = Names(rebind_example=[["127.0.0.1"], ["127.0.0.9"]])
         assert await download(inside_server.url(host="rebind.example"), "127.0.0.1", resolver=names) == PNG
@@ -292,7 +292,7 @@ async def test_dns_rebinding_the_address_that_was_checked_is_the_one_connected_t
             await download(inside_server.url(host="rebind.example"), "127.0.0.1", resolver=names)
 
 
-async def test_an_answer_that_mixes_inside_and_outside_leads_only_outside(inside_server: Server) -> None:
+async def test_of_mixed_addresses_only_the_allowed_one_is_used(inside_server: Server) -> None:
     async with serve(give_png, "127.0.0.1", inside_server.port):
         names = Names(mixed_example=[["127.0.0.9", "::1", "127.0.0.1"]])
         for _ in range(3):
@@ -300,13 +300,13 @@ async def test_an_answer_that_mixes_inside_and_outside_leads_only_outside(inside
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-async def test_a_redirect_inside_is_refused_at_its_hop(status: int, inside_server: Server) -> None:
+async def test_a_redirect_to_a_private_address_is_refused(status: int, inside_server: Server) -> None:
     async with serve(redirect_to(inside_server.url(), status)) as first:
         with pytest.raises(ComfyUIInputError, match=NO_ADDRESS):
             await download(first.url(), "127.0.0.1")
 
 
-async def test_a_redirect_to_a_name_that_points_inside_is_refused(inside_server: Server) -> None:
+async def test_a_redirect_to_a_name_with_a_private_address_is_refused(inside_server: Server) -> None:
     names = Names(evil_example=[["127.0.0.9"]])
     async with serve(redirect_to(inside_server.url(host="evil.example"))) as first:
         with pytest.raises(ComfyUIInputError, match=NO_ADDRESS):
@@ -327,7 +327,7 @@ async def test_a_redirect_loop_ends() -> None:
         assert len(first.requests) == 6
 
 
-async def test_the_environments_proxy_is_not_asked_to_connect_for_us(
+async def test_proxies_from_the_environment_are_not_used(
     monkeypatch: pytest.MonkeyPatch, inside_server: Server, url_server: Server
 ) -> None:
     for variable in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
@@ -335,7 +335,7 @@ async def test_the_environments_proxy_is_not_asked_to_connect_for_us(
     assert await download(url_server.url(), "127.0.0.1") == PNG
 
 
-async def test_scanning_names_and_addresses_inside_all_look_the_same(inside_server: Server) -> None:
+async def test_errors_for_private_names_and_addresses_do_not_differ(inside_server: Server) -> None:
     names = Names(inside_example=[["127.0.0.9"]], down_example=[["10.1.2.3"]])
     texts = set()
     for host in ("inside.example", "down.example", "127.0.0.9", "10.9.9.9"):
@@ -346,7 +346,7 @@ async def test_scanning_names_and_addresses_inside_all_look_the_same(inside_serv
     assert "127." not in texts.pop()
 
 
-async def test_a_name_no_resolver_can_encode_is_named_and_not_looked_up_again() -> None:
+async def test_a_host_name_that_cannot_be_encoded_is_reported_as_invalid() -> None:
     async with UrlFetcher(max_bytes=MAX, allow=(), timeout_s=5) as fetcher:
         with pytest.raises(ComfyUIInputError, match="no valid name"):
             async with fetcher.fetch("http://" + "x" * 70 + ".example/"):
@@ -355,7 +355,7 @@ async def test_a_name_no_resolver_can_encode_is_named_and_not_looked_up_again() 
 
 @given(st.text(max_size=60) | st.from_regex(r"[a-z]{0,5}:?/?/?[ -~]{0,40}", fullmatch=True))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=100)
-async def test_no_text_makes_the_check_fail_in_another_way(text: str) -> None:
+async def test_any_text_as_a_url_gives_an_input_error(text: str) -> None:
     fetcher = UrlFetcher(max_bytes=MAX, allow=(), timeout_s=5, resolver=Names(), retries=0)
     async with fetcher:
         for url in (text, f"http://{text}", f"http://example.com{text}"):
@@ -367,7 +367,7 @@ async def test_no_text_makes_the_check_fail_in_another_way(text: str) -> None:
 # Limits
 
 
-async def test_an_announced_size_is_refused_before_a_byte_is_read() -> None:
+async def test_an_announced_size_over_the_limit_is_refused_before_reading() -> None:
     async def huge(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Length": str(MAX + 1)})
         await response.prepare(request)
@@ -379,7 +379,7 @@ async def test_an_announced_size_is_refused_before_a_byte_is_read() -> None:
             await download(server.url(), "127.0.0.1")
 
 
-async def test_a_size_that_is_not_announced_is_counted() -> None:
+async def test_a_download_without_a_length_is_limited_too() -> None:
     async def endless(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
         await response.prepare(request)
@@ -391,7 +391,7 @@ async def test_a_size_that_is_not_announced_is_counted() -> None:
             await download(server.url(), "127.0.0.1")
 
 
-async def test_a_decompression_bomb_is_counted_as_it_grows_and_takes_no_memory() -> None:
+async def test_a_decompression_bomb_is_refused_with_little_memory() -> None:
     packed = io.BytesIO()
     with gzip.GzipFile(fileobj=packed, mode="wb", compresslevel=1) as file:
         for _ in range(128):
@@ -412,7 +412,7 @@ async def test_a_decompression_bomb_is_counted_as_it_grows_and_takes_no_memory()
     assert server.requests[0].headers["Accept-Encoding"] == "identity"
 
 
-async def test_a_server_that_drips_is_cut_off_by_the_total_time() -> None:
+async def test_a_slow_download_ends_at_the_total_time() -> None:
     async def drip(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
         await response.prepare(request)
@@ -425,7 +425,7 @@ async def test_a_server_that_drips_is_cut_off_by_the_total_time() -> None:
             await download(server.url(), "127.0.0.1", timeout_s=0.2)
 
 
-async def test_a_silent_server_is_cut_off_before_the_total_time() -> None:
+async def test_a_silent_server_is_given_up_before_the_total_time() -> None:
     async def silent(_request: web.Request) -> web.StreamResponse:
         await asyncio.Event().wait()
         return web.Response()
@@ -435,7 +435,7 @@ async def test_a_silent_server_is_cut_off_before_the_total_time() -> None:
             await download(server.url(), "127.0.0.1", timeout_s=30, silence_s=0.1)
 
 
-async def test_a_download_that_breaks_off_is_not_taken_for_a_file() -> None:
+async def test_a_truncated_download_is_not_used_as_a_file() -> None:
     async def cut(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Length": "1000"})
         await response.prepare(request)
@@ -457,9 +457,11 @@ async def test_a_download_that_breaks_off_is_not_taken_for_a_file() -> None:
         (web.Response(text="<!doctype html><p>Please log in", content_type="text/html"), "HTML page"),
         (web.Response(), "empty"),
     ],
-    ids=["404", "304", "a log-in page", "nothing"],
+    ids=["404", "304", "login page", "empty"],
 )
-async def test_what_is_no_file_is_refused_without_a_word_of_its_content(answer: web.Response, reason: str) -> None:
+async def test_an_answer_without_a_file_is_refused_without_showing_its_content(
+    answer: web.Response, reason: str
+) -> None:
     async def give(_request: web.Request) -> web.Response:
         return answer
 
@@ -469,7 +471,7 @@ async def test_what_is_no_file_is_refused_without_a_word_of_its_content(answer: 
         assert "secret" not in refused.value.detail
 
 
-async def test_a_server_that_is_down_is_named_as_such_and_not_by_address(url_server: Server) -> None:
+async def test_the_error_of_an_unreachable_server_shows_no_address(url_server: Server) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         with pytest.raises(ComfyUIInputError, match="could not be reached") as refused:
@@ -477,16 +479,16 @@ async def test_a_server_that_is_down_is_named_as_such_and_not_by_address(url_ser
     assert "127." not in refused.value.detail
 
 
-async def test_plain_http_behind_https_is_a_clear_word(url_server: Server) -> None:
+async def test_an_https_url_to_a_plain_http_server_has_a_clear_error(url_server: Server) -> None:
     with pytest.raises(ComfyUIInputError, match="no secure connection"):
         await download(url_server.url().replace("http:", "https:"), "127.0.0.1")
 
 
-# What may pass
+# Temporary failures
 
 
 def failing(count: int, handler: Handler, failure: Handler) -> Handler:
-    """`failure` for the first `count` requests, then `handler`."""
+    """Returns a handler that uses `failure` for the first `count` requests, and then `handler`."""
     left = count
 
     async def answer(request: web.Request) -> web.StreamResponse:
@@ -505,7 +507,7 @@ def status(code: int, **headers: str) -> Handler:
 
 
 async def cut(request: web.Request) -> web.StreamResponse:
-    """Half of the file, without a word on which file it is."""
+    """Sends half of the file, without an ETag or a date."""
     response = web.StreamResponse(headers={"Content-Length": str(len(PNG))})
     await response.prepare(request)
     await response.write(PNG[: len(PNG) // 2])
@@ -525,24 +527,24 @@ async def hang_up(request: web.Request) -> web.StreamResponse:
     [cut, hang_up, *map(status, (408, 425, 429, 500, 502, 503, 504, 599))],
     ids=["cut", "hung up", "408", "425", "429", "500", "502", "503", "504", "599"],
 )
-async def test_a_failure_that_may_pass_is_tried_again(failure: Handler) -> None:
+async def test_a_temporary_failure_is_retried(failure: Handler) -> None:
     async with serve(failing(2, give_png, failure)) as server:
         assert await download(server.url(), "127.0.0.1", retries=2) == PNG
         assert len(server.requests) == 3
 
 
 @pytest.mark.parametrize("failure", [cut, hang_up, status(503)], ids=["cut", "hung up", "503"])
-async def test_a_failure_that_stays_is_reported_as_retryable_with_the_number_of_tries(failure: Handler) -> None:
+async def test_a_lasting_failure_is_reported_as_retryable_with_the_number_of_tries(failure: Handler) -> None:
     async with serve(failure) as server:
         with pytest.raises(ComfyUIInputUnavailableError, match=r" \(3 tries\)$") as failed:
             await download(server.url(), "127.0.0.1", retries=2)
         assert failed.value.retryable
-        # aiohttp itself asks a second time where the connection was closed without an answer.
+        # aiohttp itself repeats a request whose connection was closed without an answer.
         assert len(server.requests) == (6 if failure is hang_up else 3)
 
 
 @pytest.mark.parametrize("code", [400, 401, 403, 404, 410])
-async def test_a_refusal_is_final(code: int) -> None:
+async def test_a_client_error_status_is_not_retried(code: int) -> None:
     async with serve(status(code)) as server:
         with pytest.raises(ComfyUIInputError, match=f"answered HTTP {code}$") as refused:
             await download(server.url(), "127.0.0.1", retries=2)
@@ -550,16 +552,15 @@ async def test_a_refusal_is_final(code: int) -> None:
         assert len(server.requests) == 1
 
 
-async def test_a_server_that_cannot_be_reached_yet_is_tried_again() -> None:
-    """Its name leads nowhere at first."""
+async def test_an_unreachable_server_is_tried_again() -> None:
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))  # and does not listen
+        taken.bind(("127.0.0.1", 0))  # the port does not listen
         url = f"http://127.0.0.1:{taken.getsockname()[1]}/a.png"
         with pytest.raises(ComfyUIInputUnavailableError, match=r"could not be reached.* \(3 tries\)"):
             await download(url, "127.0.0.1", retries=2)
 
 
-async def test_a_name_look_up_that_fails_is_tried_again_and_told_apart(url_server: Server) -> None:
+async def test_a_failed_name_lookup_is_retried_and_has_an_error_of_its_own(url_server: Server) -> None:
     class Flaky(Names):
         failures = 2
 
@@ -579,24 +580,24 @@ async def test_a_name_look_up_that_fails_is_tried_again_and_told_apart(url_serve
     assert "cdn" not in failed.value.detail
 
 
-async def test_an_address_inside_is_refused_at_every_try(inside_server: Server) -> None:
-    """The name leads outside, where the server fails, and then inside."""
+async def test_a_private_address_is_refused_at_every_try(inside_server: Server) -> None:
+    """The name first leads to a public server, which fails, and then to a private address."""
     async with serve(status(503, Connection="close"), "127.0.0.1", inside_server.port) as outside:
         names = Names(rebind_example=[["127.0.0.1"], ["127.0.0.9"]])
         with pytest.raises(ComfyUIInputError, match=NO_ADDRESS) as refused:
-            # It closes the connection: another try looks the name up again.
+            # The server closes the connection, so another try looks up the name again.
             await download(inside_server.url(host="rebind.example"), "127.0.0.1", resolver=names, retries=3)
         assert not refused.value.retryable
         assert len(outside.requests) == 1
 
 
-async def test_a_redirect_inside_is_refused_after_a_failure_too(inside_server: Server) -> None:
+async def test_a_redirect_to_a_private_address_is_also_refused_after_a_failure(inside_server: Server) -> None:
     async with serve(failing(1, redirect_to(inside_server.url()), status(503))) as server:
         with pytest.raises(ComfyUIInputError, match=NO_ADDRESS):
             await download(server.url(), "127.0.0.1", retries=3)
 
 
-async def test_retry_after_is_waited_for_within_the_time_of_the_download() -> None:
+async def test_retry_after_is_respected_within_the_time_of_the_download() -> None:
     asked = status(429, Retry_After="1")
     async with serve(failing(1, give_png, asked)) as server:
         started = asyncio.get_running_loop().time()
@@ -609,7 +610,7 @@ async def test_retry_after_is_waited_for_within_the_time_of_the_download() -> No
         assert failed.value.retry_after_s > 1e9
 
 
-async def test_a_server_that_is_slow_for_ever_ends_with_the_time_of_the_download() -> None:
+async def test_retries_end_with_the_total_time_of_the_download() -> None:
     async def silent(_request: web.Request) -> web.StreamResponse:
         await asyncio.Event().wait()
         return web.Response()
@@ -619,14 +620,14 @@ async def test_a_server_that_is_slow_for_ever_ends_with_the_time_of_the_download
             await download(server.url(), "127.0.0.1", timeout_s=0.2, retries=5)
 
 
-# What came is continued
+# Continued downloads
 
 LONG = PNG + bytes(range(256)) * 1000
 
 
 @dataclass
 class Pieces:
-    """Gives at most `piece` bytes of the file in one answer, and then cuts the connection."""
+    """Sends at most `piece` bytes of the file in an answer, and then cuts the connection."""
 
     file: bytes = LONG
     piece: int = 70_000
@@ -654,7 +655,7 @@ class Pieces:
 
 
 @pytest.mark.parametrize("headers", [{"ETag": '"1"'}, {"Last-Modified": "Wed, 21 Oct 2015 07:28:00 GMT"}])
-async def test_the_rest_of_a_file_is_asked_for_and_progress_is_no_failure(headers: dict[str, str]) -> None:
+async def test_a_broken_download_continues_by_range_and_progress_resets_the_retries(headers: dict[str, str]) -> None:
     pieces = Pieces(headers=headers)
     async with serve(pieces) as server:
         assert await download(server.url(), "127.0.0.1", retries=1) == LONG
@@ -663,7 +664,7 @@ async def test_the_rest_of_a_file_is_asked_for_and_progress_is_no_failure(header
 
 
 @pytest.mark.parametrize("headers", [{}, {"ETag": 'W/"1"'}])
-async def test_a_file_that_cannot_be_told_from_a_later_one_is_not_continued(headers: dict[str, str]) -> None:
+async def test_a_file_without_a_strong_validator_is_not_continued(headers: dict[str, str]) -> None:
     pieces = Pieces(headers=headers)
     async with serve(pieces) as server:
         with pytest.raises(ComfyUIInputUnavailableError, match=r"broke off|closed the connection"):
@@ -671,7 +672,7 @@ async def test_a_file_that_cannot_be_told_from_a_later_one_is_not_continued(head
     assert pieces.ranges == [None, None]
 
 
-async def test_a_file_that_changed_meanwhile_is_fetched_again_and_never_mixed() -> None:
+async def test_a_file_that_changed_meanwhile_is_fetched_again_completely() -> None:
     pieces = Pieces()
 
     async def change(request: web.Request) -> web.StreamResponse:
@@ -684,7 +685,7 @@ async def test_a_file_that_changed_meanwhile_is_fetched_again_and_never_mixed() 
     assert pieces.ranges == [None, "bytes=70000-"]
 
 
-async def test_a_server_that_knows_no_ranges_sends_the_file_again() -> None:
+async def test_a_server_without_range_support_sends_the_file_again() -> None:
     pieces = Pieces(ranged=False)
 
     async def recover(request: web.Request) -> web.StreamResponse:
@@ -697,7 +698,7 @@ async def test_a_server_that_knows_no_ranges_sends_the_file_again() -> None:
 
 
 @pytest.mark.parametrize("answer", ["bytes 5-99/100", "bytes 70000-80000/*", "nonsense", ""])
-async def test_a_part_that_is_not_the_rest_is_not_put_behind_what_came(answer: str) -> None:
+async def test_a_wrong_range_is_not_appended_to_the_first_part(answer: str) -> None:
     pieces = Pieces()
 
     async def wrong(request: web.Request) -> web.StreamResponse:
@@ -712,11 +713,11 @@ async def test_a_part_that_is_not_the_rest_is_not_put_behind_what_came(answer: s
         assert await download(server.url(), "127.0.0.1", retries=3) == LONG
 
 
-# What else counts as an answer
+# Other successful answers
 
 
 @pytest.mark.parametrize("code", [200, 201, 202, 203, 226, 299])
-async def test_any_success_with_a_body_is_taken(code: int) -> None:
+async def test_any_success_status_with_a_body_is_accepted(code: int) -> None:
     async def answer(_request: web.Request) -> web.Response:
         return web.Response(status=code, body=PNG)
 
@@ -724,7 +725,7 @@ async def test_any_success_with_a_body_is_taken(code: int) -> None:
         assert await download(server.url(), "127.0.0.1") == PNG
 
 
-async def test_a_partial_answer_without_a_range_is_refused_unless_it_is_the_whole() -> None:
+async def test_an_unrequested_partial_answer_is_refused_unless_it_is_complete() -> None:
     said = f"bytes 0-{len(PNG) - 1}/{len(PNG)}"
 
     async def answer(_request: web.Request) -> web.Response:
@@ -742,7 +743,7 @@ async def test_a_partial_answer_without_a_range_is_refused_unless_it_is_the_whol
     [("gzip", gzip.compress(PNG)), ("X-GZIP", gzip.compress(PNG)), ("deflate", zlib.compress(PNG)), ("identity", PNG)],
     ids=["gzip", "x-gzip", "deflate", "identity"],
 )
-async def test_a_packed_file_is_unpacked(coding: str, body: bytes) -> None:
+async def test_a_compressed_file_is_unpacked(coding: str, body: bytes) -> None:
     async def packed(_request: web.Request) -> web.Response:
         return web.Response(body=body, headers={"Content-Encoding": coding, "ETag": '"1"'})
 
@@ -750,7 +751,7 @@ async def test_a_packed_file_is_unpacked(coding: str, body: bytes) -> None:
         assert await download(server.url(), "127.0.0.1") == PNG
 
 
-async def test_a_packed_file_that_was_cut_is_fetched_again() -> None:
+async def test_a_truncated_compressed_file_is_fetched_again() -> None:
     whole = gzip.compress(LONG)
     pieces = Pieces(file=whole, piece=len(whole) // 2, headers={"ETag": '"1"', "Content-Encoding": "gzip"})
 
@@ -767,7 +768,7 @@ async def test_a_packed_file_that_was_cut_is_fetched_again() -> None:
 @pytest.mark.parametrize(
     ("coding", "body", "reason"), [("br", PNG, "in a way that is not read"), ("gzip", PNG, "not in the coding")]
 )
-async def test_a_file_that_cannot_be_unpacked_is_named_as_such(coding: str, body: bytes, reason: str) -> None:
+async def test_a_file_that_cannot_be_unpacked_has_a_clear_error(coding: str, body: bytes, reason: str) -> None:
     async def packed(_request: web.Request) -> web.Response:
         return web.Response(body=body, headers={"Content-Encoding": coding})
 

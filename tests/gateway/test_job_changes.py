@@ -1,4 +1,4 @@
-"""ComfyUI's clears, deletes, cancels and interrupts, where prompts wait in the gateway: for one and three servers."""
+"""ComfyUI's clear, delete, cancel and interrupt while prompts wait in the gateway: with one server and with three."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ LONG = sleep_workflow(600)
 
 
 async def post(gateway: RunningGateway, path: str, body: Body = None, key: str = "") -> tuple[int, str]:
-    """Status and text. A body of bytes is sent as it is."""
+    """Sends bytes unchanged and other bodies as JSON; returns the status and the text."""
     headers = bearer(key) if key else {}
     sent = {"data": body} if isinstance(body, bytes | None) else {"json": body}
     async with gateway.http.post(path, headers=headers, **sent) as response:
@@ -51,7 +51,7 @@ async def post(gateway: RunningGateway, path: str, body: Body = None, key: str =
 
 
 async def external(engine: Engine, workflow: Any, **fields: Any) -> str:
-    """A prompt that comes to a server past the gateway."""
+    """Submits a prompt to a server directly, without the gateway; returns its id."""
     async with (
         aiohttp.ClientSession(engine.url) as http,
         http.post("/prompt", json={"prompt": workflow, **fields}) as response,
@@ -85,14 +85,14 @@ CANCELLED = (409, "task_cancelled")
 
 
 async def filled(gateway: RunningGateway, servers: list[Engine]) -> tuple[list[str], list[str], list[str]]:
-    """Three prompts run, three wait on the servers behind them, and three with the gateway."""
+    """Returns three prompts that run, three that wait on the servers, and three that wait in the gateway."""
     jobs = [await submit(gateway.http, sleep_workflow(600, tag=tag)) for tag in range(9)]
     runs = await all_run(servers, 3)
     waits = await until(lambda: pending(servers), lambda found: len(found) == 3)
     return runs, waits, [job for job in jobs if job not in {*runs, *waits}]
 
 
-async def test_a_job_that_was_cancelled_is_said_to_have_ended(
+async def test_a_second_cancel_says_that_the_job_has_already_ended(
     three_servers: tuple[RunningGateway, list[Engine]],
 ) -> None:
     gateway, servers = three_servers
@@ -106,10 +106,10 @@ async def test_a_job_that_was_cancelled_is_said_to_have_ended(
         assert (told["type"], told["detail"].partition(":")[0]) == ("not_found", "the prompt is finished already")
 
 
-# What waits
+# Waiting prompts
 
 
-async def test_clear_takes_all_that_waits_wherever_and_leaves_alone_what_runs(
+async def test_clear_removes_all_waiting_prompts_and_no_running_one(
     three_servers: tuple[RunningGateway, list[Engine]],
 ) -> None:
     gateway, servers = three_servers
@@ -124,11 +124,13 @@ async def test_clear_takes_all_that_waits_wherever_and_leaves_alone_what_runs(
     await post(gateway, "/interrupt")
     await all_run(servers, 0)
     ran = {one for server in servers for one in executions(server)}
-    assert ran == set(runs), "neither ours that waited nor the other's has begun"
+    assert ran == set(runs), "no waiting prompt has begun, of the gateway or of another client"
     assert theirs not in ran
 
 
-async def test_delete_finds_each_id_wherever_it_waits(three_servers: tuple[RunningGateway, list[Engine]]) -> None:
+async def test_delete_removes_waiting_prompts_in_the_gateway_and_on_servers(
+    three_servers: tuple[RunningGateway, list[Engine]],
+) -> None:
     gateway, servers = three_servers
     runs, waits, with_us = await filled(gateway, servers)
     theirs = await external(servers[2], invert_workflow(7))
@@ -143,23 +145,25 @@ async def test_delete_finds_each_id_wherever_it_waits(three_servers: tuple[Runni
         assert await told_of(gateway, prompt_id) == CANCELLED
     for prompt_id in (waits[0], waits[2], with_us[1], with_us[2]):
         assert await state_of(gateway, prompt_id) is State.QUEUED
-    # The place that became free is another's.
+    # Another job takes the free place.
     assert len(await until(lambda: pending(servers), lambda found: len(found) == 3)) == 3
 
 
-async def test_what_a_clear_takes_away_does_not_begin_when_a_place_becomes_free_meanwhile() -> None:
+async def test_cleared_prompts_do_not_start_when_a_place_becomes_free() -> None:
     async with engines(1) as servers, running_gateway(servers[0].url, queue="gateway") as gateway:
         first = await submit(gateway.http, sleep_workflow(600))
         await begins(gateway.http, first)
         rest = [await submit(gateway.http, invert_workflow(tag)) for tag in range(600)]
-        # More than one transaction, with the place free from the first on.
+        # This needs several transactions, and the place is free from the start.
         await asyncio.gather(post(gateway, "/queue", {"clear": True}), post(gateway, "/interrupt"))
         assert set(executions(servers[0])) <= {first, rest[0]}
         assert await gateway.handler.journal.waiting(0, 10) == []
 
 
 @pytest.mark.parametrize("chosen", [True, False], ids=["with an id", "without"])
-async def test_callers_that_wait_are_told(three_servers: tuple[RunningGateway, list[Engine]], chosen: bool) -> None:
+async def test_waiting_callers_get_the_cancellation(
+    three_servers: tuple[RunningGateway, list[Engine]], chosen: bool
+) -> None:
     gateway, servers = three_servers
     ids: list[dict[str, Any]] = [{"prompt_id": str(uuid4())} if chosen else {} for _ in range(9)]
     calls = [asyncio.create_task(gateway.prompt_sync(sleep_workflow(600, tag=tag), **ids[tag])) for tag in range(9)]
@@ -169,7 +173,7 @@ async def test_callers_that_wait_are_told(three_servers: tuple[RunningGateway, l
     await post(gateway, "/queue", {"clear": True})
     await until(lambda: _done(calls), lambda count: count == 6)
     assert {(call.result()[0], call.result()[1]["type"]) for call in calls if call.done()} == {CANCELLED}
-    # No server is asked for what it never had: one look each for what was taken back.
+    # Servers are not asked for prompts that they never had; each removed prompt costs one request.
     more = [
         requests(server, "GET /history/{prompt_id}") - before for server, before in zip(servers, asked, strict=True)
     ]
@@ -183,21 +187,21 @@ async def _done(calls: list[asyncio.Task[Any]]) -> int:
     return sum(call.done() for call in calls)
 
 
-async def test_prompts_that_wait_on_one_server_are_taken_back_together(engine: Engine) -> None:
+async def test_waiting_prompts_of_one_server_are_removed_together(engine: Engine) -> None:
     places = handler_options(queue=QueueOptions(queue="gateway", places=None))
     async with running_gateway(engine.url, queue="gateway", changed=places) as gateway:
         jobs = [await submit(gateway.http, sleep_workflow(600, tag=tag)) for tag in range(40)]
         await until(lambda: queue_of(engine), lambda queue: (len(queue[0]), len(queue[1])) == (1, 39))
         asked = requests(engine, "GET /queue")
         assert await post(gateway, "/queue", {"clear": True}) == (200, "")
-        # Not one for each of the 39. The gateway may look through the server's queue meanwhile, too.
+        # There is not one request for each of the 39. The gateway may also check the queue meanwhile.
         assert 1 <= requests(engine, "GET /queue") - asked <= 3
         assert await queue_of(engine) == (jobs[:1], [])
         assert {await told_of(gateway, one) for one in jobs[1:]} == {CANCELLED}
         await post(gateway, "/interrupt")
 
 
-async def test_a_waiting_prompt_of_a_server_that_is_down_is_cancelled_and_the_server_told_later() -> None:
+async def test_prompts_of_a_server_that_is_down_are_cancelled_now_and_removed_later() -> None:
     async with AsyncExitStack() as stack:
         (engine,) = await stack.enter_async_context(engines(1))
         async with running_gateway(engine.url, queue="gateway") as gateway:
@@ -218,10 +222,10 @@ async def _ready(gateway: RunningGateway) -> int:
     return len(gateway.handler.pool.ready)
 
 
-# What runs
+# Running prompts
 
 
-async def test_interrupt_stops_one_or_all_on_all_servers_and_nothing_that_waits(
+async def test_interrupt_stops_one_or_all_running_prompts_and_no_waiting_one(
     three_servers: tuple[RunningGateway, list[Engine]],
 ) -> None:
     gateway, servers = three_servers
@@ -241,7 +245,7 @@ async def test_interrupt_stops_one_or_all_on_all_servers_and_nothing_that_waits(
         assert await told_of(gateway, prompt_id) == CANCELLED
 
 
-async def test_interrupt_reaches_prompts_that_came_past_the_gateway(
+async def test_interrupt_reaches_prompts_that_bypassed_the_gateway(
     three_servers: tuple[RunningGateway, list[Engine]],
 ) -> None:
     gateway, servers = three_servers
@@ -259,7 +263,7 @@ async def _sum(watchers: list[Any]) -> int:
     return sum(watcher.others for watcher in watchers)
 
 
-async def test_a_cancel_names_each_job_once(three_servers: tuple[RunningGateway, list[Engine]]) -> None:
+async def test_a_job_is_reported_as_cancelled_once(three_servers: tuple[RunningGateway, list[Engine]]) -> None:
     gateway, servers = three_servers
     runs, waits, with_us = await filled(gateway, servers)
     theirs = await external(servers[0], LONG)
@@ -282,7 +286,7 @@ async def test_a_cancel_names_each_job_once(three_servers: tuple[RunningGateway,
 
 @asynccontextmanager
 async def listening(gateway: RunningGateway, client_id: str) -> AsyncIterator[list[str]]:
-    """The prompts of whose interruption a websocket of the client was told."""
+    """Collects the ids in the `execution_interrupted` events of a client's websocket."""
     heard: list[str] = []
     async with gateway.http.ws_connect(f"/ws?clientId={client_id}") as socket:
 
@@ -301,7 +305,7 @@ async def listening(gateway: RunningGateway, client_id: str) -> AsyncIterator[li
 
 @pytest.mark.alone
 @pytest.mark.usefixtures("no_log")
-async def test_a_cancel_reaches_a_running_prompt_at_once_though_a_thousand_wait(receiving: Receiver) -> None:
+async def test_a_cancel_reaches_a_running_prompt_at_once_while_a_thousand_wait(receiving: Receiver) -> None:
     settings: dict[str, Any] = {"webhook_secret": SECRET, "webhook_url": receiving.url()}
     settings |= {"webhook_url_allow": "127.0.0.1", "public_url": "https://comfy.example"}
     async with engines(3) as servers, running_gateway(*(one.url for one in servers), **settings) as gateway:
@@ -323,7 +327,7 @@ async def test_a_cancel_reaches_a_running_prompt_at_once_though_a_thousand_wait(
                 assert (await post(gateway, path, {"prompt_id": prompt_id}))[0] == 200
                 await until(lambda: running(servers), partial(_lacks, prompt_id))
                 took.append(time.monotonic() - began)
-            # The best of three, for a machine that has other work.
+            # The best of three counts, because the machine may be busy.
             assert min(took) < 0.5, took
             await eventually(lambda: heard == [watched_id], within_s=30)
         assert (await called)[0] == 409
@@ -341,7 +345,7 @@ def _lacks(prompt_id: str, found: list[str]) -> bool:
     return prompt_id not in found
 
 
-async def test_prompts_that_came_by_comfyui_s_own_endpoint_are_reached_alike(
+async def test_prompts_from_post_prompt_can_be_deleted_cancelled_and_interrupted(
     three_servers: tuple[RunningGateway, list[Engine]],
 ) -> None:
     gateway, servers = three_servers
@@ -367,10 +371,10 @@ async def test_prompts_that_came_by_comfyui_s_own_endpoint_are_reached_alike(
     assert {one for server in servers for one in executions(server)} <= {*runs, *waits, *with_us[2:]}
 
 
-# Whose it is
+# Ownership
 
 
-async def test_no_user_stops_another_s_work_nor_hears_of_it(calls: Calls, engine: Engine) -> None:
+async def test_no_user_can_stop_or_detect_the_work_of_another(calls: Calls, engine: Engine) -> None:
     gateway = calls.gateway
     theirs = [(await calls.submit(BOB, sleep_workflow(600, tag=tag), ASYNC))[1]["prompt_id"] for tag in range(3)]
     await until(lambda: queue_of(engine), lambda queue: queue == (theirs[:1], theirs[1:2]))
@@ -395,7 +399,7 @@ async def test_no_user_stops_another_s_work_nor_hears_of_it(calls: Calls, engine
     ):
         assert (await post(gateway, path, body, WATCHER))[0] == 403, path
     assert (await post(gateway, "/free", {"free_memory": True}, ALICE))[0] == 403
-    # Its owner may, and who may do everything.
+    # The owner and an admin may do this.
     assert await post(gateway, f"/api/jobs/{theirs[2]}/cancel", None, BOB) == (200, '{"cancelled":true}')
     assert await post(gateway, "/queue", {"clear": True}, BOB) == (200, "")
     assert await queue_of(engine) == (theirs[:1], [past])
@@ -416,12 +420,12 @@ async def history(gateway: RunningGateway, key: str = "", query: str = "") -> li
 
 
 async def jobs_of(gateway: RunningGateway, key: str = "") -> list[str]:
-    """As `/api/jobs` lists them."""
+    """Returns the ids in `/api/jobs`."""
     async with gateway.http.get("/api/jobs", headers=bearer(key) if key else {}) as response:
         return [job["id"] for job in (await response.json())["jobs"]]
 
 
-async def test_a_job_removed_from_the_history_stays_listed_and_runs_again_as_another(
+async def test_a_job_removed_from_the_history_stays_in_the_job_list(
     three_servers: tuple[RunningGateway, list[Engine]],
 ) -> None:
     gateway, servers = three_servers
@@ -442,13 +446,15 @@ async def test_a_job_removed_from_the_history_stays_listed_and_runs_again_as_ano
     assert await history(gateway, query=f"/{chosen[1]}") == []
     assert chosen[1] not in await jobs_of(gateway)
     on_servers = [await _entry(server, one) for server in servers for one in (chosen[1], stopped_id)]
-    assert not any(on_servers), "no server gives it out any more"
+    assert not any(on_servers), "no server has it any more"
     everything = {job["prompt_id"] for job in (await listed(gateway.http))["jobs"]}
     assert everything == {*chosen, stopped_id, waits_id}
-    assert (await gateway.prompt_sync(invert_workflow(1), prompt_id=chosen[1]))[0] == 200, "given again"
+    assert (await gateway.prompt_sync(invert_workflow(1), prompt_id=chosen[1]))[0] == 200, (
+        "the stored result is returned"
+    )
     assert sum(counts.get(chosen[1], 0) for counts in map(executions, servers)) == 1
 
-    # The same id, sent again, is a new run: not the one that was interrupted.
+    # The same id, sent again, starts a new run instead of returning the interrupted one.
     again = asyncio.create_task(gateway.prompt_sync(LONG, prompt_id=stopped_id))
     assert stopped_id in await all_run(servers, 2)
     assert await post(gateway, "/api/history", {"clear": True}) == (200, "")
@@ -463,7 +469,7 @@ async def _entry(engine: Engine, prompt_id: str) -> Any:
         return await response.json()
 
 
-async def test_a_user_clears_its_own_history_and_who_may_do_everything_all(calls: Calls) -> None:
+async def test_a_user_clears_its_own_history_and_an_admin_clears_all(calls: Calls) -> None:
     gateway = calls.gateway
     mine = [(await calls.submit(ALICE, invert_workflow(tag)))[1]["prompt_id"] for tag in range(2)]
     theirs = [(await calls.submit(BOB, invert_workflow(tag)))[1]["prompt_id"] for tag in range(2)]
@@ -480,7 +486,7 @@ async def test_a_user_clears_its_own_history_and_who_may_do_everything_all(calls
     assert (await calls.call(BOB, "GET", f"/prompt_sync/{theirs[0]}"))[0] == 200
 
 
-async def test_a_prompt_that_came_past_the_gateway_is_taken_out_of_its_server_s_history() -> None:
+async def test_a_prompt_that_bypassed_the_gateway_is_removed_from_its_server() -> None:
     async with engines(2) as servers, running_gateway(*(one.url for one in servers)) as gateway:
         theirs = await external(servers[1], invert_workflow(1))
         await until(lambda: _entry(servers[1], theirs), bool)
@@ -488,13 +494,13 @@ async def test_a_prompt_that_came_past_the_gateway_is_taken_out_of_its_server_s_
         assert await _entry(servers[1], theirs) == {}
 
 
-# Very many
+# Large numbers
 
 
 @pytest.mark.timeout(180)
 @pytest.mark.usefixtures("no_log")
 @pytest.mark.parametrize("folder", ["", "state"], ids=["in memory", "in a file"])
-async def test_a_thousand_jobs_end_with_few_writes_each_told_to_its_receiver(
+async def test_a_thousand_cancelled_jobs_need_few_writes_and_send_all_webhooks(
     receiving: Receiver, folder: str, tmp_path: Path
 ) -> None:
     settings: dict[str, Any] = {"webhook_secret": SECRET, "webhook_url": receiving.url()}
@@ -510,7 +516,7 @@ async def test_a_thousand_jobs_end_with_few_writes_each_told_to_its_receiver(
         await until(lambda: _waiters(gateway), lambda count: count == 1)
         before = commits(gateway)
         assert await post(gateway, "/queue", {"delete": [*waiting, first]}) == (200, "")
-        assert commits(gateway) - before < 100, "not one for each"
+        assert commits(gateway) - before < 100, "there is not one commit for each job"
         assert (await waited)[1]["type"] == "task_cancelled"
         told = [one.json["data"]["prompt_id"] for one in await receiving.got(1000, timeout_s=120)]
         assert (sorted(told), await queue_of(servers[0])) == (sorted(waiting), ([first], [second]))
@@ -529,12 +535,12 @@ async def _waiters(gateway: RunningGateway) -> int:
 
 
 def commits(gateway: RunningGateway) -> float:
-    """Transactions of the journal up to now; none in memory."""
+    """Returns how many transactions the journal has committed; a journal in memory has none."""
     (metric,) = gateway.handler.metrics.journal_commit_seconds.collect()
     return next(sample.value for sample in metric.samples if sample.name.endswith("_count"))
 
 
-async def test_if_the_journal_takes_no_end_all_wait_on(tmp_path: Path) -> None:
+async def test_jobs_keep_waiting_when_the_journal_cannot_store_their_cancel(tmp_path: Path) -> None:
     async with (
         engines(1) as servers,
         running_gateway(servers[0].url, queue="gateway", state_dir=str(tmp_path)) as gateway,
@@ -556,7 +562,7 @@ async def test_if_the_journal_takes_no_end_all_wait_on(tmp_path: Path) -> None:
 # Memory
 
 
-async def test_all_servers_free_their_memory_and_one_that_is_down_is_no_reason_to_fail() -> None:
+async def test_free_reaches_all_servers_and_fails_only_if_no_server_succeeds() -> None:
     async with engines(3) as servers, running_gateway(*(one.url for one in servers)) as gateway:
         assert await post(gateway, "/free", {"unload_models": True}) == (200, "")
         assert [requests(server, "POST /free") for server in servers] == [1, 1, 1]
@@ -568,7 +574,7 @@ async def test_all_servers_free_their_memory_and_one_that_is_down_is_no_reason_t
         assert (status, json.loads(told)["type"]) == (502, "server_error")
 
 
-async def test_one_server_alone_frees_its_memory() -> None:
+async def test_one_server_can_free_its_memory() -> None:
     async with engines(2) as servers, running_gateway(*(one.url for one in servers)) as gateway:
         fleet, names = gateway.handler.fleet, [one.name for one in gateway.handler.pool.backends]
         await fleet.free(names[1])
@@ -612,7 +618,7 @@ async def _answers(url: str, key: str = "") -> dict[tuple[str, str], tuple[int, 
 
 
 async def test_bodies_get_the_answers_of_a_single_comfyui(engine: Engine, calls: Calls) -> None:
-    """In the text of a 500 only the first line is ComfyUI's."""
+    """Only the first line of the text of a 500 is compared."""
     alone = await _answers(engine.url)
     assert {status for status, _ in alone.values()} == {200, 400, 500}
     for key in (ROOT, ALICE):
@@ -623,5 +629,5 @@ async def test_bodies_get_the_answers_of_a_single_comfyui(engine: Engine, calls:
         assert await _answers(gateway.url) == alone
 
 
-async def test_a_body_that_is_too_long_is_refused(calls: Calls) -> None:
+async def test_a_change_with_a_body_that_is_too_long_is_refused(calls: Calls) -> None:
     assert (await post(calls.gateway, "/queue", b"[" + b" " * 1_000_001, ALICE))[0] == 413
