@@ -21,7 +21,6 @@ from tests.support.visits import Visit
 pytestmark = [pytest.mark.real, pytest.mark.timeout(180), pytest.mark.usefixtures("no_first_visit")]
 
 _KEY = "shown-once-to-the-login-page"
-_CONNECTED = "window.app?.graph && window.app.api?.socket?.readyState === WebSocket.OPEN"
 _PICTURE = "type => window.app.graph.nodes.find(node => node.type === type)?.imgs?.[0]?.naturalWidth"
 
 
@@ -46,7 +45,7 @@ async def _visit(chromium: str, base: str, *, key: str = "") -> Visit:
         if key:
             await page.get_by_label("API key").fill(key)
             await page.get_by_role("button", name="Sign in").click()
-        await page.wait_for_function(_CONNECTED, timeout=60_000)
+        await page.wait_for_function(browsing.FRONTEND_IS_CONNECTED, timeout=60_000)
         await page.wait_for_load_state("networkidle")
         await _run(page, visit)
         await _look_at_history(page, visit)
@@ -64,7 +63,7 @@ async def _run(page: Any, visit: Visit) -> None:
 
 async def _look_at_history(page: Any, visit: Visit) -> None:
     await page.reload()
-    await page.wait_for_function(_CONNECTED, timeout=60_000)
+    await page.wait_for_function(browsing.FRONTEND_IS_CONNECTED, timeout=60_000)
     await page.get_by_role("button", name="Queue (q)").click()
     pictures = page.locator(".side-bar-panel img, .sidebar-content-container img, .task-item img")
     await pictures.first.wait_for(state="visible", timeout=30_000)
@@ -125,7 +124,7 @@ async def test_the_web_frontends_queue_button_renders_on_runpod(
         _page(chromium_path, gateway.url, visit) as page,
     ):
         await page.goto(gateway.url)
-        await page.wait_for_function(_CONNECTED, timeout=60_000)
+        await page.wait_for_function(browsing.FRONTEND_IS_CONNECTED, timeout=60_000)
         await page.wait_for_load_state("networkidle")
         await page.evaluate(_LISTEN)
         workflow = inverted("frontend", color=any_color(), width=96, height=64)

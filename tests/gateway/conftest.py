@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import sqlite3
-import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack
@@ -38,6 +37,7 @@ from server import create_app
 from tests.support.calls import Calls
 from tests.support.credentials import CERTIFICATE, TOKEN
 from tests.support.described import Document
+from tests.support.disks import mounted_disk
 from tests.support.faces import Face
 from tests.support.keys import ALICE, BOB, CAROL, DAVE, KEY, KEYS, OTHER_KEY, ROOT, WATCHER, bearer, table, write_keys
 from tests.support.large_output import SIZE
@@ -274,14 +274,9 @@ async def runpod_gateway(endpoint: FakeEndpoint, tmp_path: Path) -> AsyncIterato
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A folder on a disk of its own, of 2 MB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=2m,mode=700", "tmpfs", str(folder)]
-    if os.geteuid() != 0 or subprocess.run(mount, check=False, capture_output=True).returncode != 0:
-        pytest.skip("only root can mount a small disk")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+    """A folder on its own disk of 2 MB."""
+    with mounted_disk(tmp_path / "disk", "2m") as folder:
+        yield folder
 
 
 @pytest.fixture

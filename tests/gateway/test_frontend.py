@@ -16,18 +16,21 @@ from aiohttp import web
 from yarl import URL
 
 from comfyui.engine import Engine, EngineOptions
-from tests.support.browsing import browser, chromium, frontend_root
+from tests.support.browsing import (
+    FRONTEND_IS_CONNECTED,
+    SAVED_PICTURE_WIDTH,
+    TAB_ICON,
+    browser,
+    chromium,
+    frontend_root,
+)
 from tests.support.relaying import fetch
 from tests.support.running import invert_workflow, running_gateway
 from tests.support.stripping import behind
 
 pytestmark = pytest.mark.timeout(180)
 
-# The animated icon of the browser tab: the frontend always requests it at the root of the site.
-_ICON = "/assets/images/favicon_progress_16x16/"
 _KEY = "shown-once-to-the-login-page"
-_CONNECTED = "window.app?.graph && window.app.api?.socket?.readyState === WebSocket.OPEN"
-_PICTURE = "() => window.app.graph.nodes.find(node => node.type === 'SaveImage')?.imgs?.[0]?.naturalWidth"
 
 
 async def _visit(page: Any, address: str) -> None:
@@ -35,14 +38,14 @@ async def _visit(page: Any, address: str) -> None:
     await page.goto(f"{address}/")
     await page.get_by_label("API key").fill(_KEY)
     await page.get_by_role("button", name="Sign in").click()
-    await page.wait_for_function(_CONNECTED, timeout=90_000)
+    await page.wait_for_function(FRONTEND_IS_CONNECTED, timeout=90_000)
     await page.wait_for_load_state("networkidle")
     await page.evaluate(
         "workflow => window.app.loadApiJson(workflow, 'test.json')", invert_workflow(width=96, height=64)
     )
     await page.evaluate("window.app.queuePrompt(0)")
-    await page.wait_for_function(_PICTURE, timeout=60_000)
-    assert await page.evaluate(_PICTURE) == 96
+    await page.wait_for_function(SAVED_PICTURE_WIDTH, timeout=60_000)
+    assert await page.evaluate(SAVED_PICTURE_WIDTH) == 96
 
 
 async def test_the_web_frontend_works_behind_a_path_prefix_with_keys(tmp_path: Path) -> None:
@@ -52,7 +55,7 @@ async def test_the_web_frontend_works_behind_a_path_prefix_with_keys(tmp_path: P
     failed: dict[tuple[str, str], int] = {}
 
     def note(address: str, answer: Any) -> None:
-        if answer.status >= 400 and _ICON not in answer.url:
+        if answer.status >= 400 and TAB_ICON not in answer.url:
             failed[answer.request.method, answer.url.replace(address, "")] = answer.status
 
     async with (
@@ -72,12 +75,12 @@ async def test_the_web_frontend_works_behind_a_path_prefix_with_keys(tmp_path: P
         assert page.url.rstrip("/") == address
         # A reload needs no key and finds what the frontend has stored.
         await page.reload()
-        await page.wait_for_function(_CONNECTED, timeout=90_000)
+        await page.wait_for_function(FRONTEND_IS_CONNECTED, timeout=90_000)
         # Requests for missing user files fail on ComfyUI itself with the same status.
         for (method, path), status in failed.items():
             async with comfyui.request(method, URL(path, encoded=True)) as answer:
                 assert answer.status == status, f"{method} {path}"
-    own = [url for url in requested if not url.startswith(("data:", "blob:", "https://")) and _ICON not in url]
+    own = [url for url in requested if not url.startswith(("data:", "blob:", "https://")) and TAB_ICON not in url]
     assert any(url.startswith(f"{address}/ws") for url in own)
     assert [url for url in own if not url.startswith(f"{address}/")] == []
 

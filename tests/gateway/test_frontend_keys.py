@@ -8,15 +8,19 @@ from typing import Any
 import pytest
 
 from comfyui.engine import Engine, EngineOptions
-from tests.support.browsing import browser, chromium, frontend_root
+from tests.support.browsing import (
+    FRONTEND_IS_CONNECTED,
+    SAVED_PICTURE_WIDTH,
+    TAB_ICON,
+    browser,
+    chromium,
+    frontend_root,
+)
 from tests.support.keys import ALICE, BOB
 from tests.support.running import executions, invert_workflow, queue_of, running_gateway, sleep_workflow, until
 
 pytestmark = pytest.mark.timeout(240)
 
-_ICON = "/assets/images/favicon_progress_16x16/"
-_CONNECTED = "window.app?.graph && window.app.api?.socket?.readyState === WebSocket.OPEN"
-_PICTURE = "() => window.app.graph.nodes.find(node => node.type === 'SaveImage')?.imgs?.[0]?.naturalWidth"
 _ENDED = "async () => Object.keys(await (await window.app.api.fetchApi('/history')).json()).length"
 _RUNNING = "async () => (await (await window.app.api.fetchApi('/queue')).json()).queue_running.length"
 # Requests that a user key may not make; the frontend works without them.
@@ -34,7 +38,7 @@ async def _open(running: Any, address: str, key: str, failed: set[str]) -> Any:
     await page.get_by_label("API key").fill(key)
     await page.get_by_role("button", name="Sign in").click()
     page.on("response", note)
-    await page.wait_for_function(_CONNECTED, timeout=120_000)
+    await page.wait_for_function(FRONTEND_IS_CONNECTED, timeout=120_000)
     await page.wait_for_load_state("networkidle")
     return page
 
@@ -55,8 +59,8 @@ async def test_neither_of_two_customers_sees_or_stops_the_work_of_the_other(keys
         alice = await _open(running, gateway.url, ALICE, failed)
         bob = await _open(running, gateway.url, BOB, failed)
         await _queue(alice, invert_workflow(1, width=96, height=64))
-        await alice.wait_for_function(_PICTURE, timeout=60_000)
-        assert await alice.evaluate(_PICTURE) == 96
+        await alice.wait_for_function(SAVED_PICTURE_WIDTH, timeout=60_000)
+        assert await alice.evaluate(SAVED_PICTURE_WIDTH) == 96
         assert await bob.evaluate(_ENDED) == 0
         assert await alice.evaluate(_ENDED) == 1
 
@@ -71,11 +75,11 @@ async def test_neither_of_two_customers_sees_or_stops_the_work_of_the_other(keys
         await until(lambda: queue_of(engine), lambda queue: queue == ([], []))
 
         await _queue(bob, invert_workflow(2, width=48, height=64))
-        await bob.wait_for_function(_PICTURE, timeout=60_000)
-        assert await bob.evaluate(_PICTURE) == 48
+        await bob.wait_for_function(SAVED_PICTURE_WIDTH, timeout=60_000)
+        assert await bob.evaluate(SAVED_PICTURE_WIDTH) == 48
         # The settings of one customer do not change those of the other.
         await alice.evaluate("window.app.api.storeSetting('test.mine', 'alice')")
         assert await bob.evaluate("window.app.api.getSetting('test.mine')") is None
         assert await alice.evaluate("window.app.api.getSetting('test.mine')") == "alice"
-    assert {one for one in failed if _ICON not in one} <= _REFUSED
+    assert {one for one in failed if TAB_ICON not in one} <= _REFUSED
     assert len(executions(engine)) == 3

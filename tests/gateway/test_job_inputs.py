@@ -1,4 +1,4 @@
-"""What async jobs bring beside their workflow: taken before the 202 or refused, placed once, removed at the end."""
+"""Inputs of async jobs: they are checked and stored before the 202, uploaded once, and removed at the end."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ import os
 import resource
 import stat
 import subprocess
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -18,6 +16,7 @@ import pytest
 
 from comfyui.engine import Engine
 from comfyui.jobs.queue_options import QueueOptions
+from tests.support.disks import mounted_disk
 from tests.support.job_inputs import (
     b64,
     blocked,
@@ -35,7 +34,6 @@ from tests.support.job_inputs import (
 from tests.support.jobs import fetch, listed, status_is, submit
 from tests.support.processes import gateway_process
 from tests.support.running import (
-    RunningGateway,
     executions,
     handler_options,
     invert_workflow,
@@ -58,11 +56,11 @@ async def store_is(state: Path, contents: list[bytes]) -> None:
     await until(found, lambda there: there == wanted, timeout_s=20)
 
 
-# The same as a sync call
+# Comparison with sync calls
 
 
 @pytest.mark.parametrize("state", ["stored", "in memory"])
-async def test_an_async_job_places_its_inputs_as_a_sync_call_does(engine: Engine, tmp_path: Path, state: str) -> None:
+async def test_an_async_job_stores_its_inputs_as_a_sync_call_does(engine: Engine, tmp_path: Path, state: str) -> None:
     async with running_gateway(engine.url, state_dir=tmp_path if state == "stored" else "") as gateway:
         status, _ = await gateway.prompt_sync(loading(), images=[{"name": "photo.png", "image": b64(_DATA)}])
         assert status == 200
@@ -72,11 +70,11 @@ async def test_an_async_job_places_its_inputs_as_a_sync_call_does(engine: Engine
         form = form_of(loading(), {"photo.png": _DATA})
         assert await inverted(gateway.http, await taken(gateway.http, form)) == _COLOR
         assert sorted(path.name for path in Path(engine.folders.input, "gateway").iterdir()) == names
-        assert requests(engine, _UPLOAD) == 1, "the bytes are there, and nothing is sent again"
+        assert requests(engine, _UPLOAD) == 1, "ComfyUI has the file, so nothing is uploaded again"
 
 
-async def test_a_file_without_a_known_type_has_the_same_name_however_it_came(engine: Engine, tmp_path: Path) -> None:
-    """The bytes do not say what they are: the ending is that of the name, or of the data URI."""
+async def test_a_file_of_unknown_type_has_the_same_name_in_sync_and_async_calls(engine: Engine, tmp_path: Path) -> None:
+    """The bytes have no known type, so the extension comes from the name or from the data URI."""
     data = b"vertex" * 100
     workflow = {**invert_workflow(), "9": {"class_type": "LoadImage", "inputs": {"image": "other.png"}}}
     workflow["1"] = {"class_type": "LoadImage", "inputs": {"image": "photo.png"}}
@@ -90,7 +88,7 @@ async def test_a_file_without_a_known_type_has_the_same_name_however_it_came(eng
             assert set(Path(engine.folders.input, "gateway").iterdir()) == there
 
 
-async def test_a_request_is_the_same_whether_it_comes_sync_or_async(engine: Engine, tmp_path: Path) -> None:
+async def test_one_request_counts_as_the_same_sync_and_async(engine: Engine, tmp_path: Path) -> None:
     async with running_gateway(engine.url, state_dir=tmp_path) as gateway:
         for first_async in (True, False):
             for body in ("json", "form"):
@@ -120,7 +118,7 @@ def _as_body(body: Any) -> dict[str, Any]:
     return {"json": body} if isinstance(body, dict) else {"data": body}
 
 
-async def test_a_data_uri_that_is_no_input_reaches_its_node_letter_by_letter(engine: Engine, tmp_path: Path) -> None:
+async def test_a_data_uri_that_is_not_an_input_reaches_its_node_unchanged(engine: Engine, tmp_path: Path) -> None:
     async with running_gateway(engine.url, state_dir=tmp_path) as gateway:
         texts = [data_uri(_DATA), "data:text/plain,a%20b", "data:image/png;base64,%%%", "sha256:" + "0" * 64]
         for tag, text in enumerate(texts):
@@ -134,9 +132,7 @@ async def test_a_data_uri_that_is_no_input_reaches_its_node_letter_by_letter(eng
     assert not journal_has(tmp_path, b64(_DATA))
 
 
-async def test_a_data_uri_that_comes_while_no_server_is_up_is_placed_when_one_is(
-    engine: Engine, tmp_path: Path
-) -> None:
+async def test_a_data_uri_submitted_without_a_server_is_stored_until_one_is_up(engine: Engine, tmp_path: Path) -> None:
     async with running_gateway("127.0.0.1:1", ready=False, state_dir=tmp_path) as gateway:
         prompt_id = await taken(gateway.http, {"prompt": loading(data_uri(_DATA))})
         await store_is(tmp_path, [_DATA])
@@ -178,13 +174,13 @@ async def test_a_data_uri_that_comes_while_no_server_is_up_is_placed_when_one_is
     ],
     ids=["base64", "empty", "hash", "HTML", "large", "workflow", "names", "many"],
 )
-async def test_what_cannot_be_used_is_refused_as_in_a_sync_call(
+async def test_invalid_inputs_are_refused_as_in_a_sync_call(
     engine: Engine, tmp_path: Path, body: dict[str, Any], status: int, says: str
 ) -> None:
     settings: dict[str, Any] = {"state_dir": tmp_path, "max_input_mb": 0.1, "max_inputs": 3}
     async with running_gateway(engine.url, **settings) as gateway:
         blocker = await submit(gateway.http, sleep_workflow(20))
-        await taken(gateway.http, by_image(b64(_DATA)))  # its hash is known to us
+        await taken(gateway.http, by_image(b64(_DATA)))  # the gateway knows its hash
         answered, error = await post(gateway.http, body)
         assert (answered, says in error["detail"]) == (status, True), error
         assert len((await listed(gateway.http))["jobs"]) == 2
@@ -194,7 +190,7 @@ async def test_what_cannot_be_used_is_refused_as_in_a_sync_call(
         assert (await status_is(gateway.http, blocker, "running"))["status"] == "running"
 
 
-async def test_a_form_file_that_is_no_file_is_refused_by_name(engine: Engine, tmp_path: Path) -> None:
+async def test_the_refusal_of_an_invalid_form_file_names_the_file(engine: Engine, tmp_path: Path) -> None:
     async with running_gateway(engine.url, state_dir=tmp_path, max_input_mb=0.1) as gateway:
         for content, says in ((b"<html>", "HTML page"), (bytes(200_000), "larger than the 0.1 MB")):
             status, error = await post(gateway.http, form_of(loading(), {"photo.png": content}))
@@ -204,10 +200,10 @@ async def test_a_form_file_that_is_no_file_is_refused_by_name(engine: Engine, tm
     assert files_of(tmp_path) == {}
 
 
-# Once, and only as long as it is needed
+# Stored once, and only as long as needed
 
 
-async def test_the_same_bytes_lie_there_once_and_go_with_the_last_job(engine: Engine, tmp_path: Path) -> None:
+async def test_equal_inputs_are_stored_once_and_removed_with_the_last_job(engine: Engine, tmp_path: Path) -> None:
     options = handler_options(queue=QueueOptions(ahead=1))
     async with running_gateway(engine.url, changed=options, state_dir=tmp_path) as gateway:
         blocker = await submit(gateway.http, sleep_workflow(60))
@@ -231,7 +227,7 @@ async def test_the_same_bytes_lie_there_once_and_go_with_the_last_job(engine: En
         await store_is(tmp_path, [])
 
 
-async def test_a_job_that_failed_or_waited_too_long_frees_its_inputs(engine: Engine, tmp_path: Path) -> None:
+async def test_the_inputs_of_a_failed_or_expired_job_are_removed(engine: Engine, tmp_path: Path) -> None:
     options = handler_options(queue=QueueOptions(ahead=1, max_queued_s=1.0))
     async with running_gateway(engine.url, changed=options, state_dir=tmp_path) as gateway:
         blocker = await submit(gateway.http, sleep_workflow(60))
@@ -246,7 +242,7 @@ async def test_a_job_that_failed_or_waited_too_long_frees_its_inputs(engine: Eng
         await store_is(tmp_path, [])
 
 
-async def test_a_new_run_brings_its_inputs(engine: Engine, tmp_path: Path) -> None:
+async def test_a_new_run_stores_its_inputs_again(engine: Engine, tmp_path: Path) -> None:
     options = handler_options(queue=QueueOptions(ahead=1))
     async with running_gateway(engine.url, changed=options, state_dir=tmp_path) as gateway:
         blocker = await submit(gateway.http, sleep_workflow(60))
@@ -272,8 +268,8 @@ async def test_a_new_run_brings_its_inputs(engine: Engine, tmp_path: Path) -> No
             assert job["run"] == 2
 
 
-async def test_an_async_run_after_a_large_sync_one_has_its_request(engine: Engine, tmp_path: Path) -> None:
-    """Of a sync call with a large body the journal has no body."""
+async def test_an_async_run_after_a_large_sync_call_has_its_request(engine: Engine, tmp_path: Path) -> None:
+    """The journal does not keep the large body of a sync call."""
     prompt_id, large = str(uuid4()), picture(_COLOR, 400)
     noise = os.urandom(300_000)
     body = {**by_image(b64(large)), "prompt_id": prompt_id}
@@ -292,7 +288,7 @@ async def test_an_async_run_after_a_large_sync_one_has_its_request(engine: Engin
         assert await inverted(gateway.http, prompt_id) == _COLOR
 
 
-async def test_inputs_are_kept_for_their_days(engine: Engine, tmp_path: Path) -> None:
+async def test_inputs_are_kept_for_the_configured_days(engine: Engine, tmp_path: Path) -> None:
     async with running_gateway(engine.url, state_dir=tmp_path, inputs_keep_days=1) as gateway:
         assert await inverted(gateway.http, await taken(gateway.http, by_image(b64(_DATA)))) == _COLOR
     (file,) = (tmp_path / "inputs").iterdir()
@@ -302,10 +298,10 @@ async def test_inputs_are_kept_for_their_days(engine: Engine, tmp_path: Path) ->
         await store_is(tmp_path, [])
 
 
-async def test_what_no_job_names_goes_at_the_start(engine: Engine, tmp_path: Path) -> None:
+async def test_inputs_of_no_job_are_removed_at_the_start(engine: Engine, tmp_path: Path) -> None:
     folder = tmp_path / "inputs"
     folder.mkdir(parents=True)
-    (folder / ("a" * 64)).write_bytes(b"of a submission that was killed before its 202")
+    (folder / ("a" * 64)).write_bytes(b"left by a submission that was killed before its 202")
     (folder / "new-0123").write_bytes(b"half")
     async with running_gateway(engine.url, state_dir=tmp_path):
         await store_is(tmp_path, [])
@@ -314,7 +310,7 @@ async def test_what_no_job_names_goes_at_the_start(engine: Engine, tmp_path: Pat
 # Limits
 
 
-async def test_the_store_has_a_limit_that_is_named(engine: Engine, tmp_path: Path) -> None:
+async def test_the_error_of_a_full_input_store_names_the_limit(engine: Engine, tmp_path: Path) -> None:
     options = handler_options(queue=QueueOptions(ahead=1))
     settings: dict[str, Any] = {"state_dir": tmp_path, "max_stored_inputs_mb": 0.01}
     noise = [os.urandom(6_000) for _ in range(2)]
@@ -333,33 +329,13 @@ async def test_the_store_has_a_limit_that_is_named(engine: Engine, tmp_path: Pat
         for job in (await listed(gateway.http, "?status=queued"))["jobs"]:
             async with gateway.http.delete(f"/prompt_sync/{job['prompt_id']}") as response:
                 assert response.status == 200
-        assert await taken(gateway.http, by_image(b64(noise[1]))), "there is room as soon as a job has ended"
+        assert await taken(gateway.http, by_image(b64(noise[1]))), "a job that ends frees its room"
         assert first
 
 
-@contextmanager
-def small_disk(folder: Path, size: str) -> Iterator[Path]:
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={size},mode=0700", "tmpfs", str(folder)], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip("a disk cannot be mounted here")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-@asynccontextmanager
-async def gateway_on(folder: Path, engine: Engine) -> AsyncIterator[RunningGateway]:
-    async with running_gateway(engine.url, state_dir=folder) as gateway:
-        yield gateway
-
-
-async def test_a_full_disk_is_named_and_nothing_of_the_submission_stays(engine: Engine, tmp_path: Path) -> None:
-    with small_disk(tmp_path / "state", "3m") as state:
-        async with gateway_on(state, engine) as gateway:
+async def test_a_submission_on_a_full_disk_is_refused_and_leaves_nothing(engine: Engine, tmp_path: Path) -> None:
+    with mounted_disk(tmp_path / "state", "3m") as state:
+        async with running_gateway(engine.url, state_dir=state) as gateway:
             blocker = await submit(gateway.http, sleep_workflow(60))
             await status_is(gateway.http, blocker, "running")
             for body in (by_image(b64(os.urandom(8_000_000))), form_of(loading(), {"photo.png": bytes(8_000_000)})):
@@ -372,13 +348,13 @@ async def test_a_full_disk_is_named_and_nothing_of_the_submission_stays(engine: 
             async with gateway.http.delete(f"/prompt_sync/{blocker}") as response:
                 assert response.status == 200
             assert await inverted(gateway.http, await taken(gateway.http, by_image(b64(_DATA)))) == _COLOR
-            # A sync call needs no room there.
+            # A sync call needs no room on that disk.
             status, _ = await gateway.prompt_sync(loading(), images=[{"name": "photo.png", "image": b64(_DATA)}])
             assert status == 200
 
 
-async def test_a_read_only_disk_is_named(engine: Engine, tmp_path: Path) -> None:
-    with small_disk(tmp_path / "disk", "1m") as disk:
+async def test_the_error_of_a_read_only_disk_names_the_setting(engine: Engine, tmp_path: Path) -> None:
+    with mounted_disk(tmp_path / "disk", "1m") as disk:
         (tmp_path / "state").mkdir()
         (tmp_path / "state" / "inputs").mkdir(mode=0o700)
         subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
@@ -395,7 +371,7 @@ async def test_a_read_only_disk_is_named(engine: Engine, tmp_path: Path) -> None
             subprocess.run(["umount", "-l", str(tmp_path / "state" / "inputs")], check=True)
 
 
-async def test_a_limit_of_file_sizes_leaves_nothing_half_written(engine: Engine, tmp_path: Path) -> None:
+async def test_a_limit_for_file_sizes_leaves_no_truncated_file(engine: Engine, tmp_path: Path) -> None:
     async with gateway_process(engine.url, STATE_DIR=str(tmp_path)) as gateway:
         resource.prlimit(gateway.process.pid, resource.RLIMIT_FSIZE, (2_000_000, 2_000_000))
         status, error = await post(gateway.http, by_image(b64(os.urandom(4_000_000))))
@@ -405,7 +381,7 @@ async def test_a_limit_of_file_sizes_leaves_nothing_half_written(engine: Engine,
         assert await inverted(gateway.http, await taken(gateway.http, by_image(b64(_DATA)))) == _COLOR
 
 
-async def test_memory_does_not_grow_with_the_inputs_of_jobs_that_wait(engine: Engine, tmp_path: Path) -> None:
+async def test_memory_does_not_grow_with_the_inputs_of_waiting_jobs(engine: Engine, tmp_path: Path) -> None:
     async with gateway_process(engine.url, STATE_DIR=str(tmp_path)) as gateway:
         await blocked(gateway.http, 120)
 

@@ -1,4 +1,4 @@
-"""The inputs of async jobs outlive a gateway that is killed."""
+"""The inputs of async jobs survive a kill of the gateway."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ async def store_is(state: Path, names: set[str]) -> None:
     ],
     ids=["base64", "data URI", "in the workflow", "form"],
 )
-async def test_a_job_that_was_not_placed_has_its_input_after_a_kill(tmp_path: Path, engine: Engine, body: Any) -> None:
+async def test_a_waiting_job_still_has_its_input_after_a_kill(tmp_path: Path, engine: Engine, body: Any) -> None:
     digest = hashlib.sha256(_DATA).hexdigest()
     async with gateway_process(engine.url, **state_of(tmp_path)) as gateway:
         await blocked(gateway.http)
@@ -69,10 +69,8 @@ async def test_a_job_that_was_not_placed_has_its_input_after_a_kill(tmp_path: Pa
     assert executions(engine)[prompt_id] == 1
 
 
-async def test_each_job_that_was_taken_before_a_kill_runs_once_with_its_own_input(
-    tmp_path: Path, engine: Engine
-) -> None:
-    """Killed at whatever step of a submission: what got its 202 runs, and of the rest nothing stays."""
+async def test_each_job_accepted_before_a_kill_runs_once_with_its_own_input(tmp_path: Path, engine: Engine) -> None:
+    """The kill may hit any step of a submission: jobs with a 202 run, and the others leave no files."""
     colors: dict[str, Color] = {}
 
     async def submit_until_killed(gateway: GatewayProcess, first: int) -> None:
@@ -90,7 +88,7 @@ async def test_each_job_that_was_taken_before_a_kill_runs_once_with_its_own_inpu
         await until(lambda: count_of(colors), lambda count: count >= 30)
         await gateway.kill()
         await asyncio.gather(*submitting)
-    # Files that were renamed for a submission that was not acknowledged, and what else a kill may leave.
+    # A kill may leave a half-written file, or a complete one whose submission got no answer.
     (tmp_path / "inputs" / "new-half").write_bytes(b"half")
     (tmp_path / "inputs" / hashlib.sha256(b"orphan").hexdigest()).write_bytes(b"orphan")
     async with gateway_process(engine.url, **state_of(tmp_path)) as gateway:

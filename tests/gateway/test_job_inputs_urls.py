@@ -1,4 +1,4 @@
-"""URLs of async jobs: fetched after the 202 and before their turn, once, by whichever gateway is there."""
+"""URLs in async jobs are fetched once, after the 202 and before their turn, by this gateway or by the next one."""
 
 from __future__ import annotations
 
@@ -58,14 +58,12 @@ async def has_asked(server: Server, count: int = 1) -> None:
 
 
 async def fetched(gateway: RunningGateway) -> None:
-    """No job waits for its inputs."""
+    """Waits until no job waits for its inputs."""
     await until(lambda: gateway.handler.journal.fetching(0, 1), lambda found: not found)
 
 
 @pytest.mark.parametrize("where", ["images", "workflow"])
-async def test_a_url_is_fetched_once_while_the_job_waits_and_its_server_may_go(
-    engine: Engine, tmp_path: Path, where: str
-) -> None:
+async def test_a_url_is_fetched_once_while_the_job_waits(engine: Engine, tmp_path: Path, where: str) -> None:
     async with running_gateway(engine.url, state_dir=tmp_path, **_ALLOW) as gateway:
         blockers = await blocked(gateway.http, 20)
         async with serve(give) as server:
@@ -81,7 +79,7 @@ async def test_a_url_is_fetched_once_while_the_job_waits_and_its_server_may_go(
         assert _SECRET not in str(await listed(gateway.http))
 
 
-async def test_a_text_of_the_workflow_that_is_no_input_is_not_fetched(engine: Engine) -> None:
+async def test_a_url_in_a_text_that_is_not_an_input_is_not_fetched(engine: Engine) -> None:
     async with serve(give) as server, running_gateway(engine.url, **_ALLOW) as gateway:
         workflow = invert_workflow(prefix=server.url())
         prompt_id = await taken(gateway.http, {"prompt": workflow})
@@ -89,7 +87,7 @@ async def test_a_text_of_the_workflow_that_is_no_input_is_not_fetched(engine: En
         assert server.requests == []
 
 
-async def test_a_url_in_the_workflow_waits_for_a_server_that_says_whether_it_is_an_input(tmp_path: Path) -> None:
+async def test_a_url_in_the_workflow_waits_for_the_node_definitions_of_a_server(tmp_path: Path) -> None:
     port = free_port()
     async with serve(give) as server, running_gateway(f"127.0.0.1:{port}", ready=False, **_ALLOW) as gateway:
         prompt_id = await taken(gateway.http, {"prompt": loading(server.url())})
@@ -101,7 +99,7 @@ async def test_a_url_in_the_workflow_waits_for_a_server_that_says_whether_it_is_
         assert len(server.requests) == 1
 
 
-async def test_a_url_in_the_workflow_is_left_to_its_turn_where_no_server_says_what_it_is(engine: Engine) -> None:
+async def test_without_node_definitions_a_job_with_a_url_fails_at_its_turn(engine: Engine) -> None:
     async with serve(give) as server, running_gateway(engine.url, **_ALLOW) as gateway:
         engine.faults.merge({"status": {"route": "/object_info*", "status": 500}})
         prompt_id = await taken(gateway.http, {"prompt": loading(server.url())})
@@ -110,7 +108,7 @@ async def test_a_url_in_the_workflow_is_left_to_its_turn_where_no_server_says_wh
         assert server.requests == []
 
 
-async def test_a_job_whose_inputs_come_late_lets_others_pass_and_keeps_its_place(engine: Engine) -> None:
+async def test_a_job_with_late_inputs_lets_others_pass_and_keeps_its_place(engine: Engine) -> None:
     come = asyncio.Event()
 
     async def slow(request: web.Request) -> web.Response:
@@ -135,20 +133,20 @@ async def test_a_job_whose_inputs_come_late_lets_others_pass_and_keeps_its_place
     assert list(executions(engine)) == [first, blocker, late, last]
 
 
-async def test_a_server_that_hangs_delays_neither_the_202_nor_the_queue(engine: Engine) -> None:
+async def test_a_hanging_file_server_delays_neither_the_202_nor_the_queue(engine: Engine) -> None:
     async with serve(hang) as server, running_gateway(engine.url, input_url_timeout=30, **_ALLOW) as gateway:
         hanging = [await taken(gateway.http, by_image(server.url(f"/{tag}.png"))) for tag in range(40)]
         await has_asked(server, 16)
         done = await submit(gateway.http, invert_workflow(1))
         assert (await fetch(gateway.http, done))[0] == 200
-        assert len(server.requests) == 16, "not more at once"
+        assert len(server.requests) == 16, "16 downloads run at once"
         async with gateway.http.delete(f"/prompt_sync/{hanging[0]}") as response:
             assert response.status == 200
         await has_asked(server, 17)
         assert (await look(gateway.http, hanging[0]))[1]["type"] == "task_cancelled"
 
 
-async def test_a_server_that_is_away_at_first_is_tried_again(engine: Engine) -> None:
+async def test_a_file_server_that_is_down_at_first_is_tried_again(engine: Engine) -> None:
     port = free_port()
     async with running_gateway(engine.url, **_ALLOW) as gateway:
         prompt_id = await taken(gateway.http, by_image(f"http://127.0.0.1:{port}/a.png"))
@@ -181,7 +179,7 @@ async def large(_request: web.Request) -> web.Response:
     ],
     ids=["private", "404", "html", "large", "503", "hangs"],
 )
-async def test_what_cannot_be_fetched_is_a_failed_job(
+async def test_a_failed_download_fails_the_job(
     engine: Engine, tmp_path: Path, handler: Callable[[web.Request], Awaitable[web.Response]], says: str, again: bool
 ) -> None:
     settings = {"state_dir": tmp_path, "input_url_timeout": 0.5, "max_input_mb": 0.1, **_ALLOW}
@@ -203,7 +201,7 @@ async def test_what_cannot_be_fetched_is_a_failed_job(
     assert await asyncio.to_thread(files_of, tmp_path) == {}
 
 
-async def test_a_new_run_fetches_again(engine: Engine, tmp_path: Path) -> None:
+async def test_a_new_run_fetches_its_url_again(engine: Engine, tmp_path: Path) -> None:
     port, prompt_id = free_port(), str(uuid4())
     async with running_gateway(engine.url, state_dir=tmp_path, input_url_timeout=0.3, **_ALLOW) as gateway:
         body = {**by_image(f"http://127.0.0.1:{port}/a.png"), "prompt_id": prompt_id}
@@ -214,7 +212,7 @@ async def test_a_new_run_fetches_again(engine: Engine, tmp_path: Path) -> None:
             assert await inverted(gateway.http, prompt_id) == _COLOR
 
 
-async def test_a_private_address_is_refused_in_the_job(engine: Engine, inside_server: Server) -> None:
+async def test_a_url_with_a_private_address_fails_the_job(engine: Engine, inside_server: Server) -> None:
     async with running_gateway(engine.url) as gateway:
         prompt_id = await taken(gateway.http, by_image(inside_server.url()))
         status, error = await fetch(gateway.http, prompt_id)
@@ -222,7 +220,7 @@ async def test_a_private_address_is_refused_in_the_job(engine: Engine, inside_se
         assert "127.0.0.9" not in error["detail"]
 
 
-async def test_a_job_that_waits_too_long_for_its_inputs_has_timed_out(engine: Engine) -> None:
+async def test_a_job_that_waits_too_long_for_its_inputs_times_out(engine: Engine) -> None:
     settings = {"max_queued_seconds": 0.5, "input_url_timeout": 60, **_ALLOW}
     async with serve(hang) as server, running_gateway(engine.url, **settings) as gateway:
         prompt_id = await taken(gateway.http, by_image(server.url()))
@@ -231,7 +229,7 @@ async def test_a_job_that_waits_too_long_for_its_inputs_has_timed_out(engine: En
         assert "MAX_QUEUED_SECONDS" in error["detail"]
 
 
-async def test_who_waits_for_a_job_is_told_that_its_input_failed(engine: Engine) -> None:
+async def test_waiting_callers_get_the_error_of_a_failed_input(engine: Engine) -> None:
     come = asyncio.Event()
 
     async def late(_request: web.Request) -> web.Response:
@@ -253,7 +251,7 @@ async def waiting(gateway: RunningGateway) -> int:
     return gateway.handler.waiting
 
 
-async def test_the_next_gateway_fetches_what_was_not_fetched(engine: Engine, tmp_path: Path) -> None:
+async def test_after_a_kill_the_next_gateway_fetches_missing_inputs(engine: Engine, tmp_path: Path) -> None:
     settings = {"STATE_DIR": str(tmp_path), "SHUTDOWN_GRACE_SECONDS": "5", "INPUT_URL_ALLOW": "127.0.0.1"}
     come = asyncio.Event()
 
@@ -295,7 +293,7 @@ async def test_a_url_waits_for_room_in_the_store(engine: Engine, tmp_path: Path)
         assert await inverted(gateway.http, second) == _COLOR
 
 
-async def test_what_was_fetched_before_a_restart_is_not_fetched_again(engine: Engine, tmp_path: Path) -> None:
+async def test_an_input_fetched_before_a_restart_is_not_fetched_again(engine: Engine, tmp_path: Path) -> None:
     settings = {"STATE_DIR": str(tmp_path), "SHUTDOWN_GRACE_SECONDS": "5", "INPUT_URL_ALLOW": "127.0.0.1"}
     async with serve(give) as server:
         async with gateway_process(engine.url, **settings) as gateway:

@@ -1,4 +1,4 @@
-"""Async jobs: submit, go away, come back, in one life of the gateway."""
+"""Async jobs without a restart: submit, leave, and return for the result."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.support.running import (
 )
 
 
-async def test_a_job_is_taken_at_once_and_its_result_fetched_later(tmp_path: Path, engine: Engine) -> None:
+async def test_a_job_is_accepted_at_once_and_its_result_can_be_fetched_later(tmp_path: Path, engine: Engine) -> None:
     async with running_gateway(engine.url, state_dir=tmp_path) as gateway:
         async with gateway.http.post(
             "/prompt_sync", json={"prompt": sleep_workflow(0.5)}, headers={"Prefer": "respond-async"}
@@ -50,11 +50,11 @@ async def test_a_job_is_taken_at_once_and_its_result_fetched_later(tmp_path: Pat
         async with gateway.http.get(result["images"][0]["url"]) as response:
             assert response.status == 200
     assert executions(engine) == {body["prompt_id"]: 1}
-    # One question for its result, and none while it waited or was looked at.
+    # The queue of ComfyUI is not asked for while the job waits or when its status is read.
     assert requests(engine, "GET /queue") == 0
 
 
-async def test_prefer_may_stand_in_the_query_and_may_wait_first(gateway: RunningGateway) -> None:
+async def test_prefer_can_be_a_query_parameter_and_can_wait_for_the_result(gateway: RunningGateway) -> None:
     wanted = {"prefer": "respond-async, wait=20"}
     async with gateway.http.post("/prompt_sync", json={"prompt": invert_workflow()}, params=wanted) as response:
         assert response.status == 200
@@ -64,12 +64,12 @@ async def test_prefer_may_stand_in_the_query_and_may_wait_first(gateway: Running
         body = await response.json()
         assert response.status == 202
         assert response.headers["Preference-Applied"] == "respond-async, wait=0.1"
-        assert body["stored"] is False, "without STATE_DIR a job ends with the gateway, and each 202 says so"
+        assert body["stored"] is False, "without STATE_DIR a job is lost with the gateway"
     async with gateway.http.delete(f"/prompt_sync/{body['prompt_id']}") as response:
         assert response.status == 200
 
 
-async def test_jobs_run_in_the_order_of_their_submission_and_few_are_handed_on(engine: Engine) -> None:
+async def test_jobs_run_in_submission_order_and_few_are_sent_ahead(engine: Engine) -> None:
     options = handler_options(queue=QueueOptions(ahead=2))
     async with running_gateway(engine.url, changed=options) as gateway:
         first = await submit(gateway.http, sleep_workflow(60))
@@ -84,7 +84,7 @@ async def test_jobs_run_in_the_order_of_their_submission_and_few_are_handed_on(e
     assert set(executions(engine).values()) == {1}
 
 
-async def test_the_same_id_again_is_the_same_job(gateway: RunningGateway, engine: Engine) -> None:
+async def test_a_second_submission_with_the_same_id_is_the_same_job(gateway: RunningGateway, engine: Engine) -> None:
     prompt_id = str(uuid4())
     for _ in range(2):
         assert await submit(gateway.http, sleep_workflow(0.3), prompt_id=prompt_id) == prompt_id
@@ -100,7 +100,9 @@ async def test_the_same_id_again_is_the_same_job(gateway: RunningGateway, engine
     assert executions(engine) == {prompt_id: 1}
 
 
-async def test_a_waiting_caller_that_leaves_takes_no_async_job_with_it(gateway: RunningGateway, engine: Engine) -> None:
+async def test_a_sync_caller_that_times_out_does_not_cancel_an_async_job(
+    gateway: RunningGateway, engine: Engine
+) -> None:
     prompt_id = await submit(gateway.http, sleep_workflow(600), prompt_id=str(uuid4()))
     status, body = await gateway.prompt_sync(sleep_workflow(600), prompt_id=prompt_id, timeout=0.2)
     assert (status, body["type"]) == (504, "timeout")
@@ -110,7 +112,7 @@ async def test_a_waiting_caller_that_leaves_takes_no_async_job_with_it(gateway: 
 
 
 @pytest.mark.parametrize("where", ["waiting", "running"])
-async def test_a_cancelled_job_is_canceled_and_may_run_again(engine: Engine, where: str) -> None:
+async def test_a_cancelled_job_has_the_state_canceled_and_may_run_again(engine: Engine, where: str) -> None:
     async with running_gateway(engine.url, changed=handler_options(queue=QueueOptions(ahead=1))) as gateway:
         blocker = await submit(gateway.http, sleep_workflow(20))
         await status_is(gateway.http, blocker, "running")
@@ -132,10 +134,10 @@ async def test_a_cancelled_job_is_canceled_and_may_run_again(engine: Engine, whe
             assert (await listed(gateway.http, "?status=succeeded"))["jobs"][0]["run"] == 2
 
 
-async def test_a_cancel_that_comes_too_late_is_not_said_to_be_one(
+async def test_a_cancel_after_the_end_of_the_job_is_reported_as_not_found(
     gateway: RunningGateway, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The job ends after DELETE has read that it runs, and before it looks for its task."""
+    """The job ends after DELETE has read its state and before DELETE looks for its task."""
     prompt_id = await submit(gateway.http, sleep_workflow(0.3))
     await status_is(gateway.http, prompt_id, "running")
     read, journal = gateway.handler.journal.get, gateway.handler.journal
@@ -152,7 +154,7 @@ async def test_a_cancel_that_comes_too_late_is_not_said_to_be_one(
     assert (await fetch(gateway.http, prompt_id))[0] == 200
 
 
-async def test_a_refused_workflow_is_a_failed_job(gateway: RunningGateway, engine: Engine) -> None:
+async def test_a_refused_workflow_fails_its_job(gateway: RunningGateway, engine: Engine) -> None:
     workflow = invert_workflow()
     workflow["2"]["class_type"] = "NoSuchNode"
     prompt_id = await submit(gateway.http, workflow, prompt_id=str(uuid4()))
@@ -160,7 +162,7 @@ async def test_a_refused_workflow_is_a_failed_job(gateway: RunningGateway, engin
     assert (status, body["type"], body["prompt_id"]) == (400, "validation_failed", prompt_id)
     again = await gateway.prompt_sync(workflow, prompt_id=prompt_id)
     assert (again[0], again[1]["detail"]) == (400, body["detail"])
-    assert requests(engine, "POST /prompt") == 1, "a refusal is given again without asking ComfyUI"
+    assert requests(engine, "POST /prompt") == 1, "a refusal is repeated without asking ComfyUI"
 
 
 async def test_a_job_waits_for_a_server_that_is_down(tmp_path: Path) -> None:
@@ -171,7 +173,7 @@ async def test_a_job_waits_for_a_server_that_is_down(tmp_path: Path) -> None:
         assert (await look(gateway.http, prompt_id))[1]["status"] == "queued"
 
 
-async def test_limits_of_time_and_number(engine: Engine) -> None:
+async def test_limits_for_execution_time_queue_length_and_waiting_time_hold(engine: Engine) -> None:
     async with running_gateway(engine.url, max_execution_seconds=0.4, max_queued_jobs=1) as gateway:
         slow = await submit(gateway.http, sleep_workflow(30))
         status, body = await fetch(gateway.http, slow)
@@ -195,7 +197,7 @@ async def test_limits_of_time_and_number(engine: Engine) -> None:
         blocker.cancel()
 
 
-async def test_the_limit_of_waiting_jobs_holds_however_many_come_at_once(tmp_path: Path, engine: Engine) -> None:
+async def test_the_limit_of_waiting_jobs_holds_for_concurrent_submissions(tmp_path: Path, engine: Engine) -> None:
     async def came(http: aiohttp.ClientSession, tag: int) -> int:
         async with http.post("/prompt_sync", json={"prompt": invert_workflow(tag)}, headers=ASYNC) as response:
             return response.status
@@ -210,7 +212,7 @@ async def test_the_limit_of_waiting_jobs_holds_however_many_come_at_once(tmp_pat
         assert [await came(gateway.http, 20), await came(gateway.http, 21)] == [202, 429]
 
 
-async def test_who_waits_first_is_told_of_a_time_limit_when_it_is_the_end(engine: Engine) -> None:
+async def test_a_waiting_caller_gets_the_time_limit_as_the_end_of_the_job(engine: Engine) -> None:
     async with running_gateway(engine.url, max_execution_seconds=0.4) as gateway:
         await gateway.http.post(f"{engine.url}/engine/faults", json={"delay": {"route": "*/cancel", "seconds": 0.3}})
         wait = {"Prefer": "respond-async, wait=20"}
@@ -219,7 +221,7 @@ async def test_who_waits_first_is_told_of_a_time_limit_when_it_is_the_end(engine
             assert "MAX_EXECUTION_SECONDS" in (await response.json())["detail"]
 
 
-async def test_the_list_is_narrowed_by_state_and_labels_and_comes_in_pages(gateway: RunningGateway) -> None:
+async def test_the_job_list_is_filtered_by_state_and_labels_and_has_pages(gateway: RunningGateway) -> None:
     ids = [
         await submit(gateway.http, invert_workflow(tag), labels={"order": str(tag % 2), "shop": "a"}, priority=tag)
         for tag in range(4)
@@ -242,7 +244,7 @@ async def test_the_list_is_narrowed_by_state_and_labels_and_comes_in_pages(gatew
     assert (await listed(gateway.http, "?status=queued"))["jobs"] == []
 
 
-async def test_secrets_of_a_request_are_in_no_file(tmp_path: Path, engine: Engine) -> None:
+async def test_secrets_of_a_request_are_not_written_to_a_file(tmp_path: Path, engine: Engine) -> None:
     secret = "comfyui-0f0f0f0f-secret"
     async with running_gateway(engine.url, state_dir=tmp_path) as gateway:
         prompt_id = await submit(
@@ -254,7 +256,7 @@ async def test_secrets_of_a_request_are_in_no_file(tmp_path: Path, engine: Engin
     assert secret.encode() not in kept
 
 
-async def test_a_look_tells_how_far_a_job_is(gateway: RunningGateway, engine: Engine) -> None:
+async def test_a_status_request_shows_the_progress_of_a_job(gateway: RunningGateway, engine: Engine) -> None:
     prompt_id = await submit(gateway.http, sleep_workflow(600))
     _, body = await until(
         lambda: look(gateway.http, prompt_id), lambda found: bool((found[1].get("progress") or {}).get("node") == "4")
@@ -267,13 +269,11 @@ async def test_a_look_tells_how_far_a_job_is(gateway: RunningGateway, engine: En
     assert status == 200
 
 
-async def test_an_unknown_id_is_404_at_once(gateway: RunningGateway) -> None:
+async def test_an_unknown_id_gets_404_at_once(gateway: RunningGateway) -> None:
     assert (await look(gateway.http, str(uuid4())))[0] == 404
 
 
-async def test_a_caller_with_an_id_that_lost_its_connection_may_come_back(
-    gateway: RunningGateway, engine: Engine
-) -> None:
+async def test_a_caller_with_an_id_can_return_after_a_lost_connection(gateway: RunningGateway, engine: Engine) -> None:
     prompt_id = str(uuid4())
     leaving = asyncio.create_task(gateway.prompt_sync(sleep_workflow(1), prompt_id=prompt_id))
     await until(lambda: queue_of(engine), lambda queue: queue[0] == [prompt_id])
@@ -282,8 +282,8 @@ async def test_a_caller_with_an_id_that_lost_its_connection_may_come_back(
     assert executions(engine) == {prompt_id: 1}
 
 
-async def left(gateway: RunningGateway, engine: Engine) -> str:
-    """The id of a sync call that lost its client while its prompt ran."""
+async def abandoned(gateway: RunningGateway, engine: Engine) -> str:
+    """Starts a sync call and drops its client while the prompt runs; returns the id."""
     prompt_id = str(uuid4())
     leaving = asyncio.create_task(gateway.prompt_sync(sleep_workflow(30), prompt_id=prompt_id))
     await until(lambda: queue_of(engine), lambda queue: queue[0] == [prompt_id])
@@ -296,10 +296,10 @@ async def state_of(gateway: RunningGateway) -> str:
     return state
 
 
-async def test_who_looks_at_a_prompt_or_lists_it_does_not_wait_for_it(engine: Engine) -> None:
+async def test_status_requests_and_lists_do_not_keep_an_abandoned_prompt(engine: Engine) -> None:
     async with running_gateway(engine.url, reattach_seconds=1) as gateway:
-        prompt_id = await left(gateway, engine)
-        # A look and a list all the time.
+        prompt_id = await abandoned(gateway, engine)
+        # This reads the status and the list all the time.
         while await state_of(gateway) == "running":
             await look(gateway.http, prompt_id)
         assert await until(lambda: state_of(gateway), lambda state: state == "canceled")
@@ -307,21 +307,19 @@ async def test_who_looks_at_a_prompt_or_lists_it_does_not_wait_for_it(engine: En
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
-async def test_who_waits_for_a_prompt_again_keeps_it_and_has_as_much_time_when_it_leaves(
-    engine: Engine, method: str
-) -> None:
+async def test_a_returning_caller_keeps_its_prompt_and_restarts_the_reattach_time(engine: Engine, method: str) -> None:
     async with running_gateway(engine.url, reattach_seconds=0.6, cancel_on_timeout=False) as gateway:
-        prompt_id = await left(gateway, engine)
+        prompt_id = await abandoned(gateway, engine)
         body = {"prompt": sleep_workflow(30), "prompt_id": prompt_id} if method == "POST" else None
         path = "/prompt_sync" if method == "POST" else f"/prompt_sync/{prompt_id}"
         async with gateway.http.request(method, path, json=body, params={"timeout": "1.5"}) as response:
             assert response.status == 504
-        assert await state_of(gateway) == "running", "it was waited for, over twice its time"
+        assert await state_of(gateway) == "running", "a caller waited for twice the reattach time"
         await until(lambda: state_of(gateway), lambda state: state == "canceled")
         await until(lambda: queue_of(engine), lambda queue: queue == ([], []))
 
 
-async def test_a_caller_with_an_id_that_does_not_come_back_takes_its_prompt_with_it(engine: Engine) -> None:
+async def test_the_prompt_of_a_caller_with_an_id_that_never_returns_is_cancelled(engine: Engine) -> None:
     prompt_id = str(uuid4())
     async with running_gateway(engine.url, reattach_seconds=0.3) as gateway:
         leaving = asyncio.create_task(gateway.prompt_sync(sleep_workflow(30), prompt_id=prompt_id))
@@ -331,9 +329,7 @@ async def test_a_caller_with_an_id_that_does_not_come_back_takes_its_prompt_with
         await until(lambda: listed(gateway.http), lambda page: page["jobs"][0]["status"] == "canceled")
 
 
-async def test_a_sync_call_in_flight_that_is_made_async_has_the_limits_of_an_async_job(
-    tmp_path: Path, engine: Engine
-) -> None:
+async def test_a_running_sync_call_made_async_gets_the_limits_of_an_async_job(tmp_path: Path, engine: Engine) -> None:
     limits: dict[str, Any] = {"default_timeout": 1, "max_timeout": 1, "max_execution_seconds": 60}
     async with running_gateway(engine.url, state_dir=tmp_path, **limits) as gateway:
         prompt_id, workflow = str(uuid4()), sleep_workflow(600)
@@ -356,7 +352,7 @@ async def test_a_sync_call_in_flight_that_is_made_async_has_the_limits_of_an_asy
     assert executions(engine) == {prompt_id: 1}
 
 
-async def test_a_sync_call_in_flight_that_is_made_async_takes_one_of_the_places(engine: Engine) -> None:
+async def test_a_running_sync_call_made_async_takes_a_place_on_the_server(engine: Engine) -> None:
     async with running_gateway(engine.url, changed=handler_options(queue=QueueOptions(ahead=1))) as gateway:
         prompt_id, workflow = str(uuid4()), sleep_workflow(600)
         call = asyncio.create_task(gateway.prompt_sync(workflow, prompt_id=prompt_id))

@@ -1,4 +1,4 @@
-"""Every field, header and parameter of jobs with what it may not be: each refusal names it, and no job comes of it."""
+"""Invalid fields, headers and parameters of jobs: each error names the invalid one, and no job is created."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ NOT_PREFERRED = [
 
 
 @pytest.mark.parametrize("headers", PREFERRED, ids=", ".join)
-async def test_a_preference_is_read_as_the_rfc_writes_it(engine: Engine, headers: Sequence[str]) -> None:
+async def test_the_prefer_header_follows_the_grammar_of_the_rfc(engine: Engine, headers: Sequence[str]) -> None:
     async with running_gateway(engine.url, changed=handler_options(queue=QueueOptions(ahead=0))) as gateway:
         given = [("Prefer", header) for header in headers]
         async with gateway.http.post("/prompt_sync", json={"prompt": invert_workflow()}, headers=given) as response:
@@ -66,7 +66,7 @@ async def test_a_preference_is_read_as_the_rfc_writes_it(engine: Engine, headers
 
 
 @pytest.mark.parametrize("headers", NOT_PREFERRED, ids=", ".join)
-async def test_what_is_no_preference_of_ours_is_left_alone(gateway: RunningGateway, headers: Sequence[str]) -> None:
+async def test_unknown_preferences_are_ignored(gateway: RunningGateway, headers: Sequence[str]) -> None:
     given = [("Prefer", header) for header in headers]
     async with gateway.http.post("/prompt_sync", json={"prompt": invert_workflow()}, headers=given) as response:
         assert response.status == 200, await response.text()
@@ -93,7 +93,7 @@ async def test_what_is_no_preference_of_ours_is_left_alone(gateway: RunningGatew
         (f"respond-async, x={'x' * 2000}", 422, "Prefer: String should have at most 1024 characters"),
     ],
 )
-async def test_a_preference_that_cannot_be_used_is_refused_by_name(
+async def test_the_error_names_an_invalid_preference(
     gateway: RunningGateway, headers: str, status: int, detail: str
 ) -> None:
     body = {"prompt": invert_workflow()}
@@ -126,7 +126,7 @@ async def test_a_preference_that_cannot_be_used_is_refused_by_name(
         ("prefer=respond-async&priority=1", 400, "priority: there is no such query parameter; it is a field of"),
     ],
 )
-async def test_the_query_of_a_submission_is_refused_by_name(
+async def test_the_error_names_an_invalid_query_parameter_of_a_submission(
     gateway: RunningGateway, query: str, status: int, detail: str
 ) -> None:
     async with gateway.http.post(f"/prompt_sync?{query}", json={"prompt": invert_workflow()}) as response:
@@ -169,7 +169,7 @@ async def test_the_query_of_a_submission_is_refused_by_name(
     ids=lambda value: str(value)[:40] if isinstance(value, dict) else "",
 )
 @pytest.mark.parametrize("headers", [{}, ASYNC], ids=["sync", "async"])
-async def test_a_field_is_refused_by_name(
+async def test_the_error_names_an_invalid_field_of_the_body(
     gateway: RunningGateway, engine: Engine, fields: dict[str, Any], detail: str, headers: dict[str, str]
 ) -> None:
     body = {"prompt": invert_workflow(), **fields}
@@ -208,12 +208,14 @@ async def test_a_field_is_refused_by_name(
     ],
     ids=str,
 )
-async def test_a_webhook_is_refused_by_name(telling: RunningGateway, webhook: object, detail: str) -> None:
+async def test_the_error_names_an_invalid_field_of_a_webhook(
+    telling: RunningGateway, webhook: object, detail: str
+) -> None:
     body = {"prompt": invert_workflow(), "webhook": webhook}
     async with telling.http.post("/prompt_sync", json=body, headers=ASYNC) as response:
         said = (await response.json())["detail"]
     assert (response.status, said[: len(detail)]) == (422, detail)
-    assert "after validation" not in said, "pydantic's count of what is left of a list is no fault of its own"
+    assert "after validation" not in said, "the follow-up error of pydantic about the length of a list is left out"
     assert (await listed(telling.http))["jobs"] == []
 
 
@@ -226,7 +228,7 @@ async def test_a_webhook_is_refused_by_name(telling: RunningGateway, webhook: ob
         ([("Idempotency-Key", "a"), ("Idempotency-Key", "a")], 400, "Idempotency-Key: this header may be given"),
     ],
 )
-async def test_an_id_and_a_key_are_not_taken_together(
+async def test_a_prompt_id_and_an_idempotency_key_together_are_refused(
     gateway: RunningGateway, headers: list[tuple[str, str]], status: int, detail: str
 ) -> None:
     body = {"prompt": invert_workflow(), "prompt_id": ID}
@@ -271,7 +273,7 @@ async def test_an_id_and_a_key_are_not_taken_together(
         ("timeout=0", 400, "timeout: there is no such query parameter"),
     ],
 )
-async def test_the_query_of_a_list_is_refused_by_name(
+async def test_the_error_names_an_invalid_query_parameter_of_a_list(
     gateway: RunningGateway, query: str, status: int, detail: str
 ) -> None:
     async with gateway.http.get(f"/prompt_sync?{query}") as response:
@@ -280,7 +282,7 @@ async def test_the_query_of_a_list_is_refused_by_name(
         assert len(answer["detail"]) < 250
 
 
-async def test_a_cursor_is_good_for_its_list_alone(engine: Engine) -> None:
+async def test_a_cursor_is_valid_only_for_its_own_list(engine: Engine) -> None:
     async with running_gateway(engine.url, changed=handler_options(queue=QueueOptions(ahead=0))) as gateway:
         ids = [await submit(gateway.http, invert_workflow(tag), labels={"a": "1", "none": ""}) for tag in range(3)]
         cursor = (await listed(gateway.http, "?limit=1"))["next_cursor"]
@@ -293,7 +295,7 @@ async def test_a_cursor_is_good_for_its_list_alone(engine: Engine) -> None:
         ):
             async with gateway.http.get(f"/prompt_sync?{query}") as response:
                 assert (response.status, (await response.json())["detail"][: len(detail)]) == (400, detail)
-        # A label may be empty, and be looked for.
+        # A label may be empty, and a filter finds it.
         assert len((await listed(gateway.http, "?label.none=&label.a=1"))["jobs"]) == 3
         assert (await listed(gateway.http, "?label.a="))["jobs"] == []
 
@@ -312,14 +314,14 @@ async def test_a_cursor_is_good_for_its_list_alone(engine: Engine) -> None:
         ("timeout=0&label.a=1", 400, "label.a: there is no such query parameter"),
     ],
 )
-async def test_the_query_of_a_look_is_refused_by_name(
+async def test_the_error_names_an_invalid_query_parameter_of_a_status_request(
     gateway: RunningGateway, query: str, status: int, detail: str
 ) -> None:
     async with gateway.http.get(f"/prompt_sync/{ID}?{query}") as response:
         assert (response.status, (await response.json())["detail"][: len(detail)]) == (status, detail)
 
 
-async def test_the_shorter_of_timeout_and_wait_holds(gateway: RunningGateway) -> None:
+async def test_the_shorter_of_timeout_and_wait_counts(gateway: RunningGateway) -> None:
     wanted = {"Prefer": "respond-async, wait=60"}
     body = {"prompt": sleep_workflow(20)}
     async with gateway.http.post("/prompt_sync?timeout=0.2", json=body, headers=wanted) as response:

@@ -1,4 +1,4 @@
-"""The files of async jobs go where the request wants them when the job ends, whether or not anyone asks."""
+"""The files of an async job go to the requested store at its end, even if no client asks for the result."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ _S3 = {"store": "s3"}
 
 
 def storing_in(store: WatchedStore) -> Change:
-    """For `running_gateway`: this store in place of S3."""
+    """Returns a change for `running_gateway` that uses this store instead of S3."""
     return lambda made: replace(made, store=store)
 
 
 async def ended(gateway: RunningGateway, count: int = 1) -> list[Any]:
-    """The jobs of the list once so many have ended. Nobody asks for a result."""
+    """Returns the listed jobs once this number has ended, without fetching a result."""
     query = "?status=succeeded,failed,canceled,lost"
     page = await until(lambda: listed(gateway.http, query), lambda page: len(page["jobs"]) == count, timeout_s=30)
     jobs: list[Any] = page["jobs"]
@@ -48,7 +48,7 @@ async def ended(gateway: RunningGateway, count: int = 1) -> list[Any]:
 
 
 async def told(gateway: RunningGateway, prompt_id: str) -> Any:
-    """What a webhook says of a job that succeeded."""
+    """Returns the data in the webhook of a succeeded job."""
     running, journal = gateway.app.running, gateway.handler.journal
     record, kept = await journal.get(prompt_id), await journal.result_of(prompt_id)
     assert record is not None
@@ -67,7 +67,7 @@ async def bytes_at(url: str) -> bytes:
         return await response.read()
 
 
-async def test_files_without_a_reader_are_in_the_bucket_and_get_new_links(
+async def test_files_are_in_the_bucket_without_a_reader_and_get_new_links(
     engine: Engine, s3_variables: dict[str, Any], tmp_path: Path
 ) -> None:
     place = {"store": "s3", "prefix": "team 7", "presign_seconds": 60}
@@ -119,7 +119,7 @@ async def test_a_webhook_names_the_stored_file(engine: Engine, receiving: Receiv
     assert (tmp_path / image["key"]).read_bytes()[:4] == b"\x89PNG"
 
 
-async def test_storing_by_default_holds_for_async_jobs_and_can_be_declined(engine: Engine, tmp_path: Path) -> None:
+async def test_async_jobs_are_stored_by_default_unless_they_decline(engine: Engine, tmp_path: Path) -> None:
     store = WatchedStore(tmp_path / "files")
     async with running_gateway(engine.url, changed=_by_default(store)) as gateway:
         stored = await submit(gateway.http, invert_workflow(1))
@@ -133,7 +133,7 @@ def _by_default(store: WatchedStore) -> Change:
     return lambda made: replace(made, store=store, delivery=replace(made.delivery, store_by_default=True))
 
 
-async def test_a_file_is_uploaded_once_however_often_it_is_asked_for(engine: Engine, tmp_path: Path) -> None:
+async def test_a_file_is_uploaded_once_for_many_requests(engine: Engine, tmp_path: Path) -> None:
     store, uploads = WatchedStore(tmp_path / "files"), list[str]()
 
     async def count(key: str) -> None:
@@ -156,7 +156,7 @@ async def test_a_file_is_uploaded_once_however_often_it_is_asked_for(engine: Eng
     assert uploads == [f"{prompt_id}/test_00001_.png"] * 2
 
 
-async def test_a_store_that_is_away_for_a_moment_costs_nothing(engine: Engine, tmp_path: Path) -> None:
+async def test_a_store_that_fails_for_a_moment_costs_nothing(engine: Engine, tmp_path: Path) -> None:
     store = WatchedStore(tmp_path / "files")
     store.failures = [StorageError("away"), StorageError("away")]
     async with running_gateway(engine.url, changed=storing_in(store)) as gateway:
@@ -169,7 +169,7 @@ async def test_a_store_that_is_away_for_a_moment_costs_nothing(engine: Engine, t
     assert executions(engine) == {prompt_id: 1}
 
 
-async def test_a_store_that_stays_away_fails_no_job_and_the_files_can_be_stored_later(
+async def test_a_store_that_stays_down_fails_no_job_and_files_can_be_stored_later(
     engine: Engine, tmp_path: Path
 ) -> None:
     store = WatchedStore(tmp_path / "files")
@@ -193,7 +193,7 @@ async def test_a_store_that_stays_away_fails_no_job_and_the_files_can_be_stored_
         assert "error" not in image
 
 
-async def test_a_job_that_is_being_stored_runs_can_be_waited_for_and_canceled(engine: Engine, tmp_path: Path) -> None:
+async def test_a_job_that_is_being_stored_counts_as_running_and_can_be_canceled(engine: Engine, tmp_path: Path) -> None:
     store, reached, go_on = WatchedStore(tmp_path / "files"), asyncio.Event(), asyncio.Event()
 
     async def hold(_key: str) -> None:
@@ -217,9 +217,7 @@ async def test_a_job_that_is_being_stored_runs_can_be_waited_for_and_canceled(en
         assert (status, result["images"][0]["url"].startswith("http://files.test/")) == (200, True)
 
 
-async def test_jobs_that_wait_for_the_store_take_no_place_of_those_that_can_render(
-    engine: Engine, tmp_path: Path
-) -> None:
+async def test_jobs_that_wait_for_the_store_do_not_block_rendering(engine: Engine, tmp_path: Path) -> None:
     store = WatchedStore(tmp_path / "files")
     store.failures = [StorageError("away")] * 1000
     async with running_gateway(engine.url, changed=storing_in(store)) as gateway:
@@ -234,7 +232,7 @@ async def test_jobs_that_wait_for_the_store_take_no_place_of_those_that_can_rend
     assert executions(engine) == dict.fromkeys([*storing, other], 1)
 
 
-async def test_no_job_is_handed_on_while_too_many_wait_for_the_store(engine: Engine, tmp_path: Path) -> None:
+async def test_no_job_is_started_while_too_many_wait_for_the_store(engine: Engine, tmp_path: Path) -> None:
     store, go_on = WatchedStore(tmp_path / "files"), asyncio.Event()
 
     async def hold(_key: str) -> None:
@@ -248,15 +246,13 @@ async def test_no_job_is_handed_on_while_too_many_wait_for_the_store(engine: Eng
             await status_is(gateway.http, prompt_id, "running")
         await until(lambda: executions_of(engine), lambda count: count == 2)
         sync = await gateway.http.post("/prompt_sync", json={"prompt": invert_workflow(9)})
-        assert sync.status == 200, "others are not held up"
+        assert sync.status == 200, "other calls still run"
         assert [job["status"] for job in (await listed(gateway.http, "?status=queued"))["jobs"]] == ["queued"] * 4
         go_on.set()
         assert {job["status"] for job in (await ended(gateway, 7))} == {"succeeded"}
 
 
-async def test_an_upload_that_a_restart_broke_off_is_done_after_it_without_another_run(
-    engine: Engine, tmp_path: Path
-) -> None:
+async def test_an_upload_interrupted_by_a_restart_is_repeated_without_a_new_run(engine: Engine, tmp_path: Path) -> None:
     store, reached = WatchedStore(tmp_path / "files"), asyncio.Event()
 
     async def hold(_key: str) -> None:
@@ -276,9 +272,7 @@ async def test_an_upload_that_a_restart_broke_off_is_done_after_it_without_anoth
     assert executions(engine) == {prompt_id: 1}
 
 
-async def test_without_the_store_of_before_its_files_are_told_as_comfyui_has_them(
-    engine: Engine, tmp_path: Path
-) -> None:
+async def test_without_the_former_store_results_link_to_the_files_of_comfyui(engine: Engine, tmp_path: Path) -> None:
     state = tmp_path / "state"
     store = WatchedStore(tmp_path / "files")
     async with running_gateway(engine.url, changed=storing_in(store), state_dir=state) as gateway:
@@ -290,14 +284,14 @@ async def test_without_the_store_of_before_its_files_are_told_as_comfyui_has_the
         assert "no object store" in image["error"]
 
 
-async def test_a_place_that_cannot_be_had_is_refused_before_the_202(gateway: RunningGateway) -> None:
+async def test_an_unavailable_output_store_is_refused_before_the_202(gateway: RunningGateway) -> None:
     body = {"prompt": invert_workflow(), "output": _S3}
     async with gateway.http.post("/prompt_sync", json=body, headers=ASYNC) as response:
         assert (response.status, (await response.json())["type"]) == (400, "storage_refused")
 
 
 @pytest.mark.parametrize("accept", ["image/png", "application/zip"])
-async def test_bytes_are_still_given_of_what_is_stored(accept: str, engine: Engine, tmp_path: Path) -> None:
+async def test_stored_files_can_still_be_fetched_as_bytes(accept: str, engine: Engine, tmp_path: Path) -> None:
     async with running_gateway(engine.url, changed=storing_in(WatchedStore(tmp_path))) as gateway:
         prompt_id = await submit(gateway.http, invert_workflow(), output=_S3)
         await ended(gateway)

@@ -1,4 +1,4 @@
-"""What becomes of jobs when the gateway, ComfyUI or both are killed (docs/jobs.md)."""
+"""Jobs when the gateway, ComfyUI or both are killed (docs/jobs.md)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.support.processes import GatewayProcess, engine_process, gateway_proc
 from tests.support.running import executions, invert_workflow, queue_of, sleep_workflow, until
 
 
-async def test_jobs_outlive_the_gateway(tmp_path: Path, engine: Engine) -> None:
+async def test_jobs_survive_a_kill_of_the_gateway(tmp_path: Path, engine: Engine) -> None:
     async with gateway_process(engine.url, **state_of(tmp_path)) as gateway:
         done = await submit(gateway.http, invert_workflow(1), labels={"at": "done"})
         _, result = await fetch(gateway.http, done)
@@ -47,13 +47,13 @@ async def test_jobs_outlive_the_gateway(tmp_path: Path, engine: Engine) -> None:
 
 @contextlib.asynccontextmanager
 async def killed(port: str, **settings: str) -> AsyncIterator[GatewayProcess]:
-    """A gateway and its ComfyUI at this port, which both are killed at the end."""
+    """Runs ComfyUI on this port and a gateway, and kills both at the end."""
     async with engine_process("--port", port) as address, gateway_process(address, **settings) as gateway:
         yield gateway
         await gateway.kill()
 
 
-async def test_a_job_outlives_both(tmp_path: Path) -> None:
+async def test_jobs_survive_a_kill_of_gateway_and_comfyui(tmp_path: Path) -> None:
     port = str(free_port())
     async with killed(port, **state_of(tmp_path)) as gateway:
         running = await submit(gateway.http, sleep_workflow(2, tag=1))
@@ -69,7 +69,7 @@ async def test_a_job_outlives_both(tmp_path: Path) -> None:
     ]
 
 
-async def test_a_job_that_was_lost_while_it_ran_has_its_retries_over_restarts(tmp_path: Path) -> None:
+async def test_the_retries_of_a_lost_job_count_across_restarts(tmp_path: Path) -> None:
     port = str(free_port())
     settings = {**state_of(tmp_path), "LOST_PROMPT_RETRIES": "0"}
     async with killed(port, **settings) as gateway:
@@ -82,8 +82,8 @@ async def test_a_job_that_was_lost_while_it_ran_has_its_retries_over_restarts(tm
 
 
 @pytest.mark.parametrize("cleared", [False, True])
-async def test_a_job_that_waits_again_after_it_ran_has_its_turn(tmp_path: Path, *, cleared: bool) -> None:
-    """ComfyUI lost it while it ran, and no server took it after that: it counts as running, and waits with us."""
+async def test_a_lost_job_that_waits_again_runs_or_is_cleared_after_a_restart(tmp_path: Path, *, cleared: bool) -> None:
+    """ComfyUI lost the job, and no server has taken it since: it counts as running and waits in the gateway."""
     port = str(free_port())
     async with killed(port, **state_of(tmp_path)) as gateway:
         prompt_id = await submit(gateway.http, sleep_workflow(1, tag=1))
@@ -103,7 +103,7 @@ async def test_a_job_that_waits_again_after_it_ran_has_its_turn(tmp_path: Path, 
         assert (status, body.get("type")) == ((409, "task_cancelled") if cleared else (200, None))
 
 
-async def test_a_cancel_holds_over_a_restart(tmp_path: Path, engine: Engine) -> None:
+async def test_a_cancel_survives_a_restart(tmp_path: Path, engine: Engine) -> None:
     async with gateway_process(engine.url, **state_of(tmp_path)) as gateway:
         running = await submit(gateway.http, sleep_workflow(2, tag=1))
         await begins(gateway.http, running)
@@ -121,7 +121,7 @@ async def test_a_cancel_holds_over_a_restart(tmp_path: Path, engine: Engine) -> 
 
 
 async def interrupted_call(gateway: GatewayProcess, engine: Engine, seconds: float = 60, **fields: Any) -> str:
-    """A sync call that runs when the gateway is killed; its id in ComfyUI."""
+    """Starts a sync call and kills the gateway while it runs; returns its id in ComfyUI."""
     call = asyncio.create_task(
         gateway.http.post("/prompt_sync", json={"prompt": sleep_workflow(seconds, tag=1), **fields}).__aenter__()
     )
@@ -138,7 +138,7 @@ async def is_listed(gateway: GatewayProcess, prompt_id: str) -> bool:
     return any(job["prompt_id"] == prompt_id for job in jobs)
 
 
-async def test_a_sync_call_without_an_id_is_canceled(tmp_path: Path, engine: Engine) -> None:
+async def test_a_sync_call_without_an_id_is_cancelled_after_a_restart(tmp_path: Path, engine: Engine) -> None:
     async with gateway_process(engine.url, **state_of(tmp_path)) as gateway:
         prompt_id = await interrupted_call(gateway, engine)
     async with gateway_process(engine.url, **state_of(tmp_path)) as gateway:
@@ -146,7 +146,7 @@ async def test_a_sync_call_without_an_id_is_canceled(tmp_path: Path, engine: Eng
         assert (await listed(gateway.http, "?status=canceled"))["jobs"][0]["prompt_id"] == prompt_id
 
 
-async def test_a_sync_call_with_an_id_waits_for_its_caller(tmp_path: Path, engine: Engine) -> None:
+async def test_a_sync_call_with_an_id_waits_for_its_caller_after_a_restart(tmp_path: Path, engine: Engine) -> None:
     prompt_id = str(uuid4())
     async with gateway_process(engine.url, **state_of(tmp_path)) as gateway:
         assert await interrupted_call(gateway, engine, 2, prompt_id=prompt_id) == prompt_id
@@ -156,7 +156,7 @@ async def test_a_sync_call_with_an_id_waits_for_its_caller(tmp_path: Path, engin
     assert executions(engine) == {prompt_id: 1}
 
 
-async def test_a_sync_call_with_an_id_is_canceled_when_its_caller_does_not_come_back(
+async def test_a_sync_call_with_an_id_is_cancelled_if_its_caller_does_not_return(
     tmp_path: Path, engine: Engine
 ) -> None:
     prompt_id = str(uuid4())
@@ -169,9 +169,7 @@ async def test_a_sync_call_with_an_id_is_canceled_when_its_caller_does_not_come_
         assert "REATTACH_SECONDS" in body["detail"]
 
 
-async def test_a_sync_call_that_is_submitted_again_as_async_goes_on_over_restarts(
-    tmp_path: Path, engine: Engine
-) -> None:
+async def test_a_sync_call_resubmitted_as_async_survives_restarts(tmp_path: Path, engine: Engine) -> None:
     prompt_id = str(uuid4())
     settings = {"REATTACH_SECONDS": "1", **state_of(tmp_path)}
     async with gateway_process(engine.url, **settings) as gateway:
@@ -187,9 +185,7 @@ async def test_a_sync_call_that_is_submitted_again_as_async_goes_on_over_restart
     assert executions(engine) == {prompt_id: 1}
 
 
-async def test_a_call_that_ended_with_its_gateway_can_be_cancelled_and_is_not_run_by_a_get(
-    tmp_path: Path, engine: Engine
-) -> None:
+async def test_an_interrupted_call_can_be_cancelled_and_a_get_does_not_run_it(tmp_path: Path, engine: Engine) -> None:
     prompt_id = str(uuid4())
     async with gateway_process(engine.url, **state_of(tmp_path)) as gateway:
         await interrupted_call(gateway, engine, prompt_id=prompt_id)
@@ -203,7 +199,7 @@ async def test_a_call_that_ended_with_its_gateway_can_be_cancelled_and_is_not_ru
     assert executions(engine) == {prompt_id: 1}
 
 
-async def test_a_job_that_runs_when_the_gateway_is_killed_has_no_limit_of_waiting_after_it(
+async def test_the_waiting_limit_does_not_apply_to_a_running_job_after_a_restart(
     tmp_path: Path, engine: Engine
 ) -> None:
     async with gateway_process(engine.url, **state_of(tmp_path)) as gateway:
@@ -215,7 +211,7 @@ async def test_a_job_that_runs_when_the_gateway_is_killed_has_no_limit_of_waitin
         assert status == 200, body
 
 
-async def test_a_job_has_its_time_of_execution_over_restarts(tmp_path: Path, engine: Engine) -> None:
+async def test_the_execution_time_of_a_job_counts_across_restarts(tmp_path: Path, engine: Engine) -> None:
     settings = {"MAX_EXECUTION_SECONDS": "3", **state_of(tmp_path)}
     async with gateway_process(engine.url, **settings) as gateway:
         running = await submit(gateway.http, sleep_workflow(600, tag=1))
@@ -225,7 +221,7 @@ async def test_a_job_has_its_time_of_execution_over_restarts(tmp_path: Path, eng
         status, body = await fetch(gateway.http, running)
         assert (status, body["type"]) == (504, "timeout")
         assert "MAX_EXECUTION_SECONDS" in body["detail"]
-        # Who waits is told before ComfyUI is; the job ends when that has been done.
+        # Callers get the timeout before ComfyUI is interrupted; the job ends after the interrupt.
         failed = await until(lambda: listed(gateway.http, "?status=failed"), lambda found: bool(found["jobs"]))
         job = failed["jobs"][0]
         ran_s = datetime.fromisoformat(job["ended_at"]) - datetime.fromisoformat(job["started_at"])
@@ -245,7 +241,7 @@ async def test_the_shutdown_leaves_jobs_to_the_next_gateway(tmp_path: Path, engi
     assert executions(engine) == {job: 1}
 
 
-async def test_a_job_that_needs_its_secrets_fails_after_a_restart_and_says_so(tmp_path: Path, engine: Engine) -> None:
+async def test_a_job_that_needs_its_secrets_fails_with_a_reason_after_a_restart(tmp_path: Path, engine: Engine) -> None:
     secret = {"api_key_comfy_org": "comfyui-secret-key"}
     async with gateway_process(engine.url, **state_of(tmp_path)) as gateway:
         blocker = await submit(gateway.http, sleep_workflow(60, tag=1))
@@ -265,10 +261,8 @@ async def test_a_job_that_needs_its_secrets_fails_after_a_restart_and_says_so(tm
     assert ids[-1] not in executions(engine)
 
 
-async def test_a_call_without_an_id_that_was_not_written_down_yet_is_taken_out_of_comfyui(
-    tmp_path: Path, engine: Engine
-) -> None:
-    """ComfyUI has what the journal has not; another gateway's prompts are left alone."""
+async def test_an_unjournaled_call_without_an_id_is_removed_from_comfyui(tmp_path: Path, engine: Engine) -> None:
+    """ComfyUI has a prompt that the journal lacks; prompts of another gateway stay."""
     others = {"prompt": sleep_workflow(600), "extra_data": {"comfyui_gateway": {"journal": "another"}}}
     async with aiohttp.ClientSession(engine.url) as http, http.post("/prompt", json=others) as response:
         other_id = (await response.json())["prompt_id"]
@@ -278,7 +272,7 @@ async def test_a_call_without_an_id_that_was_not_written_down_yet_is_taken_out_o
         await gateway.kill()
         await call
     with closing(sqlite3.connect(tmp_path / FILE_NAME)) as database, database:
-        # Whether it was written when the kill came is chance.
+        # The kill may come before or after the journal was written, so the test removes the record.
         database.execute("DELETE FROM jobs")
     async with gateway_process(engine.url, **state_of(tmp_path)) as gateway:
         told = await gateway.logged("prompt.cancelled")
@@ -288,13 +282,13 @@ async def test_a_call_without_an_id_that_was_not_written_down_yet_is_taken_out_o
 
 
 async def call_without_id(gateway: GatewayProcess, workflow: dict[str, Any]) -> None:
-    """In flight until the gateway is killed."""
+    """Makes a sync call without an id; the kill of the gateway ends it."""
     with contextlib.suppress(aiohttp.ClientError):
         async with gateway.http.post("/prompt_sync", json={"prompt": workflow}) as response:
             await response.read()
 
 
-async def test_an_id_of_ours_that_was_told_in_an_event_counts_as_the_callers(tmp_path: Path, engine: Engine) -> None:
+async def test_a_generated_id_that_the_caller_received_counts_as_its_own(tmp_path: Path, engine: Engine) -> None:
     async with gateway_process(engine.url, **state_of(tmp_path)) as gateway:
         body, accept = {"prompt": sleep_workflow(2, tag=1)}, {"Accept": "text/event-stream"}
         async with gateway.http.post("/prompt_sync", json=body, headers=accept) as response:
@@ -308,7 +302,7 @@ async def test_an_id_of_ours_that_was_told_in_an_event_counts_as_the_callers(tmp
 
 
 async def sync_call(gateway: GatewayProcess, prompt_id: str, workflow: dict[str, Any], **fields: Any) -> None:
-    """A call that is in flight until the gateway is killed."""
+    """Makes a sync call with this id; the kill of the gateway ends it."""
     with contextlib.suppress(aiohttp.ClientError):
         body = {"prompt": workflow, "prompt_id": prompt_id, **fields}
         async with gateway.http.post("/prompt_sync", json=body) as response:
@@ -321,10 +315,10 @@ async def waiting_requests(gateway: GatewayProcess) -> int:
         return waiting
 
 
-async def test_a_sync_call_in_flight_that_is_made_async_goes_on_after_a_restart(tmp_path: Path, engine: Engine) -> None:
+async def test_a_running_sync_call_made_async_continues_after_a_restart(tmp_path: Path, engine: Engine) -> None:
     prompt_id = str(uuid4())
     workflow = sleep_workflow(8, tag=1)
-    workflow["1"]["_meta"] = {"title": "x" * 300_000}  # of a sync call no body of that size is kept
+    workflow["1"]["_meta"] = {"title": "x" * 300_000}  # the journal keeps no body of that size for a sync call
     settings = {**state_of(tmp_path), "REATTACH_SECONDS": "0.1"}
     async with gateway_process(engine.url, **settings) as gateway:
         call = asyncio.create_task(sync_call(gateway, prompt_id, workflow))
@@ -340,8 +334,8 @@ async def test_a_sync_call_in_flight_that_is_made_async_goes_on_after_a_restart(
     assert executions(engine) == {prompt_id: 1}
 
 
-async def test_a_sync_call_that_waits_for_a_server_and_is_made_async_is_run_after_a_restart(tmp_path: Path) -> None:
-    """It is in no ComfyUI yet: the journal alone has what it takes."""
+async def test_a_waiting_sync_call_made_async_runs_after_a_restart(tmp_path: Path) -> None:
+    """No ComfyUI has the prompt yet, so only the journal can provide it."""
     prompt_id = str(uuid4())
     port = str(free_port())
     async with AsyncExitStack() as first:
@@ -361,7 +355,7 @@ async def test_a_sync_call_that_waits_for_a_server_and_is_made_async_is_run_afte
         assert (status, body["prompt_id"]) == (200, prompt_id)
 
 
-async def test_a_sync_call_of_before_a_restart_can_be_made_async(tmp_path: Path, engine: Engine) -> None:
+async def test_a_sync_call_from_before_a_restart_can_be_made_async(tmp_path: Path, engine: Engine) -> None:
     prompt_id = str(uuid4())
     async with gateway_process(engine.url, **state_of(tmp_path)) as gateway:
         await interrupted_call(gateway, engine, prompt_id=prompt_id)

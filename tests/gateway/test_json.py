@@ -1,4 +1,4 @@
-"""JSON as ComfyUI writes it, and answers of ComfyUI that have another shape than they should."""
+"""Python's JSON, with values such as NaN and lone surrogates, and answers of ComfyUI with an unexpected shape."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ async def prompts_are_running(engine: Engine) -> None:
 
 
 async def in_engine(engine: Engine, path: str) -> Any:
-    """What the engine answers, read as Python reads it."""
+    """Returns the answer of the engine, read by Python's own JSON parser."""
     async with aiohttp.ClientSession() as http, http.get(engine.url + path) as response:
         return json.loads(await response.text())
 
 
-async def test_a_finished_render_is_given_whatever_python_json_its_history_has() -> None:
+async def test_a_result_is_delivered_although_its_history_has_python_json() -> None:
     async with both() as (engine, gateway):
         await engine.set_faults(wrong("/history/*", "*", "outputs", "3", "odd", text=ODD))
         status, answer = await gateway.prompt_sync(invert_workflow())
@@ -114,7 +114,7 @@ async def test_an_unreadable_history_ends_the_wait_at_once(fault: dict[str, Any]
     ],
     ids=str,
 )
-async def test_what_is_not_essential_in_a_history_may_be_anything(path: tuple[str | int, ...], value: Any) -> None:
+async def test_odd_values_in_optional_parts_of_a_history_do_no_harm(path: tuple[str | int, ...], value: Any) -> None:
     async with both() as (engine, gateway):
         await engine.set_faults(wrong("/history/*", "*", *path, text=json.dumps(value)))
         status, answer = await gateway.prompt_sync(invert_workflow(), timeout=20, return_image_base64=True)
@@ -122,7 +122,7 @@ async def test_what_is_not_essential_in_a_history_may_be_anything(path: tuple[st
 
 
 @pytest.mark.parametrize("data", [None, "boom", [], {"node_id": [1], "node_type": {}, "traceback": 5}])
-async def test_an_error_of_any_shape_is_the_tasks_error(data: Any) -> None:
+async def test_an_execution_error_of_any_shape_fails_the_task(data: Any) -> None:
     async with both() as (engine, gateway):
         messages = {"status_str": "error", "messages": [["execution_error", data]]}
         await engine.set_faults(wrong("/history/*", "*", "status", value=messages))
@@ -140,7 +140,7 @@ async def test_an_error_of_any_shape_is_the_tasks_error(data: Any) -> None:
     ],
     ids=str,
 )
-async def test_a_reply_to_a_submission_of_another_shape(body: dict[str, Any], status: int) -> None:
+async def test_odd_values_in_the_reply_to_a_submission_do_no_harm(body: dict[str, Any], status: int) -> None:
     async with both() as (engine, gateway):
         for name, value in body.items():
             await engine.set_faults(wrong("/prompt", name, method="POST", value=value))
@@ -148,7 +148,7 @@ async def test_a_reply_to_a_submission_of_another_shape(body: dict[str, Any], st
 
 
 @pytest.mark.parametrize("version", ["0.3.64", "0.38.0"])
-async def test_node_definitions_with_infinities_and_surrogates_fail_nothing(version: str) -> None:
+async def test_node_definitions_with_infinities_and_surrogates_do_no_harm(version: str) -> None:
     async with both(version) as (engine, gateway):
         bounds = {"required": {"f": ["FLOAT", {"default": math.nan, "min": -math.inf, "max": math.inf}]}}
         odd = {"input": bounds, "output": ["\udcff"], "display_name": "\ud800"}
@@ -185,7 +185,7 @@ WRONG_DEFINITIONS = [
 
 
 @pytest.mark.parametrize(("path", "value"), WRONG_DEFINITIONS, ids=str)
-async def test_a_node_definition_of_another_shape_is_no_error_of_ours(path: tuple[str, ...], value: Any) -> None:
+async def test_a_malformed_node_definition_causes_no_internal_error(path: tuple[str, ...], value: Any) -> None:
     async with both() as (engine, gateway):
         await engine.set_faults(wrong("/object_info", "SaveImage", *path, value=value))
         async with gateway.http.post("/validate", json=invert_workflow()) as response:
@@ -212,7 +212,7 @@ async def test_unreadable_node_definitions_are_reported_with_the_reason() -> Non
 
 
 @pytest.mark.parametrize("version", ["0.3.64", "0.38.0"])
-async def test_a_queue_with_python_json_blinds_nothing(version: str) -> None:
+async def test_a_queue_with_python_json_hides_no_prompt(version: str) -> None:
     async with both(version) as (engine, gateway):
         odd = sleep_workflow(60)
         odd["1"]["is_changed"] = [math.nan]
@@ -231,7 +231,7 @@ async def test_a_queue_with_python_json_blinds_nothing(version: str) -> None:
             assert response.status == 200
 
 
-async def test_a_queue_item_of_another_shape_is_left_out() -> None:
+async def test_malformed_queue_items_are_skipped() -> None:
     async with both("0.3.64") as (engine, gateway):
         await engine.set_faults(wrong("/queue", "queue_pending", value=[5, [], [1], [1, 2], ["x", "y"], {"a": 1}]))
         running = asyncio.create_task(gateway.prompt_sync(sleep_workflow(60), prompt_id=str(uuid.uuid4())))
@@ -241,14 +241,14 @@ async def test_a_queue_item_of_another_shape_is_left_out() -> None:
         running.cancel()
 
 
-async def test_a_body_with_python_json_reaches_comfyui_as_it_is() -> None:
+async def test_a_body_with_python_json_reaches_comfyui_unchanged() -> None:
     async with both() as (engine, gateway):
         workflow = invert_workflow()
         workflow["1"]["is_changed"] = [math.nan]
         workflow["1"]["inputs"] |= {"note": "\ud800", "more": [math.inf, -math.inf, 2**80, -(2**63) - 1]}
         prompt_id = str(uuid.uuid4())
         body = json.dumps({"prompt": workflow, "prompt_id": prompt_id, "extra_data": {"nan": math.nan}})
-        for _ in range(2):  # the second time it joins what it was before
+        for _ in range(2):  # the second request joins the first run
             async with gateway.http.post("/prompt_sync", data=body) as response:
                 assert response.status == 200, await response.text()
         _, _, prompt, extra_data, _ = (await in_engine(engine, f"/history/{prompt_id}"))[prompt_id]["prompt"]
@@ -259,18 +259,18 @@ async def test_a_body_with_python_json_reaches_comfyui_as_it_is() -> None:
 
 
 def deep_extra_data(levels: int) -> str:
-    """A body of so many levels, with itself and `extra_data`."""
+    """Returns a body with this number of levels, which include the body itself and `extra_data`."""
     deep = '{"a": ' * (levels - 1) + "1" + "}" * (levels - 1)
     return f'{{"prompt": {json.dumps(invert_workflow())}, "prompt_id": "{uuid.uuid4()}", "extra_data": {deep}}}'
 
 
 @pytest.mark.parametrize("levels", [300, 449])
-async def test_deep_extra_data_goes_to_comfyui(levels: int) -> None:
+async def test_deeply_nested_extra_data_reaches_comfyui(levels: int) -> None:
     async with both() as (_, gateway), gateway.http.post("/prompt_sync", data=deep_extra_data(levels)) as response:
         assert response.status == 200, await response.text()
 
 
-async def test_a_prompt_that_would_end_comfyui_s_prompt_worker_is_refused() -> None:
+async def test_a_prompt_that_would_kill_the_prompt_worker_is_refused() -> None:
     async with both() as (_, gateway):
         async with gateway.http.post("/prompt_sync", data=deep_extra_data(600)) as response:
             answer = await response.json()
@@ -279,7 +279,7 @@ async def test_a_prompt_that_would_end_comfyui_s_prompt_worker_is_refused() -> N
         assert (await gateway.prompt_sync(invert_workflow()))[0] == 200
 
 
-async def test_the_engine_s_prompt_thread_dies_of_a_prompt_that_it_cannot_copy() -> None:
+async def test_the_prompt_thread_of_the_engine_dies_on_a_prompt_it_cannot_copy() -> None:
     async with Engine(EngineOptions()) as engine, aiohttp.ClientSession(engine.url) as http:
         async with http.post("/prompt", data=deep_extra_data(600)) as response:
             assert response.status == 200
@@ -302,7 +302,7 @@ async def test_the_engine_s_prompt_thread_dies_of_a_prompt_that_it_cannot_copy()
     ids=["depth", "digits"],
 )
 @pytest.mark.parametrize("path", ["/prompt_sync", "/validate", "/convert"])
-async def test_a_body_beyond_what_can_be_read_is_400_with_the_reason(text: str, says: str, path: str) -> None:
+async def test_an_unreadable_body_gets_400_with_the_reason(text: str, says: str, path: str) -> None:
     async with both() as (_, gateway), gateway.http.post(path, data=text) as response:
         answer = await response.json()
     assert response.status == 400
@@ -310,7 +310,7 @@ async def test_a_body_beyond_what_can_be_read_is_400_with_the_reason(text: str, 
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "1e999", "9" * 4000])
-async def test_a_number_that_is_no_place_in_an_order_is_refused_by_name(number: str) -> None:
+async def test_the_error_names_a_number_that_is_not_finite_or_too_large(number: str) -> None:
     text = f'{{"prompt": {json.dumps(invert_workflow())}, "number": {number}}}'
     async with both() as (_, gateway), gateway.http.post("/prompt_sync", data=text) as response:
         answer = await response.json()
@@ -318,7 +318,7 @@ async def test_a_number_that_is_no_place_in_an_order_is_refused_by_name(number: 
     assert answer["detail"].startswith("number: ")
 
 
-async def test_a_number_of_a_form_is_refused_as_one_of_a_body() -> None:
+async def test_an_invalid_number_in_a_form_is_refused_as_in_a_body() -> None:
     data = {"workflow": json.dumps(invert_workflow()), "number": "nan"}
     async with both() as (_, gateway):
         form = aiohttp.FormData(data)
@@ -328,7 +328,7 @@ async def test_a_number_of_a_form_is_refused_as_one_of_a_body() -> None:
     assert (response.status, answer["detail"][:8]) == (422, "number: ")
 
 
-async def test_a_node_id_of_thousands_of_digits_is_a_node_id() -> None:
+async def test_a_node_id_with_thousands_of_digits_works() -> None:
     workflow = invert_workflow()
     long = "7" * 3900
     workflow[long] = workflow.pop("3")
@@ -340,7 +340,7 @@ async def test_a_node_id_of_thousands_of_digits_is_a_node_id() -> None:
     assert answer["images"][0]["node_id"] == long
 
 
-async def test_events_of_another_shape_or_with_python_json_do_not_end_the_watching() -> None:
+async def test_malformed_events_do_not_stop_the_watcher() -> None:
     async with both(changed=server_options(tick_s=0.1)) as (engine, gateway):
         for path, text in (
             (("data", "prompt_id"), "[]"),
@@ -359,7 +359,7 @@ async def test_events_of_another_shape_or_with_python_json_do_not_end_the_watchi
         assert gateway.handler.pool.backends[0].watcher.crashed is None
 
 
-async def test_an_event_with_python_json_is_told_to_who_follows() -> None:
+async def test_an_event_with_python_json_reaches_an_event_stream() -> None:
     async with both() as (engine, gateway):
         await engine.set_faults({"ws_wrong_value": {"type": "progress", "path": ["data", "odd"], "text": ODD}})
         headers = {"Accept": "text/event-stream"}
@@ -370,8 +370,8 @@ async def test_an_event_with_python_json_is_told_to_who_follows() -> None:
     assert any(event.name == "progress" for event in events)
 
 
-async def test_a_history_that_comfyui_cannot_write_ends_the_wait() -> None:
-    """A custom node's output that is nested too deeply to be copied: 500 for as long as anyone asks."""
+async def test_a_history_that_always_fails_with_500_ends_the_wait() -> None:
+    """ComfyUI answers 500 every time, because a custom node's output is nested too deeply to be copied."""
     async with both(changed=server_options(history_backoff=Backoff(0.02, 0.02))) as (engine, gateway):
         await engine.set_faults({"status": {"route": "/history/*", "status": 500, "body": "500 Internal Server Error"}})
         status, answer = await gateway.prompt_sync(invert_workflow(), timeout=60)
@@ -379,7 +379,7 @@ async def test_a_history_that_comfyui_cannot_write_ends_the_wait() -> None:
         assert answer["detail"].startswith("the prompt is done, but ComfyUI cannot show its result: GET /history/")
 
 
-async def test_some_answers_500_do_not_end_the_wait() -> None:
+async def test_a_few_answers_with_500_do_not_end_the_wait() -> None:
     async with both(changed=server_options(history_backoff=Backoff(0.02, 0.02))) as (engine, gateway):
         await engine.set_faults({"status": {"route": "/history/*", "status": 500, "times": 7}})
         assert (await gateway.prompt_sync(invert_workflow(), timeout=60))[0] == 200

@@ -1,4 +1,4 @@
-"""KEYS_FILE on sockets: who gets in, what becomes of a change of the file, and where keys' names stand."""
+"""KEYS_FILE with a running gateway: which keys are accepted, reloads of the file, and key names in logs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ async def _becomes(gateway: RunningGateway, key: str, status: int) -> None:
     await until(lambda: _status(gateway, key), lambda found: found == status)
 
 
-async def test_keys_of_file_and_setting_open_and_no_others(engine: Engine, keys_path: Path) -> None:
+async def test_only_keys_of_the_file_and_of_the_setting_are_accepted(engine: Engine, keys_path: Path) -> None:
     async with running_gateway(engine.url, keys_file=keys_path, api_keys=KEY) as gateway:
         for key, status in (
             (ALICE, 200),
@@ -43,8 +43,8 @@ async def test_keys_of_file_and_setting_open_and_no_others(engine: Engine, keys_
             assert await _status(gateway, key) == status, key
 
 
-@pytest.mark.parametrize("write", [write_keys, touch_keys], ids=["another file takes the name", "in place"])
-async def test_a_change_of_the_file_holds_without_a_restart(engine: Engine, keys_path: Path, write: Any) -> None:
+@pytest.mark.parametrize("write", [write_keys, touch_keys], ids=["file replaced", "file changed in place"])
+async def test_a_change_of_the_keys_file_applies_without_a_restart(engine: Engine, keys_path: Path, write: Any) -> None:
     async with running_gateway(engine.url, keys_file=keys_path) as gateway:
         assert (await _status(gateway, ALICE), await _status(gateway, "new")) == (200, 401)
         write(keys_path, table("bob", BOB) + table("carol", "new"))
@@ -61,7 +61,7 @@ async def test_a_change_of_the_file_holds_without_a_restart(engine: Engine, keys
         (table("root", KEY), "the same key is also in API_KEYS"),
     ],
 )
-async def test_a_broken_file_leaves_the_keys_before_and_says_so(
+async def test_a_broken_keys_file_is_reported_and_the_former_keys_stay_valid(
     engine: Engine, keys_path: Path, log_lines: Lines, broken: str, told: str
 ) -> None:
     async with running_gateway(engine.url, keys_file=keys_path, api_keys=KEY) as gateway:
@@ -75,11 +75,11 @@ async def test_a_broken_file_leaves_the_keys_before_and_says_so(
                 return response.status, await response.json()
 
         status, body = await until(lambda: ready(ROOT), lambda answer: "degraded" in answer[1])
-        # The keys before hold, so it goes on taking prompts.
+        # The former keys stay valid, so the gateway still takes prompts.
         assert (status, body["status"]) == (200, "ready")
         assert told in body["degraded"]
         assert await _status(gateway, ALICE) == 200
-        # Names of keys and fields are the operator's to know.
+        # Only the operator may see names of keys and fields.
         for key in ("none", ALICE):
             assert (await ready(key))[1]["degraded"] == "KEYS_FILE: it was changed and cannot be used"
         write_keys(keys_path, table("alice", "newer"))
@@ -90,7 +90,7 @@ async def test_a_broken_file_leaves_the_keys_before_and_says_so(
     assert line["log_level"] == "error"
 
 
-async def test_a_name_of_a_removed_key_is_refused_to_another_key(
+async def test_a_new_key_cannot_take_the_name_of_a_removed_key(
     engine: Engine, keys_path: Path, log_lines: Lines, tmp_path: Path
 ) -> None:
     async with running_gateway(engine.url, keys_file=keys_path, state_dir=tmp_path / "state") as gateway:
@@ -108,7 +108,7 @@ def _lines(lines: Lines, event: str) -> Any:
     return found
 
 
-async def test_no_key_hash_or_secret_is_ever_logged_and_the_name_is(
+async def test_logs_have_names_of_keys_but_no_key_hash_or_secret(
     engine: Engine,
     tmp_path: Path,
     log_lines: Lines,
@@ -131,14 +131,14 @@ async def test_no_key_hash_or_secret_is_ever_logged_and_the_name_is(
     assert [line["key"] for line in log_lines if line["event"] == "request"] == ["alice", "alice/eve", "alice"]
 
 
-async def test_comfyui_never_sees_a_key_of_the_file(keys_path: Path) -> None:
+async def test_comfyui_never_sees_a_key_of_the_keys_file(keys_path: Path) -> None:
     async with relayed(answer_ok, keys_file=keys_path) as (comfyui, gateway):
         assert (await fetch(gateway, "/x", headers=bearer(ROOT))).status == 200
         assert (await fetch(gateway, "/x", headers={"X-API-Key": ROOT})).status == 200
         assert all(ROOT not in exchange.head.decode() for exchange in comfyui.seen)
 
 
-async def test_a_browser_signs_in_with_a_key_of_the_file_and_has_its_rights(engine: Engine, keys_path: Path) -> None:
+async def test_a_browser_session_has_the_rights_of_its_key(engine: Engine, keys_path: Path) -> None:
     async with running_gateway(engine.url, keys_file=keys_path) as gateway:
         answer = await fetch(gateway, "/login", "POST", data={"key": ALICE}, headers={"Origin": gateway.url})
         cookie = {"Cookie": answer.headers["Set-Cookie"].split(";")[0]}
@@ -150,7 +150,7 @@ async def test_a_browser_signs_in_with_a_key_of_the_file_and_has_its_rights(engi
         assert (await fetch(gateway, "/prompt_sync", headers=cookie)).status == 401
 
 
-async def test_a_ticket_opens_what_its_maker_may_open_and_ends_with_its_key(engine: Engine, keys_path: Path) -> None:
+async def test_a_ticket_has_the_rights_of_its_key_and_ends_with_it(engine: Engine, keys_path: Path) -> None:
     async with running_gateway(engine.url, keys_file=keys_path) as gateway:
         tickets = {}
         for url in ("/prompt_sync", "/metrics"):
@@ -163,7 +163,7 @@ async def test_a_ticket_opens_what_its_maker_may_open_and_ends_with_its_key(engi
         assert (await fetch(gateway, tickets["/prompt_sync"])).status == 401
 
 
-async def test_what_runs_goes_on_over_a_reload(engine: Engine, keys_path: Path) -> None:
+async def test_a_reload_of_the_keys_does_not_close_websockets(engine: Engine, keys_path: Path) -> None:
     async with (
         running_gateway(engine.url, keys_file=keys_path) as gateway,
         gateway.http.ws_connect("/ws", headers=bearer(ROOT)) as websocket,
@@ -176,7 +176,7 @@ async def test_what_runs_goes_on_over_a_reload(engine: Engine, keys_path: Path) 
         assert (await websocket.receive(timeout=30)).type is aiohttp.WSMsgType.TEXT
 
 
-# The command
+# The keys command
 
 
 def _run(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -191,7 +191,9 @@ def _run(folder: Path, *arguments: str, **variables: str) -> subprocess.Complete
     )
 
 
-async def test_a_key_of_the_command_opens_a_running_gateway(engine: Engine, keys_path: Path, tmp_path: Path) -> None:
+async def test_a_running_gateway_accepts_a_key_that_the_command_added(
+    engine: Engine, keys_path: Path, tmp_path: Path
+) -> None:
     async with running_gateway(engine.url, keys_file=keys_path) as gateway:
         made = await asyncio.to_thread(
             _run, tmp_path, "keys", "add", "carol", "--role", "user", "--per-minute", "2", KEYS_FILE=str(keys_path)
@@ -202,14 +204,14 @@ async def test_a_key_of_the_command_opens_a_running_gateway(engine: Engine, keys
         assert key not in keys_path.read_text()
 
 
-def test_the_command_says_what_is_missing(tmp_path: Path) -> None:
+def test_the_keys_command_names_a_missing_setting(tmp_path: Path) -> None:
     made = _run(tmp_path, "keys", "add", "carol", "--role", "user")
     assert (made.returncode, made.stdout) == (2, "")
     assert "KEYS_FILE is not set" in made.stderr
     assert _run(tmp_path, "keys", "add", "carol", "--role", "boss").returncode == 2
 
 
-def test_a_broken_file_stops_the_process_with_status_2(tmp_path: Path) -> None:
+def test_a_broken_keys_file_stops_the_start_with_status_2(tmp_path: Path) -> None:
     path = write_keys(tmp_path / "keys.toml", table("alice", ALICE, role="boss"))
     started = _run(tmp_path, KEYS_FILE=str(path), SERVER_PORT="0")
     assert started.returncode == 2

@@ -12,6 +12,13 @@ from typing import Any
 
 import pytest
 
+# JavaScript that is true once ComfyUI's frontend has its graph and an open websocket.
+FRONTEND_IS_CONNECTED = "window.app?.graph && window.app.api?.socket?.readyState === WebSocket.OPEN"
+# JavaScript that gives the width of the picture at the first SaveImage node, if there is one.
+SAVED_PICTURE_WIDTH = "() => window.app.graph.nodes.find(node => node.type === 'SaveImage')?.imgs?.[0]?.naturalWidth"
+# The animated icon of the browser tab: the frontend always requests it at the root of the site.
+TAB_ICON = "/assets/images/favicon_progress_16x16/"
+
 _QUIET = [
     "--no-sandbox",
     "--disable-gpu",

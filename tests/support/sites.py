@@ -11,11 +11,10 @@ from typing import Any
 from PIL import Image
 
 from comfyui.engine import Engine, EngineOptions
-from tests.support.browsing import browser, chromium, frontend_root
+from tests.support.browsing import FRONTEND_IS_CONNECTED, browser, chromium, frontend_root
 from tests.support.running import RunningGateway, running_gateway, sleep_workflow, until
 
 PATIENCE_MS = 60_000
-_CONNECTED = "window.app?.graph && window.app.api?.socket?.readyState === WebSocket.OPEN"
 EXECUTION = "document.querySelector('#vue-app').__vue_app__.config.globalProperties.$pinia._s.get('execution')"
 # A newer frontend uses the word job, the older one prompt.
 ACTIVE = f"({EXECUTION}.activeJobId === undefined ? {EXECUTION}.activePromptId : {EXECUTION}.activeJobId)"
@@ -160,7 +159,7 @@ async def open_site() -> AsyncIterator[Site]:
         running = await stack.enter_async_context(browser())
         page = await running.new_page(viewport={"width": 1400, "height": 1800})
         await page.goto(f"{gateway.url}/")
-        await page.wait_for_function(_CONNECTED, timeout=120_000)
+        await page.wait_for_function(FRONTEND_IS_CONNECTED, timeout=120_000)
         await page.wait_for_load_state("networkidle")
         await page.evaluate(_LISTEN)
         is_old = await page.evaluate(f"{_SIDEBAR}.sidebarTabs[0].id === 'queue'")
