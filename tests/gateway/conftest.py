@@ -1,4 +1,4 @@
-"""What the tests of this folder share."""
+"""Fixtures that the tests of the gateway share."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 async def locked(engine: Engine) -> AsyncIterator[RunningGateway]:
-    """Needs one of two keys; one origin is listed."""
+    """A gateway with two API keys and one allowed origin."""
     async with running_gateway(
         engine.url, api_keys=f"{KEY}, {OTHER_KEY}", cors_allow_origins="https://app.example"
     ) as running:
@@ -103,14 +103,14 @@ async def small_limits(engine: Engine) -> AsyncIterator[RunningGateway]:
 
 @pytest.fixture
 async def small_answers(engine: Engine) -> AsyncIterator[RunningGateway]:
-    """A gateway that takes short answers only."""
+    """A gateway that accepts only short answers of ComfyUI."""
     async with running_gateway(engine.url, max_answer_mb=SMALL_ANSWER_BYTES / 1e6, max_frame_mb=0.1) as running:
         yield running
 
 
 @pytest.fixture
 def endless_file(tmp_path: Path) -> str:
-    """A workflow that outlives every test: it ends by being cancelled."""
+    """The path of a workflow that runs until it is cancelled."""
     path = tmp_path / "endless.json"
     path.write_text(json.dumps(sleep_workflow(600)))
     return str(path)
@@ -118,22 +118,22 @@ def endless_file(tmp_path: Path) -> str:
 
 @pytest.fixture
 async def closed_engine() -> AsyncIterator[Engine]:
-    """Wants a bearer token and another header."""
-    wanted = {"Authorization": TOKEN, "X-Edge": "4711"}
-    async with Engine(EngineOptions(step_seconds=0.002, required_headers=wanted)) as running:
+    """An engine that requires a bearer token and another header."""
+    required = {"Authorization": TOKEN, "X-Edge": "4711"}
+    async with Engine(EngineOptions(step_seconds=0.002, required_headers=required)) as running:
         yield running
 
 
 @pytest.fixture
 async def tls_engine() -> AsyncIterator[Engine]:
-    """Shows a certificate that no system trusts."""
+    """An engine whose TLS certificate no system trusts."""
     async with Engine(EngineOptions(step_seconds=0.002, certificate=CERTIFICATE)) as running:
         yield running
 
 
 @pytest.fixture
 def few_connections() -> Connections:
-    """Three at once."""
+    """A limit of three connections."""
     return Connections(3, Metrics())
 
 
@@ -170,7 +170,7 @@ async def stager() -> AsyncIterator[InputStager]:
 
 @pytest.fixture
 async def inside_server() -> AsyncIterator[Server]:
-    """A service inside, on an address that is not allowed; nothing may reach it."""
+    """A private service on an address that is not allowed; a request to it fails the test."""
     async with serve(give_png, "127.0.0.9") as server:
         yield server
         assert server.requests == []
@@ -184,21 +184,21 @@ async def url_server() -> AsyncIterator[Server]:
 
 @pytest.fixture(params=[OLD_VERSION, NEW_VERSION])
 async def either_engine(request: pytest.FixtureRequest) -> AsyncIterator[Engine]:
-    """Without and with ComfyUI's atomic cancel."""
+    """An engine without ComfyUI's atomic cancel, and one with it."""
     async with Engine(EngineOptions(comfyui_version=request.param)) as running:
         yield running
 
 
 @pytest.fixture
 async def either_gateway(either_engine: Engine) -> AsyncIterator[RunningGateway]:
-    """A gateway with default settings in front of `either_engine`."""
+    """A gateway with default settings for `either_engine`."""
     async with running_gateway(either_engine.url) as running:
         yield running
 
 
 @pytest.fixture
 def form_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the gateway keeps the files of forms."""
+    """The folder in which the gateway stores the files of forms."""
     folder = tmp_path / "spool"
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
@@ -207,7 +207,7 @@ def form_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def ghostscript(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A `gs` that says it is there; the file that it leaves when it is run."""
+    """Puts a fake `gs` on the PATH; returns the file that it writes when it runs."""
     ran = tmp_path / "ran"
     program = tmp_path / "gs"
     program.write_text(f"#!/bin/sh\necho $@ >> {ran}\n[ $1 = --version ] && echo 10.0\nexit 0\n")
@@ -219,7 +219,7 @@ def ghostscript(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 async def cookie_session() -> AsyncIterator[aiohttp.ClientSession]:
-    """Keeps cookies by a browser's rules, paths included."""
+    """A session that keeps cookies by the rules of a browser, including their paths."""
     async with aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True)) as session:
         yield session
 
@@ -231,17 +231,8 @@ async def public_gateway(engine: Engine) -> AsyncIterator[RunningGateway]:
 
 
 @pytest.fixture
-async def two_servers() -> AsyncIterator[tuple[Engine, Engine, RunningGateway]]:
-    async with Engine() as first, Engine() as second, running_gateway(first.url, second.url) as gateway:
-        async with asyncio.timeout(30):
-            while len(gateway.handler.pool.ready) < 2:
-                await asyncio.sleep(0.01)
-        yield first, second, gateway
-
-
-@pytest.fixture
 async def gpu_pair() -> AsyncIterator[tuple[Engine, Engine, RunningGateway]]:
-    """A gateway before two servers with the names gpu-1 and gpu-2, both of which are up."""
+    """Two ready servers, gpu-1 and gpu-2, and their gateway."""
     async with (
         Engine() as first,
         Engine() as second,
@@ -255,7 +246,7 @@ async def gpu_pair() -> AsyncIterator[tuple[Engine, Engine, RunningGateway]]:
 
 @pytest.fixture
 async def guarded_heads(engine: Engine) -> AsyncIterator[RunningGateway]:
-    """A gateway that asks for keys, with small limits for heads."""
+    """A gateway with an API key and small limits for the heads of requests."""
 
     def with_few_fields(made: GatewayOptions) -> GatewayOptions:
         return replace(made, serving=replace(made.serving, heads=replace(made.serving.heads, max_fields=20)))
@@ -267,7 +258,7 @@ async def guarded_heads(engine: Engine) -> AsyncIterator[RunningGateway]:
 
 @pytest.fixture
 async def runpod_gateway(endpoint: FakeEndpoint, tmp_path: Path) -> AsyncIterator[RunningGateway]:
-    """Without a local ComfyUI."""
+    """A gateway without a local ComfyUI, which stores its data in `tmp_path`."""
     async with running_gateway(NOWHERE, **endpoint.settings(tmp_path)) as running:
         yield running
 
@@ -281,7 +272,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def journals(monkeypatch: pytest.MonkeyPatch) -> list[sqlite3.Connection]:
-    """The connections of the journals that were opened."""
+    """The database connections that journals have opened."""
     opened: list[sqlite3.Connection] = []
     connect = sqlite3.connect
 
@@ -302,21 +293,21 @@ async def runpod_alone(endpoint: FakeEndpoint, tmp_path: Path) -> AsyncIterator[
 
 @pytest.fixture
 async def runpod_beside(endpoint: FakeEndpoint, engine: Engine, tmp_path: Path) -> AsyncIterator[RunningGateway]:
-    """A gateway with the engine as its local ComfyUI."""
+    """A gateway that runs prompts on RunPod and has the engine as its local ComfyUI."""
     async with running_gateway(engine.url, **endpoint.settings(tmp_path)) as running:
         yield running
 
 
 @pytest.fixture
 async def runpod_and_engine(endpoint: FakeEndpoint, engine: Engine, tmp_path: Path) -> AsyncIterator[RunningGateway]:
-    """A gateway whose prompts run on the engine, and on RunPod."""
+    """A gateway that runs prompts on the engine and on RunPod."""
     async with running_gateway(engine.url, **endpoint.settings(tmp_path) | {"backend": "comfyui,runpod"}) as running:
         yield running
 
 
 @pytest.fixture
 async def comfyui_and_runpod(tmp_path: Path) -> AsyncIterator[tuple[RunningGateway, RunningGateway, Engine]]:
-    """A gateway over a ComfyUI, one over RunPod, and the ComfyUI of its worker."""
+    """A gateway with a ComfyUI, a gateway with RunPod, and the ComfyUI of the RunPod worker."""
     async with (
         Engine(EngineOptions(step_seconds=0.02)) as one,
         Engine(EngineOptions(step_seconds=0.02)) as home,
@@ -332,7 +323,7 @@ async def comfyui_and_runpod(tmp_path: Path) -> AsyncIterator[tuple[RunningGatew
 async def over_runpod(
     request: pytest.FixtureRequest, endpoint: FakeEndpoint, engine: Engine, keys_path: Path, tmp_path: Path
 ) -> AsyncIterator[Calls]:
-    """A gateway that asks for keys."""
+    """A gateway with keys and RunPod, without and with a local ComfyUI."""
     comfyui = NOWHERE if request.param == "alone" else engine.url
     async with running_gateway(comfyui, keys_file=keys_path, **endpoint.settings(tmp_path)) as gateway:
         yield Calls(gateway)
@@ -374,7 +365,7 @@ async def s3_store(s3_settings: S3Settings) -> AsyncIterator[S3Store]:
 
 @pytest.fixture
 async def s3_variables(seaweedfs: str) -> dict[str, Any]:
-    """The settings of a gateway that may store in two buckets of a running server."""
+    """The settings of a gateway that may store files in two buckets of a running server."""
     pytest.importorskip("aiobotocore")
     settings = S3Settings(
         OUTPUTS_BUCKET,
@@ -412,7 +403,7 @@ async def locked_plain(engine: Engine) -> AsyncIterator[RunningGateway]:
 
 @pytest.fixture
 async def own_engine() -> AsyncIterator[str]:
-    """An engine as a process of its own: it, too, has to do with what comes in halves."""
+    """The address of an engine in its own process, which receives the parts of a split request separately."""
     async with engine_process() as url:
         yield url
 
@@ -432,7 +423,7 @@ def digest_of_output() -> str:
 
 @pytest.fixture
 def no_collector() -> Iterator[None]:
-    """Only what nobody holds goes, and at once: no collector hides a circle."""
+    """Turns off the garbage collector, so that it cannot hide a reference cycle."""
     gc.collect()
     gc.disable()
     yield
@@ -447,7 +438,7 @@ async def sdk_client(gateway: RunningGateway) -> AsyncIterator[GatewayClient]:
 
 @pytest.fixture
 async def receiving() -> AsyncIterator[Receiver]:
-    """Takes webhooks; answers 204 as long as it is told nothing else."""
+    """A receiver of webhooks that answers 204 by default."""
     async with receiver() as running:
         yield running
 
@@ -467,13 +458,13 @@ async def telling(engine: Engine) -> AsyncIterator[RunningGateway]:
 
 @pytest.fixture
 def keys_path(tmp_path: Path) -> Path:
-    """A file with two users' keys, one of role read and an admin's."""
+    """A keys file with the keys of two users, a key of role read and a key of role admin."""
     return write_keys(tmp_path / "keys.toml", KEYS)
 
 
 @pytest.fixture(params=[NEW_VERSION, OLD_VERSION])
 async def three_servers(request: pytest.FixtureRequest) -> AsyncIterator[tuple[RunningGateway, list[Engine]]]:
-    """A gateway without keys in front of three servers, which have `/api/jobs` or not."""
+    """A gateway without keys and its three servers, once with `/api/jobs` and once without it."""
     async with (
         engines(3, comfyui_version=request.param) as servers,
         running_gateway(*(server.url for server in servers)) as gateway,
@@ -489,7 +480,7 @@ async def calls(engine: Engine, keys_path: Path) -> AsyncIterator[Calls]:
 
 @pytest.fixture
 def no_log() -> Iterator[None]:
-    """For thousands of requests: the lines would hide why a test has failed."""
+    """Hides the log of thousands of requests, which would hide why a test failed."""
     with capture_logs():
         yield
 
@@ -507,7 +498,7 @@ async def face(request: pytest.FixtureRequest, keys_path: Path) -> AsyncIterator
 
 @pytest.fixture
 async def used(engine: Engine, tmp_path: Path) -> AsyncIterator[RunningGateway]:
-    """Alice has run two prompts, one for Eve, and failed with one; Bob has run one."""
+    """A gateway with usage: alice ran two prompts, one of them for eve, and a third failed; bob ran one."""
     path = write_keys(
         tmp_path / "keys.toml",
         table("alice", ALICE, user_header="X-User")
@@ -529,21 +520,21 @@ async def used(engine: Engine, tmp_path: Path) -> AsyncIterator[RunningGateway]:
 
 @pytest.fixture
 async def three_engines() -> AsyncIterator[list[Engine]]:
-    """Each has folders of its own."""
+    """Three engines with separate folders."""
     async with engines(3) as started:
         yield started
 
 
 @pytest.fixture
 async def fleet(three_engines: list[Engine]) -> AsyncIterator[RunningGateway]:
-    """Three servers that are one ComfyUI."""
+    """A gateway that merges `three_engines` into one ComfyUI."""
     async with running_gateway(*(one.url for one in three_engines)) as running:
         yield running
 
 
 @pytest.fixture
 async def owned_fleet(three_engines: list[Engine], keys_path: Path) -> AsyncIterator[Calls]:
-    """The same, with a key for each caller."""
+    """Like `fleet`, with a key for each caller."""
     async with running_gateway(*(one.url for one in three_engines), keys_file=keys_path) as running:
         yield Calls(running)
 
@@ -556,7 +547,7 @@ async def shared_site() -> AsyncIterator[Site]:
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def site(shared_site: Site) -> AsyncIterator[Site]:
-    """A page that the tests of a module share: its graph is empty, nothing runs or waits, the history is empty."""
+    """A page that the tests of a module share, with an empty graph, queue and history."""
     await shared_site.clear()
     yield shared_site
     assert await shared_site.jobs() == [[], []]
@@ -564,14 +555,14 @@ async def site(shared_site: Site) -> AsyncIterator[Site]:
 
 @pytest.fixture
 async def named(engine: Engine, tmp_path: Path) -> AsyncIterator[RunningGateway]:
-    """Has the workflows of `tests.support.named_folder`."""
+    """A gateway with the workflows of `tests.support.named_folder`."""
     async with running_gateway(engine.url, workflows_dir=named_folder(tmp_path / "workflows")) as running:
         yield running
 
 
 @pytest.fixture
 async def limited(engine: Engine, tmp_path: Path) -> AsyncIterator[RunningGateway]:
-    """As `named`; the key of alice may run `flat`, and no graph."""
+    """Like `named`, with keys: the key of alice may run only `flat`, and no graph."""
     keys = "\n".join((table("alice", ALICE, workflows=["flat"]), table("root", ROOT, "admin")))
     async with running_gateway(
         f"gpu-1={engine.url}",
@@ -583,7 +574,7 @@ async def limited(engine: Engine, tmp_path: Path) -> AsyncIterator[RunningGatewa
 
 @pytest.fixture
 async def models(engine: Engine, tmp_path: Path) -> AsyncIterator[RunningGateway]:
-    """Has the workflows of `tests.support.openai_models`, some under names of OpenAI's models."""
+    """A gateway with the workflows of `tests.support.openai_models`, some named like models of OpenAI."""
     async with running_gateway(
         engine.url,
         workflows_dir=write_models(tmp_path / "workflows"),
@@ -595,7 +586,7 @@ async def models(engine: Engine, tmp_path: Path) -> AsyncIterator[RunningGateway
 
 @pytest.fixture
 async def openai_keys(engine: Engine, tmp_path: Path) -> AsyncIterator[RunningGateway]:
-    """The same workflows, behind the keys of alice, who stands for many persons, and bob, who may run `retouch`."""
+    """Like `models`, with keys: several persons share the key of alice, and the key of bob may run only `retouch`."""
     keys = table("alice", ALICE, user_header="X-OpenWebUI-User-Id") + table("bob", BOB, workflows=["retouch"])
     async with running_gateway(
         engine.url,
@@ -607,8 +598,8 @@ async def openai_keys(engine: Engine, tmp_path: Path) -> AsyncIterator[RunningGa
 
 @pytest.fixture
 async def openai_sdk(models: RunningGateway) -> AsyncIterator[AsyncOpenAI]:
-    """OpenAI's client of `models`."""
-    from tests.support.openai_sdk import openai_client  # its package takes long to be imported
+    """OpenAI's own client for the gateway `models`."""
+    from tests.support.openai_sdk import openai_client  # this package is slow to import
 
     async with openai_client(models.url) as found:
         yield found
@@ -616,14 +607,14 @@ async def openai_sdk(models: RunningGateway) -> AsyncIterator[AsyncOpenAI]:
 
 @pytest.fixture
 async def mcp_gateway(engine: Engine) -> AsyncIterator[RunningGateway]:
-    """Serves `/mcp`."""
+    """A gateway with `/mcp`."""
     async with running_gateway(engine.url, mcp=True) as running:
         yield running
 
 
 @pytest.fixture
 async def mcp_keyed(engine: Engine, tmp_path: Path) -> AsyncIterator[RunningGateway]:
-    """Serves `/mcp`; beside the usual keys carol may run a named workflow only, and dave may submit twice a minute."""
+    """A gateway with `/mcp` and keys: carol's may run only one named workflow, and dave's may submit twice a minute."""
     limited = [table("carol", CAROL, workflows=["portrait"]), table("dave", DAVE, per_minute=2)]
     path = write_keys(tmp_path / "keys.toml", "\n".join([KEYS, *limited]))
     async with running_gateway(engine.url, mcp=True, keys_file=path) as running:
@@ -632,7 +623,7 @@ async def mcp_keyed(engine: Engine, tmp_path: Path) -> AsyncIterator[RunningGate
 
 @pytest.fixture
 async def mcp_named(engine: Engine, tmp_path: Path) -> AsyncIterator[RunningGateway]:
-    """Serves `/mcp`, with the workflows of `tests.support.named_folder`."""
+    """A gateway with `/mcp` and the workflows of `tests.support.named_folder`."""
     async with running_gateway(engine.url, workflows_dir=named_folder(tmp_path / "workflows"), mcp=True) as running:
         yield running
 
@@ -647,7 +638,7 @@ async def run_forms(engine: Engine, tmp_path: Path) -> AsyncIterator[RunningGate
 
 @pytest.fixture
 async def run_keyed(engine: Engine, tmp_path: Path) -> AsyncIterator[RunningGateway]:
-    """The same with keys; carol's may run `flat` only, twice a minute; dave's is shared by persons."""
+    """Like `run_forms`, with keys: carol's may run only `flat`, twice a minute; several persons share dave's."""
     carol = table("carol", CAROL, workflows=["flat"], per_minute=2)
     dave = table("dave", DAVE, user_header="X-User")
     keys = write_keys(tmp_path / "keys.toml", f"{KEYS}\n{carol}\n{dave}")
