@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -26,7 +25,7 @@ from comfyui.jobs.webhooks.sending import SenderOptions
 from comfyui.jobs.webhooks.signing import Signer, key_of
 from comfyui.limits import Limits
 from comfyui.named.library import NamedOptions
-from comfyui.named.model_names import ModelKind, ModelNames, check_models, parse_models
+from comfyui.named.model_names import check_models, parse_models
 from comfyui.outputs.delivery import DeliveryOptions
 from comfyui.outputs.images import ConversionLimits
 from comfyui.outputs.stores.s3 import S3Store, s3_store
@@ -62,10 +61,11 @@ from comfyui.web.front.paths import DEFAULT_DENY, PathRules, ProxyMode
 from comfyui.web.front.tickets import LINK_S
 from comfyui.web.mcp.options import McpOptions
 from comfyui.web.server.listening import parse_listen
-from comfyui.web.server.request_head import HeadLimits
 from comfyui.web.server.serving import ServingOptions
 
 _LONGEST_LINK_S = 366 * 24 * 3600
+# An image may have a pixel for so much of the memory for conversions: 80 megapixels within 2,000 MB.
+_BYTES_PER_PIXEL = 25
 # An international name is written in ASCII, because links are also sent as headers.
 _PUBLIC_URL = re.compile(
     r"https?://(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]+)?(?:/(?:[A-Za-z0-9._~!$&()*+,;=:@-]|%[0-9A-Fa-f]{2})*)"
@@ -79,7 +79,6 @@ class GatewayOptions:
     """The options of each part of a gateway: those that the settings set, and limits that are no settings."""
 
     app: AppOptions
-    serving: ServingOptions
     servers: ServerOptions
     handler: HandlerOptions
     conversion: ConversionLimits
@@ -90,6 +89,7 @@ class GatewayOptions:
     """None if all prompts run on ComfyUI."""
     sender: SenderOptions
     outbox: OutboxOptions = field(default_factory=OutboxOptions)
+    serving: ServingOptions = field(default_factory=ServingOptions)
     named: NamedOptions = field(default_factory=NamedOptions)
 
 
@@ -162,54 +162,10 @@ class Settings(
         ge=1000,
         description="Most values in one JSON body, at all depths together; a body with more gets 413.",
     )
-    max_json_depth: int = Field(
-        default=900,
-        ge=16,
-        le=900,
-        description="Deepest nesting of lists and objects in one JSON body; a deeper body gets 400.",
-    )
-    max_workflow_nodes: int = Field(
-        default=10_000, ge=1, description="Most nodes in one workflow; a workflow with more gets 413."
-    )
-    max_node_inputs: int = Field(
-        default=1_000, ge=1, description="Most inputs of one node; a workflow with more gets 413."
-    )
-    max_inputs: int = Field(
-        default=1_000,
-        ge=1,
-        description="Most input files of one request, however they are sent; a request with more gets 413.",
-    )
-    max_name_length: int = Field(
-        default=512,
-        ge=16,
-        le=4000,
-        description="Most characters of a node id, node class or input name; a workflow with a longer one gets 413.",
-    )
-    max_problems: int = Field(
-        default=500,
-        ge=1,
-        description="Most errors, and most warnings, that an answer lists; the rest are only counted.",
-    )
-    max_header_kb: float = Field(
-        default=64,
-        ge=1,
-        le=1000,
-        description="Largest size of a request's target and headers together, in KB; a larger request gets 431.",
-    )
-    header_seconds: float = Field(
-        default=20, gt=0, description="Seconds within which a client must send all headers of a request."
-    )
     client_idle_seconds: float = Field(
         default=60,
         gt=0,
         description="Seconds after which a client is disconnected if it neither sends its body nor reads its answer.",
-    )
-    min_body_kb_per_second: float = Field(
-        default=1,
-        ge=0,
-        description=(
-            "Lowest speed of a request body, in KB a second, checked after CLIENT_IDLE_SECONDS; 0 means no limit."
-        ),
     )
     oom_retries: int = Field(
         default=0,
@@ -321,16 +277,6 @@ class Settings(
         default=False,
         description="Whether workflows are checked against ComfyUI's node definitions before they are queued.",
     )
-    convert_max_megapixels: float = Field(
-        default=80,
-        gt=0,
-        description=(
-            "Largest image, in megapixels, that is converted to another format; larger ones are delivered unchanged."
-        ),
-    )
-    convert_at_once: int = Field(
-        default=2, ge=1, le=64, description="Most images that are converted at the same time; the others wait."
-    )
     convert_memory_mb: float = Field(
         default=2000,
         gt=0,
@@ -364,13 +310,10 @@ class Settings(
     openai_models: Annotated[CommaList, AfterValidator(check_models)] = Field(
         default=(),
         description=(
-            "Named workflows that serve as models of OpenAI's image API: gpt-image-1=portrait,gpt-image-1=retouch."
+            "Named workflows that serve as models of OpenAI's image API: gpt-image-1=portrait,gpt-image-1=retouch. A"
+            " call that names no model gets the first workflow that can serve it."
         ),
     )
-    openai_generations: str | None = Field(
-        default=None, description="Named workflow for image generations that name no model."
-    )
-    openai_edits: str | None = Field(default=None, description="Named workflow for image edits that name no model.")
     public_url: WebUrl = Field(
         default="",
         description="The gateway's URL for clients (https://example.org/comfy); links in answers begin with it.",
@@ -584,14 +527,13 @@ class Settings(
         addresses = [parse_server_address(address) for address in self.comfyui_server_address]
         return [f"{each.given_name}={each.url}" if each.given_name else str(each.url) for each in addresses]
 
-    def limits(self) -> Limits:
-        return Limits(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Limits)})
+    def _limits(self) -> Limits:
+        return Limits(max_json_values=self.max_json_values)
 
     def options(self) -> GatewayOptions:
         """Raises `SettingsError` if the object store's driver is not installed, or its bucket cannot be used."""
         return GatewayOptions(
             app=self._app_options(),
-            serving=ServingOptions(self._head_limits()),
             servers=ServerOptions(
                 http_timeout_s=self.http_timeout,
                 http_retries=self.http_retries,
@@ -610,7 +552,7 @@ class Settings(
             store=self._object_store(),
             runpod=self._runpod_options(),
             sender=SenderOptions(allow=self.webhook_url_allow),
-            named=NamedOptions(max_bytes=int(self.max_request_body_mb * MB), limits=self.limits()),
+            named=NamedOptions(max_bytes=int(self.max_request_body_mb * MB), limits=self._limits()),
         )
 
     def _app_options(self) -> AppOptions:
@@ -626,7 +568,6 @@ class Settings(
             allowed_origins=frozenset(self.cors_allow_origins),
             hosts=KnownHosts([*self.allowed_hosts, *([public_host] if public_host else [])]),
             client_idle_s=self.client_idle_seconds,
-            min_body_rate=self.min_body_kb_per_second * 1000,
             bodies=BodyLimits(
                 max_bytes=max_body_bytes,
                 max_total_bytes=int(self.max_buffered_mb * MB),
@@ -639,19 +580,15 @@ class Settings(
                 max_timeout_s=self.max_timeout,
                 max_body_bytes=max_body_bytes,
                 max_input_bytes=self.max_input_bytes,
-                limits=self.limits(),
+                limits=self._limits(),
                 jobs_are_stored=self.state_dir is not None,
                 jobs_keep_s=self.jobs_keep_days * 24 * 3600,
                 public_url=self.public_url,
                 webhooks=WebhookRules(self._missing_for_webhooks(), self.webhook_url_allow),
-                models=self._models(),
+                models=parse_models(self.openai_models),
             ),
             mcp=self._mcp_options(),
         )
-
-    def _models(self) -> ModelNames:
-        defaults: dict[ModelKind, str | None] = {"generations": self.openai_generations, "edits": self.openai_edits}
-        return ModelNames(parse_models(self.openai_models), {kind: name for kind, name in defaults.items() if name})
 
     def _mcp_options(self) -> McpOptions | None:
         if not self.mcp:
@@ -688,13 +625,13 @@ class Settings(
             queue=self._queue_options(),
             cancel_on_disconnect=self.cancel_on_disconnect,
             cancel_on_shutdown=self.cancel_on_shutdown,
-            limits=self.limits(),
+            limits=self._limits(),
             runner=RunnerOptions(
                 submission_retries=self.http_retries,
                 lost_prompt_retries=self.lost_prompt_retries,
                 oom_retries=self.oom_retries,
                 preflight=AS_COMFYUI if self.preflight else None,
-                limits=self.limits(),
+                limits=self._limits(),
             ),
         )
 
@@ -712,11 +649,8 @@ class Settings(
         )
 
     def _conversion_limits(self) -> ConversionLimits:
-        return ConversionLimits(
-            max_pixels=int(self.convert_max_megapixels * 1_000_000),
-            at_once=self.convert_at_once,
-            max_memory=int(self.convert_memory_mb * MB),
-        )
+        memory = int(self.convert_memory_mb * MB)
+        return ConversionLimits(max_pixels=memory // _BYTES_PER_PIXEL, max_memory=memory)
 
     def _hub_options(self) -> HubOptions:
         return HubOptions(
@@ -739,9 +673,6 @@ class Settings(
         """The same settings with one plain ComfyUI that needs no headers."""
         plain = {"comfyui_server_address": (address,), "comfyui_headers": None, "comfyui_tls_verify": "true"}
         return self.model_copy(update=plain)
-
-    def _head_limits(self) -> HeadLimits:
-        return HeadLimits(max_bytes=int(self.max_header_kb * 1000), seconds=self.header_seconds)
 
     def _runpod_options(self) -> RunPodOptions | None:
         if "runpod" not in self.backend or self.runpod_api_key is None:

@@ -104,7 +104,7 @@ def create_app(
             stager = await stack.enter_async_context(
                 InputStager(
                     max_bytes=settings.max_input_bytes,
-                    limits=settings.limits(),
+                    limits=options.handler.limits,
                     url_allow=settings.input_url_allow,
                     url_timeout_s=settings.input_url_timeout,
                 )

@@ -392,7 +392,7 @@ class ComfyUIClient:
         with aiohttp_errors(self.name, f"websocket to {self.name}"):
             socket = await self._session.ws_connect(
                 (self.base_url / "ws").with_query(clientId=client_id),
-                max_msg_size=self.answers.max_frame_bytes,
+                max_msg_size=self.answers.max_bytes,
                 heartbeat=heartbeat_s,
                 autoping=False,
                 decode_text=False,

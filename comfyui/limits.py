@@ -14,10 +14,10 @@ _MOST_NAMED = 20
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The fields are the settings of the same names (docs/configuration.md).
+    """The limits of one request. Only `max_json_values` is a setting.
 
     Attributes:
-        max_json_values: values in one JSON body, of all kinds and at every depth.
+        max_json_values: values in one JSON body, of all kinds and at every depth (MAX_JSON_VALUES).
         max_json_depth: nesting depth of lists and objects in one JSON body; Python's limit is 1000.
         max_workflow_nodes: nodes of one workflow, including its subgraphs.
         max_node_inputs: inputs of one node.
@@ -43,19 +43,17 @@ class AnswerLimits:
     """How much ComfyUI may send at once. It is trusted with prompts, but one wrong answer must not end us.
 
     Attributes:
-        max_bytes: of an answer that is read as a whole.
-        max_frame_bytes: of one message of a websocket.
+        max_bytes: of an answer that is read as a whole, and of one message of a websocket.
     """
 
     max_bytes: int = 256_000_000
-    max_frame_bytes: int = 128_000_000
 
     def too_long(self, what: str) -> ComfyUIUnreadableError:
         return ComfyUIUnreadableError(f"{what}: the answer is larger than {self.max_bytes / 1e6:g} MB (MAX_ANSWER_MB)")
 
     @property
     def frame_too_long(self) -> str:
-        return f"ComfyUI sent a message of more than {self.max_frame_bytes / 1e6:g} MB (MAX_FRAME_MB)"
+        return f"ComfyUI sent a message of more than {self.max_bytes / 1e6:g} MB (MAX_ANSWER_MB)"
 
 
 DEFAULT_ANSWERS = AnswerLimits()
@@ -63,13 +61,14 @@ JSON_OF_COMFYUI = Limits(max_json_values=1_000_000)
 """The limits of ComfyUI's long answers and messages. A million values are read in a fraction of a second."""
 
 
-def over(what: str, limit: int, setting: str) -> ComfyUILimitError:
-    """The error for something over a limit: ``The workflow has more than 10000 nodes (MAX_WORKFLOW_NODES)``.
+def over(what: str, limit: int, setting: str = "") -> ComfyUILimitError:
+    """The error for something over a limit: ``the JSON has more than 250000 values (MAX_JSON_VALUES)``.
 
     Args:
         what: the text, with ``{limit}`` for the limit; it may contain names from a caller.
+        setting: the setting that an operator can raise; empty if the limit has none.
     """
-    return ComfyUILimitError(f"{what.replace('{limit}', str(limit))} ({setting})")
+    return ComfyUILimitError(what.replace("{limit}", str(limit)) + (f" ({setting})" if setting else ""))
 
 
 def short(name: str, most: int = _SHOWN) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 from urllib.parse import urlsplit
@@ -24,7 +24,7 @@ from pydantic import (
     model_validator,
 )
 from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import BaseSettings, DotEnvSettingsSource, NoDecode, SettingsConfigDict
 
 from comfyui.address import parse_server_address
 from comfyui.exceptions import SettingsError
@@ -35,6 +35,33 @@ MB = 1_000_000
 ENV_FILE = Path(".env")
 # The longest lifetime of a link that S3's signature version 4 allows.
 MAX_PRESIGN_SECONDS = 7 * 24 * 3600
+# Settings of former versions, and what holds instead. The process does not start with one of them: it must not ignore a
+# limit that an operator lowered.
+REMOVED = {
+    "COMFYUI_MAX_CRASHES": "ComfyUI is given up at its fourth crash in a row",
+    "COMFYUI_RESTART_DELAY": "a crashed ComfyUI is started again after at most 0.5 seconds, later with each crash",
+    "COMFYUI_STOP_GRACE": "ComfyUI has 10 seconds to stop",
+    "COMFY_ARGS": "set COMFYUI_COMMAND, the whole command line",
+    "COMFY_PYTHON": "set COMFYUI_COMMAND, the whole command line",
+    "CONVERT_AT_ONCE": "half of the processors convert images, within CONVERT_MEMORY_MB",
+    "CONVERT_MAX_MEGAPIXELS": "set CONVERT_MEMORY_MB; an image may have a megapixel for each 25 MB of it",
+    "HEADER_SECONDS": "the limit is 20 seconds",
+    "LHW_HEARTBEAT_INTERVAL_SEC": "a lost connection to LittleHorse is made again after 5 seconds",
+    "MAX_FRAME_MB": "set MAX_ANSWER_MB, which limits messages by websocket, too",
+    "MAX_HEADER_FIELDS": "the limit is 200 header fields",
+    "MAX_HEADER_KB": "the limit is 64 KB",
+    "MAX_INPUTS": "the limit is 1,000 files of a request",
+    "MAX_JSON_DEPTH": "the limit is 900 levels",
+    "MAX_NAME_LENGTH": "the limit is 512 characters",
+    "MAX_NODE_INPUTS": "the limit is 1,000 inputs of a node",
+    "MAX_PROBLEMS": "an answer lists 500 errors and 500 warnings",
+    "MAX_WORKFLOW_NODES": "the limit is 10,000 nodes of a workflow",
+    "MIN_BODY_KB_PER_SECOND": "the limit is 1 KB a second",
+    "OPENAI_EDITS": "calls without a model get the first workflow of OPENAI_MODELS that can do them",
+    "OPENAI_GENERATIONS": "calls without a model get the first workflow of OPENAI_MODELS that can do them",
+    "PROGRESS_INTERVAL": "the worker reports progress every second",
+    "STALLED_AFTER": "ComfyUI's prompt worker is checked after 60 seconds without any execution",
+}
 # The similarity from which an unknown variable counts as a misspelled setting; 1 is equal.
 _ALIKE = 0.93
 
@@ -134,14 +161,12 @@ class AnswerFields(FieldGroup):
     max_answer_mb: float = Field(
         default=256,
         gt=0,
-        description="Largest answer of ComfyUI that is read into memory as a whole (history, queue, …), in MB.",
-    )
-    max_frame_mb: float = Field(
-        default=128, gt=0, description="Largest message that ComfyUI may send by websocket, in MB."
+        description="Largest answer of ComfyUI that is read into memory as a whole (history, queue, …), and largest"
+        " message by websocket, in MB.",
     )
 
     def answers(self) -> AnswerLimits:
-        return AnswerLimits(max_bytes=int(self.max_answer_mb * MB), max_frame_bytes=int(self.max_frame_mb * MB))
+        return AnswerLimits(max_bytes=int(self.max_answer_mb * MB))
 
 
 class ComfyUIFields(FieldGroup):
@@ -276,10 +301,11 @@ def load(settings: type[_Fields], *, env_file: Path | None = None) -> _Fields:
     """The settings of this type from the environment, then from `env_file`, which need not exist.
 
     Raises:
-        SettingsError: with a line for each bad value, and for each name that looks like a misspelt one.
+        SettingsError: with a line for each bad value, for each name that looks misspelt, and for each setting that was
+            removed.
     """
     fields = variables(settings)
-    problems = _misspelt(os.environ, fields)
+    problems = _unknown({*os.environ, *DotEnvSettingsSource(settings, env_file=env_file).env_vars}, fields)
     read: dict[str, Any] = {"_env_file": env_file}
     try:
         loaded = settings(**read)
@@ -299,10 +325,12 @@ def _problem(where: tuple[int | str, ...], message: str, fields: Mapping[str, Fi
     return f"{name}: {message}{meaning}"
 
 
-def _misspelt(environ: Mapping[str, str], known: Mapping[str, FieldInfo]) -> list[str]:
+def _unknown(names: Iterable[str], known: Mapping[str, FieldInfo]) -> list[str]:
+    """The problems with those names that are no settings, and that were settings or look like one."""
     problems = []
-    for name in environ:
-        close = difflib.get_close_matches(name.upper(), known, n=1, cutoff=_ALIKE)
-        if close and name.upper() not in known:
+    for name in sorted({name.upper() for name in names} - known.keys()):
+        if instead := REMOVED.get(name):
+            problems.append(f"{name}: this setting was removed: {instead}. Remove the variable.")
+        elif close := difflib.get_close_matches(name, known, n=1, cutoff=_ALIKE):
             problems.append(f"{name}: there is no such setting; did you mean {close[0]}?")
     return problems

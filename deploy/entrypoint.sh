@@ -233,9 +233,6 @@ if [[ "$runs_comfyui" == true && -z "${COMFYUI_COMMAND:-}" ]]; then
     fi
     arguments+=" --listen $listen ${COMFYUI_ARGS:-}"
     export COMFYUI_COMMAND="$comfyui_python -u main.py --port $COMFY_PORT $arguments"
-    if [[ "$WORKER" == postgres && "$starter" == worker ]]; then
-        export COMFY_PATH="${COMFY_PATH:-$COMFYUI_DIR}" COMFY_PYTHON="$comfyui_python" COMFY_ARGS="$arguments"
-    fi
 fi
 
 # The rest

@@ -225,7 +225,7 @@ def plan(
             item = inline.setdefault(key, Item(where, kept.get(where) or value.strip()))
             item.references.append(reference)
     if brought + len(inline) > limits.max_inputs:
-        raise over("the request brings more than {limit} inputs", limits.max_inputs, "MAX_INPUTS")
+        raise over("the request brings more than {limit} inputs", limits.max_inputs)
     _mark_plain(request.prompt, named)
     return [*(item for item in named.values() if item.is_of_use), *inline.values()]
 

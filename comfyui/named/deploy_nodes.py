@@ -168,10 +168,6 @@ def _path(name: str) -> Handler:
     return handle
 
 
-def _unknown_external(work: Replacing, node_id: str) -> None:
-    work.warn(node_id, "the gateway does not know this node of ComfyUI-Deploy, so it makes no parameter of it")
-
-
 def _file_default(inputs: Mapping[str, Any], name: str) -> dict[str, Any]:
     """The file of the workflow itself, which the gateway fetches: a server reads no URL by itself."""
     value = inputs.get(name)

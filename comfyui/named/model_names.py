@@ -3,26 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Literal
 
 ModelKind = Literal["generations", "edits"]
+ModelNames = Mapping[str, tuple[str, ...]]
+"""Names of workflows by the name of a model; the first workflow that can do a call is used."""
 
 
-@dataclass(frozen=True, slots=True)
-class ModelNames:
-    """The models that stand for workflows, besides the workflows' own names.
-
-    Attributes:
-        aliases: workflows by the name of a model; the first one that can do the call is used.
-        defaults: the workflow for a call that names no model.
-    """
-
-    aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    defaults: Mapping[ModelKind, str] = field(default_factory=dict)
-
-
-def parse_models(entries: Sequence[str]) -> dict[str, tuple[str, ...]]:
+def parse_models(entries: Sequence[str]) -> ModelNames:
     """Entries such as ``gpt-image-1=portrait`` as workflows by model. Raises ValueError, which names the entry."""
     found: dict[str, tuple[str, ...]] = {}
     for entry in entries:

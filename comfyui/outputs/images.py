@@ -7,11 +7,12 @@ work.
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from comfyui.file_names import content_type_of
@@ -31,18 +32,23 @@ _IN_THREAD_PIXELS = 2_000_000
 _PROGRAM = str(Path(pictures.__file__).resolve())
 
 
+def _half_of_the_processors() -> int:
+    """Half of the processors that this process may use, but at least two."""
+    return max(2, len(os.sched_getaffinity(0)) // 2)
+
+
 @dataclass(frozen=True, slots=True)
 class ConversionLimits:
     """Files above these limits pass unchanged: a small file can be an image that fills the memory.
 
     Attributes:
-        at_once: conversions at the same time; the others wait.
+        at_once: conversions at the same time, by default half of the processors; the others wait.
         max_memory: bytes that all conversions together may take, by `pictures.look`; the others wait.
     """
 
     max_bytes: int = 100_000_000
     max_pixels: int = 80_000_000
-    at_once: int = 2
+    at_once: int = field(default_factory=_half_of_the_processors)
     max_memory: int = 2_000_000_000
 
 

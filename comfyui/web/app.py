@@ -91,7 +91,6 @@ class AppOptions:
         allowed_origins: of pages that may call the gateway, besides its own.
         hosts: names by which it may be called if there are no keys.
         client_idle_s: how long a client may keep a body or an answer from moving.
-        min_body_rate: the slowest body in bytes a second, see `SlowClients`.
         mcp: options of `/mcp`; None if it is not served.
         guesses: how slowly wrong keys are answered.
     """
@@ -103,7 +102,6 @@ class AppOptions:
     allowed_origins: frozenset[str]
     hosts: KnownHosts
     client_idle_s: float
-    min_body_rate: float
     bodies: BodyLimits
     relay: RelayOptions
     hub: HubOptions
@@ -291,7 +289,7 @@ class Gateway(FastAPI):
             # Its id, in every line of the log, and the access log.
             Middleware(RequestContext, running.sent),
             # Further in, a client without progress is ended.
-            Middleware(SlowClients, options.client_idle_s, options.min_body_rate, metrics),
+            Middleware(SlowClients, options.client_idle_s, metrics),
             # Further in, the caller may call: page, name, key or ticket have been checked.
             Middleware(
                 Guard,

@@ -365,8 +365,6 @@ def _process(options: WorkerOptions) -> ComfyUIProcess:
         options.server_address,
         cwd=options.comfyui_dir,
         start_timeout_s=options.start_timeout_s,
-        stop_grace_s=options.stop_grace_s,
-        max_crashes=options.max_crashes,
         restart_delay_s=options.restart_delay_s,
         on_line=options.on_line,
     )

@@ -20,8 +20,7 @@ class WorkerOptions:
         command: starts ComfyUI as a child; empty: another program starts it, and the worker waits for it.
         start_timeout_s: how long ComfyUI may take until it answers.
         jobs_at_once: one for each GPU.
-        stop_grace_s: how long the child may take to stop before it is killed.
-        max_crashes, restart_delay_s: as of `ComfyUIProcess`.
+        restart_delay_s: as of `ComfyUIProcess`.
         hung_after_s: if a cancelled prompt still runs after this time, the child is restarted.
         free_after_idle_s: without work for so long, ComfyUI unloads its models; 0: never.
         lost_prompt_retries: how often one job is rendered again because ComfyUI crashed or forgot it, in all.
@@ -37,8 +36,6 @@ class WorkerOptions:
     command: Sequence[str] = ()
     comfyui_dir: Path | None = None
     start_timeout_s: float = 600.0
-    stop_grace_s: float = 10.0
-    max_crashes: int = 3
     restart_delay_s: float = 0.5
     hung_after_s: float = 30.0
     max_job_s: float = 3600.0

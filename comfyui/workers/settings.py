@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Any, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic_settings import NoDecode
 
 from comfyui.outputs.stores.s3 import S3Store, s3_store
 from comfyui.settings import (
@@ -24,6 +26,10 @@ from comfyui.settings import (
 from comfyui.transport.address_guard import AddressPolicy
 from comfyui.workers.cleanup import CleanupOptions
 from comfyui.workers.options import WorkerOptions
+
+
+def _as_arguments(value: Any) -> Any:
+    return tuple(shlex.split(value)) if isinstance(value, str) else value
 
 
 class CommonWorkerSettings(AnswerFields, InputFields, NamedFields, RecoveryFields, LogFields):
@@ -77,31 +83,17 @@ class CommonWorkerSettings(AnswerFields, InputFields, NamedFields, RecoveryField
 
 
 class StoringWorkerSettings(CommonWorkerSettings, ComfyUIFields, S3Fields):
-    """Settings of a worker that can start ComfyUI itself, and store files by S3.
+    """Settings of a worker that can start ComfyUI itself, and store files by S3."""
 
-    The keys of the store have other names, too, which only workers had. The shared names win where both are set.
-    """
-
+    comfyui_command: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_as_arguments)] = Field(
+        default=(), description="Command line that starts ComfyUI; empty means that the worker does not start it."
+    )
+    comfyui_dir: Path | None = Field(default=None, description="Folder in which COMFYUI_COMMAND runs.")
     comfyui_output_dir: Path | None = Field(
         default=None, description="ComfyUI's output folder; if set, old files of jobs are removed there."
     )
     comfyui_start_timeout: float = Field(
         default=600, gt=0, description="Most seconds from ComfyUI's start to its first answer."
-    )
-    comfyui_stop_grace: float = Field(
-        default=10, gt=0, description="Seconds that ComfyUI gets to stop before it is killed."
-    )
-    comfyui_max_crashes: int = Field(
-        default=3,
-        ge=0,
-        le=100,
-        description="How many crashes in a row ComfyUI is restarted after; after one more, the worker gives up.",
-    )
-    comfyui_restart_delay: float = Field(
-        default=0.5,
-        ge=0,
-        le=30,
-        description="Seconds until a crashed ComfyUI is restarted; they grow with each crash in a row, up to 30.",
     )
     job_timeout: float = Field(
         default=3600, gt=0, description="Most seconds that one job may take, its wait in the queue included."
@@ -137,12 +129,11 @@ class StoringWorkerSettings(CommonWorkerSettings, ComfyUIFields, S3Fields):
         return replace(
             super().worker_options(),
             server_address=self.server_address(),
+            command=self.comfyui_command,
+            comfyui_dir=self.comfyui_dir,
             http_timeout_s=self.http_timeout,
             http_retries=self.http_retries,
             start_timeout_s=self.comfyui_start_timeout,
-            stop_grace_s=self.comfyui_stop_grace,
-            max_crashes=self.comfyui_max_crashes,
-            restart_delay_s=self.comfyui_restart_delay,
             max_job_s=self.job_timeout,
             jobs_at_once=self.jobs_at_once,
             on_line=_show_line,

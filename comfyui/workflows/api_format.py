@@ -55,7 +55,7 @@ def check_api_format(prompt: Mapping[str, Any], limits: Limits = DEFAULT_LIMITS)
             'format: export it with "Workflow > Export (API)", or let POST /convert convert it.'
         )
     if len(prompt) > limits.max_workflow_nodes:
-        raise over("The workflow has more than {limit} nodes", limits.max_workflow_nodes, "MAX_WORKFLOW_NODES")
+        raise over("The workflow has more than {limit} nodes", limits.max_workflow_nodes)
     node_errors: dict[str, list[str]] = {}
     count = 0
     for node_id, node in prompt.items():
@@ -81,7 +81,7 @@ def check_ui_nodes(workflow: Mapping[str, Any], limits: Limits = DEFAULT_LIMITS)
         nodes, definitions = graph.get("nodes"), graph.get("definitions")
         count += len(nodes) if isinstance(nodes, list) else 0
         if count > limits.max_workflow_nodes:
-            raise over("The workflow has more than {limit} nodes", limits.max_workflow_nodes, "MAX_WORKFLOW_NODES")
+            raise over("The workflow has more than {limit} nodes", limits.max_workflow_nodes)
         subgraphs = definitions.get("subgraphs") if isinstance(definitions, Mapping) else None
         graphs += subgraphs if isinstance(subgraphs, list) else []
 
@@ -90,21 +90,21 @@ def _check_size(node_id: str, node: Any, limits: Limits) -> None:
     """Raise `ComfyUILimitError` for a node that is larger than any that a node pack has."""
     longest = limits.max_name_length
     if len(node_id) > longest:
-        raise over(f"The id of node {short(node_id)} has more than {{limit}} characters", longest, "MAX_NAME_LENGTH")
+        raise over(f"The id of node {short(node_id)} has more than {{limit}} characters", longest)
     if not isinstance(node, dict):
         return
     class_type, inputs = node.get("class_type"), node.get("inputs")
     if isinstance(class_type, str) and len(class_type) > longest:
         what = f"The class_type of node {node_id}, {short(class_type)}, has more than {{limit}} characters"
-        raise over(what, longest, "MAX_NAME_LENGTH")
+        raise over(what, longest)
     if not isinstance(inputs, dict):
         return
     if len(inputs) > limits.max_node_inputs:
-        raise over(f"Node {node_id} has more than {{limit}} inputs", limits.max_node_inputs, "MAX_NODE_INPUTS")
+        raise over(f"Node {node_id} has more than {{limit}} inputs", limits.max_node_inputs)
     for name in inputs:
         if len(name) > longest:
             what = f"An input of node {node_id}, {short(name)}, has a name of more than {{limit}} characters"
-            raise over(what, longest, "MAX_NAME_LENGTH")
+            raise over(what, longest)
 
 
 def _malformed(node: Any, prompt: Prompt) -> str | None:

@@ -550,7 +550,7 @@ class _Found:
         errors, warnings = max(0, self.errors - self._most), max(0, self._warnings - self._most)
         if not errors + warnings:
             return problems
-        message = f"There are {errors} more errors and {warnings} more warnings (MAX_PROBLEMS)"
+        message = f"There are {errors} more errors and {warnings} more warnings"
         severity: Severity = "error" if errors and not excuse else "warning"
         return [*problems, Problem("", "", "", None, _MORE, message, (), severity)]
 

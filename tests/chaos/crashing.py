@@ -19,19 +19,16 @@ STAGES: dict[str, dict[str, Any]] = {
 _PICTURE = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 
 
-def engine_arguments(folder: Path, stage: str, crashes: int) -> tuple[str, ...]:
-    """Arguments of an engine that crashes `crashes` times at this stage, counted across its starts."""
+def engine_command(port: int, folder: Path, stage: str, crashes: int) -> tuple[str, ...]:
+    """The command line of an engine that crashes `crashes` times at this stage, counted across its starts."""
     faults = folder / "faults.json"
     if not faults.exists():
         faults.write_text(json.dumps({"segfault": {**STAGES[stage], "times": crashes}}))
     return (
+        *(sys.executable, "-m", "comfyui.engine", "--port", str(port)),
         *("--step-seconds", "0.002", "--faults-file", str(faults), "--base-directory", str(folder / "engine")),
         *("--executions-file", str(folder / "executions")),
     )
-
-
-def engine_command(port: int, folder: Path, stage: str, crashes: int) -> tuple[str, ...]:
-    return (sys.executable, "-m", "comfyui.engine", "--port", str(port), *engine_arguments(folder, stage, crashes))
 
 
 def renders(folder: Path) -> int:

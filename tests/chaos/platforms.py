@@ -23,12 +23,12 @@ from comfyui.models import PromptRequest
 from comfyui.servers.process import ComfyUIProcess
 from comfyui.workers.base import ComfyUIWorker
 from comfyui.workers.options import WorkerOptions
-from tests.chaos.crashing import engine_arguments, engine_command, picture_workflow
+from tests.chaos.crashing import engine_command, picture_workflow
 from tests.support.job_api import ROOT, JobApi, running_worker
 from tests.support.ports import free_port
 
 _DELIVERIES = 3
-_QUICK = {"COMFYUI_RESTART_DELAY": "0.05", "HTTP_RETRIES": "0", "RETRY_DELAY_SECONDS": "0", "POLL_INTERVAL": "0.2"}
+_QUICK = {"HTTP_RETRIES": "0", "RETRY_DELAY_SECONDS": "0", "POLL_INTERVAL": "0.2"}
 
 OneJob = Callable[[Path, str, int], Awaitable[str]]
 
@@ -101,10 +101,7 @@ async def on_postgres(folder: Path, stage: str, crashes: int) -> str:
     from tests.support.supabase_stub import SERVICE_ROLE_KEY, running_supabase
     from tests.support.tables import new_database
 
-    (folder / "main.py").write_text(
-        f"import runpy, sys; sys.path.insert(0, {str(ROOT)!r}); sys.argv[0] = 'comfyui.engine'\n"
-        "runpy.run_module('comfyui.engine', run_name='__main__', alter_sys=True)\n"
-    )
+    port = free_port()
     async with AsyncExitStack() as stack:
         server = stack.enter_context(running_postgres())
         tables = await stack.enter_async_context(new_database(server))
@@ -115,10 +112,8 @@ async def on_postgres(folder: Path, stage: str, crashes: int) -> str:
             "DATABASE_URL": tables.url,
             "SUPABASE_URL": project.url,
             "SUPABASE_SERVICE_ROLE_KEY": SERVICE_ROLE_KEY,
-            "COMFY_PATH": str(folder),
-            "COMFY_PYTHON": sys.executable,
-            "COMFY_PORT": str(free_port()),
-            "COMFY_ARGS": shlex.join(engine_arguments(folder, stage, crashes)),
+            "COMFY_PORT": str(port),
+            "COMFYUI_COMMAND": shlex.join(engine_command(port, folder, stage, crashes)),
         }
         task = await tables.add({"workflow": picture_workflow()})
         supervisor = asyncio.create_task(_supervise(settings))

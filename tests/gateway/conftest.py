@@ -11,7 +11,6 @@ import sqlite3
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +31,7 @@ from comfyui.sdk import GatewayClient
 from comfyui.servers.backend import Backend
 from comfyui.transport.http1 import Http1Client
 from comfyui.web.server.connections import Connections
-from config import GatewayOptions, Settings
+from config import Settings
 from server import create_app
 from tests.support.calls import Calls
 from tests.support.credentials import CERTIFICATE, TOKEN
@@ -61,7 +60,9 @@ from tests.support.run_forms import every_folder
 from tests.support.running import (
     RunningGateway,
     engines,
+    head_limits,
     invert_workflow,
+    request_limits,
     running_gateway,
     sleep_workflow,
 )
@@ -97,14 +98,14 @@ async def small_bodies(engine: Engine) -> AsyncIterator[RunningGateway]:
 @pytest.fixture
 async def small_limits(engine: Engine) -> AsyncIterator[RunningGateway]:
     """A gateway with small limits."""
-    async with running_gateway(engine.url, **SMALL_LIMITS) as running:
+    async with running_gateway(engine.url, changed=request_limits(**SMALL_LIMITS)) as running:
         yield running
 
 
 @pytest.fixture
 async def small_answers(engine: Engine) -> AsyncIterator[RunningGateway]:
     """A gateway that accepts only short answers of ComfyUI."""
-    async with running_gateway(engine.url, max_answer_mb=SMALL_ANSWER_BYTES / 1e6, max_frame_mb=0.1) as running:
+    async with running_gateway(engine.url, max_answer_mb=SMALL_ANSWER_BYTES / 1e6) as running:
         yield running
 
 
@@ -247,12 +248,8 @@ async def gpu_pair() -> AsyncIterator[tuple[Engine, Engine, RunningGateway]]:
 @pytest.fixture
 async def guarded_heads(engine: Engine) -> AsyncIterator[RunningGateway]:
     """A gateway with an API key and small limits for the heads of requests."""
-
-    def with_few_fields(made: GatewayOptions) -> GatewayOptions:
-        return replace(made, serving=replace(made.serving, heads=replace(made.serving.heads, max_fields=20)))
-
-    limits: dict[str, Any] = {"max_header_kb": 4, "header_seconds": 0.3}
-    async with running_gateway(engine.url, changed=with_few_fields, api_keys="k", **limits) as running:
+    small = head_limits(max_bytes=4000, max_fields=20, seconds=0.3)
+    async with running_gateway(engine.url, changed=small, api_keys="k") as running:
         yield running
 
 
@@ -579,7 +576,6 @@ async def models(engine: Engine, tmp_path: Path) -> AsyncIterator[RunningGateway
         engine.url,
         workflows_dir=write_models(tmp_path / "workflows"),
         openai_models=("gpt-image-1=portrait", "gpt-image-1=retouch", "dall-e-3=portrait"),
-        openai_generations="portrait",
     ) as gateway:
         yield gateway
 

@@ -36,14 +36,14 @@ def images(count: int) -> list[dict[str, str]]:
 # Each entry has a workflow, further fields of the body, and the expected error text.
 OVER: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "values": (nodes(1), {"extra_data": {"x": ["a" * 40] * 3_000}}, "more than 2000 values (MAX_JSON_VALUES)"),
-    "depth": (nodes(1, a=nested(30)), {}, "deeper than 16 (MAX_JSON_DEPTH)"),
-    "nodes": (nodes(21), {}, "more than 20 nodes (MAX_WORKFLOW_NODES)"),
-    "inputs": (nodes(1, **dict.fromkeys("abcdef", 1)), {}, "Node 0 has more than 5 inputs (MAX_NODE_INPUTS)"),
-    "node id": ({"9" * 31: {"class_type": "A", "inputs": {}}}, {}, "more than 30 characters (MAX_NAME_LENGTH)"),
+    "depth": (nodes(1, a=nested(30)), {}, "deeper than 16 levels"),
+    "nodes": (nodes(21), {}, "more than 20 nodes"),
+    "inputs": (nodes(1, **dict.fromkeys("abcdef", 1)), {}, "Node 0 has more than 5 inputs"),
+    "node id": ({"9" * 31: {"class_type": "A", "inputs": {}}}, {}, "more than 30 characters"),
     "class": ({"1": {"class_type": "A" * 31, "inputs": {}}}, {}, "The class_type of node 1"),
     "input name": (nodes(1, **{"a" * 31: 1}), {}, "An input of node 0"),
-    "images": (invert_workflow(), {"images": images(5)}, "images: more than 4 entries (MAX_INPUTS)"),
-    "targets": (nodes(1), {"partial_execution_targets": ["1"] * 21}, "more than 20 entries (MAX_WORKFLOW_NODES)"),
+    "images": (invert_workflow(), {"images": images(5)}, "images: more than 4 entries"),
+    "targets": (nodes(1), {"partial_execution_targets": ["1"] * 21}, "more than 20 entries"),
 }
 
 
@@ -74,7 +74,7 @@ async def test_inputs_in_images_and_in_the_workflow_count_together(small_limits:
     async with small_limits.http.post(path, json={"prompt": loaders, "images": images(2)}) as response:
         body = await response.json()
         assert (response.status, body["type"]) == (413, "limit_exceeded"), body
-        assert body["detail"] == "the request brings more than 4 inputs (MAX_INPUTS)"
+        assert body["detail"] == "the request brings more than 4 inputs"
 
 
 async def test_a_form_with_more_files_than_allowed_inputs_is_refused(small_limits: RunningGateway) -> None:
@@ -83,7 +83,7 @@ async def test_a_form_with_more_files_than_allowed_inputs_is_refused(small_limit
         form.add_field("images", b"x", filename=f"{number}.png")
     async with small_limits.http.post("/prompt_sync", data=form) as response:
         assert response.status == 413
-        assert "(MAX_INPUTS, and the fields)" in (await response.json())["detail"]
+        assert "the form has more than " in (await response.json())["detail"]
 
 
 @pytest.mark.parametrize("where", ["root", "subgraph"])
@@ -92,7 +92,7 @@ async def test_an_editor_file_with_too_many_nodes_is_refused(small_limits: Runni
     file = many if where == "root" else {"nodes": [], "links": [], "definitions": {"subgraphs": [many]}}
     async with small_limits.http.post("/convert", json=file) as response:
         assert response.status == 413
-        assert "(MAX_WORKFLOW_NODES)" in (await response.json())["detail"]
+        assert "more than 20 nodes" in (await response.json())["detail"]
 
 
 async def test_an_error_about_many_unknown_fields_stays_short(small_limits: RunningGateway) -> None:
@@ -126,7 +126,7 @@ async def test_an_answer_lists_a_limited_number_of_problems_and_counts_the_other
     assert [problem["severity"] for problem in listed] == ["error"] * 3
     assert (last["code"], last["message"]) == (
         "more_problems",
-        "There are 2 more errors and 0 more warnings (MAX_PROBLEMS)",
+        "There are 2 more errors and 0 more warnings",
     )
     malformed = {str(number): {"class_type": "A"} for number in range(10)}
     status, refused = await small_limits.prompt_sync(malformed)

@@ -64,7 +64,7 @@ async def test_an_answer_just_below_the_limit_is_read(engine: Engine, lean: bool
 
 
 async def test_the_watcher_survives_a_message_that_is_too_long(small_answers: RunningGateway, engine: Engine) -> None:
-    await engine.set_faults({"ws_wrong_value": {"type": "executed", "raw": "x" * 200_000, "times": 1}})
+    await engine.set_faults({"ws_wrong_value": {"type": "executed", "raw": "x" * 1_200_000, "times": 1}})
     async with asyncio.timeout(30):
         assert (await small_answers.prompt_sync(invert_workflow(1)))[0] == 200
         assert (await small_answers.prompt_sync(invert_workflow(2)))[0] == 200
@@ -74,13 +74,13 @@ async def test_a_websocket_closes_with_1009_when_a_message_of_comfyui_is_too_lon
     small_answers: RunningGateway, engine: Engine
 ) -> None:
     async with small_answers.http.ws_connect("/ws?clientId=a") as websocket:
-        await engine.set_faults({"ws_wrong_value": {"type": "status", "raw": "x" * 200_000}})
+        await engine.set_faults({"ws_wrong_value": {"type": "status", "raw": "x" * 1_200_000}})
         await small_answers.http.post("/prompt", json={"prompt": invert_workflow()})
         async with asyncio.timeout(30):
             while (message := await websocket.receive()).type is aiohttp.WSMsgType.TEXT:
                 pass
     assert (message.type, message.data) == (aiohttp.WSMsgType.CLOSE, 1009)
-    assert message.extra == "ComfyUI sent a message of more than 0.1 MB (MAX_FRAME_MB)"
+    assert message.extra == "ComfyUI sent a message of more than 1 MB (MAX_ANSWER_MB)"
 
 
 LISTS = f'{{"type": "executed", "data": [{"[]," * 3_000_000}1]}}'

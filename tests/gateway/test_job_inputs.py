@@ -37,6 +37,7 @@ from tests.support.running import (
     executions,
     handler_options,
     invert_workflow,
+    request_limits,
     requests,
     running_gateway,
     sleep_workflow,
@@ -169,7 +170,7 @@ async def test_a_data_uri_submitted_without_a_server_is_stored_until_one_is_up(e
                 + [{"name": "d.png", "image": b64(_DATA)}],
             },
             413,
-            "MAX_INPUTS",
+            "images: more than 3 entries",
         ),
     ],
     ids=["base64", "empty", "hash", "HTML", "large", "workflow", "names", "many"],
@@ -177,8 +178,8 @@ async def test_a_data_uri_submitted_without_a_server_is_stored_until_one_is_up(e
 async def test_invalid_inputs_are_refused_as_in_a_sync_call(
     engine: Engine, tmp_path: Path, body: dict[str, Any], status: int, says: str
 ) -> None:
-    settings: dict[str, Any] = {"state_dir": tmp_path, "max_input_mb": 0.1, "max_inputs": 3}
-    async with running_gateway(engine.url, **settings) as gateway:
+    settings: dict[str, Any] = {"state_dir": tmp_path, "max_input_mb": 0.1}
+    async with running_gateway(engine.url, changed=request_limits(max_inputs=3), **settings) as gateway:
         blocker = await submit(gateway.http, sleep_workflow(20))
         await taken(gateway.http, by_image(b64(_DATA)))  # the gateway knows its hash
         answered, error = await post(gateway.http, body)

@@ -21,6 +21,7 @@ from tests.support.running import (
     invert_workflow,
     prompts_are_queued,
     queue_of,
+    request_limits,
     running_gateway,
     server_options,
     sleep_workflow,
@@ -295,7 +296,7 @@ async def test_the_prompt_thread_of_the_engine_dies_on_a_prompt_it_cannot_copy()
     [
         (
             '{"prompt": {}, "extra_data": ' + '{"a": ' * 100_000 + "1" + "}" * 100_001,
-            "deeper than 900 (MAX_JSON_DEPTH)",
+            "deeper than 900 levels",
         ),
         ('{"prompt": {}, "number": ' + "9" * 5000 + "}", "4300 digits"),
     ],
@@ -332,7 +333,7 @@ async def test_a_node_id_with_thousands_of_digits_works() -> None:
     workflow = invert_workflow()
     long = "7" * 3900
     workflow[long] = workflow.pop("3")
-    async with both(max_name_length=4000) as (_, gateway):
+    async with both(changed=request_limits(max_name_length=4000)) as (_, gateway):
         async with gateway.http.post("/validate", json=workflow) as response:
             assert (await response.json())["valid"] is True
         status, answer = await gateway.prompt_sync(workflow)

@@ -11,7 +11,7 @@ from benchmarks.processes import Server
 from comfyui.engine import Engine
 from tests.support.processes import gateway_process
 from tests.support.relaying import OK, Exchange, raw_client, relayed
-from tests.support.running import RunningGateway, running_gateway
+from tests.support.running import RunningGateway, head_limits, running_gateway
 
 _LIVE = b"GET /health/live HTTP/1.1\r\nHost: h\r\n"
 
@@ -19,8 +19,8 @@ _LIVE = b"GET /health/live HTTP/1.1\r\nHost: h\r\n"
 @pytest.mark.parametrize(
     ("sent", "named"),
     [
-        (_LIVE + b"X: " + b"a" * 5_000 + b"\r\n\r\n", "MAX_HEADER_KB"),
-        (b"GET /" + b"a" * 5_000 + b" HTTP/1.1\r\nHost: h\r\n\r\n", "MAX_HEADER_KB"),
+        (_LIVE + b"X: " + b"a" * 5_000 + b"\r\n\r\n", "larger than 4 KB"),
+        (b"GET /" + b"a" * 5_000 + b" HTTP/1.1\r\nHost: h\r\n\r\n", "larger than 4 KB"),
         (_LIVE + b"X: 1\r\n" * 20 + b"\r\n", "20 header fields"),
     ],
     ids=["long field", "long target", "many fields"],
@@ -73,13 +73,13 @@ async def test_endless_trailers_are_refused_while_they_arrive(gateway: RunningGa
 
 
 @pytest.mark.parametrize("sent", [b"GET /", _LIVE, _LIVE + b"X: aaa"])
-async def test_an_unfinished_head_gets_408_after_header_seconds(guarded_heads: RunningGateway, sent: bytes) -> None:
+async def test_an_unfinished_head_gets_408_after_its_time(guarded_heads: RunningGateway, sent: bytes) -> None:
     async with raw_client(guarded_heads.url) as (reader, writer):
         writer.write(sent)
         async with asyncio.timeout(30):
             answer = await reader.read()
     assert answer.startswith(b"HTTP/1.1 408 ")
-    assert b"HEADER_SECONDS" in answer
+    assert b"within 0.3 s" in answer
 
 
 async def test_bytes_that_arrive_one_by_one_do_not_extend_the_time_of_a_head(guarded_heads: RunningGateway) -> None:
@@ -103,7 +103,7 @@ async def test_each_head_has_its_own_time_limit_and_an_idle_connection_has_none(
         for _ in range(3):
             writer.write(_LIVE + b"\r\n")
             assert (await reader.readuntil(b"}")).startswith(b"HTTP/1.1 200 ")
-            await asyncio.sleep(0.4)  # longer than HEADER_SECONDS
+            await asyncio.sleep(0.4)  # longer than `HeadLimits.seconds`
         writer.write(_LIVE)
         async with asyncio.timeout(30):
             assert (await reader.read()).startswith(b"HTTP/1.1 408 ")
@@ -172,7 +172,10 @@ async def test_a_pipelined_head_is_not_late_while_earlier_answers_are_pending() 
             await asyncio.sleep(2)
         await exchange.send(OK)
 
-    async with relayed(slow, header_seconds=1.5) as (_, gateway), raw_client(gateway.url) as (reader, writer):
+    async with (
+        relayed(slow, changed=head_limits(seconds=1.5)) as (_, gateway),
+        raw_client(gateway.url) as (reader, writer),
+    ):
         writer.write(b"GET /slow HTTP/1.1\r\nHost: h\r\n\r\nGET /b HTTP/1.1\r\nHost: h\r\n\r\nGET /c HTTP/1.1\r\n")
         async with asyncio.timeout(30):
             await reader.readuntil(b"HTTP/1.1 200 OK\r\n")
@@ -182,7 +185,7 @@ async def test_a_pipelined_head_is_not_late_while_earlier_answers_are_pending() 
 
 async def test_a_connection_whose_body_never_ends_is_closed_after_the_answer(engine: Engine) -> None:
     """Each byte that arrived once made the keep-alive timer forget the connection."""
-    async with running_gateway(engine.url, header_seconds=0.3) as gateway:
+    async with running_gateway(engine.url, changed=head_limits(seconds=0.3)) as gateway:
         async with raw_client(gateway.url) as (reader, writer):
             writer.write(b"POST /health HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n")
             assert (await reader.readuntil(b"}")).startswith(b"HTTP/1.1 405 ")

@@ -108,7 +108,6 @@ async def running_worker(port: int, comfyui_url: str, **settings: Any) -> AsyncI
         "COMFYUI_BASE_URL": comfyui_url,
         "COMFYUI_OUTPUT_DIR": "/data/output",
         "COMFYUI_POLL_INTERVAL_SEC": "0.1",
-        "LHW_HEARTBEAT_INTERVAL_SEC": "0.5",
         **{name.upper(): str(value) for name, value in settings.items()},
     }
     with tempfile.TemporaryDirectory() as folder:

@@ -22,7 +22,6 @@ BUCKET, OTHER_BUCKET = "renders", "customers"
 OUTPUTS_BUCKET, OTHER_OUTPUTS_BUCKET = "gateway-outputs", "gateway-other"
 POSTGRES_BUCKET = "postgres-outputs"
 _STARTS = 3
-_PORTS = ("master", "volume", "filer", "s3", "metrics")
 _TO_GRPC = 10_000
 """SeaweedFS serves gRPC at each port plus this."""
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import aiohttp
 import pytest
 import uvicorn
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from comfyui.engine import Engine, EngineOptions
 from comfyui.handler import ComfyUIHandler
@@ -44,6 +44,8 @@ needs_ipv6 = pytest.mark.skipif(not _has_ipv6(), reason="this machine has no IPv
 
 class _Given(Settings):
     """Settings from the test and the defaults only: reading the environment would take half of the start's time."""
+
+    model_config = SettingsConfigDict(extra="forbid")
 
     @classmethod
     def settings_customise_sources(
@@ -129,6 +131,27 @@ def handler_options(**changes: Any) -> Change:
 def web_options(**changes: Any) -> Change:
     """For `running_gateway`: changes fields of `WebOptions`."""
     return lambda made: replace(made, app=replace(made.app, web=replace(made.app.web, **changes)))
+
+
+def head_limits(**changes: Any) -> Change:
+    """For `running_gateway`: fields of `HeadLimits`."""
+    return lambda made: replace(made, serving=replace(made.serving, heads=replace(made.serving.heads, **changes)))
+
+
+def request_limits(**changes: Any) -> Change:
+    """For `running_gateway`: fields of `Limits`, wherever the gateway checks them."""
+
+    def changed(made: GatewayOptions) -> GatewayOptions:
+        limits = replace(made.handler.limits, **changes)
+        runner = replace(made.handler.runner, limits=limits)
+        return replace(
+            made,
+            app=replace(made.app, web=replace(made.app.web, limits=limits)),
+            handler=replace(made.handler, limits=limits, runner=runner),
+            named=replace(made.named, limits=limits),
+        )
+
+    return changed
 
 
 def watching_closely() -> Change:

@@ -19,10 +19,8 @@ class WorkingEndpoint(FakeEndpoint):
 
     def __init__(self, comfyui: str) -> None:
         super().__init__()
-        settings = RunPodSettings(
-            comfyui_server_address=(comfyui,), progress_interval=0, comfyui_output_dir=None, comfyui_input_dir=None
-        )
-        self._worker = RunPodWorker(settings, self)
+        settings = RunPodSettings(comfyui_server_address=(comfyui,), comfyui_output_dir=None, comfyui_input_dir=None)
+        self._worker = RunPodWorker(settings, self, progress_interval_s=0)
         self._one = asyncio.Lock()
         self._running: dict[str, asyncio.Task[None]] = {}
 

@@ -17,7 +17,7 @@ from pydantic import Field
 from pydantic.fields import FieldInfo
 
 from comfyui.exceptions import SettingsError
-from comfyui.settings import FieldGroup, LogFields, RecoveryFields, load, variables
+from comfyui.settings import REMOVED, FieldGroup, LogFields, RecoveryFields, load, variables
 from comfyui.workers.postgres.worker import main as postgres_main
 from comfyui.workers.runpod.worker import main as runpod_main
 from tests.support.settings import PROCESSES, all_variables
@@ -92,6 +92,27 @@ def test_a_misspelt_name_stops_each_process(process: str, monkeypatch: pytest.Mo
     monkeypatch.setenv("QUARANTINE_SECOND", "60")
     with pytest.raises(SettingsError, match=r"QUARANTINE_SECOND: there is no such .* QUARANTINE_SECONDS"):
         load(PROCESSES[process])
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+@pytest.mark.parametrize("where", ["environment", "file"])
+def test_a_removed_setting_stops_each_process_with_what_holds_instead(
+    process: str, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / ".env"
+    if where == "environment":
+        monkeypatch.setenv("MAX_NODE_INPUTS", "50")
+    else:
+        file.write_text("MAX_NODE_INPUTS=50\n")
+    with pytest.raises(SettingsError) as caught:
+        load(PROCESSES[process], env_file=file)
+    assert str(caught.value) == (
+        "MAX_NODE_INPUTS: this setting was removed: the limit is 1,000 inputs of a node. Remove the variable."
+    )
+
+
+def test_no_process_has_a_removed_setting() -> None:
+    assert not REMOVED.keys() & all_variables()
 
 
 @pytest.mark.parametrize("process", PROCESSES)

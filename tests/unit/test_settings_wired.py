@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import ast
-import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
-from comfyui.limits import Limits
 from tests.support.settings import PROCESSES
 
 ROOT = Path(__file__).parents[2]
@@ -24,8 +22,6 @@ READERS = {
     },
 }
 SHARED = (PACKAGE / "settings.py", *(PACKAGE / "outputs" / "stores").glob("*.py"))
-# `Settings.limits` reads these settings by the names of the fields.
-BY_NAME = {field.name for field in dataclasses.fields(Limits)}
 # The endings of the names of classes that are made of settings.
 OPTIONS = ("Options", "Limits", "Settings")
 
@@ -81,7 +77,7 @@ def test_reads_and_options_are_found_in_source_code() -> None:
 
 @pytest.mark.parametrize("process", PROCESSES)
 def test_each_setting_is_read(process: str) -> None:
-    read = read_in_files((*SHARED, *READERS[process])) | BY_NAME
+    read = read_in_files((*SHARED, *READERS[process]))
     assert set(PROCESSES[process].model_fields) - read == set()
 
 

@@ -134,7 +134,7 @@ async def local_api_worker() -> AsyncIterator[tuple[str, WorkerProcess]]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def production_worker() -> AsyncIterator[tuple[JobApi, WorkerProcess]]:
-    async with JobApi() as api, running_worker(api.environment(), PROGRESS_INTERVAL="0") as worker:
+    async with JobApi() as api, running_worker(api.environment()) as worker:
         await worker.says("comfyui.ready")
         yield api, worker
 
@@ -172,7 +172,7 @@ async def naming_worker(engine: Engine, tmp_path: Path) -> AsyncIterator[ComfyUI
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def shared_runpod_worker() -> AsyncIterator[tuple[JobApi, WorkerProcess]]:
     """One worker for all tests that leave it unchanged, because importing the SDK takes two seconds."""
-    async with JobApi() as api, running_worker(api.environment(), PROGRESS_INTERVAL="0") as worker:
+    async with JobApi() as api, running_worker(api.environment()) as worker:
         yield api, worker
 
 

@@ -145,7 +145,7 @@ async def test_sigterm_finishes_the_running_task_and_ends_the_workers_comfyui(
         "database_url": tables.url,
         "comfy_path": tmp_path,
         "comfy_port": port,
-        "comfy_python": sys.executable,
+        "path": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "poll_interval": 0.25,
         **s3_settings(seaweedfs),
     }
@@ -234,16 +234,14 @@ async def test_a_comfyui_that_keeps_crashing_ends_the_worker(tables: Tables, tmp
     settings = PostgresWorkerSettings(
         database_url=SecretStr(tables.url),
         comfy_path=tmp_path,
-        comfy_python=sys.executable,
+        comfyui_command=(sys.executable, "main.py"),
         comfy_port=free_port(),
-        comfyui_restart_delay=0.01,
-        comfyui_max_crashes=2,
         poll_interval=0.2,
         supabase_url="http://127.0.0.1:9",
         supabase_service_role_key=SecretStr("unused"),
     )
     async with asyncio.timeout(20):
-        with pytest.raises(ComfyUIConnectionError, match="ComfyUI does not run: it ended with exit status 1, 3 times"):
+        with pytest.raises(ComfyUIConnectionError, match="ComfyUI does not run: it ended with exit status 1, 4 times"):
             await serve(settings, "w", asyncio.Event())
     assert (await tables.row(task_id))["attempts"] == 0
     assert await tables.sql.fetchval("select status from workers where id = 'w'") == "stopped"
@@ -253,7 +251,7 @@ async def test_a_task_that_crashes_comfyui_fails_within_its_budget_and_the_next_
     tables: Tables, seaweedfs: str, outputs_bucket: S3Store, tmp_path: Path
 ) -> None:
     """Regression: the lease of such a task was renewed for ever, and SIGTERM did not end the worker."""
-    executions_file = tmp_path / "executions"
+    executions_file, port = tmp_path / "executions", free_port()
     (tmp_path / "main.py").write_text(
         f"import runpy, sys; sys.path.insert(0, {str(ROOT)!r}); sys.argv[0] = 'comfyui.engine'\n"
         "runpy.run_module('comfyui.engine', run_name='__main__', alter_sys=True)\n"
@@ -264,9 +262,8 @@ async def test_a_task_that_crashes_comfyui_fails_within_its_budget_and_the_next_
     settings = {
         "database_url": tables.url,
         "comfy_path": tmp_path,
-        "comfy_python": sys.executable,
-        "comfy_args": f"--executions-file {executions_file}",
-        "comfy_port": free_port(),
+        "comfyui_command": f"{sys.executable} main.py --port {port} --executions-file {executions_file}",
+        "comfy_port": port,
         "poll_interval": 0.25,
         "retry_delay_seconds": 0,
         **s3_settings(seaweedfs),

@@ -142,7 +142,7 @@ async def test_progress_is_reported_during_the_job_and_never_after_its_result(
     shared_runpod_worker: tuple[JobApi, WorkerProcess],
 ) -> None:
     api, _ = shared_runpod_worker
-    api.submit("shown", {"workflow": steps_workflow(1.0, 20)})
+    api.submit("shown", {"workflow": steps_workflow(3.0, 20)})
     await api.result("shown")
     updates = api.updates("shown")
     assert len(updates) >= 3
@@ -196,7 +196,7 @@ async def test_a_job_completes_although_comfyui_crashes_during_it(
 
 
 async def test_sigterm_finishes_the_running_job_and_does_not_wait_for_open_polls(job_api: JobApi) -> None:
-    async with running_worker(job_api.environment(), PROGRESS_INTERVAL="0") as worker:
+    async with running_worker(job_api.environment()) as worker:
         await worker.says("comfyui.ready")
         assert job_api.taken == []  # it was started before the first job
         job_api.submit("job", {"workflow": steps_workflow(1.0, 10)})

@@ -211,13 +211,10 @@ def _check_counts(fields: Mapping[str, Any], limits: Limits) -> None:
     unknown = [name for name in fields if name not in FIELDS]
     if len(unknown) > _MOST_UNKNOWN:
         raise RequestError(f"{named(unknown, len(unknown))}: there are no such fields")
-    for name, limit, setting in (
-        ("images", limits.max_inputs, "MAX_INPUTS"),
-        ("partial_execution_targets", limits.max_workflow_nodes, "MAX_WORKFLOW_NODES"),
-    ):
+    for name, limit in (("images", limits.max_inputs), ("partial_execution_targets", limits.max_workflow_nodes)):
         value = fields.get(name)
         if isinstance(value, list) and len(value) > limit:
-            raise over(f"{name}: more than {{limit}} entries", limit, setting)
+            raise over(f"{name}: more than {{limit}} entries", limit)
 
 
 def _check_sizes(name: str, value: Any) -> None:

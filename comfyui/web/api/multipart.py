@@ -284,7 +284,7 @@ class _Form:
         self._part = _Part()
         self._count += 1
         if self._count > self._limits.max_parts:
-            raise over("the form has more than {limit} parts", self._limits.max_parts, "MAX_INPUTS, and the fields")
+            raise over("the form has more than {limit} parts", self._limits.max_parts)
 
     def _header_field(self, data: bytes, start: int, end: int) -> None:
         self._header_name += data[start:end]

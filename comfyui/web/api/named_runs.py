@@ -121,7 +121,7 @@ def prepare(
     limits = gateway.options.limits
     bound = bind(workflow, values, files=files, rng=rng or _rng_of(options.get("prompt_id")))
     if len(bound.images) > limits.max_inputs:
-        raise over("more than {limit} files", limits.max_inputs, "MAX_INPUTS")
+        raise over("more than {limit} files", limits.max_inputs)
     fields = {**options, "prompt": bound.prompt, "images": bound.images}
     return request_of(fields, size, limits, OPTIONS).of_named(bound.call)
 

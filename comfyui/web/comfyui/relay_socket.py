@@ -125,7 +125,7 @@ async def _connect(
         URL(f"{upstream.base_url.origin()}{upstream.path_prefix}{target}", encoded=True),
         protocols=scope["subprotocols"],
         headers=as_text(request_headers(scope, upstream.base_url, upstream.credentials)),
-        max_msg_size=upstream.backend.client.answers.max_frame_bytes,
+        max_msg_size=upstream.backend.client.answers.max_bytes,
         heartbeat=_HEARTBEAT_S,
         autoping=False,
         timeout=aiohttp.ClientWSTimeout(ws_close=close_patience_s),

@@ -45,7 +45,7 @@ class WebOptions:
     """Between two signs of life in a stream of events."""
     jobs_keep_s: float = 7 * 24 * 3600.0
     """Jobs that have ended are kept so long."""
-    models: ModelNames = field(default_factory=ModelNames)
+    models: ModelNames = field(default_factory=dict)
     verdict_s: float = 20.0
     """For ComfyUI to say whether it accepts a job of Comfy API v2, whose SDKs wait 30 s for the answer."""
 

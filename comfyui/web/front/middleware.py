@@ -35,6 +35,8 @@ _ID_NAMES = (b"x-request-id",)
 _ID_NAMES_OF_V2 = (*_ID_NAMES, b"x-comfy-request-id")
 # The length of an IPv6 address with a zone; a longer text is not an address.
 _LONGEST_ADDRESS = 64
+# Bytes a second that a body must bring on average, over the time for which the gateway waits for it.
+_LEAST_BODY_RATE = 1000
 _FORM = b"multipart/form-data"
 # The endpoints that keep a form's files on disk; whatever else reads a body has it in memory.
 _PATHS = frozenset({"/v1/images/edits", "/prompt_sync", "/validate", "/api/v2/assets"})
@@ -210,18 +212,15 @@ class SlowClients:
     `StalledClientError` if an answer has begun, which can end only with the connection.
 
     Args:
-        idle_s: the longest silence.
-        min_body_rate: bytes a second of a body, on the average of the time that was spent waiting for it beyond
-            `idle_s`; 0 for any.
+        idle_s: the longest silence; a body has this time besides what its rate allows.
     """
 
-    def __init__(self, app: ASGIApp, idle_s: float, min_body_rate: float, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, idle_s: float, metrics: Metrics) -> None:
         self._app = app
         self._idle_s = idle_s
         self._patience = _Patience(idle_s)
-        self._min_body_rate = min_body_rate
         self._silent = f"no more of the body arrived for {idle_s:g} s (CLIENT_IDLE_SECONDS)"
-        self._too_slow = f"the body arrived at less than {min_body_rate / 1000:g} KB a second (MIN_BODY_KB_PER_SECOND)"
+        self._too_slow = f"the body arrived at less than {_LEAST_BODY_RATE / 1000:g} KB a second"
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -246,8 +245,8 @@ class SlowClients:
                 stalled = self._silent
                 return {"type": "http.disconnect"}
             body_complete = not message.get("more_body", False)
-            if not body_complete and self._min_body_rate:
-                left_s += len(message.get("body", b"")) / self._min_body_rate - (clock() - began)
+            if not body_complete:
+                left_s += len(message.get("body", b"")) / _LEAST_BODY_RATE - (clock() - began)
                 if left_s < 0:
                     stalled = self._too_slow
                     return {"type": "http.disconnect"}

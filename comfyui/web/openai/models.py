@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 
 from comfyui.exceptions import ImageCallError
 from comfyui.named.model_names import ModelKind, ModelNames
@@ -32,6 +33,8 @@ def workflow_for(
     """The workflow that a call means.
 
     Args:
+        model: None if the call names none: then the only workflow that can serve it is meant, or the first one of
+            `names` that can.
         files: the workflows that the caller may run, also those that cannot be used.
 
     Raises:
@@ -41,10 +44,9 @@ def workflow_for(
     able = {one.name: one for one in files if isinstance(one, NamedWorkflow) and can_do(one, kind)}
     wanted: Sequence[str]
     if model is None:
-        default = names.defaults.get(kind)
-        wanted = [default] if default is not None else [*able] if len(able) == 1 else []
+        wanted = [*able] if len(able) == 1 else [*chain.from_iterable(names.values())]
     else:
-        wanted = [*names.aliases.get(model, ()), model]
+        wanted = [*names.get(model, ()), model]
     found = next((able[name] for name in wanted if name in able), None)
     if found is None:
         if unusable := next((one for one in files if isinstance(one, Unusable) and one.name in wanted), None):
@@ -58,5 +60,5 @@ def workflow_for(
 
 def models_of(workflows: Mapping[str, NamedWorkflow], names: ModelNames) -> list[str]:
     """The names of models that stand for one of these workflows, aliases first."""
-    aliases = [alias for alias, found in names.aliases.items() if any(name in workflows for name in found)]
+    aliases = [alias for alias, found in names.items() if any(name in workflows for name in found)]
     return list(dict.fromkeys([*aliases, *workflows]))

@@ -272,7 +272,7 @@ class ServerHttp(HttpToolsProtocol):
             return
         self._count("slow_client")
         if begun:
-            seconds = f"{self._head_limits.seconds:g} s (HEADER_SECONDS)"
+            seconds = f"{self._head_limits.seconds:g} s"
             self._refuse(SlowRequestError(f"the headers of the request did not all arrive within {seconds}"))
         else:
             self.transport.close()

@@ -11,7 +11,7 @@ from comfyui.exceptions import HeadTooLargeError
 
 @dataclass(frozen=True, slots=True)
 class HeadLimits:
-    """The fields are settings (docs/configuration.md).
+    """The limits of a request's head; docs/limits.md names them.
 
     Attributes:
         max_bytes: of the target and all fields of one request, and of its trailers.
@@ -102,7 +102,7 @@ class HeadWatch:
             self._timer = None
 
     def _too_large(self) -> HeadTooLargeError:
-        limit = f"{self._limits.max_bytes / 1000:g} KB (MAX_HEADER_KB)"
+        limit = f"{self._limits.max_bytes / 1000:g} KB"
         return HeadTooLargeError(f"the headers of the request, or its trailers, are larger than {limit}")
 
     def _end(self) -> None:

@@ -35,7 +35,7 @@ _BACKLOG = 2048
 class ServingOptions:
     """Limits of clients' connections."""
 
-    heads: HeadLimits
+    heads: HeadLimits = field(default_factory=HeadLimits)
     sockets: SocketLimits = field(default_factory=SocketLimits)
 
 

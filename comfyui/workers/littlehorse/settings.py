@@ -48,9 +48,6 @@ class LittleHorseSettings(CommonWorkerSettings):
             "Number of jobs that run at the same time, over all LittleHorse servers together; use one for each GPU."
         ),
     )
-    lhw_heartbeat_interval_sec: float = Field(
-        default=10, gt=0, le=60, description="Seconds until a lost connection to LittleHorse is opened again."
-    )
     health_port: int = Field(
         default=0, ge=0, le=65535, description="Port that serves /health and /metrics; 0 means none."
     )

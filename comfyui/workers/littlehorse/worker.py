@@ -48,6 +48,8 @@ TASK_NAME = "execute-comfyui-workflow"
 
 _log = structlog.get_logger("littlehorse_worker")
 _RPC_TIMEOUT_S = 10
+# A lost connection to LittleHorse is made again after at most this time.
+_HEARTBEAT_S = 5
 _BACKOFF = Backoff(start_s=0.4, max_s=15.0)
 # The SDK's tries to report: 15 times, 2 s apart.
 _REPORT_S = 40.0
@@ -292,7 +294,7 @@ async def serve(settings: LittleHorseSettings, stop: asyncio.Event) -> bool:
         grpc.RpcError: the server refuses us or the task's definition.
     """
     # The SDK rebuilds a lost connection at its next heartbeat, and has its interval as a constant: one minute.
-    sdk.HEARTBEAT_INTERVAL_SECONDS = settings.lhw_heartbeat_interval_sec
+    sdk.HEARTBEAT_INTERVAL_SECONDS = _HEARTBEAT_S
     async with AsyncExitStack() as stack:
         comfyui = await stack.enter_async_context(ComfyUIWorker(settings.worker_options()))
         gate = TaskGate(

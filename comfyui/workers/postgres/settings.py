@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -102,10 +101,9 @@ class PostgresWorkerSettings(StoringWorkerSettings):
     )
 
     comfy_path: Path | None = Field(
-        default=None, description="ComfyUI's folder; if set, the worker starts ComfyUI there."
+        default=None,
+        description="ComfyUI's folder; if set, the worker starts ComfyUI there, by COMFYUI_COMMAND or python main.py.",
     )
-    comfy_python: str = Field(default="python", description="Python interpreter that has ComfyUI's packages.")
-    comfy_args: str = Field(default="", description="Further command-line arguments for ComfyUI.")
     comfy_port: int = Field(
         default=8188,
         ge=1,
@@ -172,14 +170,13 @@ class PostgresWorkerSettings(StoringWorkerSettings):
         return self.comfyui_server_address[0] if self.comfyui_server_address else f"127.0.0.1:{self.comfy_port}"
 
     def worker_options(self) -> WorkerOptions:
-        command: tuple[str, ...] = ()
-        if self.comfy_path:
-            arguments = shlex.split(self.comfy_args)
-            command = (self.comfy_python, "main.py", "--port", str(self.comfy_port), *arguments)
+        command = self.comfyui_command
+        if self.comfy_path and not command:
+            command = ("python", "main.py", "--port", str(self.comfy_port))
         return replace(
             super().worker_options(),
             command=command,
-            comfyui_dir=self.comfy_path,
+            comfyui_dir=self.comfy_path or self.comfyui_dir,
             # A worker that loses a lease leaves its render to the task's next owner; only a cancelled task ends it.
             cancel_abandoned=False,
         )

@@ -40,6 +40,8 @@ from comfyui.workers.runpod.job import JobInput, job_fields, max_reply_bytes, pa
 from comfyui.workers.runpod.settings import RunPodSettings
 
 _PLATFORM = "runpod"
+# The least time between two reports of a job's progress.
+_PROGRESS_INTERVAL_S = 1.0
 _LONGEST_ERROR = 16_000
 # The SDK sends each update in a thread of its own, which has its target's name; there is no other way to wait for it.
 _UPDATE_THREAD = "(_thread_target)"
@@ -70,8 +72,11 @@ class _Running:
 class RunPodWorker:
     """Handles jobs; everything that owns I/O lives in one task of the loop that first asks for it."""
 
-    def __init__(self, settings: RunPodSettings, sdk: ServerlessSdk) -> None:
+    def __init__(
+        self, settings: RunPodSettings, sdk: ServerlessSdk, *, progress_interval_s: float = _PROGRESS_INTERVAL_S
+    ) -> None:
         self._settings = settings
+        self._progress_interval_s = progress_interval_s
         self._sdk = sdk
         self._log = structlog.get_logger(__name__)
         self._running: asyncio.Future[_Running] | None = None
@@ -139,7 +144,7 @@ class RunPodWorker:
         if running.store_check is not None and parsed.may_be_stored:
             # Before the GPU is used for files that could not be delivered.
             await running.store_check.ensure()
-        async with _progress(self._sdk, job, request.prompt, self._settings.progress_interval) as listener:
+        async with _progress(self._sdk, job, request.prompt, self._progress_interval_s) as listener:
             result = await running.worker.run(request, listener=listener, fields=job_fields(parsed, request))
             return await self._reply(running, result, job, parsed)
 

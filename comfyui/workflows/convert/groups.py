@@ -55,7 +55,7 @@ def unfold_groups(
     )
     if total > limits.max_workflow_nodes:
         what = f"With its group nodes unfolded, the workflow would have {total} nodes, more than {{limit}}"
-        raise over(what, limits.max_workflow_nodes, "MAX_WORKFLOW_NODES")
+        raise over(what, limits.max_workflow_nodes)
     warnings = []
     for node_id, name in names.items():
         node = workflow.root.nodes[node_id]

@@ -98,7 +98,7 @@ def check_size(workflow: Workflow, limits: Limits) -> None:
         del workflow.subgraphs[unused]
     if total > limits.max_workflow_nodes:
         what = f"With its subgraphs written out, the workflow would have {_readable(total)} nodes, more than {{limit}}"
-        raise over(what, limits.max_workflow_nodes, "MAX_WORKFLOW_NODES")
+        raise over(what, limits.max_workflow_nodes)
 
 
 def _readable(number: int) -> str:

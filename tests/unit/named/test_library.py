@@ -116,7 +116,7 @@ async def test_an_unusable_workflow_is_listed_with_its_reason(tmp_path: Path) ->
 async def test_workflow_files_have_the_same_limits_as_request_bodies(tmp_path: Path) -> None:
     write(tmp_path, "a", workflow())
     found = problems(await library(tmp_path, limits=Limits(max_workflow_nodes=2)))
-    assert found == {"a": "The workflow has more than 2 nodes (MAX_WORKFLOW_NODES)"}
+    assert found == {"a": "The workflow has more than 2 nodes"}
     found = problems(await library(tmp_path, max_bytes=100))
     assert found == {"a": "a.json must not be larger than 0.0001 MB (MAX_REQUEST_BODY_MB)"}
 

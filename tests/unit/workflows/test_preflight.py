@@ -358,5 +358,5 @@ def test_the_number_of_reported_problems_and_suggestions_is_bounded() -> None:
     problems = preflight(prompt, many)
     assert len(problems) == 501
     assert (problems[-1].code, problems[-1].severity) == ("more_problems", "error")
-    assert problems[-1].message == "There are 2500 more errors and 0 more warnings (MAX_PROBLEMS)"
+    assert problems[-1].message == "There are 2500 more errors and 0 more warnings"
     assert sum(bool(problem.closest) for problem in problems) <= 24
