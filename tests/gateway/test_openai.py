@@ -15,6 +15,7 @@ from openai import AsyncOpenAI
 
 from comfyui.engine import Engine
 from comfyui.jobs.journal.records import JobFilter
+from tests.support.jobs import listed
 from tests.support.keys import ALICE, BOB, bearer
 from tests.support.openai_models import opened, png, write_models
 from tests.support.openai_sdk import openai_client
@@ -285,6 +286,18 @@ async def test_more_pictures_than_requests_may_wait_are_made_one_after_another(e
     assert answer.data is not None
     assert len({made(data) for data in answer.data}) == 5
     assert len(executions(engine)) == 5
+
+
+async def test_a_call_without_a_model_gets_the_first_workflow_of_the_setting_that_can_do_it(
+    models: RunningGateway,
+) -> None:
+    form, picture = aiohttp.FormData({"prompt": "a"}), png((200, 10, 10))
+    for field, content in (("image[]", picture), ("image[]", picture), ("mask", png((0, 0, 0, 0)))):
+        form.add_field(field, content, filename="a.png", content_type="image/png")
+    for path, body in (("generations", {"json": {"prompt": "a"}}), ("edits", {"data": form})):
+        async with models.http.post(f"/v1/images/{path}", **body) as response:
+            assert response.status == 200
+    assert [job["workflow"] for job in (await listed(models.http))["jobs"]] == ["retouch", "portrait"]
 
 
 async def test_a_retried_edit_with_its_pictures_swapped_is_another_call(models: RunningGateway, engine: Engine) -> None:

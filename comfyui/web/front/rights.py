@@ -195,11 +195,10 @@ def _takes_graph(row: Row | None, method: str, raw_path: str) -> bool:
         return row.graph
     # An admin's path needs no row. A proxy before ComfyUI may fold doubled slashes and dots.
     path = normalised(raw_path)
-    return path is None or any(
-        found.graph
-        for whose, spelling in (("gateway", path), ("gateway", f"/api{path}"), ("comfyui", path))
-        if (found := _find(whose, method, spelling)) is not None
-    )
+    if path is None:
+        return True
+    spellings: tuple[tuple[Whose, str], ...] = (("gateway", path), ("gateway", f"/api{path}"), ("comfyui", path))
+    return any(found.graph for whose, spelling in spellings if (found := _find(whose, method, spelling)) is not None)
 
 
 def _find(whose: Whose, method: str, path: str) -> Row | None:
