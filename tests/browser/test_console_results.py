@@ -31,14 +31,14 @@ async def results(console: Console, query: str = "") -> Any:
     return console.page
 
 
-async def holds(page: Any, script: str, arg: Any = None) -> None:
+async def becomes_true(page: Any, script: str, arg: Any = None) -> None:
     """Waits until the script is true. Playwright's own wait needs `eval`, which the page's policy forbids."""
     await until(lambda: page.evaluate(script, arg), bool, timeout_s=30)
 
 
 async def shown_images(page: Any, count: int) -> None:
     """Waits until `count` pictures of the page are loaded and shown."""
-    await holds(
+    await becomes_true(
         page, f"count => [...document.querySelectorAll('.gallery img')].filter({_SHOWN}).length === count", count
     )
 
@@ -68,7 +68,7 @@ async def test_pictures_videos_sounds_models_and_texts_are_shown(tmp_path: Path)
             element = page.locator(medium)
             assert await element.evaluate("one => one.preload") == "none", "nothing is loaded before it is played"
             await element.evaluate("one => { one.muted = true; return one.play() }")
-            await holds(page, "one => document.querySelector(one).currentTime > 0.05", medium)
+            await becomes_true(page, "one => document.querySelector(one).currentTime > 0.05", medium)
         poster = await page.locator("video").get_attribute("poster")
         assert await page.evaluate("url => fetch(url).then(answer => answer.headers.get('content-type'))", poster) == (
             "image/webp"
@@ -193,7 +193,7 @@ async def test_the_keyboard_alone_browses_large_pictures(console: Console) -> No
         ("look0_", "ArrowLeft"),
     ):
         assert name in (await large.get_attribute("alt") or "")
-        await holds(page, f"[document.querySelector('dialog img')].some({_SHOWN})")
+        await becomes_true(page, f"[document.querySelector('dialog img')].some({_SHOWN})")
         await page.keyboard.press(key)
     assert "look1_" in (await large.get_attribute("alt") or "")
     saved = await dialog.get_by_role("link", name="Save").get_attribute("href")
@@ -207,7 +207,7 @@ async def test_the_keyboard_alone_browses_large_pictures(console: Console) -> No
 async def test_jobs_that_end_while_the_page_is_open_are_announced(console: Console) -> None:
     page = await results(console)
     await page.get_by_text("Nothing has ended yet").wait_for()
-    await holds(page, "document.body.dataset.feed === 'open'")
+    await becomes_true(page, "document.body.dataset.feed === 'open'")
     await console.gateway.prompt_sync(writing())
     await console.gateway.prompt_sync(writing(size=1))
     await page.get_by_text("Jobs that have ended since: 2.").wait_for()
@@ -268,17 +268,17 @@ async def test_scrolling_loads_older_results_and_unloads_distant_ones(tmp_path: 
         assert first
         for count in range(1, 15):
             await page.evaluate("window.scrollTo(0, document.body.scrollHeight)")
-            await holds(page, "count => document.querySelectorAll('.page').length > count", count)
+            await becomes_true(page, "count => document.querySelectorAll('.page').length > count", count)
             assert await page.locator(".result").count() <= 48 * 9
         assert len(set(await page.evaluate(ids))) == await page.locator(".result").count()
         # The address leads back to the visible results, also after a visit to another page.
-        await holds(page, "location.search.includes('cursor=')")
+        await becomes_true(page, "location.search.includes('cursor=')")
         # After scrolling back, results that were unloaded come again at the same place.
         second = "document.querySelectorAll('.page')[1]"
         assert await page.evaluate(f"{second}.children.length") == 0
         height = await page.evaluate(f"{second}.offsetHeight")
         await page.evaluate(f"{second}.scrollIntoView()")
-        await holds(page, f"{second}.children.length > 0")
+        await becomes_true(page, f"{second}.children.length > 0")
         assert await page.evaluate(f"{second}.offsetHeight") == height
         again = await page.evaluate(ids)
         assert again[:48] == first
@@ -304,10 +304,12 @@ async def test_a_search_without_results_asks_before_it_searches_further(tmp_path
 
         await until(settled, lambda count: count == 5, timeout_s=30)
         before = await link.get_attribute("href")
-        await holds(page, "new Promise(done => setTimeout(() => done(true), 300))")
+        await becomes_true(page, "new Promise(done => setTimeout(() => done(true), 300))")
         assert len(searched()) == 5, "after five searches without a result the visitor is asked"
         await link.click()
-        await holds(page, "before => document.querySelector('[data-more] a')?.getAttribute('href') !== before", before)
+        await becomes_true(
+            page, "before => document.querySelector('[data-more] a')?.getAttribute('href') !== before", before
+        )
         await (
             page.get_by_text("No job fits all of this").or_(page.get_by_text("That is all.")).or_(link).first.wait_for()
         )
@@ -326,4 +328,4 @@ async def test_results_that_cannot_be_loaded_show_an_error_and_can_be_retried(tm
         await page.get_by_text("Older results could not be loaded.").wait_for()
         await page.unroute(_OLDER)
         await page.get_by_role("link", name="Older results").click()
-        await holds(page, "document.querySelectorAll('.result').length > 48")
+        await becomes_true(page, "document.querySelectorAll('.result').length > 48")

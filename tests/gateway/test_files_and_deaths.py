@@ -15,14 +15,11 @@ import pytest
 from PIL import Image
 
 from tests.gateway.test_fleet import has_state, impatient
+from tests.support.face_files import reading
 from tests.support.fleet import Member, fleet
 from tests.support.jobs import fetch, look, submit
 from tests.support.running import RunningGateway, running_gateway, until
 from tests.support.target import inverted, node
-
-
-def reading(name: str) -> dict[str, Any]:
-    return {"1": node("LoadImage", image=name), "2": node("SaveImage", images=["1", 0], filename_prefix="read")}
 
 
 async def made_by(gateway: RunningGateway, members: list[Member]) -> tuple[str, Member]:

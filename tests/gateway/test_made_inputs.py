@@ -10,19 +10,11 @@ from typing import Any
 from PIL import Image
 
 from comfyui.engine import Engine
-from tests.support.face_files import color_of, only_file, query_of, sync, three, view
+from tests.support.face_files import color_of, only_file, query_of, reading, sync, three, view
 from tests.support.faces import Face
 from tests.support.keys import ALICE, BOB, ROOT, bearer
 from tests.support.running import engines, requests, running_gateway
 from tests.support.target import inverted, node
-
-
-def reading(name: str) -> dict[str, Any]:
-    """A workflow that loads the picture `name` and saves it with the same colours."""
-    return {
-        "1": node("LoadImage", image=name),
-        "2": node("SaveImage", images=["1", 0], filename_prefix="read"),
-    }
 
 
 def path_of(file: dict[str, str]) -> str:

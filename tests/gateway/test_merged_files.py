@@ -209,7 +209,7 @@ async def test_a_user_opens_its_own_files_and_learns_nothing_of_others(keys_path
         assert color_of((await view(face, query_of(own), ALICE))[1]) == 1
         assert color_of((await view(face, query_of(other), ROOT))[1]) == 2
         name = other["filename"]
-        wanted = await _whole(face, urlencode({"filename": name, "subfolder": UNKNOWN}))
+        wanted = await _answer_to_alice(face, urlencode({"filename": name, "subfolder": UNKNOWN}))
         assert wanted[0] == 404
         for subfolder in (
             theirs["prompt_id"],
@@ -226,17 +226,19 @@ async def test_a_user_opens_its_own_files_and_learns_nothing_of_others(keys_path
         ):
             for folder_type in ("output", "temp", "input", "elsewhere"):
                 query = urlencode({"filename": name, "subfolder": subfolder, "type": folder_type})
-                assert await _whole(face, query) == wanted, (subfolder, folder_type)
+                assert await _answer_to_alice(face, query) == wanted, (subfolder, folder_type)
         for odd in ("nothing.png", f"{name} [output]", f"x/{name}", f"../output/{name}", "/etc/passwd"):
-            assert await _whole(face, urlencode({"filename": odd, "subfolder": mine["prompt_id"]})) == wanted, odd
+            assert (
+                await _answer_to_alice(face, urlencode({"filename": odd, "subfolder": mine["prompt_id"]})) == wanted
+            ), odd
         # If a parameter is given twice, the same value is checked and sent to ComfyUI.
         twice = f"{query_of(own)}&subfolder={theirs['prompt_id']}&filename=x"
         assert color_of((await view(face, twice, ALICE))[1]) == 1
         double = quote(quote(mine["prompt_id"]), safe="").replace("-", "%252D")
-        assert await _whole(face, f"filename={name}&subfolder={double}") == wanted
+        assert await _answer_to_alice(face, f"filename={name}&subfolder={double}") == wanted
 
 
-async def _whole(face: Face, query: str) -> tuple[int, dict[str, str], bytes]:
+async def _answer_to_alice(face: Face, query: str) -> tuple[int, dict[str, str], bytes]:
     """Alice's answer, without the headers that always differ."""
     async with face.gateway.http.get(f"/view?{query}", headers=bearer(ALICE)) as response:
         kept = {name: value for name, value in response.headers.items() if name not in {"X-Request-ID", "Date"}}

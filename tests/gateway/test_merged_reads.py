@@ -9,6 +9,7 @@ from typing import Any
 
 from comfyui.engine import Engine, EngineOptions
 from tests.support.keys import ALICE, KEYS, bearer, write_keys
+from tests.support.relaying import eventually
 from tests.support.running import RunningGateway, requests, running_gateway, until
 
 _MODELS: tuple[dict[str, Any], ...] = (
@@ -30,12 +31,8 @@ async def three(**settings: Any) -> AsyncIterator[tuple[list[Engine], RunningGat
         engines = [first, second, third]
         named = [f"gpu-{number}={engine.url}" for number, engine in enumerate(engines, 1)]
         async with running_gateway(*named, **settings) as gateway:
-            await until(lambda: _ready(gateway), lambda count: count == 3)
+            await eventually(lambda: len(gateway.handler.pool.ready) == 3)
             yield engines, gateway
-
-
-async def _ready(gateway: RunningGateway) -> int:
-    return len(gateway.handler.pool.ready)
 
 
 async def get(gateway: RunningGateway, path: str, key: str | None = None) -> Any:
@@ -77,7 +74,7 @@ async def test_the_last_node_definitions_remain_while_no_server_is_up() -> None:
         before = await get(gateway, "/object_info")
         for engine in engines:
             await engine.set_faults({"ws_refuse": {}, "status": {"status": 503}, "ws_drop": {}})
-        await until(lambda: _ready(gateway), lambda count: count == 0)
+        await eventually(lambda: not gateway.handler.pool.ready)
         assert await get(gateway, "/object_info") == before
 
 

@@ -33,7 +33,7 @@ async def asked(gateway: RunningGateway, method: str, path: str, **options: Any)
         return response.status, await (response.json() if is_json else response.text())
 
 
-async def bare(engine: Engine, path: str) -> tuple[int, bytes, str | None]:
+async def asked_directly(engine: Engine, path: str) -> tuple[int, bytes, str | None]:
     async with aiohttp.ClientSession() as http, http.get(f"{engine.url}{path}") as response:
         return response.status, await response.read(), response.headers.get("Content-Type")
 
@@ -52,7 +52,7 @@ async def test_paths_below_a_servers_name_are_answered_by_that_server(gpu_pair: 
     ):
         async with gateway.http.get(f"/servers/gpu-2{path}") as response:
             answer = response.status, await response.read(), response.headers.get("Content-Type")
-        assert answer == await bare(second, path), path
+        assert answer == await asked_directly(second, path), path
 
 
 async def test_a_prompt_below_a_servers_name_runs_there_and_sends_its_events(gpu_pair: Pair) -> None:

@@ -18,7 +18,7 @@ import pytest
 from comfyui.engine import Engine
 from tests.support.large_output import SIZE
 from tests.support.outputs import simulated_output
-from tests.support.processes import GatewayProcess, gateway_process
+from tests.support.processes import gateway_process, peak_kb
 
 LIMIT_KB = 64_000
 WORKFLOW = {"1": simulated_output(SIZE)}
@@ -28,12 +28,6 @@ pytestmark = [
     pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc"),
     pytest.mark.timeout(300),
 ]
-
-
-def peak_kb(gateway: GatewayProcess) -> int:
-    """The most memory that the process ever had."""
-    lines = Path(f"/proc/{gateway.process.pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
 async def base64_of(chunks: AsyncIterator[bytes]) -> str:

@@ -44,7 +44,7 @@ async def test_a_file_is_read_only_from_the_server_that_made_it(keys_path: Path)
     async with engines(2) as servers, running_gateway(*(one.url for one in servers), keys_file=keys_path) as gateway:
         calls = Calls(gateway)
         await calls.submit(ROOT, sleep_workflow(600), ASYNC)
-        busy = await until(lambda: _runs_something(*servers), lambda found: len(found) == 1)
+        busy = await until(lambda: _busy_servers(*servers), lambda found: len(found) == 1)
         (free,) = (one for one in servers if one not in busy)
         _, job = await calls.submit(ALICE, invert_workflow(1, prefix="same"))
         name, query = job["images"][0]["filename"], job["images"][0]["url"].partition("?")[2]
@@ -57,7 +57,7 @@ async def test_a_file_is_read_only_from_the_server_that_made_it(keys_path: Path)
         assert (await _view(calls, ALICE, query)).status == 404
 
 
-async def _runs_something(*servers: Engine) -> list[Engine]:
+async def _busy_servers(*servers: Engine) -> list[Engine]:
     """The servers that run a prompt: the first prompt goes to the server whose node definitions came first."""
     return [server for server in servers if (await queue_of(server))[0]]
 

@@ -127,7 +127,7 @@ async def _record(gateway: RunningGateway, prompt_id: str, state: State) -> JobR
     return found
 
 
-async def _all_busy(gateway: RunningGateway, servers: list[Engine]) -> list[str]:
+async def _fill_all(gateway: RunningGateway, servers: list[Engine]) -> list[str]:
     """Takes both places of each server with long prompts, and returns their ids."""
     ids = [
         (await _post(gateway.http, sleep_workflow(600, tag=900 + tag)))["prompt_id"] for tag in range(2 * len(servers))
@@ -212,7 +212,7 @@ async def test_the_id_of_a_refused_prompt_can_be_used_again() -> None:
 
 async def test_while_all_servers_are_busy_only_certainly_invalid_prompts_are_refused() -> None:
     async with three() as (gateway, servers):
-        busy = await _all_busy(gateway, servers)
+        busy = await _fill_all(gateway, servers)
         for body, kind in (
             (_NO_SUCH_NODE, "missing_node_type"),
             ({"1": _IMAGE}, "prompt_no_outputs"),
@@ -245,14 +245,14 @@ async def test_the_error_of_a_prompt_that_no_server_can_run_names_what_each_lack
             assert lacks == {server.url.removeprefix("http://"): ["the node class NoSuchNode"] for server in servers}, (
                 attempt
             )
-            await _all_busy(gateway, servers) if attempt == 0 else None
+            await _fill_all(gateway, servers) if attempt == 0 else None
 
 
 async def test_a_prompt_that_a_server_refuses_later_fails_with_its_node_errors() -> None:
     """Only ComfyUI can check the name of this file."""
     workflow = {"1": {"class_type": "LoadImage", "inputs": {"image": "sub/none.png"}}, "3": _SAVE}
     async with three() as (gateway, servers):
-        busy = await _all_busy(gateway, servers)
+        busy = await _fill_all(gateway, servers)
         told = await _post(gateway.http, workflow)
         async with gateway.http.delete(f"/prompt_sync/{busy[0]}") as response:
             assert response.status == 200
@@ -366,7 +366,7 @@ async def test_front_and_number_are_not_passed_on_to_comfyui(engine: Engine) -> 
 
 
 @asynccontextmanager
-async def _behind(kind: str, folder: Path) -> AsyncIterator[aiohttp.ClientSession]:
+async def _client_session(kind: str, folder: Path) -> AsyncIterator[aiohttp.ClientSession]:
     """A client's session with a gateway: with the key of a user and one server, or with three servers."""
     keys = write_keys(folder / "keys.toml", table("alice", ALICE))
     settings: dict[str, Any] = {"keys_file": keys} if kind == "a user" else {}
@@ -387,7 +387,7 @@ async def _json(http: aiohttp.ClientSession, path: str) -> Any:
 async def test_a_prompt_has_left_the_queue_for_the_history_when_its_end_is_sent(kind: str, tmp_path: Path) -> None:
     """ComfyUI's clients wait for this frame, and then read the history once."""
     async with (
-        _behind(kind, tmp_path) as http,
+        _client_session(kind, tmp_path) as http,
         http.ws_connect("/ws?clientId=tab") as tab,
         http.ws_connect("/ws") as other,
     ):

@@ -11,7 +11,7 @@ import aiohttp
 import pytest
 
 from tests.gateway.test_uploads import RED, color_of, load
-from tests.support.processes import GatewayProcess, gateway_process
+from tests.support.processes import GatewayProcess, gateway_process, peak_kb
 from tests.support.running import engines
 
 _SIZE = 300_000_000
@@ -45,11 +45,6 @@ async def test_an_upload_survives_a_kill_of_the_gateway(tmp_path: Path) -> None:
                 assert color_of(await response.read()) == (255, 0, 0)
 
 
-def _peak_kb(gateway: GatewayProcess) -> int:
-    lines = Path(f"/proc/{gateway.process.pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the process's peak memory from /proc")
 async def test_a_large_upload_costs_little_memory(tmp_path: Path) -> None:
     digest = hashlib.sha256()
@@ -64,9 +59,9 @@ async def test_a_large_upload_costs_little_memory(tmp_path: Path) -> None:
         addresses = ",".join(one.url for one in servers)
         async with gateway_process(addresses, STATE_DIR=str(state)) as gateway:
             await _uploaded(gateway, RED, "small.png")
-            before = _peak_kb(gateway)
+            before = peak_kb(gateway)
             assert await _uploaded(gateway, pieces(), "large.mp4") == "large.mp4"
-            cost = _peak_kb(gateway) - before
+            cost = peak_kb(gateway) - before
             headers = {"Range": f"bytes={_SIZE - 4}-"}
             async with gateway.http.get("/view?filename=large.mp4&type=input", headers=headers) as response:
                 assert (response.status, await response.read()) == (206, bytes(4))

@@ -11,7 +11,7 @@ from blake3 import blake3
 from comfyui.engine import Engine
 from tests.gateway.test_v2_assets import color_of, picture, reading
 from tests.support.engine_workflows import writing
-from tests.support.processes import GatewayProcess, gateway_process
+from tests.support.processes import GatewayProcess, gateway_process, peak_kb
 from tests.support.running import RunningGateway, engines, until
 from tests.support.target import node
 from tests.support.v2 import ASSETS, JOBS, ask, comfy, submit, until_ended, upload
@@ -63,11 +63,6 @@ async def content_of(gateway: RunningGateway | GatewayProcess, asset_id: str) ->
         return await response.read()
 
 
-def _peak_kb(gateway: GatewayProcess) -> int:
-    lines = Path(f"/proc/{gateway.process.pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the process's peak memory from /proc")
 @pytest.mark.timeout(300)
 async def test_assets_of_300_mb_cost_little_memory(engine: Engine, tmp_path: Path) -> None:
@@ -76,7 +71,7 @@ async def test_assets_of_300_mb_cost_little_memory(engine: Engine, tmp_path: Pat
         file.truncate(_SIZE)
     async with gateway_process(engine.url, STATE_DIR=str(tmp_path / "state")) as gateway, comfy(gateway.url) as client:
         await client.assets.from_bytes(b"small", filename="small.mp4").commit()
-        before = _peak_kb(gateway)
+        before = peak_kb(gateway)
         asset = client.assets.from_file(tmp_path / "large.mp4")
         await asset.commit()
         assert asset.created_new
@@ -93,7 +88,7 @@ async def test_assets_of_300_mb_cost_little_memory(engine: Engine, tmp_path: Pat
         assert output.size_bytes == _SIZE
         path = await output.to_file(tmp_path / "made.mp4")
         part = await output.to_bytes(range=(_SIZE - 4, _SIZE - 1))
-        cost = _peak_kb(gateway) - before
+        cost = peak_kb(gateway) - before
         digest = blake3().update_mmap(path)
         assert part == path.read_bytes()[-4:]
         assert (await client.assets.get(output.id)).hash == f"blake3:{digest.hexdigest()}"

@@ -14,7 +14,7 @@ from PIL import Image
 from tests.support.faces import Face
 from tests.support.keys import ROOT, bearer
 from tests.support.running import engines, running_gateway
-from tests.support.target import inverted
+from tests.support.target import inverted, node
 
 
 @asynccontextmanager
@@ -24,6 +24,11 @@ async def three(keys_path: Path | None = None, **settings: Any) -> AsyncIterator
         settings["keys_file"] = keys_path
     async with engines(3) as servers, running_gateway(*(one.url for one in servers), **settings) as gateway:
         yield Face(gateway, servers, {} if keys_path is None else bearer(ROOT))
+
+
+def reading(name: str) -> dict[str, Any]:
+    """A workflow that loads the picture `name` and saves it with the same colours."""
+    return {"1": node("LoadImage", image=name), "2": node("SaveImage", images=["1", 0], filename_prefix="read")}
 
 
 async def view(face: Face, query: str, key: str | None = None, **headers: str) -> tuple[int, bytes]:

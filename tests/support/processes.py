@@ -8,6 +8,7 @@ import os
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -60,6 +61,12 @@ class GatewayProcess:
     async def prompt_sync(self, workflow: dict[str, Any]) -> tuple[int, Any]:
         async with self.http.post("/prompt_sync", json={"prompt": workflow}) as response:
             return response.status, await response.json()
+
+
+def peak_kb(gateway: GatewayProcess) -> int:
+    """The largest memory that the process ever had, in KB. Linux only."""
+    lines = Path(f"/proc/{gateway.process.pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
 @asynccontextmanager
