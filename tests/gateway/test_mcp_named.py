@@ -122,6 +122,18 @@ async def test_run_named_lists_describes_and_runs_workflows_once_per_prompt_id(
     assert (job["workflow"], job["labels"]) == ("flat", {"order": "7"})
 
 
+@pytest.mark.parametrize("mode", MODES)
+async def test_a_tool_whose_file_cannot_be_used_any_longer_gives_the_reason(
+    mcp_named: RunningGateway, mode: Mode
+) -> None:
+    async with mcp_client(mcp_named, mode) as client:
+        assert "broken" not in [tool.name for tool in (await client.list_tools()).tools]
+        result = await client.call_tool("broken", {})
+    assert result.is_error
+    told = json_of(result)
+    assert (told["type"], "'77'" in told["detail"]) == ("workflow_unusable", True)
+
+
 async def test_a_workflow_added_to_the_folder_becomes_a_tool(mcp_named: RunningGateway, tmp_path: Path) -> None:
     async with mcp_client(mcp_named) as client:
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from fastapi import Request
 from mcp_types import Tool, ToolAnnotations
 
-from comfyui.named.parameters import NamedWorkflow
-from comfyui.web.api.named_runs import seen_workflows
+from comfyui.named.parameters import NamedWorkflow, Unusable
+from comfyui.web.api.named_runs import seen_files
 from comfyui.web.front.gateway_state import gateway_of
 from comfyui.web.front.request_state import state_of
 
@@ -30,7 +30,8 @@ class Catalogue:
 
     Attributes:
         tools: of the workflows that have one.
-        workflows: the names of these workflows, by the names of their tools.
+        workflows: the names of these workflows by the names of their tools, and of those whose files cannot be used: a
+            client may have listed a tool before its file changed.
         seen: all workflows, also those without a tool.
     """
 
@@ -67,13 +68,15 @@ class Catalogues:
         if (found := self._kept.get(allowed)) is None:
             if len(self._kept) >= _MOST_KEPT:
                 self._kept.clear()
-            found = self._kept[allowed] = self._made(seen_workflows(request))
+            found = self._kept[allowed] = self._made(seen_files(request))
         return found
 
-    def _made(self, seen: Sequence[NamedWorkflow]) -> Catalogue:
+    def _made(self, files: Sequence[NamedWorkflow | Unusable]) -> Catalogue:
+        seen = tuple(one for one in files if isinstance(one, NamedWorkflow))
+        unusable = [one for one in files if isinstance(one, Unusable)]
         shown = seen[: self._most]
         tools = tuple(_tool(one, self._names[one.name]) for one in shown)
-        return Catalogue(tools, {self._names[one.name]: one.name for one in shown}, tuple(seen))
+        return Catalogue(tools, {self._names[one.name]: one.name for one in (*shown, *unusable)}, seen)
 
 
 def tool_names(workflows: Collection[str], reserved: Collection[str]) -> dict[str, str]:

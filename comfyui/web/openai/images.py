@@ -190,8 +190,8 @@ async def _work(
             raise ImageCallError(error.detail, values.fields.get(first, first)) from error
     keys = tuple(f"{_FACE}:{call.digest}:{index}" for index in range(count))
     said = request.headers.get(_RETRY_COUNT, "")
-    repeats = said.isdecimal()
-    repeated = repeats and said.strip("0") != ""
+    repeated = said.isdecimal() and said.strip("0") != ""
+    repeats = said.isdecimal() and not call.stream  # a stream that has begun is not asked for again
     return _Work(gateway, _caller(request, call), call, tuple(requests), keys, values.fields, repeats, repeated)
 
 
