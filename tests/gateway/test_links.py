@@ -103,7 +103,7 @@ async def test_a_signed_link_survives_restarts_but_not_another_address_or_other_
         result = await _run(gateway, invert_workflow())
         below = (await _webhook_data(gateway, result["prompt_id"]))["images"][0]["url"].removeprefix(PUBLIC)
     async with running_gateway(engine.url, api_keys=KEY, public_url=PUBLIC) as again:
-        assert (await fetch(again, URL(below, encoded=True))).status == 200, "a restart changes nothing"
+        assert (await fetch(again, URL(below, encoded=True))).status == 200, "a link survives a restart"
     async with running_gateway(engine.url, api_keys=KEY, public_url="https://staging.example.org/comfy") as other:
         assert (await fetch(other, URL(below, encoded=True))).status == 401
     async with running_gateway(engine.url, api_keys=OTHER_KEY, public_url=PUBLIC) as revoked:

@@ -139,7 +139,11 @@ async def test_a_job_queued_in_the_gateway_goes_on_after_the_wait_too(engine: En
     assert executions(engine)[second["prompt_id"]] == 1
 
 
-@pytest.mark.parametrize(("version", "meta"), [(NEW, None), (OLD, None), (OLD, {"progressToken": 1})])
+@pytest.mark.parametrize(
+    ("version", "meta"),
+    [(NEW, None), (OLD, None), (OLD, {"progressToken": 1})],
+    ids=["new protocol", "old protocol", "old protocol with progress"],
+)
 async def test_a_closed_connection_cancels_the_job_of_its_call(
     mcp_gateway: RunningGateway, engine: Engine, version: str, meta: dict[str, Any] | None
 ) -> None:
@@ -389,7 +393,9 @@ async def test_an_unusable_body_is_refused(mcp_gateway: RunningGateway, version:
 
 @pytest.mark.parametrize("version", [NEW, OLD])
 @pytest.mark.parametrize(
-    "headers", [{"Host": "evil.example"}, {"Origin": "https://evil.example"}, {"Sec-Fetch-Site": "cross-site"}]
+    "headers",
+    [{"Host": "evil.example"}, {"Origin": "https://evil.example"}, {"Sec-Fetch-Site": "cross-site"}],
+    ids=["Host", "Origin", "Sec-Fetch-Site"],
 )
 async def test_a_page_of_another_site_is_refused(
     mcp_gateway: RunningGateway, version: str, headers: dict[str, str]

@@ -22,7 +22,7 @@ _ALL = ["run_workflow", "validate_workflow", "job"]
 
 
 @pytest.mark.parametrize("version", [NEW, OLD])
-@pytest.mark.parametrize("headers", [{}, bearer("wrong")])
+@pytest.mark.parametrize("headers", [{}, bearer("wrong")], ids=["no key", "wrong key"])
 async def test_requests_without_a_valid_key_get_401(
     mcp_keyed: RunningGateway, version: str, headers: dict[str, str]
 ) -> None:

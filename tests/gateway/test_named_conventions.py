@@ -139,6 +139,7 @@ async def test_a_url_inside_a_workflow_is_fetched_by_the_gateway_only_if_allowed
             "own",
         ),
     ],
+    ids=["CPack", "Discord serving", "PARAM_", "VC_BASIC"],
 )
 async def test_files_of_other_tools_run_too(
     engine: Engine, tmp_path: Path, prompt: dict[str, Any], values: dict[str, Any], text: str

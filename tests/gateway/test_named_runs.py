@@ -198,6 +198,7 @@ async def test_the_error_names_each_wrong_parameter_with_its_allowed_values(name
         ({f"p{index}": 1 for index in range(21)}, "there are no such parameters"),
         ({"$options": {"webhook": {"url": "http://a.example"}}}, "webhook: this gateway sends none"),
     ],
+    ids=["unknown option", "option of another type", "options no object", "no object", "many unknown", "webhook"],
 )
 async def test_the_error_of_a_wrong_body_gives_the_reason(named: RunningGateway, body: Any, detail: str) -> None:
     status, said = await run(named.http, "flat", body)
@@ -215,7 +216,7 @@ async def test_an_unknown_workflow_or_query_is_refused_with_the_closest_name(nam
     assert (status, "did you mean timeout?" in said["detail"]) == (400, True)
 
 
-@pytest.mark.parametrize("prefer", [{}, ASYNC])
+@pytest.mark.parametrize("prefer", [{}, ASYNC], ids=["sync", "async"])
 async def test_a_value_that_is_no_image_is_refused_by_its_parameter(
     named: RunningGateway, prefer: dict[str, str]
 ) -> None:

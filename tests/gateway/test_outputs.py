@@ -97,6 +97,7 @@ async def test_accept_chooses_the_only_file_of_its_type(gateway: RunningGateway)
         ({"1": simulated_output(count=0)}, MEDIA, "", ["no output file", "application/json"]),
         ({"1": simulated_output(count=0)}, "application/zip", "", ["no output file", "application/json"]),
     ],
+    ids=["two files", "unknown node", "another type", "two of one node", "no file", "no file for a zip"],
 )
 async def test_a_raw_answer_without_exactly_one_file_is_a_helpful_406(
     gateway: RunningGateway, workflow: Workflow, accept: str, query: str, says: list[str]

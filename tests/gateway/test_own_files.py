@@ -135,7 +135,7 @@ async def test_a_job_that_waited_during_a_restart_cannot_read_foreign_files(
     assert executions(engine) == {}
 
 
-@pytest.mark.parametrize("fields", [{"front": True}, {"number": -5}])
+@pytest.mark.parametrize("fields", [{"front": True}, {"number": -5}], ids=["front", "number"])
 async def test_number_and_front_of_prompt_sync_pass_only_the_users_own_jobs(
     calls: Calls, engine: Engine, fields: dict[str, Any]
 ) -> None:

@@ -86,7 +86,11 @@ async def test_answers_and_health_report_a_simulation(gateway: RunningGateway, e
     assert requests(engine, "GET /system_stats") == asked, "read once for each connection, not for each prompt"
 
 
-@pytest.mark.parametrize("stats", [b'{"system": {"comfyui_version": "0.3.64"}}', b"[]", b"{", b'{"system": null}'])
+@pytest.mark.parametrize(
+    "stats",
+    [b'{"system": {"comfyui_version": "0.3.64"}}', b"[]", b"{", b'{"system": null}'],
+    ids=["no flag", "a list", "no JSON", "no system"],
+)
 async def test_a_comfyui_without_a_simulation_flag_is_no_simulation(stats: bytes) -> None:
     async def answer(request: web.Request) -> web.Response:
         found = {"/system_stats": stats, "/prompt": b'{"exec_info": {"queue_remaining": 0}}'}.get(request.path)

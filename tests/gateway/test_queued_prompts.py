@@ -161,7 +161,11 @@ async def test_answers_match_comfyuis_with_keys_and_with_three_servers(version: 
             assert len(await _jobs(running)) == 4
 
 
-@pytest.mark.parametrize("prompt", [{"1": 5, "nodes": []}, {"1": {"class_type": "EmptyImage", "inputs": []}}])
+@pytest.mark.parametrize(
+    "prompt",
+    [{"1": 5, "nodes": []}, {"1": {"class_type": "EmptyImage", "inputs": []}}],
+    ids=["a node that is a number", "inputs that are a list"],
+)
 async def test_a_prompt_that_would_kill_comfyuis_worker_is_refused_in_its_error_form(prompt: Any) -> None:
     async with three() as (gateway, servers):
         status, told = await _posted(gateway.http, {"prompt": prompt})
