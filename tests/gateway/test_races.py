@@ -12,6 +12,7 @@ from comfyui.engine import Engine
 from comfyui.jobs.journal.records import JobRecord
 from comfyui.jobs.queue_options import QueueOptions
 from tests.support.jobs import fetch, submit
+from tests.support.relaying import eventually
 from tests.support.running import (
     RunningGateway,
     executions,
@@ -44,9 +45,7 @@ async def test_an_id_that_is_resubmitted_during_its_cancel_runs(gateway: Running
     await prompts_are_queued(engine, 1)
     await engine.set_faults({"delay": {"route": "/api/jobs/*", "seconds": 0.3, "times": 1}})
     first.cancel()
-    async with asyncio.timeout(30):
-        while gateway.handler.waiting:
-            await asyncio.sleep(0.005)
+    await eventually(lambda: gateway.handler.waiting == 0)
     assert (await gateway.prompt_sync(sleep_workflow(3), prompt_id=prompt_id))[0] == 200
 
 
@@ -61,7 +60,7 @@ async def test_a_submission_that_joins_a_lookup_of_its_id_is_run(gateway: Runnin
     prompt_id = str(uuid4())
     await engine.set_faults({"delay": {"route": "/history/*", "seconds": 0.3}})
     looking = asyncio.create_task(gateway.http.get(f"/prompt_sync/{prompt_id}"))
-    await until(lambda: asked(engine, "GET /history/{prompt_id}"), lambda count: count > 0)
+    await eventually(lambda: requests(engine, "GET /history/{prompt_id}") > 0)
     status, _ = await gateway.prompt_sync(invert_workflow(), prompt_id=prompt_id)
     assert status == 200
     assert (await looking).status == 200
@@ -74,7 +73,7 @@ async def test_an_attached_id_refuses_another_body(engine: Engine, when: str) ->
         first = asyncio.create_task(before.prompt_sync(sleep_workflow(600), prompt_id=prompt_id))
         await prompts_are_queued(engine, 1)
         looking = asyncio.create_task(after.http.get(f"/prompt_sync/{prompt_id}"))
-        await until(lambda: waiting(after), lambda count: count > 0)
+        await eventually(lambda: after.handler.waiting > 0)
         await asyncio.sleep(0.2)
         if when == "finished":
             engine.wake(prompt_id)
@@ -97,7 +96,7 @@ async def test_a_request_waits_for_a_hanging_cancel_only_until_its_timeout(
     await prompts_are_queued(engine, 1)
     await engine.set_faults({"hang": {"route": "/api/jobs/*"}})
     first.cancel()
-    await until(lambda: waiting(gateway), lambda count: count == 0)
+    await eventually(lambda: gateway.handler.waiting == 0)
     async with asyncio.timeout(30):
         if method == "POST":
             status, body = await gateway.prompt_sync(sleep_workflow(3), prompt_id=prompt_id, timeout=0.3)
@@ -114,7 +113,7 @@ async def test_a_hanging_cancel_does_not_block_the_stop_of_the_gateway(engine: E
         await prompts_are_queued(engine, 1)
         await engine.set_faults({"hang": {"route": "/api/jobs/*"}})
         first.cancel()
-        await until(lambda: waiting(gateway), lambda count: count == 0)
+        await eventually(lambda: gateway.handler.waiting == 0)
         stopping = time.monotonic()
     assert time.monotonic() - stopping < 20
 
@@ -162,14 +161,6 @@ async def test_an_empty_idempotency_key_is_refused(gateway: RunningGateway) -> N
     headers = {"Idempotency-Key": ""}
     async with gateway.http.post("/prompt_sync", json={"prompt": invert_workflow()}, headers=headers) as response:
         assert response.status == 422
-
-
-async def asked(engine: Engine, route: str) -> int:
-    return requests(engine, route)
-
-
-async def waiting(gateway: RunningGateway) -> int:
-    return gateway.handler.waiting
 
 
 async def test_a_job_that_ends_during_a_lookup_is_reported(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

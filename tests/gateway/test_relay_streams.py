@@ -12,7 +12,7 @@ import pytest
 from comfyui.engine import OLD_VERSION, Engine, EngineOptions
 from comfyui.web.comfyui.redaction import SecretFilter, without_secrets
 from tests.support.relaying import Exchange, eventually, fetch, raw_client, relayed, settled
-from tests.support.running import RunningGateway, invert_workflow, running_gateway
+from tests.support.running import RunningGateway, invert_workflow, running_gateway, until
 
 _MB = 1_000_000
 # Limits the bytes in flight of one stream: the socket buffers of both hops, and the gateway's own buffer.
@@ -228,12 +228,11 @@ async def _run_on(engine: Engine, gateway: RunningGateway, color: int) -> dict[s
     """Runs a prompt that only this server knows, and returns its history entry."""
     async with gateway.http.post(f"{engine.url}/prompt", json={"prompt": invert_workflow(color)}) as response:
         prompt_id = (await response.json())["prompt_id"]
-    async with asyncio.timeout(30):
-        while True:
-            history: dict[str, Any] = json.loads((await fetch(gateway, f"{engine.url}/history/{prompt_id}")).body)
-            if history:
-                return history
-            await asyncio.sleep(0.01)
+
+    async def history() -> dict[str, Any]:
+        return dict(json.loads((await fetch(gateway, f"{engine.url}/history/{prompt_id}")).body))
+
+    return await until(history, bool)
 
 
 async def test_files_and_history_are_found_on_the_server_that_has_them(

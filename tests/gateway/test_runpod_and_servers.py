@@ -14,10 +14,12 @@ from PIL import Image
 
 from comfyui.engine import Engine, EngineOptions
 from comfyui.warmup import WarmUp
+from tests.support.relaying import eventually
 from tests.support.running import (
     RunningGateway,
     executions,
     invert_workflow,
+    loading_workflow,
     prompts_are_queued,
     running_gateway,
     sleep_workflow,
@@ -31,7 +33,6 @@ from tests.support.runpod_endpoint import (
     error_of,
     get,
     history,
-    loading_workflow,
     submit,
 )
 from tests.support.tabs import ENDED, Tab, kind_of
@@ -120,16 +121,12 @@ async def test_a_warm_up_runs_on_the_servers_and_not_on_runpod(
     runpod_and_engine: RunningGateway, endpoint: FakeEndpoint, engine: Engine
 ) -> None:
     handler = runpod_and_engine.handler
-    await until(lambda: _now(len(handler.pool.ready_servers)), lambda ready: ready == 2)
+    await eventually(lambda: len(handler.pool.ready_servers) == 2)
     warm_up = WarmUp(sleep_workflow(0.2), timeout_s=30)
     async with warm_up.running(handler):
-        await until(lambda: _now(warm_up.why_not_ready(in_detail=True)), lambda reason: reason is None)
+        await eventually(lambda: warm_up.why_not_ready(in_detail=True) is None)
     assert list(executions(engine).values()) == [1]
     assert endpoint.runs == 0
-
-
-async def _now(value: Any) -> Any:
-    return value
 
 
 @pytest.mark.parametrize("later", [{"backend": "comfyui"}, {"runpod_endpoint_id": "endpoint2"}])
@@ -193,7 +190,7 @@ async def test_a_workflow_that_the_worker_refuses_runs_on_a_server(
         await prompts_are_queued(engine, 2)
         await _cancel(runpod_and_engine, long)
         await tab.read_until(ENDED, prompt_id)
-        kinds = [kind_of(told) for told in tab.texts if told["data"].get("prompt_id") == prompt_id]
+        kinds = [kind_of(frame) for frame in tab.texts if frame["data"].get("prompt_id") == prompt_id]
     assert "execution_error" not in kinds, "its client sees no failure"
     assert (await history(runpod_and_engine, prompt_id))["status"]["completed"] is True
     assert endpoint.runs == 1

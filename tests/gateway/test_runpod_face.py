@@ -14,11 +14,11 @@ from tests.support.running import (
     RunningGateway,
     Workflow,
     invert_workflow,
+    loading_workflow,
     queue_of,
     sleep_workflow,
     until,
 )
-from tests.support.runpod_endpoint import loading_workflow
 from tests.support.tabs import ENDED, Tab, in_words
 from tests.support.url_server import PNG
 

@@ -24,8 +24,16 @@ from structlog.testing import capture_logs
 from comfyui.engine import Engine, EngineOptions
 from comfyui.retrying import Backoff
 from config import GatewayOptions
+from tests.support.pictures import picture
 from tests.support.ports import free_port
-from tests.support.running import RunningGateway, invert_workflow, running_gateway, server_options, until
+from tests.support.running import (
+    RunningGateway,
+    invert_workflow,
+    loading_workflow,
+    running_gateway,
+    server_options,
+    until,
+)
 from tests.support.runpod_endpoint import (
     DATA,
     NOWHERE,
@@ -36,30 +44,14 @@ from tests.support.runpod_endpoint import (
     error_of,
     get,
     history,
-    loading_workflow,
     outputs_of,
     submit,
 )
-
-
-def png(color: str = "red", size: int = 8) -> bytes:
-    content = io.BytesIO()
-    Image.new("RGB", (size, size), color).save(content, "PNG")
-    return content.getvalue()
+from tests.support.uploads import upload
 
 
 def text(content: bytes) -> str:
     return base64.b64encode(content).decode()
-
-
-async def upload(gateway: RunningGateway, name: str, content: bytes, **fields: str) -> dict[str, Any]:
-    form = aiohttp.FormData()
-    form.add_field("image", io.BytesIO(content), filename=name)
-    for field, value in fields.items():
-        form.add_field(field, value)
-    async with gateway.http.post("/upload/image", data=form) as response:
-        assert response.status == 200, await response.text()
-        return dict(await response.json())
 
 
 async def view(gateway: RunningGateway, **query: str) -> tuple[int, bytes]:
@@ -152,7 +144,7 @@ async def test_a_job_without_any_usable_file_fails(
 
 
 async def test_links_in_results_are_fetched_only_from_allowed_stores(endpoint: FakeEndpoint, tmp_path: Path) -> None:
-    large = png(size=8) + b"\0" * 5_000_000
+    large = picture() + b"\0" * 5_000_000
     async with store(large, signature="s%2F1") as address:
         link = base64_image(f"http://{address}/a.png?signature=s%252F1", "a.png") | {"type": "s3_url"}
         for count, allowed in enumerate([(address,), ()], start=1):
@@ -255,7 +247,7 @@ async def test_an_upload_to_a_full_disk_fails_and_names_the_setting(
     runpod_alone: RunningGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill_disk(monkeypatch, ".part-")
-    images = [{"name": "photo.png", "image": text(png())}]
+    images = [{"name": "photo.png", "image": text(picture())}]
     status, answer = await runpod_alone.prompt_sync(loading_workflow("photo.png"), images=images)
     assert (status, answer["type"]) == (503, "disk_failed")
     assert answer["detail"].startswith("RUNPOD_DATA_DIR: the input cannot be stored: No space left on device.")
@@ -270,7 +262,7 @@ async def test_inputs_are_sent_with_the_job_without_a_local_comfyui(
     asking = [
         asyncio.create_task(
             runpod_alone.prompt_sync(
-                loading_workflow("photo.png"), images=[{"name": "photo.png", "image": text(png(color))}]
+                loading_workflow("photo.png"), images=[{"name": "photo.png", "image": text(picture(color))}]
             )
         )
         for color in ("red", "blue")
@@ -282,7 +274,7 @@ async def test_inputs_are_sent_with_the_job_without_a_local_comfyui(
         [image] = job_input["images"]
         assert job_input["workflow"]["1"]["inputs"]["image"] == image["name"]
         sent.add(image["image"])
-    assert sent == {text(png("red")), text(png("blue"))}
+    assert sent == {text(picture("red")), text(picture("blue"))}
     for job in list(endpoint.inputs):
         endpoint.complete(job, base64_image(DATA))
     assert [(await one)[0] for one in asking] == [200, 200]
@@ -291,9 +283,9 @@ async def test_inputs_are_sent_with_the_job_without_a_local_comfyui(
 async def test_uploads_results_and_local_files_are_sent_with_the_job(
     endpoint: FakeEndpoint, engine: Engine, runpod_beside: RunningGateway
 ) -> None:
-    assert await upload(runpod_beside, "up.png", png("red"), subfolder="sub") == {
-        "name": "up.png", "subfolder": "sub", "type": "input"}  # fmt: skip
-    (engine.folders.input / "local.png").write_bytes(png("green"))
+    uploaded = {"name": "up.png", "subfolder": "sub", "type": "input"}
+    assert await upload(runpod_beside, "up.png", picture("red"), subfolder="sub") == (200, uploaded)
+    (engine.folders.input / "local.png").write_bytes(picture("green"))
     await submit(runpod_beside, loading_workflow("sub/up.png"))
     await submit(runpod_beside, loading_workflow("local.png [input]"))
     first = await submit(runpod_beside, invert_workflow())
@@ -303,8 +295,8 @@ async def test_uploads_results_and_local_files_are_sent_with_the_job(
     await submit(runpod_beside, loading_workflow("only-the-worker-has-it.png"))
     await endpoint.job(5)
     jobs = list(endpoint.inputs.values())
-    assert jobs[0]["images"] == [{"name": "sub/up.png", "image": text(png("red"))}]
-    assert jobs[1]["images"] == [{"name": "local.png", "image": text(png("green"))}]
+    assert jobs[0]["images"] == [{"name": "sub/up.png", "image": text(picture("red"))}]
+    assert jobs[1]["images"] == [{"name": "local.png", "image": text(picture("green"))}]
     [image] = jobs[3]["images"]
     assert image["image"] == DATA
     assert jobs[3]["workflow"]["1"]["inputs"]["image"] == image["name"]
@@ -315,8 +307,8 @@ async def test_uploads_results_and_local_files_are_sent_with_the_job(
 async def test_the_local_comfyui_paints_a_mask(
     endpoint: FakeEndpoint, engine: Engine, runpod_beside: RunningGateway
 ) -> None:
-    await upload(runpod_beside, "photo.png", png("red"))
-    await upload(runpod_beside, "masked.png", png("white"))
+    assert (await upload(runpod_beside, "photo.png", picture("red")))[0] == 200
+    assert (await upload(runpod_beside, "masked.png", picture("white")))[0] == 200
     mask = io.BytesIO()
     Image.new("RGBA", (8, 8), (0, 0, 0, 7)).save(mask, "PNG")
     form = aiohttp.FormData()
@@ -332,10 +324,10 @@ async def test_the_local_comfyui_paints_a_mask(
 
 
 async def test_an_upload_with_a_taken_name_and_other_content_is_renamed(runpod_alone: RunningGateway) -> None:
-    names = [(await upload(runpod_alone, "a.png", png(color)))["name"] for color in ("red", "red", "blue")]
+    names = [(await upload(runpod_alone, "a.png", picture(color)))[1]["name"] for color in ("red", "red", "blue")]
     assert names == ["a.png", "a.png", "a (1).png"]
-    await upload(runpod_alone, "a.png", png("green"), overwrite="true")
-    assert await view(runpod_alone, filename="a.png", type="input") == (200, png("green"))
+    assert (await upload(runpod_alone, "a.png", picture("green"), overwrite="true"))[0] == 200
+    assert await view(runpod_alone, filename="a.png", type="input") == (200, picture("green"))
 
 
 @pytest.mark.parametrize("subfolder", ["../x", "/tmp", "a/../../b"])
@@ -353,7 +345,7 @@ async def test_an_upload_to_a_subfolder_outside_the_inputs_is_refused(
 async def test_inputs_that_are_too_large_for_runpod_are_refused_by_name(
     endpoint: FakeEndpoint, runpod_alone: RunningGateway
 ) -> None:
-    await upload(runpod_alone, "large.bin", b"\1" * 8_000_000)
+    assert (await upload(runpod_alone, "large.bin", b"\1" * 8_000_000))[0] == 200
     async with runpod_alone.http.post("/prompt", json={"prompt": loading_workflow("large.bin")}) as response:
         answer = await response.json()
     assert response.status == 400
@@ -379,7 +371,7 @@ async def test_texts_that_are_not_file_names_are_not_changed(
 async def test_a_url_stays_in_the_workflow_when_its_file_is_too_large_to_send(
     size: int, endpoint: FakeEndpoint, tmp_path: Path
 ) -> None:
-    content = png() + b"\0" * size
+    content = picture() + b"\0" * size
     async with store(content) as address:
         settings = endpoint.settings(tmp_path, input_url_allow=(address,))
         async with running_gateway(NOWHERE, **settings) as gateway:

@@ -16,6 +16,7 @@ import pytest
 from tests.chaos.kills.points import Point, Points
 from tests.chaos.kills.processes import gateway_at
 from tests.support.ports import free_port
+from tests.support.relaying import eventually
 from tests.support.running import invert_workflow, until
 from tests.support.runpod_endpoint import DATA, NOWHERE, FakeEndpoint, base64_image
 
@@ -118,17 +119,13 @@ async def test_a_prompt_runs_once_when_the_gateway_is_killed_at_any_step(
         async with world.living():
             status, answer = await world.insist("POST", "/prompt_sync", json=body, headers=headers)
             assert status == 200 or (asks, status) == ("async", 202), answer
-            await until(lambda: _struck(world), bool, timeout_s=50)
+            await eventually(lambda: world.points.struck, within_s=50)
             status, answer = await world.insist("GET", f"/prompt_sync/{prompt_id}?timeout=40")
             assert status == 200, answer
             assert len(answer["images"]) == 1
             assert endpoint.runs == 1
     finally:
         working.cancel()
-
-
-async def _struck(world: Killed) -> bool:
-    return world.points.struck
 
 
 @pytest.mark.parametrize(

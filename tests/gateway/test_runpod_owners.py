@@ -7,35 +7,26 @@ import base64
 from pathlib import Path
 from typing import Any
 
-import aiohttp
-
 from tests.support.calls import Calls
 from tests.support.keys import ALICE, BOB, ROOT, bearer
 from tests.support.relaying import fetch
-from tests.support.running import Workflow, invert_workflow, until
-from tests.support.runpod_endpoint import DATA, PICTURE, FakeEndpoint, base64_image, loading_workflow
+from tests.support.running import Workflow, invert_workflow, loading_workflow, until
+from tests.support.runpod_endpoint import DATA, PICTURE, FakeEndpoint, base64_image
 from tests.support.tabs import ENDED, Tab
+from tests.support.uploads import upload
 
-HIS, HERS = b"\x89PNG\r\n\x1a\nof bob", b"\x89PNG\r\n\x1a\nof alice"
+OF_BOB, OF_ALICE = b"\x89PNG\r\n\x1a\nof bob", b"\x89PNG\r\n\x1a\nof alice"
 
 
 async def prompt(calls: Calls, key: str, workflow: Workflow, **fields: Any) -> str:
-    status, told = await calls.call(key, "POST", "/prompt", {"prompt": workflow, **fields})
-    assert status == 200, told
-    return str(told["prompt_id"])
+    status, answer = await calls.call(key, "POST", "/prompt", {"prompt": workflow, **fields})
+    assert status == 200, answer
+    return str(answer["prompt_id"])
 
 
 async def ended(calls: Calls, key: str, prompt_id: str) -> Any:
-    found = await until(lambda: calls.call(key, "GET", f"/history/{prompt_id}"), lambda told: prompt_id in told[1])
+    found = await until(lambda: calls.call(key, "GET", f"/history/{prompt_id}"), lambda answer: prompt_id in answer[1])
     return found[1][prompt_id]
-
-
-async def upload(calls: Calls, key: str, name: str, content: bytes) -> Any:
-    form = aiohttp.FormData()
-    form.add_field("image", content, filename=name, content_type="image/png")
-    async with calls.gateway.http.post("/upload/image", data=form, headers=bearer(key)) as response:
-        assert response.status == 200, await response.text()
-        return await response.json()
 
 
 async def sent_with(endpoint: FakeEndpoint, number: int) -> dict[str, bytes]:
@@ -64,7 +55,8 @@ async def test_users_see_and_cancel_only_their_own_prompts_and_files(
             assert response.status == 200
     assert (await calls.call(ALICE, "DELETE", f"/prompt_sync/{theirs}"))[0] == 404
     await until(
-        lambda: calls.call(ALICE, "GET", "/queue"), lambda told: told[1] == {"queue_running": [], "queue_pending": []}
+        lambda: calls.call(ALICE, "GET", "/queue"),
+        lambda answer: answer[1] == {"queue_running": [], "queue_pending": []},
     )
     assert endpoint.cancelled == [job], "clearing the queue cancels only the user's own jobs"
     endpoint.complete("job-2", base64_image(DATA))
@@ -107,12 +99,12 @@ async def test_frames_are_sent_only_to_tabs_with_the_same_key(over_runpod: Calls
 async def test_a_job_is_sent_with_its_owners_upload_of_a_shared_name(
     over_runpod: Calls, endpoint: FakeEndpoint
 ) -> None:
-    await upload(over_runpod, BOB, "photo.png", HIS)
+    assert (await upload(over_runpod.gateway, "photo.png", OF_BOB, BOB))[0] == 200
     await prompt(over_runpod, BOB, loading_workflow("photo.png"))
-    assert list((await sent_with(endpoint, 1)).values()) == [HIS]
-    await upload(over_runpod, ALICE, "photo.png", HERS)
+    assert list((await sent_with(endpoint, 1)).values()) == [OF_BOB]
+    assert (await upload(over_runpod.gateway, "photo.png", OF_ALICE, ALICE))[0] == 200
     await prompt(over_runpod, ALICE, loading_workflow("photo.png"))
-    assert list((await sent_with(endpoint, 2)).values()) == [HERS]
+    assert list((await sent_with(endpoint, 2)).values()) == [OF_ALICE]
 
 
 def _names_of(folder: Path) -> list[str]:
@@ -123,14 +115,14 @@ async def test_no_text_in_a_workflow_sends_another_users_file(
     over_runpod: Calls, endpoint: FakeEndpoint, tmp_path: Path
 ) -> None:
     calls = over_runpod
-    await upload(calls, BOB, "photo.png", HIS)
-    await upload(calls, ROOT, "all.png", HIS)
+    assert (await upload(calls.gateway, "photo.png", OF_BOB, BOB))[0] == 200
+    assert (await upload(calls.gateway, "all.png", OF_BOB, ROOT))[0] == 200
     theirs = await prompt(calls, BOB, loading_workflow("photo.png"))
-    endpoint.complete(await endpoint.job(1), base64_image(base64.b64encode(HIS).decode()))
+    endpoint.complete(await endpoint.job(1), base64_image(base64.b64encode(OF_BOB).decode()))
     [made] = (await ended(calls, BOB, theirs))["outputs"]["3"]["images"]
     await prompt(calls, ROOT, loading_workflow("all.png"))
     await endpoint.job(2)
-    images = [{"name": "brought.png", "image": base64.b64encode(HIS).decode()}]
+    images = [{"name": "brought.png", "image": base64.b64encode(OF_BOB).decode()}]
     asking = asyncio.create_task(calls.submit(BOB, loading_workflow("brought.png"), images=images))
     await endpoint.job(3)
     kept = _names_of(tmp_path / "inputs")
@@ -148,10 +140,10 @@ async def test_no_text_in_a_workflow_sends_another_users_file(
         # Only the worker knows the class of node 8, and node 9 takes a text that is no file name.
         workflow["8"] = {"class_type": "OnlyTheWorkerHasIt", "inputs": {"file": name, "image": ["1", 0]}}
         workflow["9"] = {"class_type": "CLIPTextEncode", "inputs": {"text": name}}
-        status, told = await calls.call(ALICE, "POST", "/prompt", {"prompt": workflow})
+        status, answer = await calls.call(ALICE, "POST", "/prompt", {"prompt": workflow})
         if status != 200 or name.endswith("]"):
             continue
         sent += 1
-        assert await sent_with(endpoint, sent) == {}, (name, told)
+        assert await sent_with(endpoint, sent) == {}, (name, answer)
     endpoint.complete("job-3", base64_image(DATA))
     assert (await asking)[0] == 200

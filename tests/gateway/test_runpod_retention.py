@@ -16,7 +16,7 @@ from comfyui.exceptions import SettingsError
 from comfyui.settings import load
 from config import Settings
 from tests.support.log_lines import Lines
-from tests.support.running import running_gateway, until
+from tests.support.running import loading_workflow, running_gateway, until
 from tests.support.runpod_endpoint import (
     DATA,
     NOWHERE,
@@ -26,7 +26,6 @@ from tests.support.runpod_endpoint import (
     base64_image,
     get,
     history,
-    loading_workflow,
     submit,
 )
 

@@ -112,9 +112,9 @@ async def test_damaged_rows_are_skipped_and_logged_and_the_others_taken_over(tmp
         ]
         odd = {WAITING, DELIVERED, WITH_A_KEY, FAILED, INTERRUPTED}
         assert [prompt_id for prompt_id in odd if await journal.get(prompt_id) is not None] == []
-    told = [line for line in log_lines if line["event"] == "runpod.not_taken_over"]
-    assert {line["prompt_id"] for line in told} == odd
-    assert all(line["detail"] for line in told)
+    skipped = [line for line in log_lines if line["event"] == "runpod.not_taken_over"]
+    assert {line["prompt_id"] for line in skipped} == odd
+    assert all(line["detail"] for line in skipped)
     [done] = [line for line in log_lines if line["event"] == "runpod.taken_over"]
     assert (done["left_out"], done["renamed"]) == (5, "journal.sqlite3.imported")
     with closing(sqlite3.connect(tmp_path / "journal.sqlite3.imported")) as database:

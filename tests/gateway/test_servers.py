@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import io
 import os
 import signal
 import sys
@@ -16,21 +15,25 @@ from uuid import uuid4
 
 import aiohttp
 import pytest
-from PIL import Image
 
 from comfyui.engine import Engine
 from config import GatewayOptions
+from tests.support.pictures import picture
+from tests.support.relaying import eventually
 from tests.support.running import (
     RunningGateway,
+    Workflow,
     executions,
     handler_options,
     invert_workflow,
+    loading_workflow,
     moving_after,
     prompts_are_queued,
     requests,
     running_gateway,
     server_options,
     sleep_workflow,
+    until,
 )
 
 
@@ -81,9 +84,7 @@ async def test_prompts_of_other_clients_count_as_work_of_a_server(two_engines: l
             async with http.post(f"{busy.url}/prompt", json={"prompt": sleep_workflow(3, tag=tag)}) as response:
                 assert response.status == 200
         watcher = gateway.handler.pool.backends[0].watcher
-        async with asyncio.timeout(30):
-            while watcher.queue_remaining < 3:
-                await asyncio.sleep(0.01)
+        await eventually(lambda: watcher.queue_remaining >= 3)
         _, body = await gateway.prompt_sync(invert_workflow(77))
     assert body["prompt_id"] in executions(free)
 
@@ -131,9 +132,7 @@ async def test_a_killed_and_restarted_server_gets_its_prompts_again() -> None:
     async with engine_process() as dying, running_gateway(dying.url) as gateway:
         port = int(dying.url.rsplit(":", 1)[1])
         waiting = [asyncio.create_task(gateway.prompt_sync(sleep_workflow(0.3, tag=tag))) for tag in range(3)]
-        async with asyncio.timeout(30):
-            while len(await dying.executed()) < 1:
-                await asyncio.sleep(0.01)
+        await until(dying.executed, bool)
         await dying.kill()
         async with engine_process(port) as restarted:
             assert [status for status, _ in await asyncio.gather(*waiting)] == [200] * 3
@@ -142,7 +141,7 @@ async def test_a_killed_and_restarted_server_gets_its_prompts_again() -> None:
 
 async def test_a_workflow_goes_to_the_server_that_has_its_files(two_engines: list[Engine]) -> None:
     without, having = two_engines
-    workflow = load_workflow_of("only_here.png", having)
+    workflow = workflow_with_a_picture_of(having)
     async with running_gateway(without.url, having.url) as gateway:
         for _ in range(3):
             status, body = await gateway.prompt_sync(workflow)
@@ -168,7 +167,7 @@ async def test_a_server_without_an_answer_to_object_info_delays_no_prompt(two_en
 
 async def test_a_server_with_unknown_nodes_gets_prompts_that_no_other_server_can_run(two_engines: list[Engine]) -> None:
     silent, lacking = two_engines
-    workflow = load_workflow_of("only_there.png", silent)
+    workflow = workflow_with_a_picture_of(silent)
     await silent.set_faults({"hang": {"route": "/object_info"}})
     async with running_gateway(lacking.url, silent.url, changed=server_options(definitions_within_s=0.3)) as gateway:
         status, body = await gateway.prompt_sync(workflow)
@@ -179,7 +178,7 @@ async def test_a_server_with_unknown_nodes_gets_prompts_that_no_other_server_can
 
 async def test_node_definitions_that_arrive_late_are_used_for_the_next_prompt(two_engines: list[Engine]) -> None:
     slow, quick = two_engines
-    workflow = load_workflow_of("only_there.png", slow)
+    workflow = workflow_with_a_picture_of(slow)
     await slow.set_faults({"delay": {"route": "/object_info", "seconds": 0.6}})
     async with running_gateway(slow.url, quick.url, changed=server_options(definitions_within_s=0.2)) as gateway:
         assert (await gateway.prompt_sync(invert_workflow(1)))[0] == 200
@@ -224,17 +223,11 @@ async def test_a_prompt_goes_to_another_server_when_its_upload_fails(
     two_engines: list[Engine], fault: dict[str, Any]
 ) -> None:
     failing, working = two_engines
-    picture = io.BytesIO()
-    Image.new("RGB", (8, 8), "red").save(picture, "PNG")
-    workflow = {
-        "1": {"class_type": "LoadImage", "inputs": {"image": "brought.png"}},
-        "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "x"}},
-    }
-    images = [{"name": "brought.png", "image": base64.b64encode(picture.getvalue()).decode()}]
+    images = [{"name": "brought.png", "image": base64.b64encode(picture()).decode()}]
     await failing.set_faults(fault)
     async with running_gateway(failing.url, working.url, http_retries=0) as gateway:
         for _ in range(3):
-            status, body = await gateway.prompt_sync(workflow, images=images)
+            status, body = await gateway.prompt_sync(loading_workflow("brought.png"), images=images)
             assert status == 200, body
     assert executions(failing) == {}
 
@@ -253,21 +246,20 @@ async def test_validate_skips_a_server_without_an_answer_to_object_info(two_engi
     assert [server["server"] for server in body["servers"]] == [speaking.url.removeprefix("http://")]
 
 
-def load_workflow_of(name: str, having: Engine) -> dict[str, Any]:
-    """A workflow with a picture that only this engine has."""
-    Image.new("RGB", (8, 8), "red").save(having.folders.input / name)
-    return {
-        "1": {"class_type": "LoadImage", "inputs": {"image": name}},
-        "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "x"}},
-    }
+def workflow_with_a_picture_of(engine: Engine) -> Workflow:
+    """A workflow that needs a picture which only this engine has."""
+    (engine.folders.input / "only_here.png").write_bytes(picture())
+    return loading_workflow("only_here.png")
 
 
 async def until_state(gateway: RunningGateway, url: str, state: str) -> dict[str, Any]:
-    name = url.split("//", 1)[1]
-    async with asyncio.timeout(30):
-        while True:
-            async with gateway.http.get("/health") as response:
-                health: dict[str, Any] = await response.json()
-            if any(server["server"] == name and server["state"] == state for server in health["servers"]):
-                return health
-            await asyncio.sleep(0.05)
+    """Returns `/health` once it shows the server in this state."""
+
+    async def health() -> dict[str, Any]:
+        async with gateway.http.get("/health") as response:
+            return dict(await response.json())
+
+    name = url.removeprefix("http://")
+    return await until(
+        health, lambda shown: any(one["server"] == name and one["state"] == state for one in shown["servers"])
+    )

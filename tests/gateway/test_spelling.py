@@ -2,41 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import AsyncExitStack
-from typing import Any
 
 import aiohttp
 import pytest
 
 from comfyui.engine import Engine, EngineOptions
+from tests.support.engine_workflows import txt2img
+from tests.support.relaying import eventually
 from tests.support.running import running_gateway
-from tests.support.target import node
+from tests.support.target import Prompt
 
 SPELLINGS = ("sd/xl/one.safetensors", "sd\\xl\\one.safetensors", "sd/xl\\one.safetensors")
 
 
-def workflow(ckpt_name: str, text: str = "x") -> dict[str, Any]:
-    return {
-        "1": node("CheckpointLoaderSimple", ckpt_name=ckpt_name),
-        "2": node("CLIPTextEncode", text=text, clip=["1", 1]),
-        "3": node("EmptyLatentImage", width=64, height=64, batch_size=1),
-        "4": node(
-            "KSampler",
-            model=["1", 0],
-            positive=["2", 0],
-            negative=["2", 0],
-            latent_image=["3", 0],
-            seed=1,
-            steps=1,
-            cfg=1.0,
-            sampler_name="euler",
-            scheduler="normal",
-            denoise=1.0,
-        ),
-        "5": node("VAEDecode", samples=["4", 0], vae=["1", 2]),
-        "6": node("SaveImage", images=["5", 0], filename_prefix="x"),
-    }
+def workflow(ckpt_name: str, text: str = "x") -> Prompt:
+    made = txt2img(text=text, steps=1)
+    made["4"]["inputs"]["ckpt_name"] = ckpt_name
+    return made
 
 
 def engine(spelling: str) -> Engine:
@@ -47,7 +30,7 @@ async def spellings_on(engine: Engine) -> list[str]:
     """The checkpoint of each prompt that the engine has run."""
     async with aiohttp.ClientSession() as http, http.get(f"{engine.url}/history") as response:
         history = await response.json()
-    return [entry["prompt"][2]["1"]["inputs"]["ckpt_name"] for entry in history.values()]
+    return [entry["prompt"][2]["4"]["inputs"]["ckpt_name"] for entry in history.values()]
 
 
 @pytest.mark.parametrize("preflight", [False, True])
@@ -57,9 +40,7 @@ async def test_each_of_three_servers_gets_its_own_spelling(sent: str, preflight:
         made = [await stack.enter_async_context(engine(spelling)) for spelling in SPELLINGS]
         addresses = [f"gpu-{number}={one.url}" for number, one in enumerate(made)]
         gateway = await stack.enter_async_context(running_gateway(*addresses, preflight=preflight))
-        async with asyncio.timeout(30):
-            while len(gateway.handler.pool.ready) < len(made):
-                await asyncio.sleep(0.01)
+        await eventually(lambda: len(gateway.handler.pool.ready) == len(made))
         for chosen in gateway.handler.pool.backends:
             for other in gateway.handler.pool.backends:
                 other.drain(other is not chosen)

@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
-import json
 import socket
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -23,6 +21,7 @@ from comfyui.sdk import Executing, Finished, GatewayClient, Progress, Queued
 from comfyui.web.api.sse import EventFeed
 from comfyui.workflows.progress import NodeProgress, NodeStarted, ProgressTracker
 from config import GatewayOptions
+from tests.support.engine_workflows import txt2img
 from tests.support.outputs import simulated_bytes, simulated_output
 from tests.support.running import (
     RunningGateway,
@@ -34,7 +33,7 @@ from tests.support.running import (
     sleep_workflow,
     until,
 )
-from tests.support.sse import Sent, events_of
+from tests.support.sse import Sent, data_of, events_of
 
 SSE = {"Accept": "text/event-stream"}
 
@@ -43,10 +42,6 @@ async def stream(gateway: RunningGateway, workflow: dict[str, Any], query: str =
     url = f"/prompt_sync{query}"
     async with gateway.http.post(url, json={"prompt": workflow, **fields}, headers=SSE) as response:
         return [event async for event in events_of(response)]
-
-
-def named(events: list[Sent], name: str) -> list[Any]:
-    return [event.data for event in events if event.name == name]
 
 
 def titled_sleep(seconds: float = 0.2, steps: int = 4) -> dict[str, Any]:
@@ -62,7 +57,7 @@ async def test_events_follow_a_prompt_from_the_queue_to_its_result(gateway: Runn
 
     assert events[0] == Sent("queued", {"prompt_id": prompt_id, "position": None})
     assert all(event.data["prompt_id"] == prompt_id for event in events)
-    started = named(events, "executing")
+    started = data_of(events, "executing")
     assert [event["node"] for event in started] == ["1", "2", "4", "3"]
     assert started[2] == {
         "prompt_id": prompt_id,
@@ -70,13 +65,13 @@ async def test_events_follow_a_prompt_from_the_queue_to_its_result(gateway: Runn
         "title": "A long wait",
         "class_type": "SimulatedSleep",
     }
-    steps = [event for event in named(events, "progress") if event["node"] == "4"]
+    steps = [event for event in data_of(events, "progress") if event["node"] == "4"]
     assert [(event["value"], event["max"]) for event in steps] == [(1, 4), (2, 4), (3, 4), (4, 4)]
-    overall = [event["overall"] for event in named(events, "progress")]
+    overall = [event["overall"] for event in data_of(events, "progress")]
     assert overall == sorted(overall)
     assert 0 < overall[0] < overall[-1] <= 1
     assert [event.name for event in events[-1:]] == ["result"]
-    assert len(named(events, "result")) == 1
+    assert len(data_of(events, "result")) == 1
     assert events[-1].data["images"][0]["filename"] == "test_00001_.png"
 
 
@@ -115,12 +110,12 @@ async def test_queue_positions_count_down(gateway: RunningGateway, engine: Engin
     async with gateway.http.post("/prompt_sync", json={"prompt": invert_workflow(3)}, headers=SSE) as response:
         async for event in events_of(response):
             events.append(event)
-            position = named(events, "queued")[-1]["position"]
+            position = data_of(events, "queued")[-1]["position"]
             if event.name == "queued" and position in {2, 1}:
                 engine.wake(first if position == 2 else second)
     await asyncio.gather(*before)
 
-    positions = [data["position"] for data in named(events, "queued")]
+    positions = [data["position"] for data in data_of(events, "queued")]
     assert positions == [None, 2, 1]
     assert requests(engine, "GET /queue") == 0
 
@@ -134,27 +129,20 @@ async def test_queue_positions_count_prompts_of_other_clients(gateway: RunningGa
     async with gateway.http.post("/prompt_sync", json={"prompt": invert_workflow(4)}, headers=SSE) as response:
         async for event in events_of(response):
             events.append(event)
-            if named(events, "queued")[-1]["position"] == 3:
+            if data_of(events, "queued")[-1]["position"] == 3:
                 engine.wake(running, *pending)
-    positions = [data["position"] for data in named(events, "queued")]
+    positions = [data["position"] for data in data_of(events, "queued")]
     assert positions[:2] == [None, 3]
     assert positions[1:] == sorted(positions[1:], reverse=True)
 
 
 async def test_previews_are_sent_only_on_request(gateway: RunningGateway, engine: Engine) -> None:
-    workflow = txt2img()
-    assert not named(await stream(gateway, workflow), "preview")
-    workflow["3"]["inputs"]["seed"] = 7
-    previews = named(await stream(gateway, workflow, "?previews=true"), "preview")
+    assert not data_of(await stream(gateway, txt2img(steps=20)), "preview")
+    previews = data_of(await stream(gateway, txt2img(seed=7, steps=20), "?previews=true"), "preview")
     assert previews
     assert set(previews[0]) == {"prompt_id", "content_type", "image"}
     with Image.open(io.BytesIO(base64.b64decode(previews[0]["image"], validate=True))) as image:
         assert image.format == previews[0]["content_type"].removeprefix("image/").upper()
-
-
-def txt2img() -> dict[str, Any]:
-    loaded: dict[str, Any] = json.loads((Path(__file__).parents[2] / "examples/txt2img.json").read_text())
-    return loaded
 
 
 async def test_a_failing_node_sends_an_error_event(gateway: RunningGateway, engine: Engine) -> None:
@@ -164,7 +152,7 @@ async def test_a_failing_node_sends_an_error_event(gateway: RunningGateway, engi
     assert events[-1].data["type"] == "task_failed"
     assert "no such luck" in events[-1].data["detail"]
     assert events[-1].data["request_id"]
-    assert not named(events, "result")
+    assert not data_of(events, "result")
 
 
 async def test_an_error_before_the_first_event_keeps_its_http_status(engine: Engine) -> None:
@@ -213,7 +201,7 @@ async def test_an_attached_client_gets_the_events_that_it_missed(gateway: Runnin
     async with gateway.http.get(f"/prompt_sync/{prompt_id}", headers=SSE) as response:
         events = [event async for event in events_of(response)]
     await first
-    assert named(events, "executing")[0]["class_type"]
+    assert data_of(events, "executing")[0]["class_type"]
     assert events[-1].name == "result"
     async with gateway.http.get(f"/prompt_sync/{prompt_id}", headers=SSE) as response:
         assert [event.name async for event in events_of(response)] == ["queued", "result"]
@@ -258,9 +246,9 @@ def test_an_unread_feed_stays_small() -> None:
         silent(Steps("p", "1", step + 1, 2_000))
         silent(Preview("image/png", bytes(100_000)))
         silent(NodeExecuting("p", str(step)))
-    told = silent.take()
-    assert len(told) < 300_000
-    assert told.count(b"event: preview") == 1
+    unread = silent.take()
+    assert len(unread) < 300_000
+    assert unread.count(b"event: preview") == 1
     assert silent.take() == b""
 
 

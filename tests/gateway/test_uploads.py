@@ -17,59 +17,23 @@ from PIL import Image
 
 from comfyui.engine import Engine
 from tests.support.calls import Calls
-from tests.support.jobs import ASYNC
+from tests.support.jobs import submit
 from tests.support.keys import ALICE, BOB, ROOT, WATCHER, bearer
+from tests.support.pictures import BLUE, GREEN, RED, color_of, picture
 from tests.support.relaying import Fetched, fetch
 from tests.support.running import (
     RunningGateway,
     executions,
+    loading_workflow,
     running_gateway,
     sleep_workflow,
     until,
 )
-
-
-def picture(color: tuple[int, ...], mode: str = "RGB", size: tuple[int, int] = (8, 6)) -> bytes:
-    buffer = io.BytesIO()
-    Image.new(mode, size, color).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-RED, BLUE, GREEN = picture((255, 0, 0)), picture((0, 0, 255)), picture((0, 255, 0))
-
-
-def load(name: Any, prefix: str = "loaded") -> dict[str, Any]:
-    return {
-        "1": {"class_type": "LoadImage", "inputs": {"image": name}},
-        "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": prefix}},
-    }
-
-
-async def upload(
-    gateway: RunningGateway,
-    name: str,
-    content: bytes,
-    key: str | None = None,
-    path: str = "/upload/image",
-    **fields: str,
-) -> tuple[int, Any]:
-    form = aiohttp.FormData(quote_fields=False)
-    form.add_field("image", content, filename=name, content_type="image/png")
-    for field, value in fields.items():
-        form.add_field(field, value)
-    headers = bearer(key) if key else {}
-    async with gateway.http.post(path, data=form, headers=headers) as response:
-        body = await response.read()
-        return response.status, json.loads(body) if response.content_type == "application/json" else body.decode()
+from tests.support.uploads import upload
 
 
 async def view(gateway: RunningGateway, key: str | None = None, **query: str) -> Fetched:
     return await fetch(gateway, f"/view?{urlencode(query)}", headers=bearer(key) if key else {})
-
-
-def color_of(content: bytes) -> Any:
-    with Image.open(io.BytesIO(content)) as image:
-        return image.convert("RGB").getpixel((0, 0))
 
 
 async def result_color(gateway: RunningGateway, result: Any) -> Any:
@@ -90,23 +54,23 @@ async def test_an_upload_reaches_a_server_only_with_a_prompt_that_names_it(
     assert [inputs_of(one) for one in three_engines] == [{}, {}, {}]
     busy = [await fleet.http.post("/prompt", json={"prompt": sleep_workflow(600, tag=n)}) for n in range(2)]
     assert [one.status for one in busy] == [200, 200]
-    status, result = await fleet.prompt_sync(load("a.png"))
+    status, result = await fleet.prompt_sync(loading_workflow("a.png"))
     assert status == 200, result
     assert await result_color(fleet, result) == (255, 0, 0)
     (ran,) = (one for one in three_engines if result["prompt_id"] in executions(one))
     assert [inputs_of(one) for one in three_engines if one is not ran] == [{}, {}]
     # The workflow runs with the name that the client knows.
     assert inputs_of(ran) == {"a.png": RED}
-    assert (await fleet.prompt_sync(load("a.png [input]", "again")))[0] == 200
+    assert (await fleet.prompt_sync(loading_workflow("a.png [input]", "again")))[0] == 200
     assert ran.stats.show()["requests"]["POST /upload/image"] == 1
 
 
 @pytest.mark.parametrize("prefix", ["", "/api"])
 async def test_uploads_are_named_by_comfyuis_rules(fleet: RunningGateway, prefix: str) -> None:
     async def named(content: bytes, **fields: str) -> str:
-        status, told = await upload(fleet, "a.b.png", content, path=f"{prefix}/upload/image", **fields)
+        status, answer = await upload(fleet, "a.b.png", content, path=f"{prefix}/upload/image", **fields)
         assert status == 200
-        return str(told["name"])
+        return str(answer["name"])
 
     assert [await named(RED), await named(BLUE), await named(RED), await named(BLUE), await named(GREEN)] == [
         *("a.b.png", "a.b (1).png", "a.b.png", "a.b (1).png", "a.b (2).png")
@@ -149,7 +113,7 @@ async def test_numbering_keeps_the_longest_allowed_name_within_the_limit(
     assert len(name.encode()) == 255
     assert (await upload(fleet, name, RED))[1]["name"] == name
     assert (await upload(fleet, name, GREEN))[1]["name"] == numbered
-    _, result = await fleet.prompt_sync(load(numbered))
+    _, result = await fleet.prompt_sync(loading_workflow(numbered))
     assert await result_color(fleet, result) == (0, 255, 0)
 
 
@@ -161,11 +125,11 @@ async def test_a_servers_own_file_of_the_same_name_is_not_used(
         (one.folders.input / "a.png").write_bytes(BLUE)
     assert (await upload(fleet, "a.png", RED))[1]["name"] == "a.png"
     digest = hashlib.sha256(RED).hexdigest()
-    results = await asyncio.gather(*(fleet.prompt_sync(load("a.png", f"p{number}")) for number in range(6)))
+    results = await asyncio.gather(*(fleet.prompt_sync(loading_workflow("a.png", f"p{number}")) for number in range(6)))
     for status, result in results:
         assert status == 200
         assert await result_color(fleet, result) == (255, 0, 0)
-    async with fleet.http.post("/prompt", json={"prompt": load("a.png", "another")}) as response:
+    async with fleet.http.post("/prompt", json={"prompt": loading_workflow("a.png", "another")}) as response:
         prompt_id = (await response.json())["prompt_id"]
     entry = await until(lambda: _history(fleet, prompt_id), bool)
     assert entry["prompt"][2]["1"]["inputs"]["image"] == "a.png"
@@ -190,7 +154,7 @@ async def test_a_file_of_the_first_server_already_has_its_name(
     assert (await upload(fleet, "example.png", RED))[1]["name"] == "example (1).png"
     assert (await upload(fleet, "example.png", BLUE))[1]["name"] == "example.png"
     assert (await upload(fleet, "example.png", GREEN, overwrite="true"))[1]["name"] == "example.png"
-    _, result = await fleet.prompt_sync(load("example.png"))
+    _, result = await fleet.prompt_sync(loading_workflow("example.png"))
     assert await result_color(fleet, result) == (0, 255, 0)
 
 
@@ -200,8 +164,7 @@ async def test_a_queued_prompt_reads_the_file_that_has_the_name_when_it_runs(thr
         await upload(gateway, "a.png", RED)
         async with gateway.http.post("/queue/pause") as response:
             assert response.status == 200
-        async with gateway.http.post("/prompt_sync", json={"prompt": load("a.png")}, headers=ASYNC) as response:
-            prompt_id = (await response.json())["prompt_id"]
+        prompt_id = await submit(gateway.http, loading_workflow("a.png"))
         await upload(gateway, "a.png", BLUE, overwrite="true")
         async with gateway.http.post("/queue/resume") as response:
             assert response.status == 200
@@ -226,9 +189,9 @@ async def test_a_queued_prompt_reads_the_file_that_has_the_name_when_it_runs(thr
 async def test_an_unusable_name_for_an_upload_is_refused(
     fleet: RunningGateway, three_engines: list[Engine], name: str, fields: dict[str, str]
 ) -> None:
-    status, told = await upload(fleet, name, RED, **fields)
-    assert status == 400, told
-    assert "image" in told or "type" in told
+    status, answer = await upload(fleet, name, RED, **fields)
+    assert status == 400, answer
+    assert "image" in answer or "type" in answer
     assert fleet.handler.uploads.catalogue.names("") == []
 
 
@@ -242,22 +205,22 @@ async def test_an_invalid_form_gets_comfyuis_status(fleet: RunningGateway) -> No
 
 async def test_a_name_that_was_never_uploaded_is_refused(fleet: RunningGateway) -> None:
     await upload(fleet, "a.png", RED)
-    async with fleet.http.post("/prompt", json={"prompt": load("b.png")}) as response:
+    async with fleet.http.post("/prompt", json={"prompt": loading_workflow("b.png")}) as response:
         assert response.status == 400
-        told = await response.json()
-    assert told["node_errors"]["1"]["errors"][0]["type"] == "custom_validation_failed"
-    async with fleet.http.post("/prompt", json={"prompt": load("a.png")}) as response:
+        answer = await response.json()
+    assert answer["node_errors"]["1"]["errors"][0]["type"] == "custom_validation_failed"
+    async with fleet.http.post("/prompt", json={"prompt": loading_workflow("a.png")}) as response:
         assert response.status == 200, await response.text()
-    async with fleet.http.post("/validate", json={"prompt": load("a.png")}) as response:
+    async with fleet.http.post("/validate", json={"prompt": loading_workflow("a.png")}) as response:
         assert (await response.json())["valid"] is True
 
 
 @pytest.mark.parametrize(("name", "subfolder"), [("a...b.png", ""), ("a.png", "windows\\folder")])
 async def test_a_prompt_can_use_an_upload_with_an_odd_name(fleet: RunningGateway, name: str, subfolder: str) -> None:
     """ComfyUI stores and reads a file whose name has two dots in a row, but does not show it."""
-    status, told = await upload(fleet, name, RED, subfolder=subfolder)
-    assert (status, told["name"]) == (200, name)
-    status, result = await fleet.prompt_sync(load("/".join(filter(None, (told["subfolder"], name)))))
+    status, answer = await upload(fleet, name, RED, subfolder=subfolder)
+    assert (status, answer["name"]) == (200, name)
+    status, result = await fleet.prompt_sync(loading_workflow("/".join(filter(None, (answer["subfolder"], name)))))
     assert status == 200, result
     assert await result_color(fleet, result) == (255, 0, 0)
 
@@ -266,9 +229,9 @@ async def test_a_prompt_can_use_an_upload_with_an_odd_name(fleet: RunningGateway
 async def test_a_name_that_is_too_long_for_a_disk_is_refused_at_once(
     fleet: RunningGateway, name: str, subfolder: str
 ) -> None:
-    status, told = await upload(fleet, name, RED, subfolder=subfolder)
+    status, answer = await upload(fleet, name, RED, subfolder=subfolder)
     assert status == 400
-    assert "255 bytes" in told
+    assert "255 bytes" in answer
 
 
 # Owners
@@ -282,7 +245,7 @@ async def test_each_key_has_its_own_file_of_the_same_name(owned_fleet: Calls, th
             "type": "input",
         }
     for key, color in ((ALICE, (255, 0, 0)), (BOB, (0, 0, 255)), (ROOT, (0, 255, 0))):
-        status, result = await owned_fleet.submit(key, load("a.png"), return_image_base64=True)
+        status, result = await owned_fleet.submit(key, loading_workflow("a.png"), return_image_base64=True)
         assert status == 200, result
         found = await fetch(owned_fleet.gateway, result["images"][0]["url"], headers=bearer(key))
         assert color_of(found.body) == color
@@ -297,13 +260,13 @@ async def test_each_key_has_its_own_file_of_the_same_name(owned_fleet: Calls, th
 
 async def test_no_caller_can_read_another_keys_upload(owned_fleet: Calls, three_engines: list[Engine]) -> None:
     await upload(owned_fleet.gateway, "secret.png", RED, ALICE)
-    await owned_fleet.submit(ALICE, load("secret.png"))
+    await owned_fleet.submit(ALICE, loading_workflow("secret.png"))
     placed = f"gateway/{hashlib.sha256(RED).hexdigest()}/secret.png"
     assert any(placed in inputs_of(one) for one in three_engines)
     for name in ("secret.png", "keys/alice/secret.png", placed, f"{placed} [input]", "./secret.png", "x/../secret.png"):
-        status, told = await owned_fleet.submit(BOB, load(name))
-        assert (status, told["type"]) == (400, "validation_failed"), name
-        assert "missing" not in str(told["node_errors"])
+        status, answer = await owned_fleet.submit(BOB, loading_workflow(name))
+        assert (status, answer["type"]) == (400, "validation_failed"), name
+        assert "missing" not in str(answer["node_errors"])
         assert (await view(owned_fleet.gateway, BOB, filename=name, type="input")).status == 404, name
     ref = json.dumps({"filename": "secret.png", "subfolder": "", "type": "input"})
     status, _ = await upload(owned_fleet.gateway, "m.png", RED, BOB, path="/upload/mask", original_ref=ref)
@@ -325,13 +288,13 @@ async def test_a_text_that_names_an_upload_means_the_callers_own(
         (engine.folders.input / "a.png").write_bytes(GREEN)
     await upload(owned_fleet.gateway, "a.png", RED, ALICE)
     shows = {"1": {"class_type": "PreviewAny", "inputs": {"source": "a.png [input]"}}}
-    status, told = await owned_fleet.submit(ALICE, shows)
-    assert status == 200, told
+    status, answer = await owned_fleet.submit(ALICE, shows)
+    assert status == 200, answer
     placed = f"gateway/{hashlib.sha256(RED).hexdigest()}/a.png"
-    assert told["outputs"]["1"]["text"] == [placed]
+    assert answer["outputs"]["1"]["text"] == [placed]
     assert any(inputs_of(engine).get(placed) == RED for engine in three_engines)
-    status, told = await owned_fleet.submit(BOB, shows)
-    assert (status, told["type"]) == (400, "validation_failed")
+    status, answer = await owned_fleet.submit(BOB, shows)
+    assert (status, answer["type"]) == (400, "validation_failed")
 
 
 async def test_a_wrapped_name_of_an_upload_does_not_reach_a_servers_file(
@@ -341,12 +304,12 @@ async def test_a_wrapped_name_of_an_upload_does_not_reach_a_servers_file(
     for engine in three_engines:
         (engine.folders.input / "a.png").write_bytes(GREEN)
     await upload(owned_fleet.gateway, "a.png", RED, ALICE)
-    workflow = load("a.png") | {
+    workflow = loading_workflow("a.png") | {
         "5": {"class_type": "LoadImage", "inputs": {"image": {"__value__": "a.png"}}},
         "6": {"class_type": "SaveImage", "inputs": {"images": ["5", 0], "filename_prefix": "wrapped"}},
     }
-    status, told = await owned_fleet.submit(ALICE, workflow)
-    assert (status, told["type"], list(told["node_errors"])) == (400, "validation_failed", ["5"])
+    status, answer = await owned_fleet.submit(ALICE, workflow)
+    assert (status, answer["type"], list(answer["node_errors"])) == (400, "validation_failed", ["5"])
 
 
 @pytest.mark.parametrize("path", ["/object_info", "/api/object_info/LoadImage"])
@@ -377,8 +340,8 @@ async def test_a_single_server_with_keys_lists_uploads_too(engine: Engine, keys_
 async def _masked(
     gateway: RunningGateway, ref: Any, mask: bytes, name: str = "m.png", **fields: str
 ) -> tuple[int, Any]:
-    told = ref if isinstance(ref, str) else json.dumps(ref)
-    return await upload(gateway, name, mask, path="/upload/mask", original_ref=told, **fields)
+    answer = ref if isinstance(ref, str) else json.dumps(ref)
+    return await upload(gateway, name, mask, path="/upload/mask", original_ref=answer, **fields)
 
 
 async def test_a_mask_is_applied_to_its_original_wherever_that_is(
@@ -386,17 +349,17 @@ async def test_a_mask_is_applied_to_its_original_wherever_that_is(
 ) -> None:
     mask = picture((0, 0, 0, 77), "RGBA")
     await upload(fleet, "a.png", RED)
-    _, result = await fleet.prompt_sync(load("a.png", "sub/made"))
+    _, result = await fleet.prompt_sync(loading_workflow("a.png", "sub/made"))
     merged = {name: result["images"][0][name] for name in ("filename", "subfolder", "type")}
     assert merged["subfolder"] == f"{result['prompt_id']}/sub"
     refs = [{"filename": "a.png", "subfolder": "", "type": "input"}, {"filename": "a.png [input]"}, merged]
     for number, ref in enumerate([*refs, {**merged, "subfolder": "sub"}]):
-        status, told = await _masked(fleet, ref, mask, f"m{number}.png", subfolder="clipspace")
-        assert (status, told) == (200, {"name": f"m{number}.png", "subfolder": "clipspace", "type": "input"}), ref
+        status, answer = await _masked(fleet, ref, mask, f"m{number}.png", subfolder="clipspace")
+        assert (status, answer) == (200, {"name": f"m{number}.png", "subfolder": "clipspace", "type": "input"}), ref
         found = await view(fleet, filename=f"m{number}.png", subfolder="clipspace", type="input")
         with Image.open(io.BytesIO(found.body)) as image:
             assert (image.mode, image.getpixel((0, 0))) == ("RGBA", (255, 0, 0, 77))
-    status, result = await fleet.prompt_sync(load("clipspace/m0.png [input]", "with mask"))
+    status, result = await fleet.prompt_sync(loading_workflow("clipspace/m0.png [input]", "with mask"))
     assert status == 200, result
     # ComfyUI compares the stored picture with the mask alone; they always differ, so the new name gets a number.
     assert (await _masked(fleet, refs[0], mask, "m0.png", subfolder="clipspace"))[1]["name"] == "m0 (1).png"
@@ -422,16 +385,16 @@ async def test_a_mask_is_applied_to_its_original_wherever_that_is(
     ],
 )
 async def test_a_mask_of_an_unknown_original_is_refused(fleet: RunningGateway, ref: Any) -> None:
-    status, told = await _masked(fleet, ref, picture((0, 0, 0, 1), "RGBA"))
+    status, answer = await _masked(fleet, ref, picture((0, 0, 0, 1), "RGBA"))
     assert status == 400
-    assert "original_ref" in told
+    assert "original_ref" in answer
     assert (await view(fleet, filename="m.png", type="input")).status == 404
 
 
 async def test_a_mask_that_is_no_picture_is_refused(fleet: RunningGateway) -> None:
     await upload(fleet, "a.png", RED)
-    status, told = await _masked(fleet, {"filename": "a.png", "type": "input"}, b"no picture")
-    assert (status, "picture" in told) == (400, True)
+    status, answer = await _masked(fleet, {"filename": "a.png", "type": "input"}, b"no picture")
+    assert (status, "picture" in answer) == (400, True)
 
 
 # Limits and restarts
@@ -443,11 +406,10 @@ async def test_old_uploads_make_room_unless_a_job_needs_them(three_engines: list
             assert response.status == 200
         needed = picture((1, 2, 3)) + b"x" * 3000
         await upload(gateway, "needed.png", needed)
-        async with gateway.http.post("/prompt_sync", json={"prompt": load("needed.png")}, headers=ASYNC) as response:
-            prompt_id = (await response.json())["prompt_id"]
+        prompt_id = await submit(gateway.http, loading_workflow("needed.png"))
         for number in range(8):
-            status, told = await upload(gateway, f"{number}.png", picture((number, 9, 9)) + bytes([number]) * 3000)
-            assert status == 200, told
+            status, answer = await upload(gateway, f"{number}.png", picture((number, 9, 9)) + bytes([number]) * 3000)
+            assert status == 200, answer
         names = gateway.handler.uploads.catalogue.names("")
         assert "needed.png" in names
         assert "7.png" in names
@@ -456,16 +418,16 @@ async def test_old_uploads_make_room_unless_a_job_needs_them(three_engines: list
             assert response.status == 200
         async with gateway.http.get(f"/prompt_sync/{prompt_id}") as response:
             assert await result_color(gateway, await response.json()) == (1, 2, 3)
-        status, told = await upload(gateway, "large.png", bytes(20_000))
-        assert (status, told["type"]) == (413, "limit_exceeded"), told
+        status, answer = await upload(gateway, "large.png", bytes(20_000))
+        assert (status, answer["type"]) == (413, "limit_exceeded"), answer
 
 
 async def test_the_upload_limit_counts_the_whole_form(three_engines: list[Engine]) -> None:
     async with running_gateway(three_engines[0].url, three_engines[1].url, max_upload_mb=0.01) as gateway:
         assert (await upload(gateway, "a.png", bytes(9_000)))[0] == 200
-        status, told = await upload(gateway, "a.png", bytes(11_000))
-        assert (status, told["type"]) == (413, "body_too_large")
-        assert "MAX_UPLOAD_MB" in told["detail"]
+        status, answer = await upload(gateway, "a.png", bytes(11_000))
+        assert (status, answer["type"]) == (413, "body_too_large")
+        assert "MAX_UPLOAD_MB" in answer["detail"]
 
 
 async def test_a_restart_keeps_the_names_of_uploads_whose_bytes_still_exist(
@@ -477,9 +439,9 @@ async def test_a_restart_keeps_the_names_of_uploads_whose_bytes_still_exist(
             assert (await upload(gateway, name, content))[0] == 200
     (tmp_path / "state/inputs" / hashlib.sha256(BLUE).hexdigest()).unlink()
     async with running_gateway(three_engines[0].url, three_engines[1].url, **settings) as gateway:
-        _, result = await gateway.prompt_sync(load("a.png"))
+        _, result = await gateway.prompt_sync(loading_workflow("a.png"))
         assert await result_color(gateway, result) == (255, 0, 0)
-        assert (await gateway.prompt_sync(load("b.png")))[0] == 400
+        assert (await gateway.prompt_sync(loading_workflow("b.png")))[0] == 400
         assert (await upload(gateway, "a.png", GREEN))[1]["name"] == "a (1).png"
         assert (await upload(gateway, "b.png", GREEN))[1]["name"] == "b.png"
         await until(lambda: _swept(gateway), lambda swept: swept)
@@ -496,10 +458,10 @@ async def test_a_file_that_a_server_lost_is_placed_there_again(engine: Engine) -
         assert (await upload(gateway, "kept.png", RED))[0] == 200
         images = [{"name": "given.png", "image": base64.b64encode(RED).decode()}]
         for run in ("first", "second"):
-            status, result = await gateway.prompt_sync(load("kept.png", run))
+            status, result = await gateway.prompt_sync(loading_workflow("kept.png", run))
             assert status == 200, result
-            status, result = await gateway.prompt_sync(load("given.png", run), images=images)
+            status, result = await gateway.prompt_sync(loading_workflow("given.png", run), images=images)
             assert status == 200, result
             for file in inputs_of(engine):
                 (engine.folders.input / file).unlink()
-        assert (await gateway.prompt_sync(load("unknown.png")))[0] == 400
+        assert (await gateway.prompt_sync(loading_workflow("unknown.png")))[0] == 400

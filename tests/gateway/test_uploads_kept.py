@@ -10,9 +10,9 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from tests.gateway.test_uploads import RED, color_of, load
+from tests.support.pictures import RED, color_of
 from tests.support.processes import GatewayProcess, gateway_process, peak_kb
-from tests.support.running import engines
+from tests.support.running import engines, loading_workflow
 
 _SIZE = 300_000_000
 _PIECE = bytes(1_000_000)
@@ -39,7 +39,7 @@ async def test_an_upload_survives_a_kill_of_the_gateway(tmp_path: Path) -> None:
             await gateway.kill()
         assert not any(list(one.folders.input.iterdir()) for one in servers)
         async with gateway_process(addresses, STATE_DIR=state) as gateway:
-            status, result = await gateway.prompt_sync(load("a.png"))
+            status, result = await gateway.prompt_sync(loading_workflow("a.png"))
             assert status == 200, result
             async with gateway.http.get(result["images"][0]["url"]) as response:
                 assert color_of(await response.read()) == (255, 0, 0)

@@ -24,9 +24,9 @@ def _counts(row: dict[str, Any]) -> tuple[int, int]:
 
 @pytest.mark.parametrize("key", [ROOT, WATCHER, KEY])
 async def test_admins_and_readers_see_the_usage_of_all_keys(used: RunningGateway, key: str) -> None:
-    status, told = await _usage(used, key)
+    status, answer = await _usage(used, key)
     assert status == 200
-    rows = {row["key"]: row for row in told["usage"]}
+    rows = {row["key"]: row for row in answer["usage"]}
     assert (_counts(rows["alice"]), _counts(rows["bob"])) == ((2, 1), (1, 0))
     assert 0.2 < rows["bob"]["gpu_seconds"] < 60
     assert rows["alice"]["gpu_seconds"] > rows["bob"]["gpu_seconds"]
@@ -35,20 +35,20 @@ async def test_admins_and_readers_see_the_usage_of_all_keys(used: RunningGateway
 
 async def test_users_see_only_their_own_usage(used: RunningGateway) -> None:
     for query in ("", "?by=key", "?by=day,key,person,workflow", "?by=workflow"):
-        _, told = await _usage(used, BOB, query)
-        assert {row.get("key", "bob") for row in told["usage"]} == {"bob"}
-        assert sum(row["prompts"]["succeeded"] for row in told["usage"]) == 1
-    _, told = await _usage(used, ALICE, "?by=person")
-    assert {row["person"]: _counts(row) for row in told["usage"]} == {"": (1, 1), "eve": (1, 0)}
-    _, told = await _usage(used, ALICE, "?by=key", {"X-User": "eve"})
-    assert [_counts(row) for row in told["usage"]] == [(1, 0)]
+        _, answer = await _usage(used, BOB, query)
+        assert {row.get("key", "bob") for row in answer["usage"]} == {"bob"}
+        assert sum(row["prompts"]["succeeded"] for row in answer["usage"]) == 1
+    _, answer = await _usage(used, ALICE, "?by=person")
+    assert {row["person"]: _counts(row) for row in answer["usage"]} == {"": (1, 1), "eve": (1, 0)}
+    _, answer = await _usage(used, ALICE, "?by=key", {"X-User": "eve"})
+    assert [_counts(row) for row in answer["usage"]] == [(1, 0)]
 
 
 async def test_days_limit_the_answer_and_invalid_queries_are_named(used: RunningGateway) -> None:
     assert (await _usage(used, ROOT, "?since=2001-01-01&until=2001-01-02"))[1]["usage"] == []
     for until, since in (("2001-01-31", "2001-01-01"), ("0001-01-02", "0001-01-01")):
         assert await _usage(used, ROOT, f"?until={until}") == (200, {"since": since, "until": until, "usage": []})
-    for query, told in (
+    for query, detail in (
         ("?by=colour", "by: there is no 'colour'; there are day, key, person, workflow"),
         ("?since=yesterday", "since: a day, such as 2026-11-01, is wanted"),
         ("?until=2026-02-30", "until: a day, such as 2026-11-01, is wanted"),
@@ -60,7 +60,7 @@ async def test_days_limit_the_answer_and_invalid_queries_are_named(used: Running
     ):
         status, body = await _usage(used, ROOT, query)
         assert status in {400, 422}
-        assert told in body["detail"]
+        assert detail in body["detail"]
 
 
 async def test_each_key_has_its_own_series_in_the_metrics(used: RunningGateway) -> None:

@@ -20,48 +20,39 @@ from tests.support.engine_workflows import sleeping, writing
 from tests.support.jobs import fetch
 from tests.support.jobs import submit as submit_async
 from tests.support.keys import ALICE, BOB
+from tests.support.pictures import color_of, picture
 from tests.support.running import RunningGateway, engines, executions, invert_workflow, requests, running_gateway, until
 from tests.support.sse import events_of
 from tests.support.target import node
-from tests.support.v2 import ASSETS, JOBS, ask, code_of, comfy, form, submit, until_ended, upload
-
-
-def picture(color: int = 0x10_20_30) -> bytes:
-    """A PNG of one colour."""
-    buffer = io.BytesIO()
-    Image.new("RGB", (8, 8), f"#{color:06x}").save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def color_of(png: bytes) -> int:
-    """Of its first pixel."""
-    with Image.open(io.BytesIO(png)) as image:
-        red, green, blue = image.convert("RGB").getpixel((0, 0))  # type: ignore[misc]
-    return red << 16 | green << 8 | blue
-
-
-def reading(asset: Any) -> dict[str, Any]:
-    """Saves the picture again."""
-    return {
-        "1": node("LoadImage", image=asset),
-        "2": node("SaveImage", images=["1", 0], filename_prefix="read"),
-    }
+from tests.support.v2 import (
+    ASSETS,
+    JOBS,
+    ask,
+    asset_reference,
+    code_of,
+    comfy,
+    form,
+    reading,
+    submit,
+    until_ended,
+    upload,
+)
 
 
 async def test_the_sdk_uploads_a_file_once_and_jobs_read_it(gateway: RunningGateway, tmp_path: Path) -> None:
-    (tmp_path / "photo.png").write_bytes(picture(0xAA_BB_CC))
+    (tmp_path / "photo.png").write_bytes(picture((0xAA, 0xBB, 0xCC)))
     async with comfy(gateway.url) as client:
         asset = client.assets.from_file(tmp_path / "photo.png")
         job = await client.submit(client.workflows.from_json(reading(asset)))
-        assert (asset.created_new, asset.hash) == (True, f"blake3:{blake3(picture(0xAA_BB_CC)).hexdigest()}")
+        assert (asset.created_new, asset.hash) == (True, f"blake3:{blake3(picture((0xAA, 0xBB, 0xCC))).hexdigest()}")
         await job.result()
         (output,) = job.outputs
-        assert color_of(await output.to_bytes()) == 0xAA_BB_CC
+        assert color_of(await output.to_bytes()) == (0xAA, 0xBB, 0xCC)
         graph = (await job.get_workflow()).graph
-        assert graph == reading({"__type": "core/ASSET", "info": {"id": asset.id}})
+        assert graph == reading(asset_reference(asset.id))
         repeated = await until_ended(gateway, await submit(gateway, graph))
         assert repeated["status"] == "succeeded", "a fetched workflow can be submitted again"
-        again = client.assets.from_bytes(picture(0xAA_BB_CC), filename="other.png")
+        again = client.assets.from_bytes(picture((0xAA, 0xBB, 0xCC)), filename="other.png")
         await again.commit()
         assert (again.created_new, again.id == asset.id) == (False, False)
         found = await client.assets.get(again.id or "")
@@ -180,12 +171,12 @@ async def test_an_output_can_be_the_input_of_a_job_on_any_server() -> None:
         async with running_gateway(*(one.url for one in servers)) as gateway, comfy(gateway.url) as client:
             first = await client.submit(client.workflows.from_json(invert_workflow(0x10_20_30)))
             await first.result()
-            reference = {"__type": "core/ASSET", "info": {"id": first.outputs[0].id}}
-            _, asset = await upload(gateway, picture(0x12_34_56), "photo.png")
-            uploaded = {"__type": "core/ASSET", "info": {"id": asset["id"]}}
+            reference = asset_reference(first.outputs[0].id)
+            _, asset = await upload(gateway, picture((0x12, 0x34, 0x56)), "photo.png")
+            uploaded = asset_reference(asset["id"])
             for number in range(3):
                 pin = {"8": node("LoadImage", image=f"only {number}.png"), "9": node("PreviewImage", images=["8", 0])}
-                for asked, color in ((reference, 0xFFFFFF - 0x10_20_30), (uploaded, 0x12_34_56)):
+                for asked, color in ((reference, (0xEF, 0xDF, 0xCF)), (uploaded, (0x12, 0x34, 0x56))):
                     job = await client.submit(client.workflows.from_json({**reading(asked), **pin}))
                     await job.result()
                     output = next(one for one in job.outputs if one.node_id == "2")
@@ -196,7 +187,7 @@ async def test_an_output_can_be_the_input_of_a_job_on_any_server() -> None:
 
 async def test_a_text_output_can_be_the_input_of_the_next_job(gateway: RunningGateway, engine: Engine) -> None:
     first = await until_ended(gateway, await submit(gateway, {"1": node("PreviewAny", source="a story")}))
-    reference = {"__type": "core/ASSET", "info": {"id": first["outputs"][0]["id"]}}
+    reference = asset_reference(first["outputs"][0]["id"])
     job = await until_ended(gateway, await submit(gateway, {"1": node("PreviewAny", source=reference)}))
     assert job["status"] == "succeeded"
     (output,) = job["outputs"]
@@ -204,7 +195,7 @@ async def test_a_text_output_can_be_the_input_of_the_next_job(gateway: RunningGa
     assert (engine.folders.input / path).read_text() == "a story"
     empty = await until_ended(gateway, await submit(gateway, {"1": node("PreviewAny", source="")}))
     made = empty["outputs"][0]["id"]
-    workflow = {"1": node("PreviewAny", source={"__type": "core/ASSET", "info": {"id": made}})}
+    workflow = {"1": node("PreviewAny", source=asset_reference(made))}
     status, body = await ask(gateway, JOBS, "POST", json={"workflow": workflow})
     assert (status, code_of(body)) == (422, "invalid_request")
     assert body["error"]["message"] == f"asset {made}: the content is empty"
@@ -212,7 +203,7 @@ async def test_a_text_output_can_be_the_input_of_the_next_job(gateway: RunningGa
 
 async def test_the_refusal_of_a_workflow_names_all_its_missing_assets(gateway: RunningGateway) -> None:
     workflow = {
-        "1": node("LoadImage", image={"__type": "core/ASSET", "info": {"id": "zzz"}}),
+        "1": node("LoadImage", image=asset_reference("zzz")),
         "2": node("LoadImage", image={"__type": "core/ASSET", "info": {"hash": "blake3:" + "0" * 64}}),
         "3": node("SaveImage", images=["1", 0], filename_prefix="a"),
     }
@@ -227,11 +218,11 @@ async def test_the_refusal_of_a_workflow_names_all_its_missing_assets(gateway: R
 
 
 async def test_an_asset_is_found_by_its_hash_when_its_id_is_unknown(gateway: RunningGateway) -> None:
-    _, asset = await upload(gateway, picture(0x01_02_03), "a/b.png")
+    _, asset = await upload(gateway, picture((0x01, 0x02, 0x03)), "a/b.png")
     info = {"id": "gone", "hash": asset["hash"], "file_path": "a/b.png"}
     job = await submit(gateway, reading({"__type": "core/ASSET", "info": info}))
     job = await until_ended(gateway, job)
-    assert color_of((await fetched(gateway, job["outputs"][0]["id"]))[2]) == 0x01_02_03
+    assert color_of((await fetched(gateway, job["outputs"][0]["id"]))[2]) == (0x01, 0x02, 0x03)
 
 
 async def test_assets_with_the_same_bytes_are_deleted_singly_and_the_bytes_with_the_last(
@@ -266,13 +257,13 @@ async def test_a_file_removed_from_comfyuis_input_folder_is_placed_again(
     """The SDK finds the bytes by their hash and does not send them again, so the gateway has to."""
     async with comfy(gateway.url) as client:
         for number in range(3):
-            asset = client.assets.from_bytes(picture(0x0A_0B_0C), filename="a.png")
+            asset = client.assets.from_bytes(picture((0x0A, 0x0B, 0x0C)), filename="a.png")
             workflow = reading(asset)
             workflow["2"]["inputs"]["filename_prefix"] = f"run {number}"  # keeps ComfyUI's cache out of the test
             job = await client.submit(client.workflows.from_json(workflow))
             await job.result()
             assert asset.created_new == (number == 0)
-            assert color_of(await job.outputs[0].to_bytes()) == 0x0A_0B_0C
+            assert color_of(await job.outputs[0].to_bytes()) == (0x0A, 0x0B, 0x0C)
             assert requests(engine, "POST /upload/image") == number + 1
             (placed,) = engine.folders.input.rglob("*.png")
             placed.unlink()
@@ -297,14 +288,14 @@ async def test_an_output_is_found_by_its_hash_once_its_bytes_have_passed(
         content = await job.outputs[0].to_bytes()
         assert await is_here(gateway, digest)
         # A workflow may also name it by its hash alone.
-        reference = {"__type": "core/ASSET", "info": {"id": "unknown", "hash": digest}}
+        reference = asset_reference("unknown", hash=digest)
         assert (await until_ended(gateway, await submit(gateway, reading(reference))))["status"] == "succeeded"
         asset = client.assets.from_bytes(content, filename="mine.png")
         await asset.commit()
         assert (asset.created_new, asset.hash) == (False, digest)
         made.unlink()
         loaded = await client.run(client.workflows.from_json(reading(asset)))
-        assert color_of(await loaded.outputs[0].to_bytes()) == 0xFFFFFF - 0x10_20_30
+        assert color_of(await loaded.outputs[0].to_bytes()) == (0xEF, 0xDF, 0xCF)
         await asset.delete()
         assert not await is_here(gateway, digest), "neither the gateway nor ComfyUI still has it"
     status, body = await ask(gateway, f"{ASSETS}/from-hash", "POST", json={"hash": digest})
@@ -412,7 +403,7 @@ async def test_a_key_sees_its_own_assets_only(engine: Engine, keys_path: Path) -
             status, body = await ask(gateway, f"{ASSETS}/{mine['id']}{path}", key=BOB)
             assert (status, code_of(body)) == (404, "not_found")
         assert (await ask(gateway, f"{ASSETS}/{mine['id']}", "DELETE", key=BOB))[0] == 404
-        reference = {"__type": "core/ASSET", "info": {"id": mine["id"]}}
+        reference = asset_reference(mine["id"])
         status, body = await ask(gateway, "/api/v2/jobs", "POST", key=BOB, json={"workflow": reading(reference)})
         assert (status, body["error"]["details"]) == (422, {"missing_ids": [mine["id"]]})
         job = await until_ended(gateway, await submit(gateway, reading(reference), key=ALICE), key=ALICE)
@@ -426,14 +417,14 @@ async def test_a_key_sees_its_own_assets_only(engine: Engine, keys_path: Path) -
 
 async def test_a_waiting_job_keeps_the_bytes_of_a_deleted_asset(gateway: RunningGateway) -> None:
     blocker = await submit(gateway, sleeping())
-    _, asset = await upload(gateway, picture(0x33_44_55), "a.png")
-    reference = {"__type": "core/ASSET", "info": {"id": asset["id"]}}
+    _, asset = await upload(gateway, picture((0x33, 0x44, 0x55)), "a.png")
+    reference = asset_reference(asset["id"])
     job = await submit(gateway, reading(reference))
     assert (await ask(gateway, f"{ASSETS}/{asset['id']}", "DELETE"))[0] == 204
     await gateway.handler.uploads.sweep()
     assert (await ask(gateway, f"/api/v2/jobs/{blocker['id']}/cancel", "POST"))[0] == 200
     job = await until_ended(gateway, job)
-    assert color_of((await fetched(gateway, job["outputs"][0]["id"]))[2]) == 0x33_44_55
+    assert color_of((await fetched(gateway, job["outputs"][0]["id"]))[2]) == (0x33, 0x44, 0x55)
     await gateway.handler.uploads.sweep()
     assert not gateway.handler.uploads.catalogue.digests()
 

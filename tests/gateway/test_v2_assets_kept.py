@@ -9,12 +9,12 @@ import pytest
 from blake3 import blake3
 
 from comfyui.engine import Engine
-from tests.gateway.test_v2_assets import color_of, picture, reading
 from tests.support.engine_workflows import writing
+from tests.support.pictures import color_of, picture
 from tests.support.processes import GatewayProcess, gateway_process, peak_kb
 from tests.support.running import RunningGateway, engines, until
 from tests.support.target import node
-from tests.support.v2 import ASSETS, JOBS, ask, comfy, submit, until_ended, upload
+from tests.support.v2 import ASSETS, JOBS, ask, asset_reference, comfy, reading, submit, until_ended, upload
 
 _SIZE = 300_000_000
 _LIMIT_KB = 60_000
@@ -25,8 +25,8 @@ async def test_assets_and_outputs_are_the_same_after_a_kill(tmp_path: Path) -> N
     async with engines(3) as servers:
         addresses = ",".join(one.url for one in servers)
         async with gateway_process(addresses, STATE_DIR=state) as gateway:
-            _, asset = await upload(gateway, picture(0x11_22_33), "a.png")
-            workflow = {**reading(reference(asset["id"])), "7": node("PreviewAny", source="told")}
+            _, asset = await upload(gateway, picture((0x11, 0x22, 0x33)), "a.png")
+            workflow = {**reading(asset_reference(asset["id"])), "7": node("PreviewAny", source="told")}
             job = await until_ended(gateway, await submit(gateway, workflow))
             contents = {one["id"]: await content_of(gateway, one["id"]) for one in job["outputs"]}
             known = [(await ask(gateway, f"{ASSETS}/{one}"))[1] for one in (asset["id"], *contents)]
@@ -44,12 +44,8 @@ async def test_assets_and_outputs_are_the_same_after_a_kill(tmp_path: Path) -> N
             for name, content in contents.items():
                 assert await content_of(gateway, name) == content
             for one in (asset["id"], job["outputs"][0]["id"]):
-                again = await until_ended(gateway, await submit(gateway, reading(reference(one))))
-                assert color_of(await content_of(gateway, again["outputs"][0]["id"])) == 0x11_22_33
-
-
-def reference(asset_id: str) -> dict[str, object]:
-    return {"__type": "core/ASSET", "info": {"id": asset_id}}
+                again = await until_ended(gateway, await submit(gateway, reading(asset_reference(one))))
+                assert color_of(await content_of(gateway, again["outputs"][0]["id"])) == (0x11, 0x22, 0x33)
 
 
 def without_links(shown: dict[str, object]) -> dict[str, object]:

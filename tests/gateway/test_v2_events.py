@@ -15,7 +15,7 @@ from comfyui.engine import Engine
 from config import GatewayOptions
 from tests.support.engine_workflows import txt2img
 from tests.support.running import RunningGateway, invert_workflow, running_gateway, sleep_workflow
-from tests.support.sse import Sent, events_of
+from tests.support.sse import Sent, data_of, events_of
 from tests.support.v2 import JOBS, ask, code_of, comfy, submit
 from tests.support.v2_contract import EVENTS, check
 
@@ -27,39 +27,37 @@ async def stream(gateway: RunningGateway, job: str) -> list[Sent]:
     async with asyncio.timeout(30), gateway.http.get(f"{JOBS}/{job}/events") as response:
         assert response.headers["Cache-Control"] == "no-cache"
         assert response.headers["X-Accel-Buffering"] == "no"
-        told = [event async for event in events_of(response)]
-    for event in told:
+        events = [event async for event in events_of(response)]
+    for event in events:
         if event.name:
             _MODELS[event.name].model_validate(event.data)
             check(EVENTS[event.name], event.data)
-    return told
-
-
-def named(told: list[Sent], name: str) -> list[Any]:
-    return [event.data for event in told if event.name == name]
+    return events
 
 
 async def test_all_outputs_come_before_the_terminal_status(gateway: RunningGateway) -> None:
     workflow = sleep_workflow(0.3)
     workflow["5"] = {"class_type": "SaveImage", "inputs": {"images": ["2", 0], "filename_prefix": "first"}}
-    told = await stream(gateway, (await submit(gateway, workflow))["id"])
-    assert told[0].name == "status"
-    assert told[-1] == Sent("status", {"status": "succeeded"})
-    assert {output["node_id"] for output in named(told, "output")} == {"3", "5"}
-    assert len({output["id"] for output in named(told, "output")}) == len(named(told, "output"))
+    events = await stream(gateway, (await submit(gateway, workflow))["id"])
+    assert events[0].name == "status"
+    assert events[-1] == Sent("status", {"status": "succeeded"})
+    assert {output["node_id"] for output in data_of(events, "output")} == {"3", "5"}
+    assert len({output["id"] for output in data_of(events, "output")}) == len(data_of(events, "output"))
 
 
 async def test_progress_never_decreases_and_counts_nodes(gateway: RunningGateway) -> None:
     workflow = invert_workflow(1)
     workflow["4"] = {"class_type": "SimulatedSleep", "inputs": {"value": ["2", 0], "seconds": 1.5, "steps": 30}}
     workflow["3"]["inputs"]["images"] = ["4", 0]
-    told = named(await stream(gateway, (await submit(gateway, workflow))["id"]), "progress")
-    values = [progress["value"] for progress in told]
+    events = data_of(await stream(gateway, (await submit(gateway, workflow))["id"]), "progress")
+    values = [progress["value"] for progress in events]
     assert values == sorted(values)
     assert any(0 < value < 1 for value in values)
     assert values[-1] == 1.0
-    assert {progress["nodes_total"] for progress in told} == {4}
-    assert any(progress.get("steps") == 30 and progress["current_node_class"] == "SimulatedSleep" for progress in told)
+    assert {progress["nodes_total"] for progress in events} == {4}
+    assert any(
+        progress.get("steps") == 30 and progress["current_node_class"] == "SimulatedSleep" for progress in events
+    )
 
 
 async def test_a_stream_that_opens_after_the_end_lists_all_outputs(gateway: RunningGateway) -> None:
@@ -73,19 +71,19 @@ async def test_a_stream_that_opens_after_the_end_lists_all_outputs(gateway: Runn
 async def test_two_streams_of_one_job_have_the_same_outputs(gateway: RunningGateway) -> None:
     job = (await submit(gateway, sleep_workflow(0.5)))["id"]
     both = await asyncio.gather(stream(gateway, job), stream(gateway, job))
-    assert [named(told, "output")[0]["id"] for told in both] == [named(both[0], "output")[0]["id"]] * 2
+    assert [data_of(events, "output")[0]["id"] for events in both] == [data_of(both[0], "output")[0]["id"]] * 2
 
 
 async def test_the_sdk_gets_previews(gateway: RunningGateway) -> None:
     async with comfy(gateway.url) as client:
         job = await client.submit(client.workflows.from_json(txt2img(steps=20)))
-        told = [event async for event in job.events()]
-    previews = [event for event in told if isinstance(event, Preview)]
+        events = [event async for event in job.events()]
+    previews = [event for event in events if isinstance(event, Preview)]
     assert previews
     assert {preview.node_id for preview in previews} == {"3"}
     assert previews[0].to_pil().format == previews[0].content_type.removeprefix("image/").upper()
-    assert [event.output.node_id for event in told if isinstance(event, OutputReady)] == ["9"]
-    assert told[-1] == StatusChange("succeeded")
+    assert [event.output.node_id for event in events if isinstance(event, OutputReady)] == ["9"]
+    assert events[-1] == StatusChange("succeeded")
 
 
 async def test_a_waiting_job_gets_its_queue_position(gateway: RunningGateway) -> None:
@@ -122,9 +120,9 @@ async def test_the_stream_of_a_failed_job_has_its_earlier_outputs(gateway: Runni
     failing = {"value": ["4", 0], "exception_type": "ValueError", "message": "boom"}
     workflow["6"] = {"class_type": "SimulatedError", "inputs": failing}
     workflow["3"]["inputs"]["images"] = ["6", 0]
-    told = await stream(gateway, (await submit(gateway, workflow))["id"])
-    assert told[-1] == Sent("status", {"status": "failed"})
-    assert [output["node_id"] for output in named(told, "output")] == ["5"]
+    events = await stream(gateway, (await submit(gateway, workflow))["id"])
+    assert events[-1] == Sent("status", {"status": "failed"})
+    assert [output["node_id"] for output in data_of(events, "output")] == ["5"]
 
 
 async def test_a_quiet_stream_sends_comments(engine: Engine) -> None:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import uuid
 
-import comfy_sdk
 import pytest
 
 from comfyui.engine import Engine
-from tests.support.running import RunningGateway, executions, invert_workflow, sleep_workflow, until
+from tests.support.running import RunningGateway, executions, invert_workflow
 from tests.support.v2 import JOBS, ask, code_of, comfy, submit
 
 
@@ -22,29 +21,6 @@ async def test_the_sdk_submits_a_workflow_and_gets_its_result(gateway: RunningGa
         assert job.metadata == {"order": "1"}
         assert (await job.get_workflow()).graph == invert_workflow(3)
         assert executions(engine)[job.id] == 1
-
-
-async def test_a_job_that_runs_is_cancelled_and_stays_so(gateway: RunningGateway) -> None:
-    async with comfy(gateway.url) as client:
-        job = await client.submit(client.workflows.from_json(sleep_workflow(600)))
-        await until(job.refresh, lambda seen: seen.status == "running")
-        await job.cancel()
-        await job.wait(timeout=30)
-        assert job.status == "canceled"
-        await job.cancel()
-        assert job.status == "canceled"
-
-
-async def test_a_workflow_that_no_server_takes_is_refused_with_its_node(gateway: RunningGateway) -> None:
-    workflow = invert_workflow() | {"9": {"class_type": "Nope", "inputs": {}}}
-    async with comfy(gateway.url) as client:
-        with pytest.raises(comfy_sdk.InvalidWorkflow) as refused:
-            await client.submit(client.workflows.from_json(workflow))
-    assert refused.value.details is not None
-    (found,) = refused.value.details["node_errors"]["9"]["errors"]
-    assert found["type"] == "missing_node_type"
-    status, body = await ask(gateway, JOBS, "POST", json={"workflow": workflow})
-    assert (status, code_of(body)) == (422, "invalid_workflow")
 
 
 @pytest.mark.parametrize(

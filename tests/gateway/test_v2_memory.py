@@ -13,6 +13,7 @@ from uuid import uuid4
 from comfyui.engine import Engine
 from comfyui.jobs.journal.sqlite import SqliteJournal
 from comfyui.jobs.journal.statements import Statements
+from tests.support.relaying import eventually
 from tests.support.running import RunningGateway, executions, invert_workflow, running_gateway, sleep_workflow, until
 from tests.support.v2 import JOBS, ask, submit, until_ended
 
@@ -85,11 +86,7 @@ async def test_a_job_that_waits_long_is_kept_only_in_the_journal(engine: Engine)
         job = await submit(gateway, invert_workflow())
         live = gateway.handler.admission.runs.live
         assert job["id"] in live
-
-        async def ids() -> set[str]:
-            return set(live)
-
-        await until(ids, lambda ids: job["id"] not in ids, timeout_s=30)
+        await eventually(lambda: job["id"] not in live)
         for one in running:
             await ask(gateway, f"{JOBS}/{one['id']}/cancel", "POST")
         assert (await until_ended(gateway, job))["status"] == "succeeded"

@@ -107,10 +107,10 @@ async def test_a_page_of_another_origin_is_refused_with_the_envelope(gateway: Ru
 
 
 async def test_links_use_the_address_that_the_client_uses(engine: Engine) -> None:
-    told = {"X-Forwarded-Proto": "https", "X-Forwarded-Host": "gpu.example", "X-Forwarded-Prefix": "/comfy"}
+    forwarded = {"X-Forwarded-Proto": "https", "X-Forwarded-Host": "gpu.example", "X-Forwarded-Prefix": "/comfy"}
     async with running_gateway(engine.url, api_keys=KEY) as gateway:
         job = await until_ended(gateway, await submit(gateway, invert_workflow(), key=KEY), key=KEY)
-        _, shown = await ask(gateway, f"{JOBS}/{job['id']}", key=KEY, headers=told)
+        _, shown = await ask(gateway, f"{JOBS}/{job['id']}", key=KEY, headers=forwarded)
         assert shown["urls"]["self"] == f"/comfy{JOBS}/{job['id']}"
         assert shown["outputs"][0]["url"].startswith("https://gpu.example/comfy/api/v2/assets/")
     async with running_gateway(engine.url, public_url="https://a.example/x") as gateway:
@@ -123,8 +123,8 @@ async def test_a_job_sends_its_webhook(engine: Engine, receiving: Receiver) -> N
     settings: dict[str, Any] = {"webhook_secret": SECRET, "public_url": PUBLIC, "webhook_url_allow": "127.0.0.1"}
     async with running_gateway(engine.url, **settings) as gateway:
         job = await submit(gateway, invert_workflow(), gateway_webhook={"url": receiving.url()})
-        (told,) = await receiving.got(1, timeout_s=30)
-        assert told.json["data"]["prompt_id"] == job["id"]
+        (received,) = await receiving.got(1, timeout_s=30)
+        assert received.json["data"]["prompt_id"] == job["id"]
 
 
 async def test_an_unusable_webhook_is_refused_by_name(engine: Engine) -> None:

@@ -15,6 +15,7 @@ from comfyui.engine import NEW_VERSION, OLD_VERSION, Engine
 from comfyui.web.front.gateway_state import WebOptions
 from tests.support.keys import ALICE, BOB
 from tests.support.processes import gateway_process
+from tests.support.relaying import eventually
 from tests.support.running import (
     RunningGateway,
     engines,
@@ -140,7 +141,7 @@ async def test_quick_jobs_reach_comfyui_in_order_even_if_it_accepts_one_slowly(
     submitting = []
     for tag in range(10):
         submitting.append(asyncio.create_task(submit(gateway, invert_workflow(100 + tag))))
-        await until(lambda: counted(gateway), lambda count, tag=tag: count > tag)  # type: ignore[misc]
+        await eventually(lambda tag=tag: gateway.handler.standing.count(lambda _: True) > tag)  # type: ignore[misc]
     jobs = [(await task)["id"] for task in submitting]
     for job in jobs:
         assert (await until_ended(gateway, {"id": job}))["status"] == "succeeded"
@@ -148,11 +149,6 @@ async def test_quick_jobs_reach_comfyui_in_order_even_if_it_accepts_one_slowly(
         history = await response.json()
     assert sorted(jobs, key=lambda job: history[job]["prompt"][0]) == jobs
     assert [executions(engine)[job] for job in jobs] == [1] * 10
-
-
-async def counted(gateway: RunningGateway) -> int:
-    """Jobs that have not ended."""
-    return gateway.handler.standing.count(lambda _: True)
 
 
 async def test_a_job_runs_once_when_comfyuis_reply_is_lost(gateway: RunningGateway, engine: Engine) -> None:
@@ -190,7 +186,9 @@ async def test_an_unknown_node_class_is_reported_by_its_node(version: str, count
     ):
         status, body = await ask(gateway, JOBS, "POST", json={"workflow": workflow})
     assert (status, code_of(body)) == (422, "invalid_workflow")
-    assert list(body["error"]["details"]["node_errors"]) == ["9"]
+    node_errors = body["error"]["details"]["node_errors"]
+    assert list(node_errors) == ["9"]
+    assert [error["type"] for error in node_errors["9"]["errors"]] == ["missing_node_type"]
 
 
 async def test_an_invalid_value_is_reported_in_comfyuis_words(gateway: RunningGateway) -> None:

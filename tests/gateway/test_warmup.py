@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from comfyui.exceptions import SettingsError
 from comfyui.warmup import WarmUp
 from config import Settings
 from server import create_app
+from tests.support.relaying import eventually
 from tests.support.running import RunningGateway, executions, invert_workflow, running_gateway, sleep_workflow, until
 
 
@@ -56,26 +56,12 @@ async def test_a_failed_warm_up_is_shown_as_the_reason_and_repeated(tmp_path: Pa
 
 async def test_every_server_that_is_up_is_warmed_up(engine: Engine) -> None:
     async with Engine(EngineOptions()) as second, running_gateway(engine.url, second.url) as gateway:
-        await until(_ready_servers(gateway), lambda ready: ready == 2)
+        await eventually(lambda: len(gateway.handler.pool.ready) == 2)
         warm_up = WarmUp(sleep_workflow(0.2), timeout_s=10)
         assert warm_up.why_not_ready(in_detail=True) == "warming up"
         async with warm_up.running(gateway.handler):
-            await until(_still_missing(warm_up), lambda reason: reason is None)
+            await eventually(lambda: warm_up.why_not_ready(in_detail=True) is None)
         assert all(executions(server) for server in (engine, second))
-
-
-def _still_missing(warm_up: WarmUp) -> Callable[[], Awaitable[str | None]]:
-    async def reason() -> str | None:
-        return warm_up.why_not_ready(in_detail=True)
-
-    return reason
-
-
-def _ready_servers(gateway: RunningGateway) -> Callable[[], Awaitable[int]]:
-    async def count() -> int:
-        return len(gateway.handler.pool.ready)
-
-    return count
 
 
 @pytest.mark.parametrize(

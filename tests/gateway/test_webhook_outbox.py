@@ -35,6 +35,7 @@ from tests.support.receivers import (
     sending,
     with_status,
 )
+from tests.support.relaying import eventually
 from tests.support.running import until
 
 _HOUR = 3600.0
@@ -415,7 +416,7 @@ async def test_a_body_that_cannot_be_made_counts_as_a_try(receiving: Receiver) -
 async def test_the_journal_is_not_polled_while_no_webhook_is_due(receiving: Receiver) -> None:
     journal = Asked()
     async with sending(journal) as outbox:
-        await until(lambda: _count(journal), lambda count: count == 1)
+        await eventually(lambda: journal.asked == 1)
         await outbox.job(1, receiving.url())
         await outbox.tried(1, 1)
         asked = journal.asked
@@ -429,10 +430,6 @@ class Asked(MemoryJournal):
     async def due(self, *arguments: object, **options: object):  # type: ignore[no-untyped-def]
         self.asked += 1
         return await super().due(*arguments, **options)  # type: ignore[arg-type]
-
-
-async def _count(journal: Asked) -> int:
-    return journal.asked
 
 
 async def test_a_stop_waits_for_deliveries_in_progress(receiving: Receiver, tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def verified(came: Any) -> Any:
     return Webhook(SECRET).verify(came.body, came.headers)
 
 
-async def told(receiving: Receiver, count: int = 1) -> list[Any]:
+async def messages_of(receiving: Receiver, count: int = 1) -> list[Any]:
     return [verified(came) for came in await receiving.got(count)]
 
 
@@ -63,7 +63,7 @@ async def webhook_of(gateway: RunningGateway, prompt_id: str) -> Any:
     return next(job for job in jobs if job["prompt_id"] == prompt_id).get("webhook")
 
 
-async def told_as(gateway: RunningGateway, prompt_id: str, state: str) -> Any:
+async def webhook_in_state(gateway: RunningGateway, prompt_id: str, state: str) -> Any:
     """Returns the job's webhook from the list, once its last delivery has this state."""
     return await until(
         lambda: webhook_of(gateway, prompt_id),
@@ -75,7 +75,7 @@ async def test_the_webhook_of_an_async_job_has_the_result_that_get_returns(engin
     async with running_gateway(engine.url, **SET) as gateway:
         webhook = {"url": receiving.url("/hook?token=geheim")}
         prompt_id = await submit(gateway.http, invert_workflow(1), webhook=webhook)
-        (message,) = await told(receiving)
+        (message,) = await messages_of(receiving)
         _, result = await fetch(gateway.http, prompt_id)
         assert message["type"] == "prompt.succeeded"
         assert message["timestamp"].endswith("Z")
@@ -84,7 +84,7 @@ async def test_the_webhook_of_an_async_job_has_the_result_that_get_returns(engin
         for name in ("prompt_id", "status", "outputs", "node_errors"):
             assert data[name] == result[name]
         assert data["images"][0]["url"].startswith(f"{PUBLIC}/view?filename=")
-        shown = await told_as(gateway, prompt_id, "delivered")
+        shown = await webhook_in_state(gateway, prompt_id, "delivered")
     assert receiving.received[0].path == "/hook?token=geheim"
     assert shown["url"] == receiving.url("/hook")
     (delivery,) = shown["deliveries"]
@@ -100,7 +100,7 @@ async def test_the_webhooks_of_a_named_workflow_name_it_at_its_start_and_end(
         options = {"webhook": {"url": receiving.url(), "events": ALL}}
         async with gateway.http.post("/workflows/flat", json={"width": 5, "$options": options}, headers=ASYNC) as taken:
             workflow = (await taken.json())["workflow"]
-        started, ended = await told(receiving, 2)
+        started, ended = await messages_of(receiving, 2)
     assert (started["type"], started["data"]["workflow"]) == ("prompt.started", workflow)
     assert (ended["type"], ended["data"]["workflow"]) == ("prompt.succeeded", workflow)
     assert [file["output"] for file in ended["data"]["images"]] == ["picture"]
@@ -111,7 +111,7 @@ async def test_a_sync_call_sends_webhooks_for_its_start_and_end(engine: Engine, 
         webhook = {"url": receiving.url(), "events": ALL}
         status, result = await gateway.prompt_sync(sleep_workflow(0.1), webhook=webhook)
         assert status == 200
-        started, ended = await told(receiving, 2)
+        started, ended = await messages_of(receiving, 2)
     assert (started["type"], started["data"]["status"]) == ("prompt.started", "running")
     assert started["data"]["prompt_id"] == ended["data"]["prompt_id"] == result["prompt_id"]
     assert started["timestamp"] == started["data"]["started_at"]
@@ -124,7 +124,7 @@ async def test_a_form_may_have_the_webhook_field(engine: Engine, receiving: Rece
         form.add_field("webhook", json.dumps({"url": receiving.url()}))
         async with gateway.http.post("/prompt_sync", data=form) as response:
             assert response.status == 200
-        (message,) = await told(receiving)
+        (message,) = await messages_of(receiving)
     assert message["type"] == "prompt.succeeded"
 
 
@@ -132,7 +132,7 @@ async def test_the_links_in_a_webhook_open_without_a_key(engine: Engine, receivi
     async with running_gateway(engine.url, api_keys="key-of-the-test", **SET) as gateway:
         gateway.http.headers["Authorization"] = "Bearer key-of-the-test"
         await submit(gateway.http, invert_workflow(1), webhook={"url": receiving.url()})
-        (message,) = await told(receiving)
+        (message,) = await messages_of(receiving)
         link = message["data"]["images"][0]["url"].removeprefix(PUBLIC)
         async with aiohttp.ClientSession(gateway.url) as stranger, stranger.get(URL(link, encoded=True)) as response:
             assert (response.status, response.content_type) == (200, "image/png")
@@ -143,7 +143,7 @@ async def test_the_webhook_of_a_failure_has_the_error_body(engine: Engine, recei
     workflow["2"]["class_type"] = "NoSuchNode"
     async with running_gateway(engine.url, **SET) as gateway:
         status, body = await gateway.prompt_sync(workflow, webhook={"url": receiving.url()})
-        (message,) = await told(receiving)
+        (message,) = await messages_of(receiving)
     assert status == 400
     assert message["type"] == "prompt.failed"
     assert message["data"] == {**body, "request_id": None, "timestamp": message["data"]["timestamp"]}
@@ -157,7 +157,7 @@ async def test_a_call_that_finds_no_server_sends_its_webhook(receiving: Receiver
         status, body = await gateway.prompt_sync(invert_workflow(), timeout=1)
         assert (await listed(gateway.http))["jobs"] == []
         status, body = await gateway.prompt_sync(invert_workflow(), webhook={"url": receiving.url()}, timeout=20)
-        (message,) = await told(receiving)
+        (message,) = await messages_of(receiving)
         assert (await listed(gateway.http))["jobs"][0]["status"] == "failed"
     assert (status, body["type"]) == (503, "connection_failed")
     assert (message["type"], message["data"]["type"]) == ("prompt.failed", "connection_failed")
@@ -180,7 +180,7 @@ async def test_a_cancel_sends_a_webhook(engine: Engine, receiving: Receiver, whe
         await status_is(gateway.http, prompt_id if where == "sync" else blocker, "running")
         async with gateway.http.delete(f"/prompt_sync/{prompt_id}") as response:
             assert response.status == 200
-        (message,) = await told(receiving)
+        (message,) = await messages_of(receiving)
         if call is not None:
             assert (await call)[0] == 409
         if where == "waiting":
@@ -194,7 +194,7 @@ async def test_a_job_that_waits_too_long_sends_a_webhook(engine: Engine, receivi
     options = handler_options(queue=QueueOptions(ahead=0, max_queued_s=0.05), run_limits=RunLimits(max_queued_s=0.05))
     async with running_gateway(engine.url, changed=options, **SET) as gateway:
         await submit(gateway.http, invert_workflow(), webhook={"url": receiving.url()})
-        (message,) = await told(receiving)
+        (message,) = await messages_of(receiving)
     assert (message["type"], message["data"]["type"]) == ("prompt.failed", "timeout")
 
 
@@ -205,8 +205,8 @@ async def test_the_operator_gets_a_webhook_for_every_job_and_callers_never_see_i
     async with running_gateway(engine.url, **{**SET, "webhook_url": url, "webhook_url_allow": ""}) as gateway:
         assert (await gateway.prompt_sync(invert_workflow(1)))[0] == 200
         prompt_id = await submit(gateway.http, invert_workflow(2))
-        messages = await told(receiving, 2)
-        shown = await told_as(gateway, prompt_id, "delivered")
+        messages = await messages_of(receiving, 2)
+        shown = await webhook_in_state(gateway, prompt_id, "delivered")
         assert (shown["url"], shown["deliveries"][0]["audience"]) == (None, "operator")
         assert "ops" not in json.dumps(await listed(gateway.http))
     assert [message["type"] for message in messages] == ["prompt.succeeded"] * 2
@@ -237,14 +237,14 @@ async def test_webhooks_are_sent_again_on_request(engine: Engine, receiving: Rec
     receiving.replies = [with_status(410), with_status(200)]
     async with running_gateway(engine.url, **SET) as gateway:
         prompt_id = await submit(gateway.http, invert_workflow(), webhook={"url": receiving.url()})
-        await told_as(gateway, prompt_id, "given_up")
+        await webhook_in_state(gateway, prompt_id, "given_up")
         async with gateway.http.post(f"/prompt_sync/{prompt_id}/webhook") as response:
             body = await response.json()
             assert response.status == 202
         assert (body["prompt_id"], body["webhook"]["url"]) == (prompt_id, receiving.url())
         assert [one["event"] for one in body["webhook"]["deliveries"]] == ["prompt.succeeded"]
         first, second = await receiving.got(2)
-        await told_as(gateway, prompt_id, "delivered")
+        await webhook_in_state(gateway, prompt_id, "delivered")
     assert first.id == second.id
     assert verified(second)["data"]["prompt_id"] == prompt_id
 
@@ -347,7 +347,7 @@ async def test_the_webhook_of_the_first_call_with_an_id_is_kept(engine: Engine, 
             sleep_workflow(0.5), prompt_id=prompt_id, webhook={"url": other.url(), "events": ["prompt.failed"]}
         )
         assert status == 200
-        await told(receiving)
+        await messages_of(receiving)
         assert other.received == []
 
 
@@ -374,7 +374,7 @@ async def test_a_webhook_omits_outputs_that_are_too_long(engine: Engine, receivi
         workflow["1"]["inputs"]["batch_size"] = 1000
         workflow["1"]["inputs"]["width"] = workflow["1"]["inputs"]["height"] = 16
         prompt_id = await submit(gateway.http, workflow, webhook={"url": receiving.url()})
-        (message,) = await told(receiving)
+        (message,) = await messages_of(receiving)
         _, result = await fetch(gateway.http, prompt_id)
     assert len(json.dumps(result["outputs"])) > 256_000
     assert message["data"]["outputs_omitted"] is True
@@ -388,7 +388,7 @@ async def test_a_waiting_webhook_is_kept_while_the_secret_is_removed(
     receiving.replies = [with_status(500), with_status(204)]
     async with running_gateway(engine.url, **SET, state_dir=tmp_path) as gateway:
         prompt_id = await submit(gateway.http, invert_workflow(), webhook={"url": receiving.url()})
-        await told_as(gateway, prompt_id, "waiting")
+        await webhook_in_state(gateway, prompt_id, "waiting")
         await until(lambda: webhook_of(gateway, prompt_id), lambda shown: shown["deliveries"][0]["tries"] == 1)
     async with running_gateway(engine.url, state_dir=tmp_path) as gateway:
         assert (await webhook_of(gateway, prompt_id))["deliveries"][0]["state"] == "waiting"
@@ -396,7 +396,7 @@ async def test_a_waiting_webhook_is_kept_while_the_secret_is_removed(
     async with running_gateway(engine.url, **SET, state_dir=tmp_path) as gateway:
         async with gateway.http.post(f"/prompt_sync/{prompt_id}/webhook") as response:
             assert response.status == 202
-        await told_as(gateway, prompt_id, "delivered")
+        await webhook_in_state(gateway, prompt_id, "delivered")
 
 
 # Restarts
@@ -432,6 +432,6 @@ async def test_a_job_that_a_restart_canceled_sends_its_webhook(
             await call
     async with gateway_process(engine.url, **settings):
         # The first message may come twice, because its delivery may not have been recorded.
-        messages = await until(lambda: told(receiving), lambda found: found[-1]["type"] != "prompt.started")
+        messages = await until(lambda: messages_of(receiving), lambda found: found[-1]["type"] != "prompt.started")
     assert messages[-1]["type"] == "prompt.canceled"
     assert {message["data"]["prompt_id"] for message in messages} == {messages[0]["data"]["prompt_id"]}

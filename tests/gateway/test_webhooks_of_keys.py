@@ -54,8 +54,8 @@ async def test_a_key_without_a_secret_cannot_request_webhooks(
     engine: Engine, tmp_path: Path, receiving: Receiver
 ) -> None:
     async with running_gateway(engine.url, keys_file=_keys(tmp_path), webhook_secret=SECRET, **_SET) as gateway:
-        status, told = await Calls(gateway).submit(ROOT, invert_workflow(), webhook={"url": receiving.url()})
-    assert (status, told["detail"]) == (422, "webhook: the key 'root' has no webhook_secret in KEYS_FILE")
+        status, answer = await Calls(gateway).submit(ROOT, invert_workflow(), webhook={"url": receiving.url()})
+    assert (status, answer["detail"]) == (422, "webhook: the key 'root' has no webhook_secret in KEYS_FILE")
 
 
 async def test_another_keys_webhook_cannot_be_sent_again(engine: Engine, tmp_path: Path, receiving: Receiver) -> None:

@@ -256,11 +256,7 @@ async def test_a_gateway_that_stops_during_a_body_leaves_no_folder(engine: Engin
             + form(files=True, end=False)[:1_500_000]
         )
         await writer.drain()
-
-        async def folders() -> list[Any]:
-            return list(form_folder.iterdir())
-
-        await until(folders, bool)
+        await eventually(lambda: any(form_folder.iterdir()))
     writer.close()
     await nothing_is_left(form_folder)
 

@@ -295,3 +295,11 @@ def sleep_workflow(seconds: float, *, tag: int = 0) -> Workflow:
     workflow["4"] = {"class_type": "SimulatedSleep", "inputs": {"value": ["2", 0], "seconds": seconds, "steps": 1}}
     workflow["3"]["inputs"]["images"] = ["4", 0]
     return workflow
+
+
+def loading_workflow(image: Any, prefix: str = "test") -> Workflow:
+    """LoadImage → SaveImage."""
+    return {
+        "1": {"class_type": "LoadImage", "inputs": {"image": image}},
+        "3": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": prefix}},
+    }

@@ -16,7 +16,7 @@ from aiohttp import web
 from comfyui.executors.runpod.options import RunPodTimes
 from comfyui.retrying import Backoff
 from config import GatewayOptions
-from tests.support.running import RunningGateway, Workflow, invert_workflow, until
+from tests.support.running import RunningGateway, invert_workflow, until
 
 KEY = "runpod-key-of-the-test"
 PICTURE = b"\x89PNG\r\n\x1a\nnot really"
@@ -188,13 +188,6 @@ def outputs_of(*filenames: str, node_id: str = "3") -> Answer:
     """ComfyUI's `outputs` for a node that saved these files."""
     images = [{"filename": name, "subfolder": "", "type": "output"} for name in filenames]
     return {node_id: {"images": images}}
-
-
-def loading_workflow(name: str) -> Workflow:
-    return {
-        "1": {"class_type": "LoadImage", "inputs": {"image": name}},
-        "3": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "test"}},
-    }
 
 
 async def history(gateway: RunningGateway, prompt_id: str) -> dict[str, Any]:

@@ -32,3 +32,8 @@ async def events_of(response: aiohttp.ClientResponse) -> AsyncIterator[Sent]:
             name, data = message.split(b"\n")
             yield Sent(name.removeprefix(b"event: ").decode(), json.loads(data.removeprefix(b"data: ")))
     assert not pending
+
+
+def data_of(events: list[Sent], name: str) -> list[Any]:
+    """The data of the events with this name."""
+    return [event.data for event in events if event.name == name]

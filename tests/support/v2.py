@@ -16,6 +16,7 @@ from comfy_sdk import AsyncComfy
 from tests.support.keys import bearer
 from tests.support.processes import GatewayProcess
 from tests.support.running import RunningGateway, Workflow, until
+from tests.support.target import node
 from tests.support.v2_contract import check_answer
 
 Served = RunningGateway | GatewayProcess
@@ -52,6 +53,19 @@ async def submit(gateway: Served, workflow: Workflow, *, key: str | None = None,
     assert status == 201, body
     JobModel.model_validate(body)
     return body
+
+
+def asset_reference(asset_id: str | None, **more: Any) -> dict[str, Any]:
+    """An input of a workflow that names an asset."""
+    return {"__type": "core/ASSET", "info": {"id": asset_id, **more}}
+
+
+def reading(asset: Any) -> Workflow:
+    """A workflow that loads a picture, and saves it again."""
+    return {
+        "1": node("LoadImage", image=asset),
+        "2": node("SaveImage", images=["1", 0], filename_prefix="read"),
+    }
 
 
 def code_of(body: Any) -> str:

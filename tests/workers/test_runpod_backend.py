@@ -18,8 +18,16 @@ import pytest
 from PIL import Image
 
 from tests.support.job_api import JobApi, WorkerProcess, running_worker
-from tests.support.running import RunningGateway, Workflow, invert_workflow, running_gateway, sleep_workflow, until
-from tests.support.runpod_endpoint import NOWHERE, error_of, gateway_settings, get, history, loading_workflow, submit
+from tests.support.running import (
+    RunningGateway,
+    Workflow,
+    invert_workflow,
+    loading_workflow,
+    running_gateway,
+    sleep_workflow,
+    until,
+)
+from tests.support.runpod_endpoint import NOWHERE, error_of, gateway_settings, get, history, submit
 
 if importlib.util.find_spec("runpod") is None:
     pytest.skip("the RunPod SDK is in .venv-runpod: make test runs these there", allow_module_level=True)
