@@ -8,7 +8,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import pytest
 from PIL import Image
 
@@ -36,6 +35,7 @@ from tests.support.runpod_endpoint import (
     submit,
 )
 from tests.support.tabs import ENDED, Tab, kind_of
+from tests.support.uploads import upload
 
 BOTH = "comfyui,runpod"
 
@@ -166,10 +166,7 @@ async def test_jobs_that_are_too_large_for_runpod_wait_for_a_server(
 ) -> None:
     long = await submit(runpod_and_engine, sleep_workflow(600))
     await prompts_are_queued(engine, 1)
-    form = aiohttp.FormData()
-    form.add_field("image", _large_picture(), filename="large.png")
-    async with runpod_and_engine.http.post("/upload/image", data=form) as response:
-        assert response.status == 200
+    assert (await upload(runpod_and_engine, "large.png", _large_picture()))[0] == 200
     asking = asyncio.create_task(runpod_and_engine.prompt_sync(loading_workflow("large.png")))
     await prompts_are_queued(engine, 2)
     await _cancel(runpod_and_engine, long)
@@ -250,12 +247,11 @@ async def test_runpod_is_drained_and_resumed_like_a_server(
         assert (await history(gateway, waiting))["status"]["completed"] is True
 
 
-def _large_picture() -> io.BytesIO:
+def _large_picture() -> bytes:
     """A PNG of 8.6 MB."""
     file = io.BytesIO()
     Image.frombytes("RGB", (1700, 1700), os.urandom(3 * 1700 * 1700)).save(file, "PNG")
-    file.seek(0)
-    return file
+    return file.getvalue()
 
 
 async def _cancel(gateway: RunningGateway, prompt_id: str) -> None:

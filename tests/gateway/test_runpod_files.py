@@ -309,14 +309,11 @@ async def test_the_local_comfyui_paints_a_mask(
 ) -> None:
     assert (await upload(runpod_beside, "photo.png", picture("red")))[0] == 200
     assert (await upload(runpod_beside, "masked.png", picture("white")))[0] == 200
-    mask = io.BytesIO()
-    Image.new("RGBA", (8, 8), (0, 0, 0, 7)).save(mask, "PNG")
-    form = aiohttp.FormData()
-    form.add_field("image", io.BytesIO(mask.getvalue()), filename="masked.png")
-    form.add_field("overwrite", "true")
-    form.add_field("original_ref", json.dumps({"filename": "photo.png", "subfolder": "", "type": "input"}))
-    async with runpod_beside.http.post("/upload/mask", data=form) as response:
-        assert (await response.json())["name"] == "masked.png"
+    mask = picture((0, 0, 0, 7), "RGBA")
+    original = json.dumps({"filename": "photo.png", "subfolder": "", "type": "input"})
+    fields = {"overwrite": "true", "original_ref": original}
+    _, answer = await upload(runpod_beside, "masked.png", mask, path="/upload/mask", **fields)
+    assert answer["name"] == "masked.png"
     await submit(runpod_beside, loading_workflow("masked.png"))
     [image] = endpoint.inputs[await endpoint.job()]["images"]
     with Image.open(io.BytesIO(base64.b64decode(image["image"]))) as sent:
@@ -334,11 +331,7 @@ async def test_an_upload_with_a_taken_name_and_other_content_is_renamed(runpod_a
 async def test_an_upload_to_a_subfolder_outside_the_inputs_is_refused(
     runpod_alone: RunningGateway, tmp_path: Path, subfolder: str
 ) -> None:
-    form = aiohttp.FormData()
-    form.add_field("image", b"x", filename="a.png")
-    form.add_field("subfolder", subfolder)
-    async with runpod_alone.http.post("/upload/image", data=form) as response:
-        assert response.status == 400
+    assert (await upload(runpod_alone, "a.png", b"x", subfolder=subfolder))[0] == 400
     assert not [path for path in (tmp_path / "data" / "inputs").rglob("*") if path.is_file()]
 
 

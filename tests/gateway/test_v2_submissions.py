@@ -176,9 +176,9 @@ async def test_a_submission_is_answered_while_comfyui_hangs(engine: Engine) -> N
         assert found[1]["status"] == "succeeded"
 
 
-@pytest.mark.parametrize("version", [NEW_VERSION, OLD_VERSION])
+@pytest.mark.parametrize(("version", "kind"), [(NEW_VERSION, "missing_node_type"), (OLD_VERSION, "invalid_prompt")])
 @pytest.mark.parametrize("count", [1, 3])
-async def test_an_unknown_node_class_is_reported_by_its_node(version: str, count: int) -> None:
+async def test_an_unknown_node_class_is_reported_by_its_node(version: str, kind: str, count: int) -> None:
     workflow = invert_workflow() | {"9": {"class_type": "Nope", "inputs": {}}}
     async with (
         engines(count, comfyui_version=version) as servers,
@@ -188,7 +188,7 @@ async def test_an_unknown_node_class_is_reported_by_its_node(version: str, count
     assert (status, code_of(body)) == (422, "invalid_workflow")
     node_errors = body["error"]["details"]["node_errors"]
     assert list(node_errors) == ["9"]
-    assert [error["type"] for error in node_errors["9"]["errors"]] == ["missing_node_type"]
+    assert [error["type"] for error in node_errors["9"]["errors"]] == [kind]
 
 
 async def test_an_invalid_value_is_reported_in_comfyuis_words(gateway: RunningGateway) -> None:
