@@ -40,7 +40,6 @@ from tests.support.disks import mounted_disk
 from tests.support.faces import Face
 from tests.support.keys import ALICE, BOB, CAROL, DAVE, KEY, KEYS, OTHER_KEY, ROOT, WATCHER, bearer, table, write_keys
 from tests.support.large_output import SIZE
-from tests.support.limits import SMALL_ANSWER_BYTES, SMALL_LIMITS
 from tests.support.log_lines import Lines
 from tests.support.named_folder import named_folder
 from tests.support.object_store import (
@@ -98,14 +97,23 @@ async def small_bodies(engine: Engine) -> AsyncIterator[RunningGateway]:
 @pytest.fixture
 async def small_limits(engine: Engine) -> AsyncIterator[RunningGateway]:
     """A gateway with small limits."""
-    async with running_gateway(engine.url, changed=request_limits(**SMALL_LIMITS)) as running:
+    small = request_limits(
+        max_json_values=2_000,
+        max_json_depth=16,
+        max_workflow_nodes=20,
+        max_node_inputs=5,
+        max_inputs=4,
+        max_name_length=30,
+        max_problems=3,
+    )
+    async with running_gateway(engine.url, changed=small) as running:
         yield running
 
 
 @pytest.fixture
 async def small_answers(engine: Engine) -> AsyncIterator[RunningGateway]:
     """A gateway that accepts only short answers of ComfyUI."""
-    async with running_gateway(engine.url, max_answer_mb=SMALL_ANSWER_BYTES / 1e6) as running:
+    async with running_gateway(engine.url, max_answer_mb=1) as running:
         yield running
 
 

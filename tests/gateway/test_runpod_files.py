@@ -192,47 +192,31 @@ def fill_disk(monkeypatch: pytest.MonkeyPatch, prefix: str, *, times: float = ma
     monkeypatch.setattr(tempfile, "NamedTemporaryFile", made)
 
 
-@pytest.mark.parametrize("kind", ["base64", "s3_url"])
+@pytest.mark.parametrize(
+    ("kind", "prefix", "setting"),
+    [
+        ("base64", ".part-", "RUNPOD_DATA_DIR"),
+        ("s3_url", ".part-", "RUNPOD_DATA_DIR"),
+        ("s3_url", "comfyui-input-", "TMPDIR"),
+    ],
+)
 async def test_a_result_is_written_once_the_full_disk_has_room(
-    kind: str, endpoint: FakeEndpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, prefix: str, setting: str, endpoint: FakeEndpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fill_disk(monkeypatch, ".part-", times=2)
-    async with store(PICTURE, times=1) as address:
+    fill_disk(monkeypatch, prefix, times=2)
+    quick = replace(QUICK, rewrite_backoff=Backoff(0.02, 30.0))
+    # A file is fetched again only if the folder for temporary files was full.
+    async with store(PICTURE, times=1 if prefix == ".part-" else math.inf) as address:
         image = base64_image(DATA) if kind == "base64" else base64_image(f"http://{address}/a.png") | {"type": kind}
-        async with running_gateway(
-            NOWHERE,
-            **endpoint.settings(
-                tmp_path, times=replace(QUICK, rewrite_backoff=Backoff(0.02, 30.0)), input_url_allow=(address,)
-            ),
-        ) as gateway:
+        settings = endpoint.settings(tmp_path, times=quick, input_url_allow=(address,))
+        async with running_gateway(NOWHERE, **settings) as gateway:
             with capture_logs() as lines:
                 prompt_id = await submit(gateway)
                 endpoint.complete(await endpoint.job(), image)
                 entry = await history(gateway, prompt_id)
             assert await view(gateway, **entry["outputs"]["3"]["images"][0]) == (200, PICTURE)
     [waits] = [line for line in lines if line["event"] == "runpod.file_waits"]
-    assert waits["detail"].startswith("RUNPOD_DATA_DIR: it cannot be written: No space left on device.")
-
-
-async def test_a_linked_result_survives_a_full_disk_for_temporary_files(
-    endpoint: FakeEndpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fill_disk(monkeypatch, "comfyui-input-", times=2)
-    async with store(PICTURE) as address:
-        image = base64_image(f"http://{address}/a.png") | {"type": "s3_url"}
-        async with running_gateway(
-            NOWHERE,
-            **endpoint.settings(
-                tmp_path, times=replace(QUICK, rewrite_backoff=Backoff(0.02, 30.0)), input_url_allow=(address,)
-            ),
-        ) as gateway:
-            with capture_logs() as lines:
-                prompt_id = await submit(gateway)
-                endpoint.complete(await endpoint.job(), image)
-                entry = await history(gateway, prompt_id)
-            assert await view(gateway, **entry["outputs"]["3"]["images"][0]) == (200, PICTURE)
-    [waits] = [line for line in lines if line["event"] == "runpod.file_waits"]
-    assert waits["detail"].startswith("TMPDIR: it cannot be written: No space left on device.")
+    assert waits["detail"].startswith(f"{setting}: it cannot be written: No space left on device.")
 
 
 async def test_a_file_name_that_is_too_long_for_the_disk_fails_at_once(

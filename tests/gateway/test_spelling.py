@@ -11,15 +11,8 @@ from comfyui.engine import Engine, EngineOptions
 from tests.support.engine_workflows import txt2img
 from tests.support.relaying import eventually
 from tests.support.running import running_gateway
-from tests.support.target import Prompt
 
 SPELLINGS = ("sd/xl/one.safetensors", "sd\\xl\\one.safetensors", "sd/xl\\one.safetensors")
-
-
-def workflow(ckpt_name: str, text: str = "x") -> Prompt:
-    made = txt2img(text=text, steps=1)
-    made["4"]["inputs"]["ckpt_name"] = ckpt_name
-    return made
 
 
 def engine(spelling: str) -> Engine:
@@ -44,7 +37,7 @@ async def test_each_of_three_servers_gets_its_own_spelling(sent: str, preflight:
         for chosen in gateway.handler.pool.backends:
             for other in gateway.handler.pool.backends:
                 other.drain(other is not chosen)
-            status, answer = await gateway.prompt_sync(workflow(sent, text="an a/b\\c text"))
+            status, answer = await gateway.prompt_sync(txt2img(checkpoint=sent, text="an a/b\\c text"))
             assert status == 200, answer
         assert [await spellings_on(one) for one in made] == [[spelling] for spelling in SPELLINGS]
 
@@ -52,20 +45,20 @@ async def test_each_of_three_servers_gets_its_own_spelling(sent: str, preflight:
 @pytest.mark.parametrize("preflight", [False, True])
 async def test_a_single_server_gets_its_own_spelling_too(preflight: bool) -> None:
     async with engine(SPELLINGS[1]) as only, running_gateway(only.url, preflight=preflight) as gateway:
-        status, answer = await gateway.prompt_sync(workflow(SPELLINGS[0]))
+        status, answer = await gateway.prompt_sync(txt2img(checkpoint=SPELLINGS[0]))
         assert status == 200, answer
         assert await spellings_on(only) == [SPELLINGS[1]]
 
 
 async def test_validate_accepts_another_spelling() -> None:
     async with engine(SPELLINGS[1]) as only, running_gateway(only.url) as gateway:
-        async with gateway.http.post("/validate", json={"prompt": workflow(SPELLINGS[0])}) as response:
+        async with gateway.http.post("/validate", json={"prompt": txt2img(checkpoint=SPELLINGS[0])}) as response:
             answer = await response.json()
         assert answer["valid"], answer
 
 
 async def test_a_model_that_exists_in_no_spelling_is_refused() -> None:
     async with engine(SPELLINGS[1]) as only, running_gateway(only.url) as gateway:
-        status, answer = await gateway.prompt_sync(workflow("sd/other.safetensors"))
+        status, answer = await gateway.prompt_sync(txt2img(checkpoint="sd/other.safetensors"))
     assert status == 400
     assert "sd/other.safetensors" in str(answer)

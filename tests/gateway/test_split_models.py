@@ -14,8 +14,7 @@ _SECOND = {"checkpoints": (), "loras": ("two.safetensors",)}
 
 def split() -> Prompt:
     """A workflow whose checkpoint is on gpu-1, and whose LoRA is on gpu-2."""
-    workflow = txt2img(steps=1)
-    workflow["4"]["inputs"]["ckpt_name"] = "one.safetensors"
+    workflow = txt2img(checkpoint="one.safetensors")
     strengths = {"strength_model": 1.0, "strength_clip": 1.0}
     workflow["10"] = node("LoraLoader", model=["4", 0], clip=["4", 1], lora_name="two.safetensors", **strengths)
     workflow["3"]["inputs"]["model"] = ["10", 0]

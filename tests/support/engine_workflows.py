@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from tests.support.target import Prompt, node
 
+_CHECKPOINT = "v1-5-pruned-emaonly.safetensors"
 
-def txt2img(prefix: str = "txt2img", *, text: str = "a red fox", seed: int = 1, steps: int = 3) -> Prompt:
+
+def txt2img(
+    prefix: str = "txt2img", *, text: str = "a red fox", seed: int = 1, steps: int = 3, checkpoint: str = _CHECKPOINT
+) -> Prompt:
     sampling = {"steps": steps, "cfg": 8.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}
     links = {"model": ["4", 0], "positive": ["6", 0], "negative": ["7", 0], "latent_image": ["5", 0]}
     return {
         "3": node("KSampler", seed=seed, **sampling, **links),
-        "4": node("CheckpointLoaderSimple", ckpt_name="v1-5-pruned-emaonly.safetensors"),
+        "4": node("CheckpointLoaderSimple", ckpt_name=checkpoint),
         "5": node("EmptyLatentImage", width=128, height=96, batch_size=1),
         "6": node("CLIPTextEncode", text=text, clip=["4", 1]),
         "7": node("CLIPTextEncode", text="ugly", clip=["4", 1]),
