@@ -196,15 +196,15 @@ class Downloader:
             # Without a validator, the rest might come from another version of the file.
             have = 0
         with self._open(model, have, etag) as response:
-            begins_anew = response.status != 206
-            if begins_anew:
+            from_start = response.status != 206
+            if from_start:
                 _etag_file(part).unlink(missing_ok=True)
                 if tag := response.headers.get("ETag"):
                     _etag_file(part).write_text(tag, encoding="utf-8")
-            expected = int(response.headers.get("Content-Length") or 0) + (0 if begins_anew else have)
-            with part.open("wb" if begins_anew else "ab") as file:
+            expected = int(response.headers.get("Content-Length") or 0) + (0 if from_start else have)
+            with part.open("wb" if from_start else "ab") as file:
                 self._copy(model, response, file, expected)
-        return not begins_anew
+        return not from_start
 
     def _open(self, model: Model, have: int, etag: str | None) -> http.client.HTTPResponse:
         url = presigned_s3_url(model.url, self._environ) if model.url.startswith("s3://") else model.url

@@ -242,7 +242,7 @@ async def test_models_never_fall_back_silently_from_a_volume_to_the_containers_d
     volume, absent = tmp_path / "volume", tmp_path / "absent"
     bare_container |= {"MODEL_MANIFEST": str(manifest), "MODEL_VOLUMES": f"{absent} {volume}"}
 
-    volume.write_text("a volume that cannot be written, whoever asks")
+    volume.write_text("a file where the volume should be")
     status, said = await _run_to_end(bare_container)
     assert status == 73
     assert f"MODEL_MANIFEST: the volume {volume} cannot be written by user {os.getuid()}" in said

@@ -261,6 +261,11 @@ async def queue_of(engine: Engine) -> tuple[list[str], list[str]]:
     return [item[1] for item in queue["queue_running"]], [item[1] for item in queue["queue_pending"]]
 
 
+async def until_running(engine: Engine, prompt_id: str) -> None:
+    """Waits until the engine runs this prompt."""
+    await until(lambda: queue_of(engine), lambda queue: prompt_id in queue[0], timeout_s=30)
+
+
 async def until(ask: Callable[[], Awaitable[T]], accept: Callable[[T], bool], *, timeout_s: float = 25) -> T:
     """Repeats `ask` until its answer is accepted, and returns that answer."""
     async with asyncio.timeout(timeout_s):
@@ -289,10 +294,19 @@ def invert_workflow(color: int = 0, *, width: int = 16, height: int = 12, prefix
     }
 
 
-def sleep_workflow(seconds: float, *, tag: int = 0) -> Workflow:
+def sleep_workflow(seconds: float, *, tag: int = 0, steps: int = 1) -> Workflow:
     """Runs for `seconds` on the engine; another `tag` keeps it out of the engine's cache."""
+    return _with_node_4("SimulatedSleep", tag, seconds=seconds, steps=steps)
+
+
+def crash_workflow(how: str = "segfault", *, tag: int = 0, after: float = 0.0) -> Workflow:
+    """Ends the engine's process, or hangs it; `how` and `after` are inputs of the engine's SimulatedCrash."""
+    return _with_node_4("SimulatedCrash", tag, how=how, after=after)
+
+
+def _with_node_4(class_type: str, tag: int, **inputs: Any) -> Workflow:
     workflow = invert_workflow(tag)
-    workflow["4"] = {"class_type": "SimulatedSleep", "inputs": {"value": ["2", 0], "seconds": seconds, "steps": 1}}
+    workflow["4"] = {"class_type": class_type, "inputs": {"value": ["2", 0], **inputs}}
     workflow["3"]["inputs"]["images"] = ["4", 0]
     return workflow
 

@@ -121,7 +121,7 @@ class Caller:
     _figures: set[int] = field(default_factory=set)
     _may_be_cached: set[str] = field(default_factory=lambda: {_LOADER})
 
-    def anew(self) -> Caller:
+    def fresh(self) -> Caller:
         """A copy without recorded requests."""
         return Caller(self.http, self.prefix, self.role, self.is_modern, self.is_real, self.servers)
 

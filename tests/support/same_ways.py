@@ -75,7 +75,7 @@ class Bare:
 
     async def played(self, version: str, case: Case) -> list[Step]:
         if (version, case) not in self.answers:
-            self.answers[version, case] = await played(case, (await self.caller(version)).anew())
+            self.answers[version, case] = await played(case, (await self.caller(version)).fresh())
         return self.answers[version, case]
 
 

@@ -28,7 +28,7 @@ from comfyui.workers.base import ComfyUIWorker
 from comfyui.workers.options import WorkerOptions
 from tests.chaos import workers as chaos
 from tests.support.ports import free_port
-from tests.support.running import Workflow, invert_workflow, sleep_workflow
+from tests.support.running import Workflow, crash_workflow, invert_workflow, sleep_workflow
 
 
 @asynccontextmanager
@@ -49,13 +49,6 @@ async def crashing_worker(
 
 def job(workflow: Workflow, prompt_id: UUID | None = None) -> PromptRequest:
     return PromptRequest(prompt=workflow, prompt_id=prompt_id or uuid4())
-
-
-def crash_workflow(how: str = "segfault", *, tag: int = 0, after: float = 0.0) -> Workflow:
-    workflow = invert_workflow(tag)
-    workflow["4"] = {"class_type": "SimulatedCrash", "inputs": {"how": how, "after": after, "value": ["2", 0]}}
-    workflow["3"]["inputs"]["images"] = ["4", 0]
-    return workflow
 
 
 async def test_a_workflow_that_crashes_comfyui_is_quarantined_after_its_render_budget(

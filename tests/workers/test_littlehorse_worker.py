@@ -17,7 +17,7 @@ from comfyui.workers.base import prompt_id_for_job
 from tests.chaos import workers as chaos
 from tests.support.littlehorse_process import Fake, Trio, Worker, running_fake, running_worker
 from tests.support.ports import free_port
-from tests.support.running import invert_workflow, sleep_workflow
+from tests.support.running import executions, invert_workflow, sleep_workflow, until_running
 
 if importlib.util.find_spec("littlehorse") is None:
     pytest.skip("LittleHorse's SDK is in .venv-littlehorse: make test runs these there", allow_module_level=True)
@@ -29,12 +29,6 @@ LIMIT = 4 << 20
 
 def prompt_id_of(guid: str) -> str:
     return str(prompt_id_for_job("littlehorse", f"wf-1/{guid}"))
-
-
-async def until_running(engine: Engine, prompt_id: str) -> None:
-    async with ComfyUIClient(engine.url) as client, asyncio.timeout(30):
-        while not (found := (await client.get_queue()).get(prompt_id)) or not found.running:
-            await asyncio.sleep(0.02)
 
 
 async def test_a_task_returns_the_output_paths_and_a_short_log(littlehorse_shared: Trio) -> None:
@@ -169,8 +163,7 @@ async def test_a_retry_attaches_to_the_render_of_the_first_attempt(littlehorse_s
     outputs = [json.loads(report["output"]["jsonObj"]) for report in (first, second)]
     for name in ("prompt_id", "status", "outputs", "files"):
         assert outputs[0][name] == outputs[1][name]
-    async with ComfyUIClient(littlehorse_shared.engine.url) as client:
-        assert (await client._get("/engine/stats", "", dict))["executed"][prompt_id_of("again")] == 1
+    assert executions(littlehorse_shared.engine)[prompt_id_of("again")] == 1
 
 
 async def test_tasks_run_one_at_a_time_over_several_hosts_and_none_is_claimed_early(littlehorse_engine: Engine) -> None:

@@ -25,11 +25,11 @@ from comfyui.workers.postgres.runner import TaskRunner
 from comfyui.workers.postgres.schema import WAN2GP, TaskNames
 from comfyui.workers.postgres.tasks import ClaimedTask, Lease, WorkerState
 from tests.support.postgres_server import PostgresServer
-from tests.support.running import invert_workflow, sleep_workflow
+from tests.support.running import executions, invert_workflow, sleep_workflow
 from tests.support.tables import Tables, new_database
 from tests.support.watched_store import WatchedStore
 from tests.workers.test_postgres_queue import claim
-from tests.workers.test_postgres_runner import QUICK, executions, running_worker, serving
+from tests.workers.test_postgres_runner import QUICK, running_worker, serving
 
 _OLD_TASKS = (
     "create table tasks (id uuid primary key default gen_random_uuid(), task_type text, status text, params jsonb"
@@ -283,7 +283,7 @@ async def test_a_worker_that_cannot_write_its_row_keeps_its_task_and_takes_no_ot
         assert queue.renewals > renewed
         stop.set()
         await running
-    assert set((await executions(engine)).values()) == {1}
+    assert set(executions(engine).values()) == {1}
 
 
 class _Beats:

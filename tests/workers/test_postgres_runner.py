@@ -21,7 +21,7 @@ from comfyui.retrying import Backoff
 from comfyui.workers.base import ComfyUIWorker, prompt_id_for_job
 from comfyui.workers.options import WorkerOptions
 from comfyui.workers.postgres.runner import TaskRunner, TaskRunnerOptions
-from tests.support.running import invert_workflow, sleep_workflow
+from tests.support.running import executions, invert_workflow, sleep_workflow, until_running
 from tests.support.tables import Tables
 from tests.support.watched_store import WatchedStore
 
@@ -51,18 +51,6 @@ async def running_worker(
             stop.set()
             async with asyncio.timeout(20):
                 await running
-
-
-async def executions(engine: Engine) -> dict[str, int]:
-    async with ComfyUIClient(engine.url) as client:
-        stats = await client._get("/engine/stats", "/engine/stats", dict)
-    return dict(stats["executed"])
-
-
-async def until_running(engine: Engine, prompt_id: str) -> None:
-    async with ComfyUIClient(engine.url) as client, asyncio.timeout(30):
-        while not (found := (await client.get_queue()).get(prompt_id)) or not found.running:
-            await asyncio.sleep(0.02)
 
 
 async def test_a_task_is_complete_after_its_files_are_stored(
@@ -147,7 +135,7 @@ async def test_a_node_error_fails_the_task_and_requeueing_it_renders_again(
         await tables.set_status(task_id, "queued")
         row = await tables.until_status(task_id, "complete")
     assert row["error"] is None
-    assert len(await executions(engine)) == 2
+    assert len(executions(engine)) == 2
 
 
 async def test_a_cancelled_task_interrupts_comfyui_and_the_next_one_runs(
@@ -177,7 +165,7 @@ async def test_a_worker_that_lost_its_lease_leaves_the_render_to_its_new_owner(
         async with running_worker(tables, engine, watched_store, "second"):
             row = await tables.until_status(task_id, "complete")
     assert (row["worker_id"], row["attempts"]) == ("second", 2)
-    assert await executions(engine) == {prompt_id: 1}
+    assert executions(engine) == {prompt_id: 1}
 
 
 async def test_a_stopping_worker_finishes_its_task_and_takes_no_other(
@@ -239,7 +227,7 @@ async def test_the_next_attempt_delivers_unstored_files_without_rendering_again(
     async with running_worker(tables, engine, watched_store):
         row = await tables.until_status(task_id, "complete", "failed")
     assert (row["status"], row["attempts"], row["error"]) == ("complete", 2, None)
-    assert set((await executions(engine)).values()) == {1}
+    assert set(executions(engine).values()) == {1}
 
 
 async def test_a_task_with_some_undelivered_files_is_complete_and_marked_partial(
@@ -309,7 +297,7 @@ async def test_no_task_is_taken_while_the_store_cannot_be_used(
         await asyncio.sleep(0.5)
         row = await tables.row(task_id)
         assert (row["status"], row["attempts"]) == ("queued", 0)
-        assert await executions(engine) == {}
+        assert executions(engine) == {}
         watched_store.usable = True
         await tables.until_status(task_id, "complete")
 
@@ -411,7 +399,7 @@ async def test_losing_the_database_connection_during_a_render_costs_no_attempt(
         )
         row = await tables.until_status(task_id, "complete", "failed")
     assert (row["status"], row["attempts"]) == ("complete", 1)
-    assert set((await executions(engine)).values()) == {1}
+    assert set(executions(engine).values()) == {1}
 
 
 async def test_a_task_completes_although_comfyui_forgot_its_prompt(

@@ -21,10 +21,9 @@ from comfyui.workers.postgres.settings import PostgresWorkerSettings
 from comfyui.workers.postgres.supabase import SupabaseQueue
 from comfyui.workers.postgres.tasks import Lease, WorkerState
 from comfyui.workers.postgres.worker import serve
-from tests.support.running import invert_workflow, sleep_workflow
+from tests.support.running import executions, invert_workflow, sleep_workflow
 from tests.support.supabase_stub import SERVICE_ROLE_KEY, SupabaseStub
 from tests.support.tables import Tables
-from tests.workers.test_postgres_runner import executions
 
 
 def queue_on(api: SupabaseApi) -> SupabaseQueue:
@@ -101,7 +100,7 @@ async def test_temporary_failures_of_supabase_are_retried(
     async with running_worker(supabase, engine):
         row = await tables.until_status(task_id, "complete", "failed", within_s=25)
     assert (row["status"], row["attempts"], supabase.failures) == ("complete", 1, [])
-    assert set((await executions(engine)).values()) == {1}
+    assert set(executions(engine).values()) == {1}
 
 
 async def test_the_https_queue_keeps_the_promises_of_the_direct_one(tables: Tables, supabase_api: SupabaseApi) -> None:

@@ -30,10 +30,9 @@ from tests.chaos import workers as chaos
 from tests.support.object_store import ACCESS_KEY, POSTGRES_BUCKET, SECRET_KEY
 from tests.support.ports import free_port
 from tests.support.postgres_server import PostgresServer, running_postgres
-from tests.support.running import invert_workflow, sleep_workflow
+from tests.support.running import crash_workflow, executions, invert_workflow, sleep_workflow, until_running
 from tests.support.supabase_stub import SERVICE_ROLE_KEY, running_supabase
 from tests.support.tables import Tables
-from tests.workers.test_postgres_runner import executions, until_running
 
 ROOT = Path(__file__).parents[2]
 
@@ -114,7 +113,7 @@ async def test_killing_a_rendering_worker_loses_no_task_and_renders_none_twice(
     assert {row["status"] for row in [*rows, victim]} == {"complete"}
     assert (victim["attempts"], victim["worker_id"]) == (2, "b" if killed == "a" else "a")
     expected = {str(prompt_id_for_job("postgres", task_id)): 1 for task_id in [*quick, victim_id]}
-    assert await executions(engine) == expected
+    assert executions(engine) == expected
     assert len(expected) == 200
     listed = {output["key"] for row in [*rows, victim] for output in row["outputs"]}
     assert len(listed) == 200
@@ -209,7 +208,7 @@ async def test_a_restart_of_postgres_loses_no_task_and_logs_each_outage_once(eng
     for event in ("heartbeat.failed", "queue.unavailable", "queue.not_listening"):
         assert lines.count(event) <= 2, lines
     assert "Traceback" not in lines
-    assert set((await executions(engine)).values()) == {1}
+    assert set(executions(engine).values()) == {1}
 
 
 @asynccontextmanager
@@ -256,9 +255,6 @@ async def test_a_task_that_crashes_comfyui_fails_within_its_budget_and_the_next_
         f"import runpy, sys; sys.path.insert(0, {str(ROOT)!r}); sys.argv[0] = 'comfyui.engine'\n"
         "runpy.run_module('comfyui.engine', run_name='__main__', alter_sys=True)\n"
     )
-    workflow = invert_workflow(1)
-    workflow["4"] = {"class_type": "SimulatedCrash", "inputs": {"how": "exit", "after": 0.1, "value": ["2", 0]}}
-    workflow["3"]["inputs"]["images"] = ["4", 0]
     settings = {
         "database_url": tables.url,
         "comfy_path": tmp_path,
@@ -268,7 +264,7 @@ async def test_a_task_that_crashes_comfyui_fails_within_its_budget_and_the_next_
         "retry_delay_seconds": 0,
         **s3_settings(seaweedfs),
     }
-    crashing = await tables.add({"workflow": workflow})
+    crashing = await tables.add({"workflow": crash_workflow("exit", tag=1, after=0.1)})
     async with worker("--worker-id", "a", **settings) as process:
         row = await tables.until_status(crashing, "failed", within_s=60)
         assert "Workflow is quarantined" in row["error"]

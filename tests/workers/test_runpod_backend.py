@@ -20,7 +20,6 @@ from PIL import Image
 from tests.support.job_api import JobApi, WorkerProcess, running_worker
 from tests.support.running import (
     RunningGateway,
-    Workflow,
     invert_workflow,
     loading_workflow,
     running_gateway,
@@ -33,12 +32,6 @@ if importlib.util.find_spec("runpod") is None:
     pytest.skip("the RunPod SDK is in .venv-runpod: make test runs these there", allow_module_level=True)
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-
-
-def steps_workflow(seconds: float, steps: int, tag: int = 0) -> Workflow:
-    workflow = sleep_workflow(seconds, tag=tag)
-    workflow["4"]["inputs"]["steps"] = steps
-    return workflow
 
 
 def picture(content: bytes) -> tuple[int, int]:
@@ -85,7 +78,7 @@ async def test_a_frontend_gets_its_result_through_the_sdks_local_api(
     ):
         # Takes longer than a status request may: the local API runs the job within that request.
         extra_data = {"extra_pnginfo": {"workflow": {"id": "of the editor"}}}
-        prompt_id = await submit(gateway, steps_workflow(1.5, 3), client_id="front", extra_data=extra_data)
+        prompt_id = await submit(gateway, sleep_workflow(1.5, steps=3), client_id="front", extra_data=extra_data)
         kinds = []
         while True:
             frame = await websocket.receive_json()
@@ -109,7 +102,7 @@ async def test_a_frontend_gets_its_result_through_the_sdks_local_api(
 
 
 async def test_progress_reaches_server_sent_events_and_a_frontends_websocket(gateway_of_worker: RunningGateway) -> None:
-    body = {"prompt": steps_workflow(3, 30), "client_id": "front"}
+    body = {"prompt": sleep_workflow(3, steps=30), "client_id": "front"}
     headers = {"Accept": "text/event-stream"}
     async with (
         gateway_of_worker.http.ws_connect("/ws?clientId=front") as websocket,
@@ -134,7 +127,7 @@ async def test_a_cancelled_prompt_is_interrupted_in_the_workers_comfyui(
 ) -> None:
     api, worker = production_worker
     runs, prompt_id = len(api.runs), str(uuid4())
-    asking = asyncio.create_task(gateway_of_worker.prompt_sync(steps_workflow(30, 300), prompt_id=prompt_id))
+    asking = asyncio.create_task(gateway_of_worker.prompt_sync(sleep_workflow(30, steps=300), prompt_id=prompt_id))
     await api.update(await job_after(api, runs))
     async with gateway_of_worker.http.delete(f"/prompt_sync/{prompt_id}") as response:
         assert response.status == 200
@@ -161,7 +154,7 @@ async def test_two_workers_finish_out_of_order_and_each_caller_gets_its_own_resu
 ) -> None:
     api, first = production_worker
     runs = len(api.runs)
-    slow = asyncio.create_task(gateway_of_worker.prompt_sync(steps_workflow(6, 60), return_image_base64=True))
+    slow = asyncio.create_task(gateway_of_worker.prompt_sync(sleep_workflow(6, steps=60), return_image_base64=True))
     await api.update(await job_after(api, runs))
     async with running_worker(api.environment(), RUNPOD_POD_ID="second") as second:
         status, quick = await gateway_of_worker.prompt_sync(invert_workflow(2, width=20), return_image_base64=True)
@@ -180,7 +173,7 @@ async def test_a_gateway_restarted_during_a_render_returns_the_result_of_that_re
     api, worker = production_worker
     before, runs = sum((await worker.executed()).values()), len(api.runs)
     prompt_id = str(uuid4())
-    workflow = steps_workflow(4, 40, tag=5)
+    workflow = sleep_workflow(4, steps=40, tag=5)
     more = gateway_settings(api.url, tmp_path, shutdown_grace_seconds=0)
     async with running_gateway(NOWHERE, **more) as gateway:
         await submit(gateway, workflow, prompt_id=prompt_id)

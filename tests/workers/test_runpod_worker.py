@@ -28,7 +28,7 @@ from tests.chaos import workers as chaos
 from tests.support import object_store
 from tests.support.job_api import ROOT, JobApi, WorkerProcess, running_worker
 from tests.support.ports import free_port
-from tests.support.running import Workflow, invert_workflow, sleep_workflow
+from tests.support.running import Workflow, crash_workflow, invert_workflow, sleep_workflow
 
 if importlib.util.find_spec("runpod") is None:
     pytest.skip("the RunPod SDK is in .venv-runpod: make test runs these there", allow_module_level=True)
@@ -39,12 +39,6 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 def prompt_id(job_id: str) -> str:
     return str(prompt_id_for_job("runpod", job_id))
-
-
-def steps_workflow(seconds: float, steps: int) -> Workflow:
-    workflow = sleep_workflow(seconds)
-    workflow["4"]["inputs"]["steps"] = steps
-    return workflow
 
 
 def red_png() -> str:
@@ -142,7 +136,7 @@ async def test_progress_is_reported_during_the_job_and_never_after_its_result(
     shared_runpod_worker: tuple[JobApi, WorkerProcess],
 ) -> None:
     api, _ = shared_runpod_worker
-    api.submit("shown", {"workflow": steps_workflow(3.0, 20)})
+    api.submit("shown", {"workflow": sleep_workflow(3.0, steps=20)})
     await api.result("shown")
     updates = api.updates("shown")
     assert len(updates) >= 3
@@ -160,7 +154,7 @@ async def test_a_stopped_job_is_interrupted_in_comfyui_and_the_next_one_runs(
     shared_runpod_worker: tuple[JobApi, WorkerProcess],
 ) -> None:
     api, worker = shared_runpod_worker
-    api.submit("stopped", {"workflow": steps_workflow(30, 300)})
+    api.submit("stopped", {"workflow": sleep_workflow(30, steps=300)})
     await api.update("stopped")
     api.stop("stopped")
     api.submit("after-stopped", {"workflow": invert_workflow()})
@@ -187,7 +181,7 @@ async def test_a_job_completes_although_comfyui_crashes_during_it(
 ) -> None:
     api, worker = shared_runpod_worker
     ready = await worker.says("comfyui.ready")
-    api.submit("crashing", {"workflow": steps_workflow(1.5, 30)})
+    api.submit("crashing", {"workflow": sleep_workflow(1.5, steps=30)})
     await api.update("crashing")
     pid = next(part.removeprefix("pid=") for part in ready.split() if part.startswith("pid="))
     os.kill(int(pid), signal.SIGKILL)
@@ -199,7 +193,7 @@ async def test_sigterm_finishes_the_running_job_and_does_not_wait_for_open_polls
     async with running_worker(job_api.environment()) as worker:
         await worker.says("comfyui.ready")
         assert job_api.taken == []  # it was started before the first job
-        job_api.submit("job", {"workflow": steps_workflow(1.0, 10)})
+        job_api.submit("job", {"workflow": sleep_workflow(1.0, steps=10)})
         await job_api.update("job")
         worker.terminate()
         assert (await job_api.result("job"))["output"]["status"] == "success"
@@ -347,13 +341,6 @@ async def test_an_unusable_store_fails_the_job_before_anything_is_rendered(job_a
         assert (await job_api.result("unstored"))["output"]["images"][0]["type"] == "base64"
 
 
-def crash_workflow(tag: int) -> Workflow:
-    workflow = invert_workflow(tag)
-    workflow["4"] = {"class_type": "SimulatedCrash", "inputs": {"how": "segfault", "after": 0.1, "value": ["2", 0]}}
-    workflow["3"]["inputs"]["images"] = ["4", 0]
-    return workflow
-
-
 async def test_a_job_that_crashes_comfyui_fails_within_its_budget_and_the_next_succeeds(
     job_api: JobApi, tmp_path: Path
 ) -> None:
@@ -363,19 +350,19 @@ async def test_a_job_that_crashes_comfyui_fails_within_its_budget_and_the_next_s
     command = f"{sys.executable} -m comfyui.engine --port {port} --executions-file {executions}"
     more = {"COMFYUI_COMMAND": command, "COMFYUI_SERVER_ADDRESS": f"127.0.0.1:{port}"}
     async with running_worker(job_api.environment(), **more):
-        job_api.submit("crash-1", {"workflow": crash_workflow(1)})
+        job_api.submit("crash-1", {"workflow": crash_workflow(tag=1, after=0.1)})
         failed = await job_api.result("crash-1")
         assert failed["output"]["error_type"] == "prompt_quarantined"
         assert "it was ended by SIGSEGV" in failed["error"]
         assert any("Segmentation fault" in line for line in failed["output"]["log_tail"])
-        job_api.submit("crash-again", {"workflow": crash_workflow(1)})
+        job_api.submit("crash-again", {"workflow": crash_workflow(tag=1, after=0.1)})
         assert (await job_api.result("crash-again"))["output"]["error_type"] == "prompt_quarantined"
         job_api.submit("fine", {"workflow": invert_workflow(2)})
         assert (await job_api.result("fine"))["output"]["status"] == "success"
         # Two more workflows, two crashes each: the fourth in a row is one too many, and RunPod replaces the worker.
-        job_api.submit("crash-2", {"workflow": crash_workflow(2)})
+        job_api.submit("crash-2", {"workflow": crash_workflow(tag=2, after=0.1)})
         assert (await job_api.result("crash-2"))["output"]["error_type"] == "prompt_quarantined"
-        job_api.submit("crash-3", {"workflow": crash_workflow(3)})
+        job_api.submit("crash-3", {"workflow": crash_workflow(tag=3, after=0.1)})
         failed = await job_api.result("crash-3")
         assert failed["output"]["error_type"] in {"prompt_quarantined", "connection_failed"}
         assert failed["stopPod"] is True

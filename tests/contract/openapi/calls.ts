@@ -55,7 +55,7 @@ export function filenames(answer: Sent<"prompt_sync">[200]["content"]["applicati
 }
 
 export function reason(error: Sent<"prompt_sync">[429]["content"]["application/json"]): string {
-  // @ts-expect-error: FastAPI's own errors have it; these say what is wrong in one text
+  // @ts-expect-error: only FastAPI's own errors have this; ours have one text
   const [first] = error.detail[0].loc;
   return `${error.type}: ${error.detail} (${error.prompt_id ?? first})`;
 }
