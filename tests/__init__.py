@@ -1,1 +1,1 @@
-"""TODO"""
+"""The tests of comfyui-gateway; helpers are in `tests.support`, fixtures in the conftest files."""
