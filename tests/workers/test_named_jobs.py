@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 from typing import Any
 from uuid import UUID
 
@@ -18,7 +17,7 @@ from comfyui.workers.postgres.schema import TaskNames
 from comfyui.workers.postgres.settings import PostgresWorkerSettings
 from comfyui.workers.postgres.tasks import ClaimedTask
 from comfyui.workers.runpod.job import job_fields, parse_input, reply
-from tests.support.named_folder import png
+from tests.support.job_inputs import data_uri, picture
 from tests.support.postgres_server import PostgresServer
 from tests.support.tables import Tables, new_database
 from tests.support.watched_store import WatchedStore
@@ -88,9 +87,9 @@ async def test_a_file_that_cannot_be_fetched_is_reported_under_its_parameter(nam
     [
         ((), "one type"),
         (("a", "a:flat"), "twice"),
-        (("a:",), "name of a workflow"),
+        (("a:",), "name of a named workflow"),
         ((":flat",), "TYPE"),
-        (("a:../b",), "name of a workflow"),
+        (("a:../b",), "name of a named workflow"),
     ],
 )
 def test_invalid_task_types_are_refused(entries: tuple[str, ...], said: str) -> None:
@@ -109,7 +108,7 @@ async def test_a_task_names_its_workflow_by_itself_or_by_its_type(
         try:
             named = await tables.add({"workflow_name": "flat", "parameters": {"width": 9}})
             typed = await tables.add({"width": 11}, task_type="flat-picture")
-            filed = await tables.add({"image": data_uri()}, task_type="negative")
+            filed = await tables.add({"image": data_uri(picture((255, 255, 255)))}, task_type="negative")
             wrong = await tables.add({"width": 0}, task_type="flat-picture")
             other = await tables.add({"width": 9}, task_type="training")
             for task_id, width in ((named, 9), (typed, 11)):
@@ -141,7 +140,3 @@ async def test_migrating_an_older_database_adds_the_task_type_to_claims(tables: 
         task = await queue.claim("w", ID)
     assert isinstance(task, ClaimedTask)
     assert task.type == "comfy"
-
-
-def data_uri() -> str:
-    return f"data:image/png;base64,{base64.b64encode(png()).decode()}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import io
 import json
 import os
 import sys
@@ -14,7 +13,6 @@ from uuid import UUID
 
 import aiohttp
 import pytest
-from PIL import Image
 from pydantic import SecretStr
 
 from comfyui.engine import Engine
@@ -48,6 +46,7 @@ from comfyui.workers.results import saved_before
 from comfyui.workers.runpod.job import JobInput, job_fields, max_reply_bytes, parse_input, reply
 from comfyui.workers.runpod.settings import RunPodSettings
 from comfyui.workers.settings import StoringWorkerSettings
+from tests.support.job_inputs import b64, picture
 from tests.support.local_store import LocalStore
 from tests.support.ports import free_port
 from tests.support.running import Workflow, invert_workflow, sleep_workflow
@@ -389,12 +388,12 @@ async def test_an_input_file_that_is_added_later_is_found(engine: Engine, comfyu
     await comfyui_worker.run(PromptRequest(prompt=invert_workflow()))
     with pytest.raises(ComfyUIValidationError):
         await comfyui_worker.run(PromptRequest(prompt=_load_image("late.png")))
-    (engine.folders.input / "late.png").write_bytes(_png())
+    (engine.folders.input / "late.png").write_bytes(picture((0, 0, 0), 4))
     assert (await comfyui_worker.run(PromptRequest(prompt=_load_image("late.png")))).files
 
 
 async def test_an_input_from_the_job_itself_is_not_missing(comfyui_worker: ComfyUIWorker) -> None:
-    content = base64.b64encode(_png()).decode()
+    content = b64(picture((0, 0, 0), 4))
     job = parse_input({"workflow": _load_image("sub/brought.png"), "reference_images": {"sub/brought.png": content}})
     assert (await comfyui_worker.run(job.request(ID))).files
 
@@ -403,18 +402,12 @@ async def test_a_finished_render_is_delivered_although_its_input_is_gone(
     engine: Engine, comfyui_worker: ComfyUIWorker
 ) -> None:
     """Regression: a job delivered again failed, because its inputs were checked before its render was looked up."""
-    (engine.folders.input / "once.png").write_bytes(_png())
+    (engine.folders.input / "once.png").write_bytes(picture((0, 0, 0), 4))
     request = PromptRequest(prompt=_load_image("once.png"), prompt_id=ID)
     rendered = await comfyui_worker.run(request)
     (engine.folders.input / "once.png").unlink()
     async with ComfyUIWorker(comfyui_worker.options) as another:
         assert (await another.run(request)).files == rendered.files
-
-
-def _png() -> bytes:
-    content = io.BytesIO()
-    Image.new("RGB", (4, 4)).save(content, "PNG")
-    return content.getvalue()
 
 
 def _load_image(name: str) -> Workflow:

@@ -27,6 +27,7 @@ from comfyui.workers.base import prompt_id_for_job
 from tests.chaos import workers as chaos
 from tests.support import object_store
 from tests.support.job_api import ROOT, JobApi, WorkerProcess, running_worker
+from tests.support.job_inputs import b64, data_uri, picture
 from tests.support.ports import free_port
 from tests.support.running import Workflow, crash_workflow, invert_workflow, sleep_workflow
 
@@ -36,15 +37,11 @@ if importlib.util.find_spec("runpod") is None:
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
+RED = picture((255, 0, 0))
+
 
 def prompt_id(job_id: str) -> str:
     return str(prompt_id_for_job("runpod", job_id))
-
-
-def red_png() -> str:
-    content = io.BytesIO()
-    Image.new("RGB", (8, 8), (255, 0, 0)).save(content, "PNG")
-    return base64.b64encode(content.getvalue()).decode()
 
 
 def load_image_workflow(*names: str) -> Workflow:
@@ -117,8 +114,8 @@ async def test_inputs_of_both_contracts_are_accepted_and_keys_are_never_logged(
         "inputs",
         {
             "workflow": json.dumps(workflow),
-            "images": [{"name": "one.png", "image": red_png()}],
-            "reference_images": {"two.png": f"data:image/png;base64,{red_png()}", "masks/three.png": red_png()},
+            "images": [{"name": "one.png", "image": b64(RED)}],
+            "reference_images": {"two.png": data_uri(RED), "masks/three.png": b64(RED)},
             "comfy_org_api_key": "comfyui-secret-key",
             "comfy_org_auth_token": "comfyui-secret-key-2",
             "return_base64": True,
