@@ -17,7 +17,8 @@ from comfyui.workers.postgres.schema import TaskNames
 from comfyui.workers.postgres.settings import PostgresWorkerSettings
 from comfyui.workers.postgres.tasks import ClaimedTask
 from comfyui.workers.runpod.job import job_fields, parse_input, reply
-from tests.support.job_inputs import data_uri, picture
+from tests.support.job_inputs import data_uri
+from tests.support.pictures import picture
 from tests.support.postgres_server import PostgresServer
 from tests.support.tables import Tables, new_database
 from tests.support.watched_store import WatchedStore
@@ -108,7 +109,7 @@ async def test_a_task_names_its_workflow_by_itself_or_by_its_type(
         try:
             named = await tables.add({"workflow_name": "flat", "parameters": {"width": 9}})
             typed = await tables.add({"width": 11}, task_type="flat-picture")
-            filed = await tables.add({"image": data_uri(picture((255, 255, 255)))}, task_type="negative")
+            filed = await tables.add({"image": data_uri(picture("white"))}, task_type="negative")
             wrong = await tables.add({"width": 0}, task_type="flat-picture")
             other = await tables.add({"width": 9}, task_type="training")
             for task_id, width in ((named, 9), (typed, 11)):

@@ -46,8 +46,9 @@ from comfyui.workers.results import saved_before
 from comfyui.workers.runpod.job import JobInput, job_fields, max_reply_bytes, parse_input, reply
 from comfyui.workers.runpod.settings import RunPodSettings
 from comfyui.workers.settings import StoringWorkerSettings
-from tests.support.job_inputs import b64, picture
+from tests.support.job_inputs import b64
 from tests.support.local_store import LocalStore
+from tests.support.pictures import picture
 from tests.support.ports import free_port
 from tests.support.running import Workflow, invert_workflow, sleep_workflow
 
@@ -388,12 +389,12 @@ async def test_an_input_file_that_is_added_later_is_found(engine: Engine, comfyu
     await comfyui_worker.run(PromptRequest(prompt=invert_workflow()))
     with pytest.raises(ComfyUIValidationError):
         await comfyui_worker.run(PromptRequest(prompt=_load_image("late.png")))
-    (engine.folders.input / "late.png").write_bytes(picture((0, 0, 0), 4))
+    (engine.folders.input / "late.png").write_bytes(picture())
     assert (await comfyui_worker.run(PromptRequest(prompt=_load_image("late.png")))).files
 
 
 async def test_an_input_from_the_job_itself_is_not_missing(comfyui_worker: ComfyUIWorker) -> None:
-    content = b64(picture((0, 0, 0), 4))
+    content = b64(picture())
     job = parse_input({"workflow": _load_image("sub/brought.png"), "reference_images": {"sub/brought.png": content}})
     assert (await comfyui_worker.run(job.request(ID))).files
 
@@ -402,7 +403,7 @@ async def test_a_finished_render_is_delivered_although_its_input_is_gone(
     engine: Engine, comfyui_worker: ComfyUIWorker
 ) -> None:
     """Regression: a job delivered again failed, because its inputs were checked before its render was looked up."""
-    (engine.folders.input / "once.png").write_bytes(picture((0, 0, 0), 4))
+    (engine.folders.input / "once.png").write_bytes(picture())
     request = PromptRequest(prompt=_load_image("once.png"), prompt_id=ID)
     rendered = await comfyui_worker.run(request)
     (engine.folders.input / "once.png").unlink()

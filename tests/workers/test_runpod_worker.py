@@ -27,7 +27,8 @@ from comfyui.workers.base import prompt_id_for_job
 from tests.chaos import workers as chaos
 from tests.support import object_store
 from tests.support.job_api import ROOT, JobApi, WorkerProcess, running_worker
-from tests.support.job_inputs import b64, data_uri, picture
+from tests.support.job_inputs import b64, data_uri
+from tests.support.pictures import RED
 from tests.support.ports import free_port
 from tests.support.running import Workflow, crash_workflow, invert_workflow, sleep_workflow
 
@@ -36,8 +37,6 @@ if importlib.util.find_spec("runpod") is None:
 
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-
-RED = picture((255, 0, 0))
 
 
 def prompt_id(job_id: str) -> str:

@@ -76,7 +76,8 @@ class Catalogues:
         unusable = [one for one in files if isinstance(one, Unusable)]
         shown = seen[: self._most]
         tools = tuple(_tool(one, self._names[one.name]) for one in shown)
-        return Catalogue(tools, {self._names[one.name]: one.name for one in (*shown, *unusable)}, seen)
+        listed: tuple[NamedWorkflow | Unusable, ...] = (*shown, *unusable)
+        return Catalogue(tools, {self._names[one.name]: one.name for one in listed}, seen)
 
 
 def tool_names(workflows: Collection[str], reserved: Collection[str]) -> dict[str, str]:
