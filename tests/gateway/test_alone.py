@@ -111,7 +111,7 @@ async def test_a_suspect_prompt_still_runs_alone_after_a_gateway_restart(tmp_pat
     assert recorded_executions(folders[1]) == {runs: 1, suspect: 1, behind: 1}
 
 
-async def test_with_comfyuis_queue_a_suspect_waits_for_an_idle_server_and_all_prompts_finish(engine: Engine) -> None:
+async def test_with_comfyuis_queue_a_suspect_waits_for_an_idle_server(engine: Engine) -> None:
     """ComfyUI forgets one running and two waiting prompts; new ones arrive until the suspect has finished."""
     async with running_gateway(engine.url, queue="comfyui") as gateway:
 

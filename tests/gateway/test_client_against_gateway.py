@@ -127,7 +127,7 @@ async def test_status_and_cancel_of_an_unknown_prompt_are_refused(
         assert "Not found" in ran.err
 
 
-async def test_a_run_over_its_timeout_has_an_exit_code_of_its_own(
+async def test_a_run_over_its_timeout_exits_with_the_code_timed_out(
     gateway: RunningGateway, endless_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ran = await cli_here(capsys, gateway.url, "run", endless_file, "--timeout", "0.3", "--output", str(tmp_path))

@@ -55,7 +55,7 @@ async def both(folder: Path, gateway_port: int, engine_port: int, *options: str)
         await gateway.kill()
 
 
-async def test_a_job_of_the_command_line_outlives_gateway_and_engine(tmp_path: Path) -> None:
+async def test_a_job_of_the_command_line_survives_a_kill_of_gateway_and_engine(tmp_path: Path) -> None:
     """Both are killed while one job runs and one waits; `wait` and `result` work after their restart."""
     ports = free_port(), free_port()
     server = ("--server", f"http://127.0.0.1:{ports[0]}")

@@ -48,7 +48,7 @@ def test_the_copied_library_equals_the_one_on_npm() -> None:
     assert hashlib.sha256(static_files().files["idiomorph-0.8.0.min.js"]).hexdigest() == IDIOMORPH
 
 
-def test_a_page_or_module_uses_each_text() -> None:
+def test_every_text_is_used_by_a_page_or_module() -> None:
     shown = "".join(
         path.read_text()
         for folder in ("templates", ".")

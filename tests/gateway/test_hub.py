@@ -464,7 +464,7 @@ async def test_the_socket_of_a_client_gets_frames_of_its_sync_call() -> None:
         assert executed[0]["images"][0]["subfolder"].startswith(answer["prompt_id"])
 
 
-async def test_frames_of_custom_nodes_go_to_the_client_or_without_a_prompt_to_all() -> None:
+async def test_custom_node_frames_go_to_the_client_of_the_prompt_or_to_all() -> None:
     async with _three() as (gateway, _), _tab(gateway.http) as tab, _tab(gateway.http, "/ws?clientId=other") as other:
         prompt_id = await _post(gateway.http, sleep_workflow(_WAITS_FOREVER, tag=1))
         await tab.read_until("progress_state", prompt_id)

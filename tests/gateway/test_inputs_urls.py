@@ -292,7 +292,7 @@ async def test_dns_rebinding_fails_because_the_checked_address_is_used(inside_se
             await download(inside_server.url(host="rebind.example"), "127.0.0.1", resolver=names)
 
 
-async def test_of_mixed_addresses_only_the_allowed_one_is_used(inside_server: Server) -> None:
+async def test_only_the_allowed_one_of_mixed_addresses_is_used(inside_server: Server) -> None:
     async with serve(give_png, "127.0.0.1", inside_server.port):
         names = Names(mixed_example=[["127.0.0.9", "::1", "127.0.0.1"]])
         for _ in range(3):
@@ -560,7 +560,7 @@ async def test_an_unreachable_server_is_tried_again() -> None:
             await download(url, "127.0.0.1", retries=2)
 
 
-async def test_a_failed_name_lookup_is_retried_and_has_an_error_of_its_own(url_server: Server) -> None:
+async def test_a_failed_name_lookup_is_retried_and_has_its_own_error(url_server: Server) -> None:
     class Flaky(Names):
         failures = 2
 

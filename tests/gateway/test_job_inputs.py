@@ -89,7 +89,7 @@ async def test_a_file_of_unknown_type_has_the_same_name_in_sync_and_async_calls(
             assert set(Path(engine.folders.input, "gateway").iterdir()) == there
 
 
-async def test_one_request_counts_as_the_same_sync_and_async(engine: Engine, tmp_path: Path) -> None:
+async def test_a_sync_and_an_async_call_with_one_request_share_a_run(engine: Engine, tmp_path: Path) -> None:
     async with running_gateway(engine.url, state_dir=tmp_path) as gateway:
         for first_async in (True, False):
             for body in ("json", "form"):
