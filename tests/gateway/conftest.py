@@ -262,13 +262,6 @@ async def guarded_heads(engine: Engine) -> AsyncIterator[RunningGateway]:
 
 
 @pytest.fixture
-async def runpod_gateway(endpoint: FakeEndpoint, tmp_path: Path) -> AsyncIterator[RunningGateway]:
-    """A gateway without a local ComfyUI, which stores its data in `tmp_path`."""
-    async with running_gateway(NOWHERE, **endpoint.settings(tmp_path)) as running:
-        yield running
-
-
-@pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A folder on its own disk of 2 MB."""
     with mounted_disk(tmp_path / "disk", "2m") as folder:
@@ -290,8 +283,8 @@ def journals(monkeypatch: pytest.MonkeyPatch) -> list[sqlite3.Connection]:
 
 
 @pytest.fixture
-async def runpod_alone(endpoint: FakeEndpoint, tmp_path: Path) -> AsyncIterator[RunningGateway]:
-    """A gateway without a local ComfyUI."""
+async def runpod_gateway(endpoint: FakeEndpoint, tmp_path: Path) -> AsyncIterator[RunningGateway]:
+    """A gateway with RunPod and without a local ComfyUI."""
     async with running_gateway(NOWHERE, **endpoint.settings(tmp_path / "data")) as running:
         yield running
 
@@ -442,7 +435,7 @@ async def sdk_client(gateway: RunningGateway) -> AsyncIterator[GatewayClient]:
 
 
 @pytest.fixture
-async def receiving() -> AsyncIterator[Receiver]:
+async def webhook_receiver() -> AsyncIterator[Receiver]:
     """A receiver of webhooks that answers 204 by default."""
     async with receiver() as running:
         yield running
@@ -455,7 +448,7 @@ async def file_journal(tmp_path: Path) -> AsyncIterator[SqliteJournal]:
 
 
 @pytest.fixture
-async def telling(engine: Engine) -> AsyncIterator[RunningGateway]:
+async def webhook_gateway(engine: Engine) -> AsyncIterator[RunningGateway]:
     """A gateway that sends webhooks, to public addresses only."""
     async with running_gateway(engine.url, webhook_secret=SECRET, public_url=PUBLIC) as running:
         yield running
@@ -502,7 +495,7 @@ async def face(request: pytest.FixtureRequest, keys_path: Path) -> AsyncIterator
 
 
 @pytest.fixture
-async def used(engine: Engine, tmp_path: Path) -> AsyncIterator[RunningGateway]:
+async def gateway_with_usage(engine: Engine, tmp_path: Path) -> AsyncIterator[RunningGateway]:
     """A gateway with usage: alice ran two prompts, one of them for eve, and a third failed; bob ran one."""
     path = write_keys(
         tmp_path / "keys.toml",

@@ -162,13 +162,13 @@ async def test_outputs_of_a_running_job_are_served(gateway: RunningGateway, engi
     await gateway.http.delete(f"/prompt_sync/{prompt_id}")
 
 
-async def test_files_of_a_runpod_job_are_served(endpoint: FakeEndpoint, runpod_alone: RunningGateway) -> None:
-    prompt_id = await submit(runpod_alone)
+async def test_files_of_a_runpod_job_are_served(endpoint: FakeEndpoint, runpod_gateway: RunningGateway) -> None:
+    prompt_id = await submit(runpod_gateway)
     endpoint.complete(await endpoint.job(), base64_image(DATA))
-    await history(runpod_alone, prompt_id)
-    status, headers, body = await got(runpod_alone, f"/console/files/{prompt_id}/0")
+    await history(runpod_gateway, prompt_id)
+    status, headers, body = await got(runpod_gateway, f"/console/files/{prompt_id}/0")
     assert (status, headers["Content-Type"], body) == (200, "image/png", PICTURE)
-    assert (await got(runpod_alone, f"/console/files/{prompt_id}/0", Range="bytes=1-3"))[2] == PICTURE[1:4]
+    assert (await got(runpod_gateway, f"/console/files/{prompt_id}/0", Range="bytes=1-3"))[2] == PICTURE[1:4]
 
 
 async def test_a_file_that_only_the_store_has_is_served_by_a_redirect(

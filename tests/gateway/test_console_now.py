@@ -112,9 +112,9 @@ def test_invalid_device_lists_give_no_devices(stats: Any) -> None:
 
 
 async def test_a_runpod_endpoint_has_one_card_with_all_its_running_jobs(
-    runpod_alone: RunningGateway, endpoint: FakeEndpoint
+    runpod_gateway: RunningGateway, endpoint: FakeEndpoint
 ) -> None:
-    gateway = runpod_alone
+    gateway = runpod_gateway
     calls = [asyncio.create_task(gateway.prompt_sync(sleep_workflow(600, tag=tag))) for tag in (1, 2)]
     try:
         for job in [await endpoint.job(number) for number in (1, 2)]:

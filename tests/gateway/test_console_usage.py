@@ -36,34 +36,36 @@ def _rows(text: str) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("key", [ROOT, WATCHER, KEY])
-async def test_a_key_with_full_view_sees_the_runs_of_each_key(used: RunningGateway, key: str) -> None:
-    rows = {row[0]: row[2:6] for row in _rows(await _page(used, "/console/usage?show=prompts", key))}
+async def test_a_key_with_full_view_sees_the_runs_of_each_key(gateway_with_usage: RunningGateway, key: str) -> None:
+    rows = {row[0]: row[2:6] for row in _rows(await _page(gateway_with_usage, "/console/usage?show=prompts", key))}
     assert rows["alice"] == ["2", "1", "0", "0"]
     assert rows["bob"] == ["1", "0", "0", "0"]
 
 
-async def test_a_user_sees_only_its_own_usage(used: RunningGateway) -> None:
+async def test_a_user_sees_only_its_own_usage(gateway_with_usage: RunningGateway) -> None:
     for query in ("", "?by=workflow", "?by=day"):
-        text = await _page(used, f"/console/usage{query}", BOB)
+        text = await _page(gateway_with_usage, f"/console/usage{query}", BOB)
         (row,) = _rows(text)
         assert row[2:6] == ["1", "0", "0", "0"]
         assert "alice" not in text
         assert 'value="key"' not in text
-    text = await _page(used, "/console/usage?by=key", BOB, 422)
+    text = await _page(gateway_with_usage, "/console/usage?by=key", BOB, 422)
     assert "there is no &#39;key&#39;; there are workflow, day" in text
 
 
-async def test_persons_behind_a_shared_key_have_separate_rows(used: RunningGateway) -> None:
-    rows = {row[0]: row[2] for row in _rows(await _page(used, "/console/usage?by=person&show=prompts", ALICE))}
+async def test_persons_behind_a_shared_key_have_separate_rows(gateway_with_usage: RunningGateway) -> None:
+    rows = {
+        row[0]: row[2] for row in _rows(await _page(gateway_with_usage, "/console/usage?by=person&show=prompts", ALICE))
+    }
     assert rows == {"alice / (no person named)": "1", "alice / eve": "1"}
-    answer = await fetch(used, "/console/usage", headers=bearer(ALICE) | {"X-User": "eve"})
+    answer = await fetch(gateway_with_usage, "/console/usage", headers=bearer(ALICE) | {"X-User": "eve"})
     (row,) = _rows(answer.body.decode())
     assert row[2:4] == ["1", "0"]
     assert 'value="person"' not in answer.body.decode()
 
 
-async def test_rows_are_sorted_by_the_shown_figure(used: RunningGateway) -> None:
-    text = await _page(used, "/console/usage?show=prompts", ROOT)
+async def test_rows_are_sorted_by_the_shown_figure(gateway_with_usage: RunningGateway) -> None:
+    text = await _page(gateway_with_usage, "/console/usage?show=prompts", ROOT)
     assert [row[0] for row in _rows(text)][:2] == ["alice", "bob"]
     assert 'href="../console/results?owner=alice"' in text
     # Alice has 3 of 4 prompts; the chart has a part for each of the two keys.
@@ -82,8 +84,10 @@ async def test_rows_are_sorted_by_the_shown_figure(used: RunningGateway) -> None
         ("from=2026-11-01", "from: there is no such query parameter"),
     ],
 )
-async def test_an_invalid_query_is_explained_on_the_page(used: RunningGateway, query: str, told: str) -> None:
-    answer = await fetch(used, f"/console/usage?{query}", headers=bearer(ROOT))
+async def test_an_invalid_query_is_explained_on_the_page(
+    gateway_with_usage: RunningGateway, query: str, told: str
+) -> None:
+    answer = await fetch(gateway_with_usage, f"/console/usage?{query}", headers=bearer(ROOT))
     assert answer.status in {400, 422}
     text = answer.body.decode()
     assert told in text
@@ -91,10 +95,10 @@ async def test_an_invalid_query_is_explained_on_the_page(used: RunningGateway, q
     assert '<form class="filters"' in text
 
 
-async def test_empty_fields_are_dropped_and_days_without_usage_say_so(used: RunningGateway) -> None:
-    sent = await fetch(used, "/console/usage?since=&until=2026-11-30&by=&show=time", headers=bearer(ROOT))
+async def test_empty_fields_are_dropped_and_days_without_usage_say_so(gateway_with_usage: RunningGateway) -> None:
+    sent = await fetch(gateway_with_usage, "/console/usage?since=&until=2026-11-30&by=&show=time", headers=bearer(ROOT))
     assert (sent.status, sent.headers["Location"]) == (303, "?until=2026-11-30&show=time")
-    text = await _page(used, "/console/usage?since=2001-01-01&until=2001-01-31", ROOT)
+    text = await _page(gateway_with_usage, "/console/usage?since=2001-01-01&until=2001-01-31", ROOT)
     assert "Nothing was used in these days." in text
 
 
@@ -139,15 +143,17 @@ async def test_keys_are_shown_with_their_limits_and_current_use(engine: Engine, 
         assert "The key bob is not there any more." in await _page(gateway, "/console/keys", WATCHER)
 
 
-async def test_a_user_cannot_see_the_page_of_keys(used: RunningGateway) -> None:
-    assert "console/keys" not in await _page(used, "/console", ALICE)
-    assert (await fetch(used, "/console/keys", headers=bearer(ALICE))).status == 403
-    assert "console/keys" in await _page(used, "/console", WATCHER)
+async def test_a_user_cannot_see_the_page_of_keys(gateway_with_usage: RunningGateway) -> None:
+    assert "console/keys" not in await _page(gateway_with_usage, "/console", ALICE)
+    assert (await fetch(gateway_with_usage, "/console/keys", headers=bearer(ALICE))).status == 403
+    assert "console/keys" in await _page(gateway_with_usage, "/console", WATCHER)
 
 
-async def test_the_page_of_keys_reports_an_invalid_keys_file(used: RunningGateway, tmp_path: Path) -> None:
+async def test_the_page_of_keys_reports_an_invalid_keys_file(
+    gateway_with_usage: RunningGateway, tmp_path: Path
+) -> None:
     write_keys(tmp_path / "keys.toml", "[keys.alice]\nrole = 'king'\n")
-    text = await until(lambda: _page(used, "/console/keys", ROOT), lambda text: 'role="alert"' in text)
+    text = await until(lambda: _page(gateway_with_usage, "/console/keys", ROOT), lambda text: 'role="alert"' in text)
     assert "king" not in text
     assert "alice" in text
 

@@ -305,8 +305,8 @@ async def listening(gateway: RunningGateway, client_id: str) -> AsyncIterator[li
 
 @pytest.mark.alone
 @pytest.mark.usefixtures("no_log")
-async def test_a_cancel_reaches_a_running_prompt_at_once_while_a_thousand_wait(receiving: Receiver) -> None:
-    settings: dict[str, Any] = {"webhook_secret": SECRET, "webhook_url": receiving.url()}
+async def test_a_cancel_reaches_a_running_prompt_at_once_while_a_thousand_wait(webhook_receiver: Receiver) -> None:
+    settings: dict[str, Any] = {"webhook_secret": SECRET, "webhook_url": webhook_receiver.url()}
     settings |= {"webhook_url_allow": "127.0.0.1", "public_url": "https://comfy.example"}
     async with engines(3) as servers, running_gateway(*(one.url for one in servers), **settings) as gateway:
         called = asyncio.create_task(gateway.prompt_sync(LONG, prompt_id=str(uuid4())))
@@ -334,11 +334,11 @@ async def test_a_cancel_reaches_a_running_prompt_at_once_while_a_thousand_wait(r
         assert (await called)[1]["type"] == "task_cancelled"
         for prompt_id in (watched_id, queued_id):
             await until(partial(told_of, gateway, prompt_id), lambda told: told == CANCELLED)
-        ended = [(one.json["type"], one.json["data"]["prompt_id"]) for one in await receiving.got(3)]
+        ended = [(one.json["type"], one.json["data"]["prompt_id"]) for one in await webhook_receiver.got(3)]
         assert set(ended) == {("prompt.canceled", one) for one in (called_id, watched_id, queued_id)}
         assert (await post(gateway, "/queue", {"clear": True}))[0] == 200
         await post(gateway, "/interrupt")
-        await receiving.got(2 + 1000)
+        await webhook_receiver.got(2 + 1000)
 
 
 def _lacks(prompt_id: str, found: list[str]) -> bool:
@@ -501,9 +501,9 @@ async def test_a_prompt_that_bypassed_the_gateway_is_removed_from_its_server() -
 @pytest.mark.usefixtures("no_log")
 @pytest.mark.parametrize("folder", ["", "state"], ids=["in memory", "in a file"])
 async def test_a_thousand_cancelled_jobs_need_few_writes_and_send_all_webhooks(
-    receiving: Receiver, folder: str, tmp_path: Path
+    webhook_receiver: Receiver, folder: str, tmp_path: Path
 ) -> None:
-    settings: dict[str, Any] = {"webhook_secret": SECRET, "webhook_url": receiving.url()}
+    settings: dict[str, Any] = {"webhook_secret": SECRET, "webhook_url": webhook_receiver.url()}
     settings |= {"webhook_url_allow": "127.0.0.1", "public_url": "https://comfy.example"}
     settings["state_dir"] = str(tmp_path / folder) if folder else ""
     async with engines(1) as servers, running_gateway(servers[0].url, queue="gateway", **settings) as gateway:
@@ -518,7 +518,7 @@ async def test_a_thousand_cancelled_jobs_need_few_writes_and_send_all_webhooks(
         assert await post(gateway, "/queue", {"delete": [*waiting, first]}) == (200, "")
         assert commits(gateway) - before < 100, "there is not one commit for each job"
         assert (await waited)[1]["type"] == "task_cancelled"
-        told = [one.json["data"]["prompt_id"] for one in await receiving.got(1000, timeout_s=120)]
+        told = [one.json["data"]["prompt_id"] for one in await webhook_receiver.got(1000, timeout_s=120)]
         assert (sorted(told), await queue_of(servers[0])) == (sorted(waiting), ([first], [second]))
         assert set(executions(servers[0])) == {first}
         await post(gateway, "/queue", {"clear": True})

@@ -209,14 +209,14 @@ async def test_the_error_names_an_invalid_field_of_the_body(
     ids=str,
 )
 async def test_the_error_names_an_invalid_field_of_a_webhook(
-    telling: RunningGateway, webhook: object, detail: str
+    webhook_gateway: RunningGateway, webhook: object, detail: str
 ) -> None:
     body = {"prompt": invert_workflow(), "webhook": webhook}
-    async with telling.http.post("/prompt_sync", json=body, headers=ASYNC) as response:
+    async with webhook_gateway.http.post("/prompt_sync", json=body, headers=ASYNC) as response:
         said = (await response.json())["detail"]
     assert (response.status, said[: len(detail)]) == (422, detail)
     assert "after validation" not in said, "the follow-up error of pydantic about the length of a list is left out"
-    assert (await listed(telling.http))["jobs"] == []
+    assert (await listed(webhook_gateway.http))["jobs"] == []
 
 
 @pytest.mark.parametrize(

@@ -104,15 +104,15 @@ async def test_files_are_in_the_bucket_without_a_reader_and_get_new_links(
             assert (await response.json())["images"][0]["url"] == image["view_url"]
 
 
-async def test_a_webhook_names_the_stored_file(engine: Engine, receiving: Receiver, tmp_path: Path) -> None:
+async def test_a_webhook_names_the_stored_file(engine: Engine, webhook_receiver: Receiver, tmp_path: Path) -> None:
     settings: dict[str, Any] = {
         "public_url": "https://example.org",
         "webhook_secret": SECRET,
         "webhook_url_allow": "127.0.0.1",
     }
     async with running_gateway(engine.url, changed=storing_in(WatchedStore(tmp_path)), **settings) as gateway:
-        await submit(gateway.http, invert_workflow(), output=_S3, webhook={"url": receiving.url()})
-        (came,) = await receiving.got(1)
+        await submit(gateway.http, invert_workflow(), output=_S3, webhook={"url": webhook_receiver.url()})
+        (came,) = await webhook_receiver.got(1)
     (image,) = orjson.loads(came.body)["data"]["images"]
     assert image["url"].startswith("http://files.test/")
     assert image["view_url"].startswith("https://example.org/view?")

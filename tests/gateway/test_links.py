@@ -149,7 +149,7 @@ async def test_a_signed_link_opens_below_the_path_of_a_proxy(kind: str, engine: 
 
 
 async def test_the_links_of_a_webhook_open_without_a_key(
-    engine: Engine, receiving: Receiver, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    engine: Engine, webhook_receiver: Receiver, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings: dict[str, Any] = {
         "api_keys": KEY,
@@ -160,10 +160,10 @@ async def test_the_links_of_a_webhook_open_without_a_key(
         "state_dir": tmp_path,
     }
     async with running_gateway(engine.url, **settings) as gateway:
-        body = {"prompt": invert_workflow(prefix="a b/c"), "webhook": {"url": receiving.url()}}
+        body = {"prompt": invert_workflow(prefix="a b/c"), "webhook": {"url": webhook_receiver.url()}}
         async with gateway.http.post("/prompt_sync", json=body, headers={**ASYNC, **_BEARER}) as response:
             assert response.status == 202
-        (came,) = await receiving.got(1)
+        (came,) = await webhook_receiver.got(1)
         (image,) = orjson.loads(came.body)["data"]["images"]
     link = image["url"]
     assert link.startswith(f"https://example.org{PREFIX}/view?")

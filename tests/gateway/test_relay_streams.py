@@ -236,9 +236,9 @@ async def _run_on(engine: Engine, gateway: RunningGateway, color: int) -> dict[s
 
 
 async def test_files_and_history_are_found_on_the_server_that_has_them(
-    two_servers: tuple[Engine, Engine, RunningGateway],
+    gpu_pair: tuple[Engine, Engine, RunningGateway],
 ) -> None:
-    _first, second, gateway = two_servers
+    _first, second, gateway = gpu_pair
     history = await _run_on(second, gateway, 5)
     [(prompt_id, entry)] = history.items()
     [file] = entry["outputs"]["3"]["images"]
@@ -251,9 +251,9 @@ async def test_files_and_history_are_found_on_the_server_that_has_them(
 
 
 async def test_user_data_is_stored_on_the_first_server(
-    two_servers: tuple[Engine, Engine, RunningGateway],
+    gpu_pair: tuple[Engine, Engine, RunningGateway],
 ) -> None:
-    first, second, gateway = two_servers
+    first, second, gateway = gpu_pair
     stored = await fetch(gateway, "/userdata/a%2Fb.json", "POST", data=b"{}")
     assert stored.status == 200
     assert (await fetch(gateway, f"{first.url}/userdata/a%2Fb.json")).status == 200
@@ -261,9 +261,9 @@ async def test_user_data_is_stored_on_the_first_server(
 
 
 async def test_a_prompt_goes_to_the_server_that_holds_its_clients_websocket(
-    two_servers: tuple[Engine, Engine, RunningGateway],
+    gpu_pair: tuple[Engine, Engine, RunningGateway],
 ) -> None:
-    first, second, gateway = two_servers
+    first, second, gateway = gpu_pair
     async with gateway.http.ws_connect("/ws?clientId=me") as websocket:
         await websocket.receive()
         for color in range(4):
@@ -276,8 +276,8 @@ async def test_a_prompt_goes_to_the_server_that_holds_its_clients_websocket(
     assert "POST /prompt" not in second.stats.show()["requests"]
 
 
-async def test_a_server_that_is_down_is_skipped(two_servers: tuple[Engine, Engine, RunningGateway]) -> None:
-    first, _second, gateway = two_servers
+async def test_a_server_that_is_down_is_skipped(gpu_pair: tuple[Engine, Engine, RunningGateway]) -> None:
+    first, _second, gateway = gpu_pair
     await first.__aexit__(None, None, None)
 
     for method in ("GET", "POST"):

@@ -83,15 +83,15 @@ async def store(content: bytes, times: float = math.inf, **query: str) -> AsyncI
 
 
 async def test_results_with_names_that_leave_the_folder_are_refused_and_others_kept(
-    endpoint: FakeEndpoint, runpod_alone: RunningGateway, tmp_path: Path
+    endpoint: FakeEndpoint, runpod_gateway: RunningGateway, tmp_path: Path
 ) -> None:
     names = ["../../evil.png", "/etc/evil", "..", "", "a\0b.png", "a\\b.png"]
     images = [base64_image(DATA, name) for name in names]
     images += [base64_image(DATA, "evil.png", subfolder=folder) for folder in ("../..", "/tmp", "a/../../b")]
-    prompt_id = await submit(runpod_alone)
+    prompt_id = await submit(runpod_gateway)
     bad = {"3": {"images": [{"filename": "../../evil.png", "subfolder": "", "type": "output"}]}}
     endpoint.complete(await endpoint.job(), *images, base64_image(DATA, "good.png"), outputs=bad)
-    entry = await history(runpod_alone, prompt_id)
+    entry = await history(runpod_gateway, prompt_id)
     saved = {"filename": "good.png", "subfolder": prompt_id, "type": "output"}
     assert entry["outputs"] == {"3": {"images": [saved]}}
     outputs = tmp_path / "data" / "outputs"
@@ -99,25 +99,25 @@ async def test_results_with_names_that_leave_the_folder_are_refused_and_others_k
     assert written == [f"{prompt_id}/good.png"]
     assert not list(tmp_path.rglob("evil*"))
     for query in ({"filename": "../journal.sqlite3"}, {"filename": "journal.sqlite3", "subfolder": ".."}):
-        assert (await view(runpod_alone, **query))[0] != 200
+        assert (await view(runpod_gateway, **query))[0] != 200
     hidden = {"filename": "../good.png", "subfolder": f"{prompt_id}/x"}
-    assert (await view(runpod_alone, **hidden))[0] == 404
+    assert (await view(runpod_gateway, **hidden))[0] == 404
 
 
-async def test_files_of_the_same_name_do_not_collide(endpoint: FakeEndpoint, runpod_alone: RunningGateway) -> None:
+async def test_files_of_the_same_name_do_not_collide(endpoint: FakeEndpoint, runpod_gateway: RunningGateway) -> None:
     contents = [b"one", b"two", b"three"]
-    prompt_ids = [await submit(runpod_alone), await submit(runpod_alone, invert_workflow(1))]
+    prompt_ids = [await submit(runpod_gateway), await submit(runpod_gateway, invert_workflow(1))]
     endpoint.complete(await endpoint.job(1), base64_image(text(contents[0])), base64_image(text(contents[1])))
     endpoint.complete(await endpoint.job(2), base64_image(text(contents[2])))
-    entries = [await history(runpod_alone, prompt_id) for prompt_id in prompt_ids]
+    entries = [await history(runpod_gateway, prompt_id) for prompt_id in prompt_ids]
     files = [file for entry in entries for file in entry["outputs"]["3"]["images"]]
-    assert [(await view(runpod_alone, **file))[1] for file in files] == contents
+    assert [(await view(runpod_gateway, **file))[1] for file in files] == contents
 
 
 async def test_a_reply_with_subfolders_previews_and_a_lost_file_is_delivered(
-    endpoint: FakeEndpoint, runpod_alone: RunningGateway
+    endpoint: FakeEndpoint, runpod_gateway: RunningGateway
 ) -> None:
-    asking = asyncio.create_task(runpod_alone.prompt_sync(invert_workflow(), return_image_base64=True))
+    asking = asyncio.create_task(runpod_gateway.prompt_sync(invert_workflow(), return_image_base64=True))
     outputs = outputs_of("a.png", "lost.png") | {"8": {"text": ["said"]}, "9": {"images": []}}
     outputs["3"]["images"][0]["subfolder"] = "sub"
     outputs["9"]["images"].append({"filename": "preview.png", "subfolder": "", "type": "temp"})
@@ -136,11 +136,11 @@ async def test_a_reply_with_subfolders_previews_and_a_lost_file_is_delivered(
 
 @pytest.mark.parametrize("data", ["not base64!", ""], ids=["bad", "empty"])
 async def test_a_job_without_any_usable_file_fails(
-    endpoint: FakeEndpoint, runpod_alone: RunningGateway, data: str
+    endpoint: FakeEndpoint, runpod_gateway: RunningGateway, data: str
 ) -> None:
-    prompt_id = await submit(runpod_alone)
+    prompt_id = await submit(runpod_gateway)
     endpoint.complete(await endpoint.job(), base64_image(data) | ({} if data else {"type": "s3_url"}))
-    assert "the job's files cannot be had: a_00001_.png: " in error_of(await history(runpod_alone, prompt_id))
+    assert "the job's files cannot be had: a_00001_.png: " in error_of(await history(runpod_gateway, prompt_id))
 
 
 async def test_links_in_results_are_fetched_only_from_allowed_stores(endpoint: FakeEndpoint, tmp_path: Path) -> None:
@@ -161,12 +161,12 @@ async def test_links_in_results_are_fetched_only_from_allowed_stores(endpoint: F
 
 @pytest.mark.parametrize("name", ["x.html", "x.svg", "x.xml", "x.rdf"])
 async def test_browsers_do_not_run_pages_in_results(
-    name: str, endpoint: FakeEndpoint, runpod_alone: RunningGateway
+    name: str, endpoint: FakeEndpoint, runpod_gateway: RunningGateway
 ) -> None:
-    prompt_id = await submit(runpod_alone)
+    prompt_id = await submit(runpod_gateway)
     endpoint.complete(await endpoint.job(), base64_image(text(b"<script>"), name))
-    await history(runpod_alone, prompt_id)
-    async with runpod_alone.http.get("/view", params={"filename": name, "subfolder": prompt_id}) as response:
+    await history(runpod_gateway, prompt_id)
+    async with runpod_gateway.http.get("/view", params={"filename": name, "subfolder": prompt_id}) as response:
         assert response.content_type == "application/octet-stream"
 
 
@@ -220,19 +220,19 @@ async def test_a_result_is_written_once_the_full_disk_has_room(
 
 
 async def test_a_file_name_that_is_too_long_for_the_disk_fails_at_once(
-    endpoint: FakeEndpoint, runpod_alone: RunningGateway
+    endpoint: FakeEndpoint, runpod_gateway: RunningGateway
 ) -> None:
-    prompt_id = await submit(runpod_alone)
+    prompt_id = await submit(runpod_gateway)
     endpoint.complete(await endpoint.job(), base64_image(DATA, f"{'é' * 200}.png"))
-    assert "it cannot be written: File name too long" in error_of(await history(runpod_alone, prompt_id))
+    assert "it cannot be written: File name too long" in error_of(await history(runpod_gateway, prompt_id))
 
 
 async def test_an_upload_to_a_full_disk_fails_and_names_the_setting(
-    runpod_alone: RunningGateway, monkeypatch: pytest.MonkeyPatch
+    runpod_gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill_disk(monkeypatch, ".part-")
     images = [{"name": "photo.png", "image": text(picture())}]
-    status, answer = await runpod_alone.prompt_sync(loading_workflow("photo.png"), images=images)
+    status, answer = await runpod_gateway.prompt_sync(loading_workflow("photo.png"), images=images)
     assert (status, answer["type"]) == (503, "disk_failed")
     assert answer["detail"].startswith("RUNPOD_DATA_DIR: the input cannot be stored: No space left on device.")
 
@@ -241,11 +241,11 @@ async def test_an_upload_to_a_full_disk_fails_and_names_the_setting(
 
 
 async def test_inputs_are_sent_with_the_job_without_a_local_comfyui(
-    endpoint: FakeEndpoint, runpod_alone: RunningGateway
+    endpoint: FakeEndpoint, runpod_gateway: RunningGateway
 ) -> None:
     asking = [
         asyncio.create_task(
-            runpod_alone.prompt_sync(
+            runpod_gateway.prompt_sync(
                 loading_workflow("photo.png"), images=[{"name": "photo.png", "image": text(picture(color))}]
             )
         )
@@ -304,31 +304,31 @@ async def test_the_local_comfyui_paints_a_mask(
         assert sent.getpixel((0, 0)) == (255, 0, 0, 7)
 
 
-async def test_an_upload_with_a_taken_name_and_other_content_is_renamed(runpod_alone: RunningGateway) -> None:
-    names = [(await upload(runpod_alone, "a.png", picture(color)))[1]["name"] for color in ("red", "red", "blue")]
+async def test_an_upload_with_a_taken_name_and_other_content_is_renamed(runpod_gateway: RunningGateway) -> None:
+    names = [(await upload(runpod_gateway, "a.png", picture(color)))[1]["name"] for color in ("red", "red", "blue")]
     assert names == ["a.png", "a.png", "a (1).png"]
-    assert (await upload(runpod_alone, "a.png", picture("green"), overwrite="true"))[0] == 200
-    assert await view(runpod_alone, filename="a.png", type="input") == (200, picture("green"))
+    assert (await upload(runpod_gateway, "a.png", picture("green"), overwrite="true"))[0] == 200
+    assert await view(runpod_gateway, filename="a.png", type="input") == (200, picture("green"))
 
 
 @pytest.mark.parametrize("subfolder", ["../x", "/tmp", "a/../../b"])
 async def test_an_upload_to_a_subfolder_outside_the_inputs_is_refused(
-    runpod_alone: RunningGateway, tmp_path: Path, subfolder: str
+    runpod_gateway: RunningGateway, tmp_path: Path, subfolder: str
 ) -> None:
-    assert (await upload(runpod_alone, "a.png", b"x", subfolder=subfolder))[0] == 400
+    assert (await upload(runpod_gateway, "a.png", b"x", subfolder=subfolder))[0] == 400
     assert not [path for path in (tmp_path / "data" / "inputs").rglob("*") if path.is_file()]
 
 
 async def test_inputs_that_are_too_large_for_runpod_are_refused_by_name(
-    endpoint: FakeEndpoint, runpod_alone: RunningGateway
+    endpoint: FakeEndpoint, runpod_gateway: RunningGateway
 ) -> None:
-    assert (await upload(runpod_alone, "large.bin", b"\1" * 8_000_000))[0] == 200
-    async with runpod_alone.http.post("/prompt", json={"prompt": loading_workflow("large.bin")}) as response:
+    assert (await upload(runpod_gateway, "large.bin", b"\1" * 8_000_000))[0] == 200
+    async with runpod_gateway.http.post("/prompt", json={"prompt": loading_workflow("large.bin")}) as response:
         answer = await response.json()
     assert response.status == 400
     assert answer["error"]["type"] == "runpod_job_too_large"
     assert "10.7 MB with its inputs in base64, and RunPod takes 10 MB: large.bin 8.0 MB" in answer["error"]["details"]
-    status, body = await runpod_alone.prompt_sync(loading_workflow("large.bin"))
+    status, body = await runpod_gateway.prompt_sync(loading_workflow("large.bin"))
     assert status == 400
     assert "large.bin 8.0 MB. Make the inputs smaller; or give the file's http(s) URL" in body["detail"]
     assert endpoint.runs == 0
@@ -415,12 +415,12 @@ async def test_a_frontend_without_an_id_gets_events_for_the_id_that_it_is_given(
                 pass
 
 
-async def test_paths_of_a_missing_local_comfyui_get_503(runpod_alone: RunningGateway) -> None:
+async def test_paths_of_a_missing_local_comfyui_get_503(runpod_gateway: RunningGateway) -> None:
     for path in ("/object_info", "/api/settings", "/", "/userdata?dir=x"):
-        status, answer = await get(runpod_alone, path)
+        status, answer = await get(runpod_gateway, path)
         assert status == 503, path
         assert "127.0.0.1:9" in answer["detail"]
-    assert (await get(runpod_alone, "/health/ready"))[0] == 200
+    assert (await get(runpod_gateway, "/health/ready"))[0] == 200
 
 
 async def test_a_hanging_local_comfyui_does_not_delay_prompts(endpoint: FakeEndpoint, tmp_path: Path) -> None:
@@ -472,7 +472,7 @@ async def test_a_local_comfyui_that_starts_later_is_noticed(endpoint: FakeEndpoi
         await until(lambda: get(gateway, "/object_info"), lambda answer: answer[0] == 503)
 
 
-async def test_a_chunked_upload_of_40_mb_is_stored_in_full(runpod_alone: RunningGateway) -> None:
+async def test_a_chunked_upload_of_40_mb_is_stored_in_full(runpod_gateway: RunningGateway) -> None:
     size = 40_000_000
 
     async def chunks() -> AsyncIterator[bytes]:
@@ -481,7 +481,7 @@ async def test_a_chunked_upload_of_40_mb_is_stored_in_full(runpod_alone: Running
 
     form = aiohttp.FormData()
     form.add_field("image", chunks(), filename="video.mp4")
-    async with runpod_alone.http.post("/upload/image", data=form) as response:
+    async with runpod_gateway.http.post("/upload/image", data=form) as response:
         assert json.loads(await response.text())["name"] == "video.mp4"
-    async with runpod_alone.http.head("/view?filename=video.mp4&type=input") as response:
+    async with runpod_gateway.http.head("/view?filename=video.mp4&type=input") as response:
         assert response.headers["Content-Length"] == str(size)

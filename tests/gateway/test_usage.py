@@ -23,8 +23,8 @@ def _counts(row: dict[str, Any]) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("key", [ROOT, WATCHER, KEY])
-async def test_admins_and_readers_see_the_usage_of_all_keys(used: RunningGateway, key: str) -> None:
-    status, answer = await _usage(used, key)
+async def test_admins_and_readers_see_the_usage_of_all_keys(gateway_with_usage: RunningGateway, key: str) -> None:
+    status, answer = await _usage(gateway_with_usage, key)
     assert status == 200
     rows = {row["key"]: row for row in answer["usage"]}
     assert (_counts(rows["alice"]), _counts(rows["bob"])) == ((2, 1), (1, 0))
@@ -33,21 +33,24 @@ async def test_admins_and_readers_see_the_usage_of_all_keys(used: RunningGateway
     assert rows["bob"]["bytes"] > 100
 
 
-async def test_users_see_only_their_own_usage(used: RunningGateway) -> None:
+async def test_users_see_only_their_own_usage(gateway_with_usage: RunningGateway) -> None:
     for query in ("", "?by=key", "?by=day,key,person,workflow", "?by=workflow"):
-        _, answer = await _usage(used, BOB, query)
+        _, answer = await _usage(gateway_with_usage, BOB, query)
         assert {row.get("key", "bob") for row in answer["usage"]} == {"bob"}
         assert sum(row["prompts"]["succeeded"] for row in answer["usage"]) == 1
-    _, answer = await _usage(used, ALICE, "?by=person")
+    _, answer = await _usage(gateway_with_usage, ALICE, "?by=person")
     assert {row["person"]: _counts(row) for row in answer["usage"]} == {"": (1, 1), "eve": (1, 0)}
-    _, answer = await _usage(used, ALICE, "?by=key", {"X-User": "eve"})
+    _, answer = await _usage(gateway_with_usage, ALICE, "?by=key", {"X-User": "eve"})
     assert [_counts(row) for row in answer["usage"]] == [(1, 0)]
 
 
-async def test_days_limit_the_answer_and_invalid_queries_are_named(used: RunningGateway) -> None:
-    assert (await _usage(used, ROOT, "?since=2001-01-01&until=2001-01-02"))[1]["usage"] == []
+async def test_days_limit_the_answer_and_invalid_queries_are_named(gateway_with_usage: RunningGateway) -> None:
+    assert (await _usage(gateway_with_usage, ROOT, "?since=2001-01-01&until=2001-01-02"))[1]["usage"] == []
     for until, since in (("2001-01-31", "2001-01-01"), ("0001-01-02", "0001-01-01")):
-        assert await _usage(used, ROOT, f"?until={until}") == (200, {"since": since, "until": until, "usage": []})
+        assert await _usage(gateway_with_usage, ROOT, f"?until={until}") == (
+            200,
+            {"since": since, "until": until, "usage": []},
+        )
     for query, detail in (
         ("?by=colour", "by: there is no 'colour'; there are day, key, person, workflow"),
         ("?since=yesterday", "since: a day, such as 2026-11-01, is wanted"),
@@ -58,13 +61,13 @@ async def test_days_limit_the_answer_and_invalid_queries_are_named(used: Running
         ("?since=9999-01-01", "since: 9999-01-01 is after today, "),
         ("?form=2001-01-01", "form: there is no such query parameter"),
     ):
-        status, body = await _usage(used, ROOT, query)
+        status, body = await _usage(gateway_with_usage, ROOT, query)
         assert status in {400, 422}
         assert detail in body["detail"]
 
 
-async def test_each_key_has_its_own_series_in_the_metrics(used: RunningGateway) -> None:
-    text = (await fetch(used, "/metrics", headers=bearer(ROOT))).body.decode()
+async def test_each_key_has_its_own_series_in_the_metrics(gateway_with_usage: RunningGateway) -> None:
+    text = (await fetch(gateway_with_usage, "/metrics", headers=bearer(ROOT))).body.decode()
     assert 'comfyui_gateway_key_prompts_total{key="alice",outcome="success"} 2.0' in text
     assert 'comfyui_gateway_key_prompts_total{key="bob",outcome="success"} 1.0' in text
 

@@ -119,11 +119,11 @@ async def test_links_use_the_address_that_the_client_uses(engine: Engine) -> Non
         assert job["outputs"][0]["url"].startswith("https://a.example/x/api/v2/assets/")
 
 
-async def test_a_job_sends_its_webhook(engine: Engine, receiving: Receiver) -> None:
+async def test_a_job_sends_its_webhook(engine: Engine, webhook_receiver: Receiver) -> None:
     settings: dict[str, Any] = {"webhook_secret": SECRET, "public_url": PUBLIC, "webhook_url_allow": "127.0.0.1"}
     async with running_gateway(engine.url, **settings) as gateway:
-        job = await submit(gateway, invert_workflow(), gateway_webhook={"url": receiving.url()})
-        (received,) = await receiving.got(1, timeout_s=30)
+        job = await submit(gateway, invert_workflow(), gateway_webhook={"url": webhook_receiver.url()})
+        (received,) = await webhook_receiver.got(1, timeout_s=30)
         assert received.json["data"]["prompt_id"] == job["id"]
 
 

@@ -42,17 +42,17 @@ _HOUR = 3600.0
 _DELIVERED, _WAITING, _GIVEN_UP = DeliveryState.DELIVERED, DeliveryState.WAITING, DeliveryState.GIVEN_UP
 
 
-async def test_a_webhook_is_delivered_once_with_a_valid_signature(receiving: Receiver) -> None:
+async def test_a_webhook_is_delivered_once_with_a_valid_signature(webhook_receiver: Receiver) -> None:
     async with sending(MemoryJournal(), clock=now_clock()) as outbox:
-        job = await outbox.job(1, receiving.url("/hook?token=1"))
-        (came,) = await receiving.got(1)
+        job = await outbox.job(1, webhook_receiver.url("/hook?token=1"))
+        (came,) = await webhook_receiver.got(1)
         tried = await outbox.tried(1, 1)
     assert Webhook(SECRET).verify(came.body, came.headers) == {"type": "prompt.succeeded", "prompt_id": job, "made": 1}
     assert came.headers["Content-Type"] == "application/json"
     assert came.path == "/hook?token=1"
     assert (tried.state, tried.answer, tried.tries) == (_DELIVERED, "HTTP 204", 1)
     assert outbox.counted("delivered") == 1
-    assert len(receiving.received) == 1
+    assert len(webhook_receiver.received) == 1
 
 
 def now_clock() -> Clock:
@@ -62,10 +62,10 @@ def now_clock() -> Clock:
     return clock
 
 
-async def test_both_secrets_verify_during_a_rotation(receiving: Receiver) -> None:
+async def test_both_secrets_verify_during_a_rotation(webhook_receiver: Receiver) -> None:
     async with sending(MemoryJournal(), clock=now_clock(), secrets=(OTHER_SECRET, SECRET)) as outbox:
-        await outbox.job(1, receiving.url())
-        (came,) = await receiving.got(1)
+        await outbox.job(1, webhook_receiver.url())
+        (came,) = await webhook_receiver.got(1)
     for secret in (OTHER_SECRET, SECRET):
         Webhook(secret).verify(came.body, came.headers)
 
@@ -95,50 +95,50 @@ async def test_a_receiver_that_was_down_for_hours_gets_its_webhook_with_the_same
     assert (outbox.counted("retried"), outbox.counted("delivered")) == (6, 1)
 
 
-async def test_a_webhook_is_given_up_after_ten_tries_and_can_be_requested_again(receiving: Receiver) -> None:
-    receiving.replies = [with_status(500)]
+async def test_a_webhook_is_given_up_after_ten_tries_and_can_be_requested_again(webhook_receiver: Receiver) -> None:
+    webhook_receiver.replies = [with_status(500)]
     async with sending(MemoryJournal()) as outbox:
-        job = await outbox.job(1, receiving.url())
+        job = await outbox.job(1, webhook_receiver.url())
         for times, delay_s in enumerate(DELAYS_S, 1):
             assert (await outbox.tried(1, times)).state is _WAITING
             outbox.pass_time(delay_s)
         tried = await outbox.tried(1, 10)
         assert (tried.state, tried.answer) == (_GIVEN_UP, "HTTP 500")
         outbox.pass_time(100 * _HOUR)
-        receiving.replies = [with_status(200)]
+        webhook_receiver.replies = [with_status(200)]
         assert await outbox.journal.write(SendAgain(job, outbox.clock()))
         outbox.announcements.news.set()
-        await receiving.got(11)
+        await webhook_receiver.got(11)
         await until(lambda: outbox.tried(1, 1), lambda one: one.state is _DELIVERED)
-    assert len({came.id for came in receiving.received}) == 1
+    assert len({came.id for came in webhook_receiver.received}) == 1
     assert (outbox.counted("retried"), outbox.counted("given_up"), outbox.counted("delivered")) == (9, 1, 1)
 
 
 @pytest.mark.parametrize(
     ("asked", "wait_s"), [("600", 600.0), ("1", DELAYS_S[0]), ("99999999999", LONGEST_WAIT_S), ("soon", DELAYS_S[0])]
 )
-async def test_retry_after_is_honoured_within_bounds(receiving: Receiver, asked: str, wait_s: float) -> None:
-    receiving.replies = [with_status(503, Retry_After=asked)]
+async def test_retry_after_is_honoured_within_bounds(webhook_receiver: Receiver, asked: str, wait_s: float) -> None:
+    webhook_receiver.replies = [with_status(503, Retry_After=asked)]
     async with sending(MemoryJournal()) as outbox:
-        await outbox.job(1, receiving.url())
+        await outbox.job(1, webhook_receiver.url())
         tried = await outbox.tried(1, 1)
         assert (tried.state, tried.due_at) == (_WAITING, outbox.clock() + wait_s)
 
 
-async def test_a_410_ends_the_delivery_at_once(receiving: Receiver) -> None:
-    receiving.replies = [with_status(410)]
+async def test_a_410_ends_the_delivery_at_once(webhook_receiver: Receiver) -> None:
+    webhook_receiver.replies = [with_status(410)]
     async with sending(MemoryJournal()) as outbox:
-        await outbox.job(1, receiving.url())
+        await outbox.job(1, webhook_receiver.url())
         tried = await outbox.tried(1, 1)
         assert (tried.state, tried.answer, tried.tries) == (_GIVEN_UP, "HTTP 410", 1)
     assert outbox.counted("given_up") == 1
 
 
-async def test_a_redirect_is_not_followed(receiving: Receiver) -> None:
+async def test_a_redirect_is_not_followed(webhook_receiver: Receiver) -> None:
     async with receiver("127.0.0.9") as inside:
-        receiving.replies = [with_status(307, Location=inside.url(host="127.0.0.9"))]
+        webhook_receiver.replies = [with_status(307, Location=inside.url(host="127.0.0.9"))]
         async with sending(MemoryJournal()) as outbox:
-            await outbox.job(1, receiving.url())
+            await outbox.job(1, webhook_receiver.url())
             tried = await outbox.tried(1, 1)
         assert inside.received == []
     assert (tried.state, tried.answer) == (_WAITING, "HTTP 307; redirects are not followed")
@@ -183,34 +183,36 @@ async def no_http(request: web.Request) -> web.StreamResponse:
     ],
 )
 async def test_a_misbehaving_receiver_costs_a_bounded_time(
-    receiving: Receiver, reply: Reply, state: DeliveryState, answer: str
+    webhook_receiver: Receiver, reply: Reply, state: DeliveryState, answer: str
 ) -> None:
-    receiving.replies = [reply]
+    webhook_receiver.replies = [reply]
     async with sending(MemoryJournal(), sender=SenderOptions(allow=("127.0.0.1",), timeout_s=0.5)) as outbox:
-        await outbox.job(1, receiving.url())
+        await outbox.job(1, webhook_receiver.url())
         tried = await outbox.tried(1, 1)
     assert (tried.state, tried.answer) == (state, answer)
 
 
-async def test_a_hanging_receiver_delays_no_other_receiver(receiving: Receiver, file_journal: SqliteJournal) -> None:
+async def test_a_hanging_receiver_delays_no_other_receiver(
+    webhook_receiver: Receiver, file_journal: SqliteJournal
+) -> None:
     async with receiver() as slow:
         slow.replies = [hang]
         async with sending(file_journal, sender=SenderOptions(allow=("127.0.0.1",), timeout_s=60), each=3) as outbox:
             for number in range(1, 31):
                 await outbox.job(number, slow.url())
             for number in range(31, 61):
-                await outbox.job(number, receiving.url())
-            await receiving.got(30)
+                await outbox.job(number, webhook_receiver.url())
+            await webhook_receiver.got(30)
             await slow.got(3)
             for number in range(31, 61):
                 assert (await outbox.tried(number, 1)).state is _DELIVERED
             assert len(slow.received) == 3, "no more than three at once"
 
 
-async def test_the_webhooks_of_a_job_arrive_in_order(receiving: Receiver) -> None:
-    receiving.replies = [with_status(500), with_status(200)]
+async def test_the_webhooks_of_a_job_arrive_in_order(webhook_receiver: Receiver) -> None:
+    webhook_receiver.replies = [with_status(500), with_status(200)]
     async with sending(MemoryJournal()) as outbox:
-        order = WebhookOrder(receiving.url(), ("prompt.started", "prompt.succeeded"))
+        order = WebhookOrder(webhook_receiver.url(), ("prompt.started", "prompt.succeeded"))
         fence, now = Fence(prompt_id(1), 1, 1), outbox.clock()
         await outbox.journal.write(Add(new_job(1, webhook=order), "gpu-1"))
         started = outbox.announcements.of_start(fence, order, now)
@@ -219,52 +221,52 @@ async def test_the_webhooks_of_a_job_arrive_in_order(receiving: Receiver) -> Non
         await outbox.journal.write(Finish(fence=fence, state=State.SUCCEEDED, at=now, result=b"{}", deliveries=ended))
         outbox.announcements.news.set()
         await outbox.tried(1, 1)
-        assert [came.json["type"] for came in receiving.received] == ["prompt.started"]
+        assert [came.json["type"] for came in webhook_receiver.received] == ["prompt.started"]
         outbox.pass_time(DELAYS_S[0])
-        await receiving.got(3)
-    assert [came.json["type"] for came in receiving.received] == ["prompt.started"] * 2 + ["prompt.succeeded"]
-    assert len({came.id for came in receiving.received}) == 2
+        await webhook_receiver.got(3)
+    assert [came.json["type"] for came in webhook_receiver.received] == ["prompt.started"] * 2 + ["prompt.succeeded"]
+    assert len({came.id for came in webhook_receiver.received}) == 2
 
 
-async def test_each_run_has_its_own_webhook_ids_for_caller_and_operator(receiving: Receiver) -> None:
+async def test_each_run_has_its_own_webhook_ids_for_caller_and_operator(webhook_receiver: Receiver) -> None:
     async with (
         receiver() as operator,
         sending(
             MemoryJournal(), operator_url=operator.url("/ops"), sender=SenderOptions(allow=("127.0.0.1",))
         ) as outbox,
     ):
-        job = await outbox.job(1, receiving.url(), state=State.CANCELED)
+        job = await outbox.job(1, webhook_receiver.url(), state=State.CANCELED)
         await outbox.journal.write(Again(job, 1, "async", 0.0))
-        order, fence = WebhookOrder(receiving.url()), Fence(job, 2, 0)
+        order, fence = WebhookOrder(webhook_receiver.url()), Fence(job, 2, 0)
         ended = outbox.announcements.of_end(fence, order, State.LOST, 0.0)
         await outbox.journal.write(Finish(fence=fence, state=State.LOST, at=0.0, deliveries=ended))
         outbox.announcements.news.set()
-        ids = {came.id for came in (*await receiving.got(2), *await operator.got(2))}
+        ids = {came.id for came in (*await webhook_receiver.got(2), *await operator.got(2))}
     assert len(ids) == 4
     assert not any("." in name for name in ids), "the signed text is divided by dots"
     assert [came.json["type"] for came in operator.received] == ["prompt.canceled", "prompt.lost"]
 
 
-async def test_only_listed_events_are_sent(receiving: Receiver) -> None:
+async def test_only_listed_events_are_sent(webhook_receiver: Receiver) -> None:
     async with sending(MemoryJournal()) as outbox:
-        await outbox.job(1, receiving.url(), events=("prompt.failed",))
-        await outbox.job(2, receiving.url(), events=("prompt.failed",), state=State.FAILED)
+        await outbox.job(1, webhook_receiver.url(), events=("prompt.failed",))
+        await outbox.job(2, webhook_receiver.url(), events=("prompt.failed",), state=State.FAILED)
         await outbox.tried(2, 1)
         assert await outbox.journal.deliveries(prompt_id(1)) == []
-    assert [came.json["type"] for came in receiving.received] == ["prompt.failed"]
+    assert [came.json["type"] for came in webhook_receiver.received] == ["prompt.failed"]
 
 
 # Addresses
 
 
-async def test_a_host_is_checked_at_each_try_and_only_the_checked_address_is_used(receiving: Receiver) -> None:
+async def test_a_host_is_checked_at_each_try_and_only_the_checked_address_is_used(webhook_receiver: Receiver) -> None:
     """The name resolves to a permitted address first, and to internal ones later."""
     names = Names(hook_example=[["127.0.0.1"], ["127.0.0.9"], ["10.0.0.1"], ["127.0.0.9", "127.0.0.1"]])
-    receiving.replies = [with_status(500), with_status(200)]
-    async with receiver("127.0.0.9", receiving.port) as inside:
+    webhook_receiver.replies = [with_status(500), with_status(200)]
+    async with receiver("127.0.0.9", webhook_receiver.port) as inside:
         options = SenderOptions(allow=("127.0.0.1",), timeout_s=5, resolver=names)
         async with sending(MemoryJournal(), sender=options) as outbox:
-            await outbox.job(1, receiving.url(host="hook.example"))
+            await outbox.job(1, webhook_receiver.url(host="hook.example"))
             assert (await outbox.tried(1, 1)).answer == "HTTP 500"
             for times, delay_s in enumerate(DELAYS_S[:2], 2):
                 outbox.pass_time(delay_s)
@@ -298,11 +300,11 @@ async def test_an_unusable_url_is_recorded_as_a_failed_try(url: str) -> None:
         assert (await outbox.tried(1, 1)).answer == "not a URL that can be asked"
 
 
-async def test_the_operators_url_may_be_internal(receiving: Receiver) -> None:
+async def test_the_operators_url_may_be_internal(webhook_receiver: Receiver) -> None:
     options = SenderOptions(allow=())
-    async with sending(MemoryJournal(), operator_url=receiving.url(), sender=options) as outbox:
+    async with sending(MemoryJournal(), operator_url=webhook_receiver.url(), sender=options) as outbox:
         await outbox.job(1, "http://127.0.0.9/")
-        (came,) = await receiving.got(1)
+        (came,) = await webhook_receiver.got(1)
     assert came.id.endswith("_operator")
 
 
@@ -328,10 +330,10 @@ async def test_slow_name_lookups_do_not_block_other_lookups() -> None:
         await resolver.close()
 
 
-async def test_host_names_are_looked_up_and_failures_are_named(receiving: Receiver) -> None:
+async def test_host_names_are_looked_up_and_failures_are_named(webhook_receiver: Receiver) -> None:
     options = SenderOptions(allow=("127.0.0.1", "::1"), timeout_s=5)
     async with sending(MemoryJournal(), sender=options) as outbox:
-        await outbox.job(1, receiving.url(host="localhost"))
+        await outbox.job(1, webhook_receiver.url(host="localhost"))
         assert (await outbox.tried(1, 1)).state is _DELIVERED
         await outbox.job(2, "http://no-such-name.invalid/")
         assert (await outbox.tried(2, 1)).answer == "the host's name could not be looked up"
@@ -353,41 +355,43 @@ class Failing(MemoryJournal):
         return await super().write(write)
 
 
-async def test_a_delivered_webhook_is_not_repeated_while_the_journal_cannot_be_written(receiving: Receiver) -> None:
+async def test_a_delivered_webhook_is_not_repeated_while_the_journal_cannot_be_written(
+    webhook_receiver: Receiver,
+) -> None:
     journal = Failing()
 
     async def then_full(_request: web.Request) -> web.Response:
         journal.full = True
         return web.Response()
 
-    receiving.replies = [then_full]
+    webhook_receiver.replies = [then_full]
     async with sending(journal) as outbox:
-        await outbox.job(1, receiving.url())
-        await receiving.got(1)
+        await outbox.job(1, webhook_receiver.url())
+        await webhook_receiver.got(1)
         outbox.pass_time(100 * _HOUR)
         await asyncio.sleep(0)
         journal.full = False
         assert (await outbox.tried(1, 1)).state is _DELIVERED
-    assert len(receiving.received) == 1
+    assert len(webhook_receiver.received) == 1
 
 
-async def test_the_next_gateway_sends_an_interrupted_webhook_again(receiving: Receiver, tmp_path: Path) -> None:
-    receiving.replies = [hang, with_status(200)]
+async def test_the_next_gateway_sends_an_interrupted_webhook_again(webhook_receiver: Receiver, tmp_path: Path) -> None:
+    webhook_receiver.replies = [hang, with_status(200)]
     async with SqliteJournal(tmp_path) as first, sending(first) as outbox:
-        await outbox.job(1, receiving.url())
-        await receiving.got(1)
+        await outbox.job(1, webhook_receiver.url())
+        await webhook_receiver.got(1)
     async with SqliteJournal(tmp_path) as second, sending(second) as outbox:
-        await receiving.got(2)
+        await webhook_receiver.got(2)
         assert (await outbox.tried(1, 1)).state is _DELIVERED
-    assert len({came.id for came in receiving.received}) == 1
+    assert len({came.id for came in webhook_receiver.received}) == 1
 
 
 async def test_a_webhook_is_not_sent_before_the_end_of_its_job_is_committed(
-    receiving: Receiver, tmp_path: Path
+    webhook_receiver: Receiver, tmp_path: Path
 ) -> None:
     """The write of the end fails, so the receiver is not told of it."""
     async with SqliteJournal(tmp_path) as journal, sending(journal) as outbox:
-        order = WebhookOrder(receiving.url())
+        order = WebhookOrder(webhook_receiver.url())
         await journal.write(Add(new_job(1, webhook=order)))
         fence = Fence(prompt_id(1), 1, 0)
         refused = outbox.announcements.of_end(fence, order, State.FAILED, 0.0)
@@ -395,29 +399,29 @@ async def test_a_webhook_is_not_sent_before_the_end_of_its_job_is_committed(
         journal.write_behind(Finish(fence=fence, state=State.FAILED, at=0.0, error={"a": object()}, deliveries=refused))
         outbox.announcements.news.set()
         assert await journal.deliveries(prompt_id(1)) == []
-        await outbox.job(2, receiving.url())
+        await outbox.job(2, webhook_receiver.url())
         assert (await outbox.tried(2, 1)).state is _DELIVERED
-    assert [came.json["prompt_id"] for came in receiving.received] == [prompt_id(2)]
+    assert [came.json["prompt_id"] for came in webhook_receiver.received] == [prompt_id(2)]
 
 
-async def test_a_body_that_cannot_be_made_counts_as_a_try(receiving: Receiver) -> None:
+async def test_a_body_that_cannot_be_made_counts_as_a_try(webhook_receiver: Receiver) -> None:
     async with sending(MemoryJournal(), not_made=1) as outbox:
-        await outbox.job(1, receiving.url())
+        await outbox.job(1, webhook_receiver.url())
         tried = await outbox.tried(1, 1)
         assert (tried.state, tried.answer) == (
             _WAITING,
             "the gateway could not make or send it; its log has the reason",
         )
-        assert receiving.received == []
+        assert webhook_receiver.received == []
         outbox.pass_time(DELAYS_S[0])
         assert (await outbox.tried(1, 2)).state is _DELIVERED
 
 
-async def test_the_journal_is_not_polled_while_no_webhook_is_due(receiving: Receiver) -> None:
+async def test_the_journal_is_not_polled_while_no_webhook_is_due(webhook_receiver: Receiver) -> None:
     journal = Asked()
     async with sending(journal) as outbox:
         await eventually(lambda: journal.asked == 1)
-        await outbox.job(1, receiving.url())
+        await outbox.job(1, webhook_receiver.url())
         await outbox.tried(1, 1)
         asked = journal.asked
         await asyncio.sleep(0.05)
@@ -432,7 +436,7 @@ class Asked(MemoryJournal):
         return await super().due(*arguments, **options)  # type: ignore[arg-type]
 
 
-async def test_a_stop_waits_for_deliveries_in_progress(receiving: Receiver, tmp_path: Path) -> None:
+async def test_a_stop_waits_for_deliveries_in_progress(webhook_receiver: Receiver, tmp_path: Path) -> None:
     """A webhook that is cut off may have arrived, so each deployment would send it twice."""
     answer = asyncio.Event()
 
@@ -440,22 +444,22 @@ async def test_a_stop_waits_for_deliveries_in_progress(receiving: Receiver, tmp_
         await answer.wait()
         return web.Response()
 
-    receiving.replies = [later]
+    webhook_receiver.replies = [later]
     async with SqliteJournal(tmp_path) as journal:
         async with sending(journal) as outbox:
-            await outbox.job(1, receiving.url())
-            await receiving.got(1)
+            await outbox.job(1, webhook_receiver.url())
+            await webhook_receiver.got(1)
             asyncio.get_running_loop().call_later(0.1, answer.set)
         (delivery,) = await journal.deliveries(prompt_id(1))
     assert delivery.state is _DELIVERED
 
 
-async def test_a_stop_waits_only_briefly_for_a_hanging_receiver(receiving: Receiver) -> None:
-    receiving.replies = [hang]
+async def test_a_stop_waits_only_briefly_for_a_hanging_receiver(webhook_receiver: Receiver) -> None:
+    webhook_receiver.replies = [hang]
     async with asyncio.timeout(30):
         async with sending(MemoryJournal(), last_s=0.1) as outbox:
-            await outbox.job(1, receiving.url())
-            await receiving.got(1)
+            await outbox.job(1, webhook_receiver.url())
+            await webhook_receiver.got(1)
 
 
 async def test_a_receiver_that_does_not_read_costs_a_bounded_time() -> None:

@@ -54,8 +54,8 @@ def verified(came: Any) -> Any:
     return Webhook(SECRET).verify(came.body, came.headers)
 
 
-async def messages_of(receiving: Receiver, count: int = 1) -> list[Any]:
-    return [verified(came) for came in await receiving.got(count)]
+async def messages_of(webhook_receiver: Receiver, count: int = 1) -> list[Any]:
+    return [verified(came) for came in await webhook_receiver.got(count)]
 
 
 async def webhook_of(gateway: RunningGateway, prompt_id: str) -> Any:
@@ -71,11 +71,13 @@ async def webhook_in_state(gateway: RunningGateway, prompt_id: str, state: str) 
     )
 
 
-async def test_the_webhook_of_an_async_job_has_the_result_that_get_returns(engine: Engine, receiving: Receiver) -> None:
+async def test_the_webhook_of_an_async_job_has_the_result_that_get_returns(
+    engine: Engine, webhook_receiver: Receiver
+) -> None:
     async with running_gateway(engine.url, **SET) as gateway:
-        webhook = {"url": receiving.url("/hook?token=geheim")}
+        webhook = {"url": webhook_receiver.url("/hook?token=geheim")}
         prompt_id = await submit(gateway.http, invert_workflow(1), webhook=webhook)
-        (message,) = await messages_of(receiving)
+        (message,) = await messages_of(webhook_receiver)
         _, result = await fetch(gateway.http, prompt_id)
         assert message["type"] == "prompt.succeeded"
         assert message["timestamp"].endswith("Z")
@@ -85,88 +87,88 @@ async def test_the_webhook_of_an_async_job_has_the_result_that_get_returns(engin
             assert data[name] == result[name]
         assert data["images"][0]["url"].startswith(f"{PUBLIC}/view?filename=")
         shown = await webhook_in_state(gateway, prompt_id, "delivered")
-    assert receiving.received[0].path == "/hook?token=geheim"
-    assert shown["url"] == receiving.url("/hook")
+    assert webhook_receiver.received[0].path == "/hook?token=geheim"
+    assert shown["url"] == webhook_receiver.url("/hook")
     (delivery,) = shown["deliveries"]
     assert (delivery["event"], delivery["audience"]) == ("prompt.succeeded", "caller")
     assert (delivery["tries"], delivery["answer"], delivery["run"]) == (1, "HTTP 204", 1)
-    assert delivery["id"] == receiving.received[0].id
+    assert delivery["id"] == webhook_receiver.received[0].id
 
 
 async def test_the_webhooks_of_a_named_workflow_name_it_at_its_start_and_end(
-    engine: Engine, receiving: Receiver, tmp_path: Path
+    engine: Engine, webhook_receiver: Receiver, tmp_path: Path
 ) -> None:
     async with running_gateway(engine.url, **SET, workflows_dir=named_folder(tmp_path)) as gateway:
-        options = {"webhook": {"url": receiving.url(), "events": ALL}}
+        options = {"webhook": {"url": webhook_receiver.url(), "events": ALL}}
         async with gateway.http.post("/workflows/flat", json={"width": 5, "$options": options}, headers=ASYNC) as taken:
             workflow = (await taken.json())["workflow"]
-        started, ended = await messages_of(receiving, 2)
+        started, ended = await messages_of(webhook_receiver, 2)
     assert (started["type"], started["data"]["workflow"]) == ("prompt.started", workflow)
     assert (ended["type"], ended["data"]["workflow"]) == ("prompt.succeeded", workflow)
     assert [file["output"] for file in ended["data"]["images"]] == ["picture"]
 
 
-async def test_a_sync_call_sends_webhooks_for_its_start_and_end(engine: Engine, receiving: Receiver) -> None:
+async def test_a_sync_call_sends_webhooks_for_its_start_and_end(engine: Engine, webhook_receiver: Receiver) -> None:
     async with running_gateway(engine.url, **SET) as gateway:
-        webhook = {"url": receiving.url(), "events": ALL}
+        webhook = {"url": webhook_receiver.url(), "events": ALL}
         status, result = await gateway.prompt_sync(sleep_workflow(0.1), webhook=webhook)
         assert status == 200
-        started, ended = await messages_of(receiving, 2)
+        started, ended = await messages_of(webhook_receiver, 2)
     assert (started["type"], started["data"]["status"]) == ("prompt.started", "running")
     assert started["data"]["prompt_id"] == ended["data"]["prompt_id"] == result["prompt_id"]
     assert started["timestamp"] == started["data"]["started_at"]
     assert (ended["type"], ended["data"]["outputs"]) == ("prompt.succeeded", result["outputs"])
 
 
-async def test_a_form_may_have_the_webhook_field(engine: Engine, receiving: Receiver) -> None:
+async def test_a_form_may_have_the_webhook_field(engine: Engine, webhook_receiver: Receiver) -> None:
     async with running_gateway(engine.url, **SET) as gateway:
         form = aiohttp.FormData({"workflow": json.dumps(invert_workflow(2))}, default_to_multipart=True)
-        form.add_field("webhook", json.dumps({"url": receiving.url()}))
+        form.add_field("webhook", json.dumps({"url": webhook_receiver.url()}))
         async with gateway.http.post("/prompt_sync", data=form) as response:
             assert response.status == 200
-        (message,) = await messages_of(receiving)
+        (message,) = await messages_of(webhook_receiver)
     assert message["type"] == "prompt.succeeded"
 
 
-async def test_the_links_in_a_webhook_open_without_a_key(engine: Engine, receiving: Receiver) -> None:
+async def test_the_links_in_a_webhook_open_without_a_key(engine: Engine, webhook_receiver: Receiver) -> None:
     async with running_gateway(engine.url, api_keys="key-of-the-test", **SET) as gateway:
         gateway.http.headers["Authorization"] = "Bearer key-of-the-test"
-        await submit(gateway.http, invert_workflow(1), webhook={"url": receiving.url()})
-        (message,) = await messages_of(receiving)
+        await submit(gateway.http, invert_workflow(1), webhook={"url": webhook_receiver.url()})
+        (message,) = await messages_of(webhook_receiver)
         link = message["data"]["images"][0]["url"].removeprefix(PUBLIC)
         async with aiohttp.ClientSession(gateway.url) as stranger, stranger.get(URL(link, encoded=True)) as response:
             assert (response.status, response.content_type) == (200, "image/png")
 
 
-async def test_the_webhook_of_a_failure_has_the_error_body(engine: Engine, receiving: Receiver) -> None:
+async def test_the_webhook_of_a_failure_has_the_error_body(engine: Engine, webhook_receiver: Receiver) -> None:
     workflow = invert_workflow()
     workflow["2"]["class_type"] = "NoSuchNode"
     async with running_gateway(engine.url, **SET) as gateway:
-        status, body = await gateway.prompt_sync(workflow, webhook={"url": receiving.url()})
-        (message,) = await messages_of(receiving)
+        status, body = await gateway.prompt_sync(workflow, webhook={"url": webhook_receiver.url()})
+        (message,) = await messages_of(webhook_receiver)
     assert status == 400
     assert message["type"] == "prompt.failed"
     assert message["data"] == {**body, "request_id": None, "timestamp": message["data"]["timestamp"]}
 
 
-async def test_a_call_that_finds_no_server_sends_its_webhook(receiving: Receiver) -> None:
+async def test_a_call_that_finds_no_server_sends_its_webhook(webhook_receiver: Receiver) -> None:
     """Its job is kept only because a webhook has to be sent for it."""
     async with Engine() as gone:
         address = gone.url
     async with running_gateway(address, ready=False, **SET) as gateway:
         status, body = await gateway.prompt_sync(invert_workflow(), timeout=1)
         assert (await listed(gateway.http))["jobs"] == []
-        status, body = await gateway.prompt_sync(invert_workflow(), webhook={"url": receiving.url()}, timeout=20)
-        (message,) = await messages_of(receiving)
+        status, body = await gateway.prompt_sync(invert_workflow(), webhook={"url": webhook_receiver.url()}, timeout=20)
+        (message,) = await messages_of(webhook_receiver)
         assert (await listed(gateway.http))["jobs"][0]["status"] == "failed"
     assert (status, body["type"]) == (503, "connection_failed")
     assert (message["type"], message["data"]["type"]) == ("prompt.failed", "connection_failed")
 
 
 @pytest.mark.parametrize("where", ["waiting", "running", "sync"])
-async def test_a_cancel_sends_a_webhook(engine: Engine, receiving: Receiver, where: str) -> None:
+async def test_a_cancel_sends_a_webhook(engine: Engine, webhook_receiver: Receiver, where: str) -> None:
     async with running_gateway(engine.url, changed=handler_options(queue=QueueOptions(ahead=1)), **SET) as gateway:
-        webhook, prompt_id = {"url": receiving.url()}, str(uuid4())
+        webhook, prompt_id = {"url": webhook_receiver.url()}, str(uuid4())
         blocker = await submit(gateway.http, sleep_workflow(20), webhook=webhook) if where != "sync" else ""
         call = None
         if where == "sync":
@@ -180,7 +182,7 @@ async def test_a_cancel_sends_a_webhook(engine: Engine, receiving: Receiver, whe
         await status_is(gateway.http, prompt_id if where == "sync" else blocker, "running")
         async with gateway.http.delete(f"/prompt_sync/{prompt_id}") as response:
             assert response.status == 200
-        (message,) = await messages_of(receiving)
+        (message,) = await messages_of(webhook_receiver)
         if call is not None:
             assert (await call)[0] == 409
         if where == "waiting":
@@ -190,22 +192,22 @@ async def test_a_cancel_sends_a_webhook(engine: Engine, receiving: Receiver, whe
     assert message["data"]["type"] == "task_cancelled"
 
 
-async def test_a_job_that_waits_too_long_sends_a_webhook(engine: Engine, receiving: Receiver) -> None:
+async def test_a_job_that_waits_too_long_sends_a_webhook(engine: Engine, webhook_receiver: Receiver) -> None:
     options = handler_options(queue=QueueOptions(ahead=0, max_queued_s=0.05), run_limits=RunLimits(max_queued_s=0.05))
     async with running_gateway(engine.url, changed=options, **SET) as gateway:
-        await submit(gateway.http, invert_workflow(), webhook={"url": receiving.url()})
-        (message,) = await messages_of(receiving)
+        await submit(gateway.http, invert_workflow(), webhook={"url": webhook_receiver.url()})
+        (message,) = await messages_of(webhook_receiver)
     assert (message["type"], message["data"]["type"]) == ("prompt.failed", "timeout")
 
 
 async def test_the_operator_gets_a_webhook_for_every_job_and_callers_never_see_its_url(
-    engine: Engine, receiving: Receiver
+    engine: Engine, webhook_receiver: Receiver
 ) -> None:
-    url = receiving.url("/ops?token=geheim")
+    url = webhook_receiver.url("/ops?token=geheim")
     async with running_gateway(engine.url, **{**SET, "webhook_url": url, "webhook_url_allow": ""}) as gateway:
         assert (await gateway.prompt_sync(invert_workflow(1)))[0] == 200
         prompt_id = await submit(gateway.http, invert_workflow(2))
-        messages = await messages_of(receiving, 2)
+        messages = await messages_of(webhook_receiver, 2)
         shown = await webhook_in_state(gateway, prompt_id, "delivered")
         assert (shown["url"], shown["deliveries"][0]["audience"]) == (None, "operator")
         assert "ops" not in json.dumps(await listed(gateway.http))
@@ -213,17 +215,17 @@ async def test_the_operator_gets_a_webhook_for_every_job_and_callers_never_see_i
 
 
 async def test_a_failing_receiver_fails_no_job_and_is_shown_in_lists(
-    engine: Engine, receiving: Receiver, log_lines: Lines
+    engine: Engine, webhook_receiver: Receiver, log_lines: Lines
 ) -> None:
-    receiving.replies = [with_status(503)]
+    webhook_receiver.replies = [with_status(503)]
     async with running_gateway(engine.url, **SET) as gateway:
-        webhook = {"url": receiving.url("/geheim-path?token=geheim"), "events": ALL}
+        webhook = {"url": webhook_receiver.url("/geheim-path?token=geheim"), "events": ALL}
         prompt_id = await submit(gateway.http, sleep_workflow(1), webhook=webhook)
         await status_is(gateway.http, prompt_id, "running")
         looked = await until(
             lambda: look(gateway.http, prompt_id), lambda found: found[1]["webhook"]["deliveries"][0]["tries"] == 1
         )
-        assert looked[1]["webhook"]["url"] == receiving.url("/geheim-path")
+        assert looked[1]["webhook"]["url"] == webhook_receiver.url("/geheim-path")
         assert looked[1]["webhook"]["deliveries"][0]["answer"] == "HTTP 503"
         assert (await fetch(gateway.http, prompt_id))[0] == 200
         shown = await webhook_of(gateway, prompt_id)
@@ -233,23 +235,23 @@ async def test_a_failing_receiver_fails_no_job_and_is_shown_in_lists(
     assert "token" not in json.dumps(list(log_lines), default=str)
 
 
-async def test_webhooks_are_sent_again_on_request(engine: Engine, receiving: Receiver) -> None:
-    receiving.replies = [with_status(410), with_status(200)]
+async def test_webhooks_are_sent_again_on_request(engine: Engine, webhook_receiver: Receiver) -> None:
+    webhook_receiver.replies = [with_status(410), with_status(200)]
     async with running_gateway(engine.url, **SET) as gateway:
-        prompt_id = await submit(gateway.http, invert_workflow(), webhook={"url": receiving.url()})
+        prompt_id = await submit(gateway.http, invert_workflow(), webhook={"url": webhook_receiver.url()})
         await webhook_in_state(gateway, prompt_id, "given_up")
         async with gateway.http.post(f"/prompt_sync/{prompt_id}/webhook") as response:
             body = await response.json()
             assert response.status == 202
-        assert (body["prompt_id"], body["webhook"]["url"]) == (prompt_id, receiving.url())
+        assert (body["prompt_id"], body["webhook"]["url"]) == (prompt_id, webhook_receiver.url())
         assert [one["event"] for one in body["webhook"]["deliveries"]] == ["prompt.succeeded"]
-        first, second = await receiving.got(2)
+        first, second = await webhook_receiver.got(2)
         await webhook_in_state(gateway, prompt_id, "delivered")
     assert first.id == second.id
     assert verified(second)["data"]["prompt_id"] == prompt_id
 
 
-async def test_a_webhook_that_cannot_be_sent_again_gets_the_reason(engine: Engine, receiving: Receiver) -> None:
+async def test_a_webhook_that_cannot_be_sent_again_gets_the_reason(engine: Engine, webhook_receiver: Receiver) -> None:
     async def again(prompt_id: str, gateway: RunningGateway) -> tuple[int, str]:
         async with gateway.http.post(f"/prompt_sync/{prompt_id}/webhook") as response:
             body = await response.json()
@@ -259,7 +261,7 @@ async def test_a_webhook_that_cannot_be_sent_again_gets_the_reason(engine: Engin
         assert (await again(str(uuid4()), gateway))[0] == 404
         status, detail = await again("nonsense", gateway)
         assert (status, "prompt_id" in detail) == (422, True)
-        running = await submit(gateway.http, sleep_workflow(5), webhook={"url": receiving.url()})
+        running = await submit(gateway.http, sleep_workflow(5), webhook={"url": webhook_receiver.url()})
         assert await again(running, gateway) == (409, "the job has not ended yet; its webhook is sent when it has")
         async with gateway.http.delete(f"/prompt_sync/{running}") as response:
             assert response.status == 200
@@ -294,16 +296,16 @@ async def test_a_webhook_that_cannot_be_sent_again_gets_the_reason(engine: Engin
     ],
 )
 async def test_an_invalid_webhook_is_refused_by_name(
-    telling: RunningGateway, webhook: Any, named: str, kind: str
+    webhook_gateway: RunningGateway, webhook: Any, named: str, kind: str
 ) -> None:
     headers = ASYNC if kind == "async" else {}
     body = {"prompt": invert_workflow(), "webhook": webhook}
-    async with telling.http.post("/prompt_sync", json=body, headers=headers) as response:
+    async with webhook_gateway.http.post("/prompt_sync", json=body, headers=headers) as response:
         said = await response.json()
         assert (response.status, said["type"]) == (422, "invalid_request")
     assert named in said["detail"]
     assert "geheim" not in said["detail"]
-    assert (await listed(telling.http))["jobs"] == []
+    assert (await listed(webhook_gateway.http))["jobs"] == []
 
 
 async def test_the_webhook_field_is_refused_without_its_settings(gateway: RunningGateway) -> None:
@@ -339,15 +341,15 @@ def test_an_unusable_webhook_setting_stops_the_start_by_name(settings: dict[str,
         assert secret not in str(caught.value)
 
 
-async def test_the_webhook_of_the_first_call_with_an_id_is_kept(engine: Engine, receiving: Receiver) -> None:
+async def test_the_webhook_of_the_first_call_with_an_id_is_kept(engine: Engine, webhook_receiver: Receiver) -> None:
     async with running_gateway(engine.url, **SET) as gateway, receiver() as other:
         prompt_id = str(uuid4())
-        await submit(gateway.http, sleep_workflow(0.5), prompt_id=prompt_id, webhook={"url": receiving.url()})
+        await submit(gateway.http, sleep_workflow(0.5), prompt_id=prompt_id, webhook={"url": webhook_receiver.url()})
         status, _ = await gateway.prompt_sync(
             sleep_workflow(0.5), prompt_id=prompt_id, webhook={"url": other.url(), "events": ["prompt.failed"]}
         )
         assert status == 200
-        await messages_of(receiving)
+        await messages_of(webhook_receiver)
         assert other.received == []
 
 
@@ -367,14 +369,14 @@ async def test_a_prompt_without_webhooks_needs_no_statements_about_them(engine: 
     assert not [one for one in statements if "deliveries" in one]
 
 
-async def test_a_webhook_omits_outputs_that_are_too_long(engine: Engine, receiving: Receiver) -> None:
+async def test_a_webhook_omits_outputs_that_are_too_long(engine: Engine, webhook_receiver: Receiver) -> None:
     """A thousand pictures with long names."""
     async with running_gateway(engine.url, **SET) as gateway:
         workflow = invert_workflow(prefix="a" * 200)
         workflow["1"]["inputs"]["batch_size"] = 1000
         workflow["1"]["inputs"]["width"] = workflow["1"]["inputs"]["height"] = 16
-        prompt_id = await submit(gateway.http, workflow, webhook={"url": receiving.url()})
-        (message,) = await messages_of(receiving)
+        prompt_id = await submit(gateway.http, workflow, webhook={"url": webhook_receiver.url()})
+        (message,) = await messages_of(webhook_receiver)
         _, result = await fetch(gateway.http, prompt_id)
     assert len(json.dumps(result["outputs"])) > 256_000
     assert message["data"]["outputs_omitted"] is True
@@ -383,11 +385,11 @@ async def test_a_webhook_omits_outputs_that_are_too_long(engine: Engine, receivi
 
 
 async def test_a_waiting_webhook_is_kept_while_the_secret_is_removed(
-    engine: Engine, receiving: Receiver, tmp_path: Path, log_lines: Lines
+    engine: Engine, webhook_receiver: Receiver, tmp_path: Path, log_lines: Lines
 ) -> None:
-    receiving.replies = [with_status(500), with_status(204)]
+    webhook_receiver.replies = [with_status(500), with_status(204)]
     async with running_gateway(engine.url, **SET, state_dir=tmp_path) as gateway:
-        prompt_id = await submit(gateway.http, invert_workflow(), webhook={"url": receiving.url()})
+        prompt_id = await submit(gateway.http, invert_workflow(), webhook={"url": webhook_receiver.url()})
         await webhook_in_state(gateway, prompt_id, "waiting")
         await until(lambda: webhook_of(gateway, prompt_id), lambda shown: shown["deliveries"][0]["tries"] == 1)
     async with running_gateway(engine.url, state_dir=tmp_path) as gateway:
@@ -403,35 +405,37 @@ async def test_a_waiting_webhook_is_kept_while_the_secret_is_removed(
 
 
 async def test_a_webhook_that_a_kill_interrupted_is_sent_after_the_restart(
-    tmp_path: Path, engine: Engine, receiving: Receiver
+    tmp_path: Path, engine: Engine, webhook_receiver: Receiver
 ) -> None:
-    receiving.replies = [hang, with_status(204)]
+    webhook_receiver.replies = [hang, with_status(204)]
     settings = {**VARIABLES, "STATE_DIR": str(tmp_path), "SHUTDOWN_GRACE_SECONDS": "5"}
     async with gateway_process(engine.url, **settings) as gateway:
-        prompt_id = await submit(gateway.http, invert_workflow(), webhook={"url": receiving.url()})
+        prompt_id = await submit(gateway.http, invert_workflow(), webhook={"url": webhook_receiver.url()})
         assert (await fetch(gateway.http, prompt_id))[0] == 200
-        await receiving.got(1)
+        await webhook_receiver.got(1)
         await gateway.kill()
     async with gateway_process(engine.url, **settings) as gateway:
-        first, second = await receiving.got(2)
+        first, second = await webhook_receiver.got(2)
         await until(lambda: listed(gateway.http), lambda found: "delivered" in json.dumps(found))
     assert first.id == second.id
     assert verified(second)["data"]["prompt_id"] == prompt_id
 
 
 async def test_a_job_that_a_restart_canceled_sends_its_webhook(
-    tmp_path: Path, engine: Engine, receiving: Receiver
+    tmp_path: Path, engine: Engine, webhook_receiver: Receiver
 ) -> None:
     settings = {**VARIABLES, "STATE_DIR": str(tmp_path), "SHUTDOWN_GRACE_SECONDS": "5"}
     async with gateway_process(engine.url, **settings) as gateway:
-        body = {"prompt": sleep_workflow(30), "webhook": {"url": receiving.url(), "events": ALL}}
+        body = {"prompt": sleep_workflow(30), "webhook": {"url": webhook_receiver.url(), "events": ALL}}
         call = asyncio.create_task(gateway.http.post("/prompt_sync", json=body).__aenter__())
-        await receiving.got(1)
+        await webhook_receiver.got(1)
         await gateway.kill()
         with pytest.raises(aiohttp.ClientError):
             await call
     async with gateway_process(engine.url, **settings):
         # The first message may come twice, because its delivery may not have been recorded.
-        messages = await until(lambda: messages_of(receiving), lambda found: found[-1]["type"] != "prompt.started")
+        messages = await until(
+            lambda: messages_of(webhook_receiver), lambda found: found[-1]["type"] != "prompt.started"
+        )
     assert messages[-1]["type"] == "prompt.canceled"
     assert {message["data"]["prompt_id"] for message in messages} == {messages[0]["data"]["prompt_id"]}

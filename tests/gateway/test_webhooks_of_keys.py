@@ -28,13 +28,13 @@ def _keys(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("settings", [{}, {"webhook_secret": SECRET}], ids=["only keys", "with WEBHOOK_SECRET"])
 async def test_each_key_signs_with_its_own_secret(
-    engine: Engine, tmp_path: Path, receiving: Receiver, settings: dict[str, Any]
+    engine: Engine, tmp_path: Path, webhook_receiver: Receiver, settings: dict[str, Any]
 ) -> None:
     async with running_gateway(engine.url, keys_file=_keys(tmp_path), api_keys=KEY, **_SET, **settings) as gateway:
         calls = Calls(gateway)
         secrets = {}
         for number, (key, secret) in enumerate(((ALICE, _OF_ALICE), (BOB, _OF_BOB), (KEY, SECRET))):
-            webhook = {"url": receiving.url()}
+            webhook = {"url": webhook_receiver.url()}
             status, job = await calls.submit(key, invert_workflow(number), _ASYNC, webhook=webhook)
             if key == KEY and not settings:
                 assert (status, job["type"]) == (422, "invalid_request")
@@ -42,7 +42,7 @@ async def test_each_key_signs_with_its_own_secret(
                 continue
             assert status == 202
             secrets[job["prompt_id"]] = secret
-        for came in await receiving.got(len(secrets)):
+        for came in await webhook_receiver.got(len(secrets)):
             message = Webhook(secrets[came.json["data"]["prompt_id"]]).verify(came.body, came.headers)
             assert message["type"] == "prompt.succeeded"
             for other in {_OF_ALICE, _OF_BOB, SECRET} - {secrets[message["data"]["prompt_id"]]}:
@@ -51,34 +51,36 @@ async def test_each_key_signs_with_its_own_secret(
 
 
 async def test_a_key_without_a_secret_cannot_request_webhooks(
-    engine: Engine, tmp_path: Path, receiving: Receiver
+    engine: Engine, tmp_path: Path, webhook_receiver: Receiver
 ) -> None:
     async with running_gateway(engine.url, keys_file=_keys(tmp_path), webhook_secret=SECRET, **_SET) as gateway:
-        status, answer = await Calls(gateway).submit(ROOT, invert_workflow(), webhook={"url": receiving.url()})
+        status, answer = await Calls(gateway).submit(ROOT, invert_workflow(), webhook={"url": webhook_receiver.url()})
     assert (status, answer["detail"]) == (422, "webhook: the key 'root' has no webhook_secret in KEYS_FILE")
 
 
-async def test_another_keys_webhook_cannot_be_sent_again(engine: Engine, tmp_path: Path, receiving: Receiver) -> None:
+async def test_another_keys_webhook_cannot_be_sent_again(
+    engine: Engine, tmp_path: Path, webhook_receiver: Receiver
+) -> None:
     async with running_gateway(engine.url, keys_file=_keys(tmp_path), **_SET) as gateway:
         calls = Calls(gateway)
-        webhook = {"url": receiving.url()}
+        webhook = {"url": webhook_receiver.url()}
         job = (await calls.submit(ALICE, invert_workflow(), _ASYNC, webhook=webhook))[1]["prompt_id"]
-        await receiving.got(1)
+        await webhook_receiver.got(1)
         path = f"/prompt_sync/{job}/webhook"
         assert (await calls.call(BOB, "POST", path))[0] == 404
         assert (await calls.call(ALICE, "POST", path))[0] == 202
-        await receiving.got(2)
+        await webhook_receiver.got(2)
         assert (await calls.call(ROOT, "POST", path))[0] == 202
-        for came in (await receiving.got(3))[1:]:
+        for came in (await webhook_receiver.got(3))[1:]:
             Webhook(_OF_ALICE).verify(came.body, came.headers)
 
 
 async def test_the_link_in_a_webhook_opens_its_file_without_a_key(
-    engine: Engine, tmp_path: Path, receiving: Receiver
+    engine: Engine, tmp_path: Path, webhook_receiver: Receiver
 ) -> None:
     async with running_gateway(engine.url, keys_file=_keys(tmp_path), **_SET) as gateway:
-        await Calls(gateway).submit(ALICE, invert_workflow(), _ASYNC, webhook={"url": receiving.url()})
-        (came,) = await receiving.got(1)
+        await Calls(gateway).submit(ALICE, invert_workflow(), _ASYNC, webhook={"url": webhook_receiver.url()})
+        (came,) = await webhook_receiver.got(1)
         link = came.json["data"]["images"][0]["url"].removeprefix("https://comfy.example")
         assert (await until(lambda: fetch(gateway, link), lambda answer: answer.status != 404)).status == 200
         plain = link.partition("&ticket=")[0]
