@@ -292,12 +292,14 @@ def main() -> int:
     prog = "comfyui-gateway"
     parser = argparse.ArgumentParser(
         prog=prog,
-        usage=f"{prog} [-h] [--fallback-engine]\n       {prog} keys add NAME --role ROLE ...",
+        usage=f"{prog} [-h] [--fallback-engine]\n       {prog} keys {{add,rotate}} NAME ...",
         description="Serves the gateway. Its settings are environment variables: docs/configuration.md.",
     )
     # Without its own `prog`, a command's help would begin with both lines of the usage.
     commands = parser.add_subparsers(prog=prog, dest="command", metavar="keys", title="instead of serving")
-    keys_command.add_arguments(commands.add_parser("keys", help="make API keys in KEYS_FILE: see keys add --help"))
+    keys_command.add_arguments(
+        commands.add_parser("keys", help="make and rotate the keys of KEYS_FILE: see keys --help")
+    )
     parser.add_argument(
         "--fallback-engine",
         action="store_true",

@@ -285,8 +285,8 @@ async def test_the_embedded_engine_does_not_replace_a_comfyui_that_answers(engin
 @pytest.mark.parametrize(
     ("arguments", "usage"),
     [
-        ((), "usage: comfyui-gateway [-h] [--fallback-engine]\n       comfyui-gateway keys add NAME --role ROLE ...\n"),
-        (("keys",), "usage: comfyui-gateway keys [-h] add ...\n"),
+        ((), "usage: comfyui-gateway [-h] [--fallback-engine]\n       comfyui-gateway keys {add,rotate} NAME ...\n"),
+        (("keys",), "usage: comfyui-gateway keys [-h] {add,rotate} ...\n"),
         (("keys", "add"), "usage: comfyui-gateway keys add [-h] --role {"),
     ],
 )

@@ -28,10 +28,22 @@ _CALLER_ROUNDS = 50_000
 
 @dataclass(frozen=True, slots=True)
 class NamedKey:
-    """A key of KEYS_FILE. `digest`: the SHA-256 of the key."""
+    """A key of KEYS_FILE.
+
+    Attributes:
+        digest: the SHA-256 of the key.
+        old_digest: that of the key before it, which is also valid until its customer has changed over; None: there is
+            none.
+    """
 
     digest: bytes = field(repr=False)
     rules: KeyRules
+    old_digest: bytes | None = field(default=None, repr=False)
+
+    @property
+    def digests(self) -> list[bytes]:
+        """The SHA-256 of each valid key, the present one first."""
+        return [self.digest] if self.old_digest is None else [self.digest, self.old_digest]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +96,7 @@ class KeyRing:
         self._own = {self._place(hashlib.sha256(key.encode()).digest()): _admin(key) for key in keys}
         self._by_place: dict[bytes, Caller] = dict(self._own)
         self._by_name: dict[str, Caller] = {}
-        self._by_namespace: dict[str, Caller] = {}
+        self._by_namespace: dict[str, list[Caller]] = {}
         self._asks = bool(keys) or named is not None
         self._version = 0
         self.set_named(named or ())
@@ -96,7 +108,7 @@ class KeyRing:
         """Raises ValueError if one of these keys is in API_KEYS, too, or has the name of one."""
         names = {caller.rules.name for caller in self._own.values()}
         for key in named:
-            if self._place(key.digest) in self._own:
+            if any(self._place(digest) in self._own for digest in key.digests):
                 raise ValueError(
                     f"[keys.{key.rules.name}]: the same key is also in API_KEYS; remove it from one of the two"
                 )
@@ -108,17 +120,22 @@ class KeyRing:
     def set_named(self, named: Sequence[NamedKey]) -> None:
         """The keys of KEYS_FILE are these from now on. Raises as `check_named` does."""
         self.check_named(named)
-        callers = {self._place(key.digest): self._caller_of(key) for key in named}
-        self._by_place = self._own | callers
-        self._by_name = {caller.rules.name: caller for caller in self._by_place.values()}
-        self._by_namespace = {caller.namespace.hex: caller for caller in callers.values()}
+        self._by_place = dict(self._own)
+        self._by_name = {caller.rules.name: caller for caller in self._own.values()}
+        self._by_namespace = {}
+        for key in named:
+            callers = {self._place(digest): self._caller_of(key.rules, digest) for digest in key.digests}
+            present = callers[self._place(key.digest)]
+            self._by_place |= callers
+            self._by_name[key.rules.name] = present
+            self._by_namespace[present.namespace.hex] = list(callers.values())
         self._version += 1
 
-    def _caller_of(self, key: NamedKey) -> Caller:
-        name = key.rules.name.encode()
+    def _caller_of(self, rules: KeyRules, digest: bytes) -> Caller:
+        name = rules.name.encode()
         # By the name, not by the key: a caller with a new key still finds jobs of the old one.
         namespace = UUID(bytes=self._mac(b"caller\0" + name)[:16])
-        return Caller(key.rules, namespace, self._mac(b"signer\0" + name + b"\0" + key.digest), named=True)
+        return Caller(rules, namespace, self._mac(b"signer\0" + name + b"\0" + digest), named=True)
 
     def _place(self, digest: bytes) -> bytes:
         """The place of a key in the table. It cannot be predicted, so the time of a comparison says nothing about the
@@ -131,15 +148,15 @@ class KeyRing:
 
     def shown_names(self) -> list[str]:
         """The names that stand in the log: those of API_KEYS in their order, then those of KEYS_FILE."""
-        return [caller.rules.name for caller in self._by_place.values()]
+        return list(self._by_name)
 
     def named(self) -> list[str]:
         """The names of KEYS_FILE, in the order of the file."""
-        return [caller.rules.name for caller in self._by_place.values() if caller.named]
+        return [name for name, caller in self._by_name.items() if caller.named]
 
     def callers(self) -> list[Caller]:
-        """One for each key, in the order of `shown_names`."""
-        return list(self._by_place.values())
+        """One for each name, in the order of `shown_names`."""
+        return list(self._by_name.values())
 
     @property
     def version(self) -> int:
@@ -187,9 +204,10 @@ class KeyRing:
         """The caller for whom this signature was made; None if it was for none of ours."""
         namespace, dot, mac = signature.partition(".")
         if dot:
-            caller = self._by_namespace.get(namespace)
-            return caller if caller is not None and _is_signed(caller, statement, mac) else None
-        return next((caller for caller in self._own.values() if _is_signed(caller, statement, signature)), None)
+            callers, signature = self._by_namespace.get(namespace, []), mac
+        else:
+            callers = list(self._own.values())
+        return next((caller for caller in callers if _is_signed(caller, statement, signature)), None)
 
 
 def _is_signed(caller: Caller, statement: str, signature: str) -> bool:

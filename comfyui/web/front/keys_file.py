@@ -48,6 +48,7 @@ class KeyTable(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
 
     sha256: str
+    old_sha256: str | None = None
     role: Literal["user", "read", "admin"]
     webhook_secret: Annotated[str, Field(min_length=16, max_length=512)] | None = None
     max_queued: Count | None = None
@@ -58,9 +59,11 @@ class KeyTable(BaseModel):
     user_header: str | None = None
     workflows: list[Annotated[str, Field(min_length=1, max_length=256)]] | None = None
 
-    @field_validator("sha256")
+    @field_validator("sha256", "old_sha256")
     @classmethod
-    def _of_a_key(cls, value: str) -> str:
+    def _of_a_key(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
         if not _SHA256.fullmatch(value):
             raise ValueError(f"must be 64 hex digits, as sha256sum prints them; it has {len(value)} characters")
         if value.lower() == _EMPTY_SHA256:
@@ -98,7 +101,8 @@ class KeyTable(BaseModel):
             user_header=None if self.user_header is None else self.user_header.lower(),
             workflows=None if self.workflows is None else frozenset(self.workflows),
         )
-        return NamedKey(bytes.fromhex(self.sha256), rules)
+        old = None if self.old_sha256 is None else bytes.fromhex(self.old_sha256)
+        return NamedKey(bytes.fromhex(self.sha256), rules, old)
 
 
 def parse_keys(text: str) -> list[NamedKey]:
@@ -119,12 +123,13 @@ def parse_keys(text: str) -> list[NamedKey]:
     found: dict[bytes, NamedKey] = {}
     for name, table in keys.items():
         key = _key(text, name, table)
-        if (other := found.get(key.digest)) is not None:
-            raise ValueError(
-                f"{_line(text, name, 'sha256')}[keys.{name}] has the same sha256 as [keys.{other.rules.name}]"
-            )
-        found[key.digest] = key
-    return list(found.values())
+        for digest, field in zip(key.digests, ("sha256", "old_sha256"), strict=False):
+            if (other := found.get(digest)) is not None:
+                raise ValueError(
+                    f"{_line(text, name, field)}[keys.{name}] has the same {field} as [keys.{other.rules.name}]"
+                )
+            found[digest] = key
+    return list({key.rules.name: key for key in found.values()}.values())
 
 
 def _key(text: str, name: str, table: Any) -> NamedKey:

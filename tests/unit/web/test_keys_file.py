@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import re
 import stat
 import tomllib
@@ -12,7 +13,7 @@ import pytest
 
 from comfyui.exceptions import SettingsError
 from comfyui.web.front.keys import KeyRing
-from comfyui.web.front.keys_command import add_arguments, add_key, run
+from comfyui.web.front.keys_command import add_arguments, add_key, rotate_key, run
 from comfyui.web.front.keys_file import KeysFile, KnownNames, parse_keys, signing_secret
 from config import Settings
 from tests.support.keys import ALICE, BOB, KEY, KEYS, table, write_keys
@@ -206,6 +207,58 @@ def test_keys_add_refuses_unusable_names_and_leaves_the_file_alone(tmp_path: Pat
     with pytest.raises(SettingsError):
         add_key(path, state_dir, name, {"role": "user"})
     assert path.read_text() == table("alice", ALICE)
+
+
+# `keys rotate`
+
+
+def test_a_rotated_key_and_the_one_before_it_are_the_same_caller_until_the_old_one_is_removed(tmp_path: Path) -> None:
+    path = write_keys(
+        tmp_path / "keys.toml", f"{table('alice', ALICE, max_queued=3)}\n# the largest\n{table('bob', BOB)}"
+    )
+    ring = KeyRing([], session_s=60, named=parse_keys(path.read_text()))
+    session, signed = ring.open_session(ALICE.encode()), ring.sign(ring.callers()[0], "a link")
+    assert session is not None
+
+    key = rotate_key(path, "alice")
+    ring.set_named(parse_keys(path.read_text()))
+    new, old = ring.caller(key.encode()), ring.caller(ALICE.encode())
+    assert new is not None
+    assert old is not None
+    assert (new.rules, new.namespace, new.owner) == (old.rules, old.namespace, "alice")
+    assert ring.named() == ["alice", "bob"]
+    assert len(ring.callers()) == 2
+    assert ring.caller_named("alice") is new
+    assert ring.session_caller(session) is old
+    assert ring.signer_of("a link", signed) is old
+    assert ring.signer_of("a link", ring.sign(new, "a link")) is new
+    assert "# the largest\n[keys.bob]" in path.read_text()
+
+    with pytest.raises(SettingsError, match=r"\[keys.alice\] has an old_sha256, which is still valid"):
+        rotate_key(path, "alice")
+
+    path.write_text("".join(line for line in path.read_text().splitlines(True) if not line.startswith("old_sha256")))
+    ring.set_named(parse_keys(path.read_text()))
+    assert ring.caller(key.encode()) is not None
+    assert ring.caller(ALICE.encode()) is None
+    assert ring.session_caller(session) is None
+    assert ring.signer_of("a link", signed) is None
+
+
+def test_only_an_existing_key_can_be_rotated(tmp_path: Path) -> None:
+    path = write_keys(tmp_path / "keys.toml", table("alice", ALICE))
+    with pytest.raises(SettingsError, match=r"there is no key \[keys.bob\]"):
+        rotate_key(path, "bob")
+    assert path.read_text() == table("alice", ALICE)
+
+
+def test_an_old_key_is_valid_for_one_name_only() -> None:
+    alices = hashlib.sha256(ALICE.encode()).hexdigest()
+    with pytest.raises(ValueError, match=r"line 7: \[keys.bob\] has the same old_sha256 as \[keys.alice\]"):
+        parse_keys(table("alice", ALICE) + table("bob", BOB, old_sha256=alices))
+    ring = KeyRing([ALICE], session_s=60, named=())
+    with pytest.raises(ValueError, match="is also in API_KEYS"):
+        ring.check_named(parse_keys(table("bob", BOB, old_sha256=alices)))
 
 
 # Sessions and callers
