@@ -146,7 +146,7 @@ async def test_each_key_gets_only_the_files_it_may_see(engine: Engine, tmp_path:
             assert (await got(gateway, path))[0] in {303, 401}
 
 
-async def test_outputs_of_a_running_job_are_served(gateway: RunningGateway, engine: Engine) -> None:
+async def test_outputs_of_a_running_job_are_served(gateway: RunningGateway) -> None:
     workflow = {
         "1": {"class_type": "PreviewAny", "inputs": {"source": "so far"}},
         **{f"1{name}": part for name, part in sleeping(60).items()},

@@ -123,7 +123,7 @@ async def test_texts_from_a_browser_become_values_of_the_right_type(run_forms: R
     assert "steps" not in used  # an empty field leaves the value of the workflow
 
 
-async def test_a_file_in_a_form_becomes_the_value_of_its_parameter(run_forms: RunningGateway, engine: Engine) -> None:
+async def test_a_file_in_a_form_becomes_the_value_of_its_parameter(run_forms: RunningGateway) -> None:
     fields = await form_of(run_forms, "inverted")
     status, _, to = await post_form(run_forms, "inverted", fields, [("image", "photo.png", png())])
     assert status == 303
@@ -261,7 +261,7 @@ async def test_the_panel_of_a_run_shows_its_state_and_its_outputs(run_forms: Run
     assert f'href="../../console/run/flat?from={prompt_id}"' in text
 
 
-async def test_the_panel_of_a_failed_run_shows_the_reason(run_forms: RunningGateway, engine: Engine) -> None:
+async def test_the_panel_of_a_failed_run_shows_the_reason(run_forms: RunningGateway) -> None:
     fields = changed(await form_of(run_forms, "inverted"))
     _, done, _ = await post_form(run_forms, "inverted", fields, [("image", "photo.png", b"no picture")], script=True)
     path = f"/console/run/inverted/jobs/{done['to'].rpartition('/')[2]}"

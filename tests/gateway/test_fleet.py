@@ -293,7 +293,7 @@ async def test_two_addresses_of_one_server_do_not_cancel_each_others_prompts(tmp
                 assert [status for status, _ in await asyncio.gather(*calls)] == [200] * 4
 
 
-async def test_prompts_run_on_servers_whose_websockets_are_refused(tmp_path: Path) -> None:
+async def test_prompts_run_on_servers_whose_websockets_are_refused() -> None:
     async with engines(3) as servers:
         for server in servers[:2]:
             await server.set_faults({"ws_refuse": {}})
@@ -306,7 +306,7 @@ async def test_prompts_run_on_servers_whose_websockets_are_refused(tmp_path: Pat
         assert sum(sum(executions(server).values()) for server in servers) == 9
 
 
-async def test_jobs_wait_while_all_servers_are_drained(tmp_path: Path) -> None:
+async def test_jobs_wait_while_all_servers_are_drained() -> None:
     async with engines(2) as servers, running_gateway(*(server.url for server in servers)) as gateway:
         for server in servers:
             async with gateway.http.post(f"/servers/{_name(server)}/drain") as response:

@@ -175,9 +175,7 @@ async def test_inline_data_is_staged_only_in_upload_inputs(
     assert staged["3"]["inputs"]["image"] == ["1", 0]
 
 
-async def test_a_3d_model_is_stored_in_the_folder_of_the_3d_loaders(
-    stager: InputStager, plain_server: Backend, plain_engine: Engine
-) -> None:
+async def test_a_3d_model_is_stored_in_the_folder_of_the_3d_loaders(stager: InputStager, plain_server: Backend) -> None:
     request = PromptRequest(
         prompt={"1": {"class_type": "Load3D", "inputs": {"model_file": "duck.glb"}}},
         images=(InputFile(name="duck.glb", image=b64(b"glTF\2\0\0\0")),),

@@ -471,7 +471,7 @@ async def test_an_answer_without_a_file_is_refused_without_showing_its_content(
         assert "secret" not in refused.value.detail
 
 
-async def test_the_error_of_an_unreachable_server_shows_no_address(url_server: Server) -> None:
+async def test_the_error_of_an_unreachable_server_shows_no_address() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         with pytest.raises(ComfyUIInputError, match="could not be reached") as refused:

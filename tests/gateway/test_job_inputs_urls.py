@@ -87,7 +87,7 @@ async def test_a_url_in_a_text_that_is_not_an_input_is_not_fetched(engine: Engin
         assert server.requests == []
 
 
-async def test_a_url_in_the_workflow_waits_for_the_node_definitions_of_a_server(tmp_path: Path) -> None:
+async def test_a_url_in_the_workflow_waits_for_the_node_definitions_of_a_server() -> None:
     port = free_port()
     async with serve(give) as server, running_gateway(f"127.0.0.1:{port}", ready=False, **_ALLOW) as gateway:
         prompt_id = await taken(gateway.http, {"prompt": loading(server.url())})

@@ -135,7 +135,7 @@ async def test_a_cancelled_job_has_the_state_canceled_and_may_run_again(engine: 
 
 
 async def test_a_cancel_after_the_end_of_the_job_is_reported_as_not_found(
-    gateway: RunningGateway, engine: Engine, monkeypatch: pytest.MonkeyPatch
+    gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The job ends after DELETE has read its state and before DELETE looks for its task."""
     prompt_id = await submit(gateway.http, sleep_workflow(0.3))

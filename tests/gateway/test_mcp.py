@@ -174,9 +174,7 @@ async def test_a_closed_connection_leaves_a_job_that_another_request_waits_for(
     assert executions(engine) == {prompt_id: 1}
 
 
-async def test_a_connection_that_closes_after_the_wait_does_not_cancel_the_job(
-    mcp_gateway: RunningGateway, engine: Engine
-) -> None:
+async def test_a_connection_that_closes_after_the_wait_does_not_cancel_the_job(mcp_gateway: RunningGateway) -> None:
     async with mcp_client(mcp_gateway) as client:
         told = json_of(await client.call_tool("run_workflow", {"workflow": sleeping(0.3), "wait": 0.05}))
     await until(lambda: status_of(mcp_gateway, told["prompt_id"]), lambda status: status in _ENDED)
@@ -412,7 +410,7 @@ async def test_a_page_of_another_site_is_refused(
         assert response.status == 403
 
 
-async def test_without_mcp_the_path_is_relayed_to_comfyui(gateway: RunningGateway, engine: Engine) -> None:
+async def test_without_mcp_the_path_is_relayed_to_comfyui(gateway: RunningGateway) -> None:
     async with aiohttp.ClientSession(gateway.url) as http, http.post("/mcp", json={}) as response:
         assert response.status in {404, 405}
         assert response.headers.get("Server", "").startswith("Python")

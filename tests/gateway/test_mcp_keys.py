@@ -54,9 +54,7 @@ async def test_a_key_sees_only_the_tools_that_it_may_use(
 
 
 @pytest.mark.parametrize("mode", MODES)
-async def test_a_job_of_another_key_looks_like_an_unknown_job(
-    mcp_keyed: RunningGateway, engine: Engine, mode: Mode
-) -> None:
+async def test_a_job_of_another_key_looks_like_an_unknown_job(mcp_keyed: RunningGateway, mode: Mode) -> None:
     async with mcp_client(mcp_keyed, mode, ALICE) as alice, mcp_client(mcp_keyed, mode, BOB) as bob:
         job = json_of(await alice.call_tool("run_workflow", {"workflow": sleeping(), "wait": 0.05}))["prompt_id"]
         for action in ("status", "wait", "result", "cancel"):

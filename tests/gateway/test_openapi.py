@@ -19,7 +19,7 @@ from config import Settings
 from server import create_app
 from tests.support.described import Description, Document
 from tests.support.jobs import ASYNC
-from tests.support.running import RunningGateway, invert_workflow, running_gateway, sleep_workflow
+from tests.support.running import invert_workflow, running_gateway, sleep_workflow
 
 JOB = "0b1c0000-0000-4000-8000-00000000000a"
 
@@ -115,7 +115,7 @@ def test_the_query_describes_how_labels_are_written(document: Document) -> None:
     assert all(validator.is_valid(example) for example in labels["schema"]["examples"])
 
 
-async def test_an_answer_that_is_not_described_fails_a_test(gateway: RunningGateway, document: Document) -> None:
+async def test_an_answer_that_is_not_described_fails_a_test(document: Document) -> None:
     description = Description(document)
     with pytest.raises(AssertionError, match="418 is not among 200"):
         description.response("GET", "/health", 418)

@@ -163,7 +163,7 @@ def test_accept_without_a_supported_type_is_refused() -> None:
 # ZIP
 
 
-async def test_zip_has_every_file_with_its_folder(gateway: RunningGateway, engine: Engine) -> None:
+async def test_zip_has_every_file_with_its_folder(gateway: RunningGateway) -> None:
     workflow = {"1": simulated_output(5000, count=2, prefix="shots/take"), "2": simulated_output(0, extension="bin")}
     prompt_id = str(uuid4())
     response, body = await post(gateway, workflow, "application/zip", prompt_id=prompt_id)

@@ -16,7 +16,6 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from comfyui.engine import Engine
 from comfyui.models import ImageConversion
 from comfyui.outputs.history import OutputContent
 from comfyui.outputs.images import ConversionLimits, ImageConverter
@@ -110,7 +109,7 @@ async def test_a_wrong_conversion_is_422(gateway: RunningGateway, convert: Any, 
     assert says in body["detail"]
 
 
-async def test_the_workflow_stays_in_the_metadata_as_comfyui_writes_it(gateway: RunningGateway, engine: Engine) -> None:
+async def test_the_workflow_stays_in_the_metadata_as_comfyui_writes_it(gateway: RunningGateway) -> None:
     workflow = invert_workflow()
     entry = await converted(gateway, workflow, {"format": "webp"})
     with opened(entry) as image:

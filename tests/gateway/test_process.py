@@ -175,7 +175,7 @@ async def test_the_gateway_listens_on_ipv4_and_ipv6_addresses(engine: Engine) ->
                 assert response.status == 200
 
 
-async def test_the_error_of_a_port_in_use_names_setting_and_address(engine: Engine) -> None:
+async def test_the_error_of_a_port_in_use_names_setting_and_address() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         process = await asyncio.create_subprocess_exec(

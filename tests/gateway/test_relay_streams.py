@@ -151,7 +151,7 @@ async def test_the_relayed_queue_hides_the_keys_of_callers(prefix: str) -> None:
         assert all(item[3]["client_note"] == "kept" for item in items)
 
 
-async def test_the_relayed_history_hides_the_keys_of_callers(gateway: RunningGateway, engine: Engine) -> None:
+async def test_the_relayed_history_hides_the_keys_of_callers(gateway: RunningGateway) -> None:
     extra_data = {**_SECRETS, "client_note": "kept"}
     status, body = await gateway.prompt_sync(invert_workflow(3), extra_data=extra_data)
     assert status == 200

@@ -288,9 +288,7 @@ async def test_uploads_results_and_local_files_are_sent_with_the_job(
     assert "images" not in jobs[4]
 
 
-async def test_the_local_comfyui_paints_a_mask(
-    endpoint: FakeEndpoint, engine: Engine, runpod_beside: RunningGateway
-) -> None:
+async def test_the_local_comfyui_paints_a_mask(endpoint: FakeEndpoint, runpod_beside: RunningGateway) -> None:
     assert (await upload(runpod_beside, "photo.png", picture("red")))[0] == 200
     assert (await upload(runpod_beside, "masked.png", picture("white")))[0] == 200
     mask = picture((0, 0, 0, 7), "RGBA")

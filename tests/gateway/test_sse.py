@@ -136,7 +136,7 @@ async def test_queue_positions_count_prompts_of_other_clients(gateway: RunningGa
     assert positions[1:] == sorted(positions[1:], reverse=True)
 
 
-async def test_previews_are_sent_only_on_request(gateway: RunningGateway, engine: Engine) -> None:
+async def test_previews_are_sent_only_on_request(gateway: RunningGateway) -> None:
     assert not data_of(await stream(gateway, txt2img(steps=20)), "preview")
     previews = data_of(await stream(gateway, txt2img(seed=7, steps=20), "?previews=true"), "preview")
     assert previews

@@ -187,7 +187,7 @@ async def test_a_queued_prompt_reads_the_file_that_has_the_name_when_it_runs(thr
     ],
 )
 async def test_an_unusable_name_for_an_upload_is_refused(
-    fleet: RunningGateway, three_engines: list[Engine], name: str, fields: dict[str, str]
+    fleet: RunningGateway, name: str, fields: dict[str, str]
 ) -> None:
     status, answer = await upload(fleet, name, RED, **fields)
     assert status == 400, answer

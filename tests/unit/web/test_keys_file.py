@@ -264,7 +264,7 @@ def test_an_old_key_is_valid_for_one_name_only() -> None:
 # Sessions and callers
 
 
-def test_a_reader_of_the_keys_file_cannot_make_a_session(tmp_path: Path) -> None:
+def test_a_reader_of_the_keys_file_cannot_make_a_session() -> None:
     """The file has hashes only. Sessions are signed with a secret that is not in the file."""
     named = parse_keys(KEYS)
     first, second = (KeyRing([], session_s=60, named=named, secret=secret) for secret in (b"a" * 32, b"b" * 32))
