@@ -19,6 +19,7 @@ SAVED_PICTURE_WIDTH = "() => window.app.graph.nodes.find(node => node.type === '
 # The animated icon of the browser tab: the frontend always requests it at the root of the site.
 TAB_ICON = "/assets/images/favicon_progress_16x16/"
 
+_PROGRAMS = ("chromium-headless-shell", "chromium", "google-chrome")
 _QUIET = [
     "--no-sandbox",
     "--disable-gpu",
@@ -32,10 +33,10 @@ _QUIET = [
 
 
 def chromium() -> str:
-    """The path of the program; skips the test without it."""
-    found = shutil.which("chromium") or shutil.which("google-chrome")
+    """The path of the program; skips the test without it. The build without windows starts in half of the CPU time."""
+    found = next(filter(None, map(shutil.which, _PROGRAMS)), None)
     if found is None:
-        pytest.skip("no chromium: apt-get install --no-install-recommends chromium")
+        pytest.skip("no chromium: apt-get install --no-install-recommends chromium-headless-shell")
     return found
 
 
