@@ -36,7 +36,7 @@ async def test_an_invisible_focus_is_found(console: Console) -> None:
     await tab_to(console.page, "Two", tag="button")
     assert await focused(console.page) == "button Two"
     await console.page.set_content(_FINE + "<style>* { outline: none !important }</style>")
-    with pytest.raises(AssertionError, match="nothing shows"):
+    with pytest.raises(AssertionError, match="is not visible"):
         await tab_to(console.page, "Two")
 
 
