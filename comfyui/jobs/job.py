@@ -564,10 +564,10 @@ class Job:
             look()
 
     @property
-    def failure_code(self) -> str:
-        """The code of the error that ended the job for its waiters."""
+    def failure(self) -> ComfyUIError | None:
+        """The error that ended the job for its waiters; None if there is none."""
         error = self._outcome.exception() if self.ended and not self._outcome.cancelled() else None
-        return error.code if isinstance(error, ComfyUIError) else ComfyUITaskCancelledError.code
+        return error if isinstance(error, ComfyUIError) else None
 
 
 def _set(woken: asyncio.Future[None]) -> None:

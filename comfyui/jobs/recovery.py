@@ -63,7 +63,7 @@ class Recovery:
         """Returns when each job is being handled. Raises `JournalError`."""
         orphans: list[JobRecord] = []
         awaited: list[JobRecord] = []
-        resumed = 0
+        resumed = waiting = 0
         async for record in self._unfinished():
             if record.state is State.CANCELING or (record.kind == "sync" and not record.callers_id):
                 orphans.append(record)
@@ -72,8 +72,11 @@ class Recovery:
             elif record.server is not None:
                 await self._resume(record)
                 resumed += 1
-        if orphans or awaited or resumed:
-            self._log.info("jobs.found", resumed=resumed, awaited=len(awaited), canceled=len(orphans))
+            else:
+                waiting += 1
+        if orphans or awaited or resumed or waiting:
+            counts = {"awaited": len(awaited), "canceled": len(orphans), "resumed": resumed, "waiting": waiting}
+            self._log.info("jobs.found", **counts)
         for record in orphans:
             why = "the gateway was restarted, and no caller knows its id"
             if record.state is State.CANCELING:

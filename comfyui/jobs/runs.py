@@ -16,6 +16,7 @@ from comfyui.exceptions import (
     ComfyUIError,
     ComfyUINotFoundError,
     ComfyUIShutdownError,
+    ComfyUITaskCancelledError,
     ComfyUITimeoutError,
     JournalError,
 )
@@ -192,7 +193,8 @@ class Runs:
             if (follower := self._followers.pop(job, None)) is not None:
                 follower.ended(job)
             if not again:
-                outcome = outcome or job.failure_code  # cancelled: why, its waiters were told
+                # A cancelled job has the error that its waiters were told.
+                outcome = outcome or (job.failure or ComfyUITaskCancelledError).code
                 # Waiting requests go first: writing a log line takes as long as a request to ComfyUI.
                 record = functools.partial(self._record, job, outcome, time.monotonic() - started, timings)
                 after_turns(_TURNS_UNTIL_ANSWERED, record)
@@ -242,14 +244,16 @@ class Runs:
             self._key_prompts(self._metrics.key_label(job.owner), outcome).inc()
         for stage, stage_s in timings.items():
             self._stage_seconds(stage).observe(stage_s)
-        self._log.info(
-            "prompt.done",
-            prompt_id=job.prompt_id,
-            outcome=outcome,
-            key=job.owner,
-            server=job.backend.name if job.backend else None,
-            seconds=round(seconds, 3),
-        )
+        fields: dict[str, object] = {
+            "prompt_id": job.prompt_id,
+            "outcome": outcome,
+            "key": job.owner,
+            "server": job.backend.name if job.backend else None,
+            "seconds": round(seconds, 3),
+        }
+        if job.failure is not None:
+            fields["detail"] = job.failure.detail
+        self._log.info("prompt.done", **fields)
 
 
 def delayed_by(backend: Server | None) -> str:

@@ -96,6 +96,7 @@ async def test_a_lost_job_that_waits_again_runs_or_is_cleared_after_a_restart(tm
         await journal.write(Pause(cleared))
     settings = state_of(tmp_path) | {"QUEUE": "gateway"}
     async with engine_process("--port", port) as address, gateway_process(address, **settings) as gateway:
+        assert (await gateway.logged("jobs.found"))["waiting"] == 1
         if cleared:
             async with gateway.http.post("/queue", json={"clear": True}) as response:
                 assert response.status == 200, await response.text()

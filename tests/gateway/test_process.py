@@ -205,6 +205,17 @@ async def test_every_line_of_a_request_has_its_ids_and_every_line_is_structured(
     assert "hush" not in str(gateway.lines)
 
 
+async def test_the_log_says_why_a_job_failed_though_no_caller_asks(engine: Engine) -> None:
+    await engine.set_faults({"node_error": {"message": "no such style"}})
+    async with gateway_process(engine.url) as gateway:
+        body = {"prompt": invert_workflow()}
+        async with gateway.http.post("/prompt_sync", json=body, headers={"Prefer": "respond-async"}) as response:
+            assert response.status == 202
+        line = await gateway.logged("prompt.done")
+    assert line["outcome"] == "task_failed"
+    assert "no such style" in line["detail"]
+
+
 async def test_log_output_names_the_file_of_the_log(engine: Engine, tmp_path: Path) -> None:
     path = tmp_path / "logs" / "gateway.log"
     environ = {

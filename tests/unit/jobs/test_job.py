@@ -51,7 +51,8 @@ async def test_the_error_decides_the_final_state_of_a_job(error: ComfyUIError, s
     job = Job(_ID, _REQUEST)
     job.fail(error)
     assert job.state is state
-    assert job.failure_code == error.code
+    assert job.failure is not None
+    assert job.failure.code == error.code
     with pytest.raises(type(error)) as raised:
         job.result()
     assert raised.value.prompt_id == _ID
@@ -61,7 +62,8 @@ async def test_a_job_that_is_cancelled_for_a_timeout_is_canceled_with_the_code_t
     job = Job(_ID, _REQUEST)
     job.cancel(ComfyUITimeoutError("cancelled on timeout"))
     assert job.state is State.CANCELED
-    assert job.failure_code == "timeout"
+    assert job.failure is not None
+    assert job.failure.code == "timeout"
 
 
 async def test_the_first_end_of_a_job_stays() -> None:
