@@ -89,7 +89,7 @@ async def test_a_job_shows_sizes_at_once_and_hashes_once_its_bytes_have_passed(
         digest = f"blake3:{blake3(await response.read()).hexdigest()}"
     ended = await until_ended(gateway, job)
     assert [(one["size_bytes"], one["hash"]) for one in ended["outputs"]] == [(1000, digest)]
-    assert requests(engine, "HEAD /view") <= 2, "by the stream, and by what it took over from"
+    assert requests(engine, "HEAD /view") <= 2, "once by the stream, and once by a lookup before it"
 
 
 async def shown(gateway: RunningGateway, asset_id: str, key: str | None = None) -> Any:
