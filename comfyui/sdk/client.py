@@ -32,9 +32,12 @@ _CHUNK_BYTES = 1 << 16
 
 
 _DOWNLOAD_ATTEMPTS = 3
+# The errors during a restart of the gateway, without and with a proxy in front of it.
+_AWAY = frozenset({"shutting_down", "unreachable", "proxy_failed"})
 
 
-_RECONNECT_DELAYS_S = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+# Together a minute, in which a gateway can be restarted.
+_RECONNECT_DELAYS_S = (0.25, 0.5, 1.0, 2.0, 4.0, *(8.0,) * 6)
 
 
 _MOST_LISTED = 200  # jobs that the gateway puts on one page, at most
@@ -309,18 +312,26 @@ class GatewayClient:
         path, opened = await asyncio.to_thread(create_file, folder, file)
         try:
             with opened:
-                for attempt in range(1, _DOWNLOAD_ATTEMPTS + 1):
-                    try:
-                        await self._copy(file, opened)
-                        break
-                    except GatewayConnectionError:
-                        if attempt == _DOWNLOAD_ATTEMPTS:
-                            raise
-                        await asyncio.sleep(delay_s(self._reconnect_delays_s, attempt))
+                await self._copy_until_whole(file, opened)
         except BaseException:
             await asyncio.to_thread(path.unlink, missing_ok=True)
             raise
         return path
+
+    async def _copy_until_whole(self, file: OutputFile, opened: IO[bytes]) -> None:
+        """A connection that breaks is tried again a few times; a gateway that is away, for example to be restarted,
+        is waited for.
+        """
+        broken = away = 0
+        while True:
+            try:
+                return await self._copy(file, opened)
+            except GatewayConnectionError as error:
+                is_away = error.type in _AWAY
+                broken, away = broken + (not is_away), away + is_away
+                if broken == _DOWNLOAD_ATTEMPTS or away > len(self._reconnect_delays_s):
+                    raise
+                await asyncio.sleep(delay_s(self._reconnect_delays_s, away if is_away else broken))
 
     async def _copy(self, file: OutputFile, opened: IO[bytes]) -> None:
         await asyncio.to_thread(opened.truncate, 0)

@@ -341,6 +341,14 @@ async def test_save_tries_a_broken_download_again(fake: FakeGateway, sdk_client:
     assert path.read_bytes() == PICTURE[:999]
 
 
+async def test_save_waits_for_a_gateway_that_is_restarted(fake: FakeGateway, tmp_path: Path) -> None:
+    away = [answer(error_body("shutting_down"), 503), page(502, "502 Bad Gateway"), page(503, "starting")]
+    fake.on("GET /view", *away, *away, half_a_file, file_answer(PICTURE))
+    async with GatewayClient(fake.url, reconnect_delays_s=(0,) * 6) as client:
+        path = await client.save(output_file(), tmp_path)
+    assert path.read_bytes() == PICTURE
+
+
 @pytest.mark.parametrize(
     ("broken", "expected"),
     [
