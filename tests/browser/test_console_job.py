@@ -10,8 +10,8 @@ import pytest
 from tests.support.browsing import frontend_root
 from tests.support.console import PATIENCE_MS, PHONE, Console, accessible, fits, open_console, tab_to
 from tests.support.engine_workflows import sleeping, txt2img
-from tests.support.jobs import submit
-from tests.support.running import RunningGateway, invert_workflow, until
+from tests.support.jobs import ended, submit
+from tests.support.running import RunningGateway, invert_workflow
 from tests.support.target import node
 
 pytestmark = pytest.mark.timeout(180)
@@ -20,23 +20,18 @@ _TITLES = "window.app.graph.nodes.map(node => node.title).sort()"
 _PREFIXES = "window.app.graph.nodes.filter(node => node.type === 'SaveImage').map(node => node.widgets[0].value)"
 
 
-async def ended(gateway: RunningGateway, prompt: dict[str, Any], **fields: Any) -> str:
+async def ended_job(gateway: RunningGateway, prompt: dict[str, Any], **fields: Any) -> str:
     """The id of an async job that has ended."""
     prompt_id = await submit(gateway.http, prompt, **fields)
-    await end_of(gateway, prompt_id)
+    await ended(gateway, prompt_id)
     return prompt_id
-
-
-async def end_of(gateway: RunningGateway, prompt_id: str) -> None:
-    """Waits until the job has ended."""
-    await until(lambda: gateway.handler.journal.get(prompt_id), lambda job: job is not None and job.state.is_end)
 
 
 async def test_a_graph_and_a_workflow_of_the_editor_open_in_comfyui() -> None:
     """The frontend is 1.27.10; COMFYUI_TEST_FRONTEND names the folder of another version."""
     async with open_console(front_end_root=frontend_root()) as console:
         assert (await console.gateway.http.post("/settings/Comfy.TutorialCompleted", json=True)).status == 200
-        prompt_id = await ended(console.gateway, invert_workflow(prefix="red-fox"))
+        prompt_id = await ended_job(console.gateway, invert_workflow(prefix="red-fox"))
         await console.open(f"/console/jobs/{prompt_id}")
         comfyui = await opened(console)
         await comfyui.wait_for_function(f"{_PREFIXES}.includes('red-fox')", timeout=PATIENCE_MS)
@@ -46,7 +41,7 @@ async def test_a_graph_and_a_workflow_of_the_editor_open_in_comfyui() -> None:
         await comfyui.wait_for_load_state("networkidle")
         assert await comfyui.evaluate(f"{_PREFIXES}.includes('red-fox')")
         await comfyui.close()
-        other = await ended(
+        other = await ended_job(
             console.gateway, invert_workflow(1, prefix="blue-fox"), extra_data={"extra_pnginfo": {"workflow": drawn}}
         )
         await console.open(f"/console/jobs/{other}")
@@ -109,7 +104,7 @@ async def test_an_end_that_came_while_the_browser_was_offline_is_shown() -> None
         await page.wait_for_selector("#job[data-state=running]")
         await page.context.set_offline(True)
         engine.wake(prompt_id)
-        await end_of(console.gateway, prompt_id)
+        await ended(console.gateway, prompt_id)
         await page.context.set_offline(False)
         await page.wait_for_selector("#job[data-state=succeeded]")
 
@@ -117,7 +112,7 @@ async def test_an_end_that_came_while_the_browser_was_offline_is_shown() -> None
 async def test_the_keyboard_alone_runs_a_job_again_with_and_without_changes() -> None:
     async with open_console(servers=2) as console:
         page = console.page
-        prompt_id = await ended(console.gateway, invert_workflow(prefix="keys"))
+        prompt_id = await ended_job(console.gateway, invert_workflow(prefix="keys"))
         await console.open(f"/console/jobs/{prompt_id}")
         await tab_to(page, "Run again", tag="button")
         await page.keyboard.press("Enter")
@@ -141,7 +136,7 @@ async def test_the_keyboard_alone_runs_a_job_again_with_and_without_changes() ->
 async def test_a_wrong_value_shows_its_error_and_keeps_the_input() -> None:
     async with open_console(servers=1) as console:
         console.allowed.append("status of 422")
-        prompt_id = await ended(console.gateway, invert_workflow())
+        prompt_id = await ended_job(console.gateway, invert_workflow())
         await console.open(f"/console/jobs/{prompt_id}")
         await console.page.get_by_label("width").fill("wide")
         await console.page.get_by_role("button", name="Run with these values").click()
@@ -157,8 +152,8 @@ async def test_every_part_of_the_page_is_accessible_and_fits_a_phone(scheme: Any
         prompt["10"] = node("SimulatedError", exception_type="ValueError", message="x" * 300, value=["8", 0])
         prompt["11"] = node("PreviewAny", source=["10", 0])
         labels = {"order-of-a-person-with-a-long-key": "v" * 200}
-        failed = await ended(console.gateway, prompt, labels=labels)
-        for prompt_id in (failed, await ended(console.gateway, txt2img())):
+        failed = await ended_job(console.gateway, prompt, labels=labels)
+        for prompt_id in (failed, await ended_job(console.gateway, txt2img())):
             await console.open(f"/console/jobs/{prompt_id}")
             await console.page.wait_for_load_state("networkidle")
             await accessible(console.page)
@@ -168,7 +163,7 @@ async def test_every_part_of_the_page_is_accessible_and_fits_a_phone(scheme: Any
 @pytest.mark.long
 async def test_without_javascript_the_forms_work() -> None:
     async with open_console(servers=1, javascript=False) as console:
-        prompt_id = await ended(console.gateway, txt2img(seed=3))
+        prompt_id = await ended_job(console.gateway, txt2img(seed=3))
         await console.open(f"/console/jobs/{prompt_id}")
         await console.page.get_by_role("button", name="Run with new seeds").click()
         await console.page.wait_for_url(lambda url: "/console/jobs/" in url and prompt_id not in url)
@@ -189,6 +184,6 @@ async def test_an_end_before_the_feed_of_the_page_opens_is_shown() -> None:
         await console.open(f"/console/jobs/{prompt_id}")
         assert await console.page.locator("#job").get_attribute("data-state") in {"queued", "running"}
         console.engines[0].wake(prompt_id)
-        await end_of(console.gateway, prompt_id)
+        await ended(console.gateway, prompt_id)
         has_ended.set()
         await console.page.wait_for_selector("#job[data-state=succeeded]")

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import pytest
 
 from tests.support.console import PHONE, Console, accessible, fits, focused, open_console, tab_to
-from tests.support.jobs import ASYNC
+from tests.support.jobs import ASYNC, ended
 from tests.support.keys import ALICE, ROOT, bearer
 from tests.support.named_folder import named_folder, run
 from tests.support.running import invert_workflow, sleep_workflow, until
@@ -23,23 +23,15 @@ async def _submit(console: Console, workflow: object, key: str) -> str:
         return str((await answer.json())["prompt_id"])
 
 
-async def _ended(console: Console, prompt_id: str) -> None:
-    async def has_ended() -> bool:
-        record = await console.gateway.handler.journal.get(prompt_id)
-        return record is not None and record.state.is_end
-
-    await until(has_ended, bool)
-
-
 async def _jobs(console: Console) -> tuple[str, str, list[str]]:
     """A job that made a picture, one that failed, and four long ones, of which three run and one waits."""
     made = await _submit(console, invert_workflow(1), ALICE)
-    await _ended(console, made)
+    await ended(console.gateway, made)
     assert (await run(console.gateway.http, "flat", {"seed": 1}, headers=bearer(ALICE)))[0] == 200
     for engine in console.engines:
         await engine.set_faults({"node_error": {"message": "Out of memory, and a_long_name" * 4, "times": 1}})
     failed = await _submit(console, invert_workflow(2), ALICE)
-    await _ended(console, failed)
+    await ended(console.gateway, failed)
     for engine in console.engines:
         engine.faults.clear()
     standing_ids = [await _submit(console, sleep_workflow(600, tag=tag), ALICE) for tag in range(4)]

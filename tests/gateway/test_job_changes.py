@@ -135,7 +135,7 @@ async def test_delete_removes_waiting_prompts_in_the_gateway_and_on_servers(
     runs, waits, with_us = await filled(gateway, servers)
     theirs = await external(servers[2], invert_workflow(7))
     watched = asyncio.create_task(_waited(gateway, theirs))
-    await until(lambda: _waiters(gateway), lambda count: count == 1)
+    await eventually(lambda: gateway.handler.waiting == 1)
     body = {"delete": [with_us[0], waits[1], theirs, runs[0], str(uuid4()), 7, None]}
     assert await post(gateway, "/api/queue", body) == (200, "")
     assert sorted(await running(servers)) == sorted(runs)
@@ -513,7 +513,7 @@ async def test_a_thousand_cancelled_jobs_need_few_writes_and_send_all_webhooks(
         await until(lambda: pending(servers), lambda found: found == [second])
         waiting = [await submit(gateway.http, sleep_workflow(600, tag=2 + tag)) for tag in range(1000)]
         waited = asyncio.create_task(_waited(gateway, waiting[500]))
-        await until(lambda: _waiters(gateway), lambda count: count == 1)
+        await eventually(lambda: gateway.handler.waiting == 1)
         before = commits(gateway)
         assert await post(gateway, "/queue", {"delete": [*waiting, first]}) == (200, "")
         assert commits(gateway) - before < 100, "there is not one commit for each job"
@@ -528,10 +528,6 @@ async def test_a_thousand_cancelled_jobs_need_few_writes_and_send_all_webhooks(
 async def _waited(gateway: RunningGateway, prompt_id: str) -> tuple[int, Any]:
     async with gateway.http.get(f"/prompt_sync/{prompt_id}?timeout=120") as response:
         return response.status, await response.json()
-
-
-async def _waiters(gateway: RunningGateway) -> int:
-    return gateway.handler.waiting
 
 
 def commits(gateway: RunningGateway) -> float:

@@ -18,6 +18,7 @@ from tests.support.job_inputs import b64, blocked, by_image, files_of, inverted,
 from tests.support.jobs import fetch, listed, look, status_is, submit
 from tests.support.ports import free_port
 from tests.support.processes import engine_process, gateway_process
+from tests.support.relaying import eventually
 from tests.support.running import (
     RunningGateway,
     executions,
@@ -241,14 +242,10 @@ async def test_waiting_callers_get_the_error_of_a_failed_input(engine: Engine) -
         prompt_id = await taken(gateway.http, body)
         sync = asyncio.create_task(gateway.prompt_sync(body["prompt"], images=body["images"], prompt_id=prompt_id))
         attached = asyncio.create_task(fetch(gateway.http, prompt_id))
-        await until(lambda: waiting(gateway), lambda count: count == 2)
+        await eventually(lambda: gateway.handler.waiting == 2)
         come.set()
         for status, error in (await sync, await attached):
             assert (status, error["type"], error["prompt_id"]) == (400, "input_failed", prompt_id)
-
-
-async def waiting(gateway: RunningGateway) -> int:
-    return gateway.handler.waiting
 
 
 async def test_after_a_kill_the_next_gateway_fetches_missing_inputs(engine: Engine, tmp_path: Path) -> None:

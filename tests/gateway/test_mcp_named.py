@@ -81,7 +81,7 @@ async def test_an_error_names_every_wrong_argument(
 async def test_the_first_call_after_a_start_knows_a_file_of_the_editor(
     engine: Engine, tmp_path: Path, tool: str
 ) -> None:
-    """Its reading needs the servers' node definitions, which nothing has asked for so early."""
+    """The gateway needs node definitions to read such a file, and has not read any at this time."""
     nodes: list[dict[str, Any]] = [
         {"id": 1, "type": "EmptyImage", "title": "$width", "widgets_values": [8, 8, 1, 0]},
         {"id": 2, "type": "SaveImage", "widgets_values": ["picture"]},
@@ -123,9 +123,7 @@ async def test_run_named_lists_describes_and_runs_workflows_once_per_prompt_id(
 
 
 @pytest.mark.parametrize("mode", MODES)
-async def test_a_tool_whose_file_cannot_be_used_any_longer_gives_the_reason(
-    mcp_named: RunningGateway, mode: Mode
-) -> None:
+async def test_a_tool_whose_workflow_became_unusable_gives_the_reason(mcp_named: RunningGateway, mode: Mode) -> None:
     async with mcp_client(mcp_named, mode) as client:
         assert "broken" not in [tool.name for tool in (await client.list_tools()).tools]
         result = await client.call_tool("broken", {})

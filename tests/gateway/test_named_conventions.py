@@ -15,7 +15,7 @@ from PIL import Image
 from comfyui.engine import Engine
 from tests.support.named import node, write
 from tests.support.named_folder import run
-from tests.support.running import RunningGateway, running_gateway
+from tests.support.running import RunningGateway, graphs_of, running_gateway
 from tests.support.url_server import Server
 
 DEPLOY: dict[str, Any] = {
@@ -36,12 +36,6 @@ async def gateway_with(
     write(folder, "tool", prompt)
     async with running_gateway(engine.url, workflows_dir=folder, **settings) as gateway:
         yield gateway
-
-
-async def graphs_on(engine: Engine) -> list[dict[str, Any]]:
-    async with aiohttp.ClientSession() as http, http.get(f"{engine.url}/history") as response:
-        history = await response.json()
-    return [entry["prompt"][2] for entry in history.values()]
 
 
 async def sizes(gateway: RunningGateway, answer: dict[str, Any]) -> list[tuple[int, int]]:
@@ -70,7 +64,7 @@ async def test_a_file_of_comfyui_deploy_runs_without_its_pack(
         async with gateway.http.post("/workflows/tool", data=form) as response:
             assert response.status == 200, await response.text()
             assert await sizes(gateway, await response.json()) == [(20, 10)]
-    graphs = await graphs_on(engine)
+    graphs = await graphs_of(engine)
     assert len(graphs) == 3
     assert "ComfyUIDeploy" not in str(graphs)
     assert url_server.url() not in str(graphs)
@@ -148,4 +142,4 @@ async def test_files_of_other_tools_run_too(
         status, answer = await run(gateway.http, "tool", values)
         assert status == 200, answer
     assert text in str(answer["outputs"])
-    assert "secret" not in str(await graphs_on(engine))
+    assert "secret" not in str(await graphs_of(engine))

@@ -19,9 +19,11 @@ from tests.support.jobs import listed
 from tests.support.keys import ALICE, BOB, bearer
 from tests.support.openai_models import opened, png, write_models
 from tests.support.openai_sdk import openai_client
+from tests.support.relaying import eventually
 from tests.support.running import (
     RunningGateway,
     executions,
+    graphs_of,
     handler_options,
     queue_of,
     running_gateway,
@@ -34,13 +36,6 @@ PERSON = "X-OpenWebUI-User-Id"
 def made(data: Any) -> bytes:
     assert data.url is None
     return base64.b64decode(data.b64_json, validate=True)
-
-
-async def last_graph(engine: Engine) -> dict[str, Any]:
-    """The graph that the engine has run last."""
-    async with aiohttp.ClientSession() as http, http.get(f"{engine.url}/history") as response:
-        graph: dict[str, Any] = list((await response.json()).values())[-1]["prompt"][2]
-        return graph
 
 
 async def test_a_generation_returns_a_picture_as_base64(openai_sdk: AsyncOpenAI) -> None:
@@ -146,7 +141,7 @@ async def test_workflow_parameters_are_fields_and_ignored_fields_are_named(
     async with models.http.post("/v1/images/generations", json=body) as response:
         assert response.status == 200
         assert response.headers["X-Ignored-Parameters"] == "background, loras"
-    sampler = (await last_graph(engine))["4"]["inputs"]
+    sampler = (await graphs_of(engine))[-1]["4"]["inputs"]
     assert (sampler["steps"], sampler["seed"]) == (7, 5)
 
 
@@ -207,7 +202,7 @@ async def test_a_model_whose_file_cannot_be_used_gives_the_reason(engine: Engine
             assert error["message"].startswith("the workflow torn cannot be used: its file is not JSON")
 
 
-async def test_a_workflow_that_comfyui_refuses_is_told_by_its_node(engine: Engine, tmp_path: Path) -> None:
+async def test_the_error_of_a_workflow_that_comfyui_refuses_names_its_node(engine: Engine, tmp_path: Path) -> None:
     folder = write_models(tmp_path)
     portrait = folder / "portrait.json"
     portrait.write_text(portrait.read_text().replace("v1-5-pruned-emaonly", "nowhere"))
@@ -266,7 +261,7 @@ async def cut_off(gateway: RunningGateway, engine: Engine, body: dict[str, Any],
     await until(lambda: queue_of(engine), lambda queue: bool(queue[0]))
     call.cancel()
     await asyncio.wait([call])
-    await until(lambda: asyncio.sleep(0, gateway.handler.waiting), lambda waiting: waiting == 0)
+    await eventually(lambda: gateway.handler.waiting == 0)
 
 
 async def status_of(gateway: RunningGateway, body: dict[str, Any], count: str | None = None) -> int:
@@ -288,7 +283,7 @@ async def test_more_pictures_than_requests_may_wait_are_made_one_after_another(e
     assert len(executions(engine)) == 5
 
 
-async def test_a_call_without_a_model_gets_the_first_workflow_of_the_setting_that_can_do_it(
+async def test_a_call_without_a_model_runs_the_first_fitting_workflow_of_the_setting(
     models: RunningGateway,
 ) -> None:
     form, picture = aiohttp.FormData({"prompt": "a"}), png((200, 10, 10))

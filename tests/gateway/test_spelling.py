@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from contextlib import AsyncExitStack
 
-import aiohttp
 import pytest
 
 from comfyui.engine import Engine, EngineOptions
 from tests.support.engine_workflows import txt2img
 from tests.support.relaying import eventually
-from tests.support.running import running_gateway
+from tests.support.running import graphs_of, running_gateway
 
 SPELLINGS = ("sd/xl/one.safetensors", "sd\\xl\\one.safetensors", "sd/xl\\one.safetensors")
 
@@ -21,9 +20,7 @@ def engine(spelling: str) -> Engine:
 
 async def spellings_on(engine: Engine) -> list[str]:
     """The checkpoint of each prompt that the engine has run."""
-    async with aiohttp.ClientSession() as http, http.get(f"{engine.url}/history") as response:
-        history = await response.json()
-    return [entry["prompt"][2]["4"]["inputs"]["ckpt_name"] for entry in history.values()]
+    return [graph["4"]["inputs"]["ckpt_name"] for graph in await graphs_of(engine)]
 
 
 @pytest.mark.parametrize("preflight", [False, True])

@@ -7,7 +7,7 @@ from typing import Any
 
 import aiohttp
 
-from tests.support.running import until
+from tests.support.running import RunningGateway, until
 
 ASYNC = {"Prefer": "respond-async"}
 Answered = tuple[int, Any]
@@ -45,6 +45,11 @@ async def listed(http: aiohttp.ClientSession, query: str = "") -> Any:
     async with http.get(f"/prompt_sync{query}") as response:
         assert response.status == 200, await response.text()
         return await response.json()
+
+
+async def ended(gateway: RunningGateway, prompt_id: str) -> None:
+    """Waits until the journal has the end of the job."""
+    await until(lambda: gateway.handler.journal.get(prompt_id), lambda job: job is not None and job.state.is_end)
 
 
 async def begins(http: aiohttp.ClientSession, prompt_id: str) -> None:

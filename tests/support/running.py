@@ -266,6 +266,13 @@ async def until_running(engine: Engine, prompt_id: str) -> None:
     await until(lambda: queue_of(engine), lambda queue: prompt_id in queue[0], timeout_s=30)
 
 
+async def graphs_of(engine: Engine) -> list[Workflow]:
+    """The graphs in the engine's history, the oldest first."""
+    async with aiohttp.ClientSession() as http, http.get(f"{engine.url}/history") as response:
+        history = await response.json()
+    return [entry["prompt"][2] for entry in history.values()]
+
+
 async def until(ask: Callable[[], Awaitable[T]], accept: Callable[[T], bool], *, timeout_s: float = 25) -> T:
     """Repeats `ask` until its answer is accepted, and returns that answer."""
     async with asyncio.timeout(timeout_s):
