@@ -263,7 +263,6 @@ class ComfyUIClient:
         content: bytes | AsyncIterator[bytes],
         *,
         subfolder: str = "",
-        folder_type: str = "input",
         overwrite: bool = True,
     ) -> JSON:
         """``POST /upload/image``: any medium. Returns ``{name, subfolder, type}`` as ComfyUI stored it.
@@ -273,7 +272,7 @@ class ComfyUIClient:
         retries = self._retries if isinstance(content, bytes) else 0
 
         async def send() -> JSON:
-            fields = {"subfolder": subfolder, "type": folder_type, "overwrite": "true" if overwrite else "false"}
+            fields = {"subfolder": subfolder, "type": "input", "overwrite": "true" if overwrite else "false"}
             form = upload_form(filename, content, fields)
             status = 0
             try:

@@ -11,14 +11,14 @@ _LONGEST = 64
 _TYPED = re.compile(r"(?:int|integer|float|number|string|text|boolean)\s*\((.+)\)", re.IGNORECASE)
 
 
-def as_name(text: str, otherwise: str = "") -> str:
-    """The text itself if it is a name, or a name made of it in lower case; `otherwise` if that is impossible."""
+def as_name(text: str) -> str:
+    """The text itself if it is a name, or a name made of it in lower case; empty if that is impossible."""
     if NAME.fullmatch(text):
         return text
     shown = _TYPED.fullmatch(text.strip())
     name = re.sub(r"[^a-z0-9]+", "_", (shown[1] if shown else text).lower()).strip("_")[:_LONGEST].rstrip("_")
     if not name:
-        return otherwise
+        return ""
     return name if name[0].isalpha() else f"_{name}"[:_LONGEST]
 
 

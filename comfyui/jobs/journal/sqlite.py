@@ -39,6 +39,8 @@ _KEYS_READ = 4000
 # Limits of the writes that are kept for later: their number, and the bytes of their results.
 _MOST_LATER = 1000
 _MOST_LATER_BYTES = 64_000_000
+# Time between two tries whether a disk that refused writes takes them again.
+_LOOK_AGAIN_S = 2.0
 
 _T = TypeVar("_T")
 
@@ -50,7 +52,6 @@ class SqliteJournal(Questions):
         folder: created if necessary; only this user may enter.
         lock_wait_s: how long the start waits for another process that has the file; `problem` says so meanwhile.
         max_behind: how many writes behind may wait for the disk; more are not kept.
-        look_again_s: how often it is tried whether a disk that refused writes takes them again.
         clock: seconds, for how often lost writes are logged.
     """
 
@@ -60,7 +61,6 @@ class SqliteJournal(Questions):
         *,
         lock_wait_s: float = 0.0,
         max_behind: int = 10_000,
-        look_again_s: float = 2.0,
         observer: JournalObserver | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -68,7 +68,6 @@ class SqliteJournal(Questions):
         self._path = folder / FILE_NAME
         self._lock_wait_s = lock_wait_s
         self._max_behind = max_behind
-        self._look_again_s = look_again_s
         self._observer = observer
         self._thread = CommitThread(lambda: Statements(connect(self._path)), self._done)
         self._open = False
@@ -307,7 +306,7 @@ class SqliteJournal(Questions):
     def _does_not_work(self, problem: str) -> None:
         self._problem = problem
         if self._looking is None and self._open:
-            self._looking = asyncio.get_running_loop().call_later(self._look_again_s, self._look_again)
+            self._looking = asyncio.get_running_loop().call_later(_LOOK_AGAIN_S, self._look_again)
 
     def _works(self) -> None:
         self._problem = None
