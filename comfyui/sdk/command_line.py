@@ -56,19 +56,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     return answer.exit
 
 
-def _parser() -> _Parser:
+def _shared(server: str | None, api_key: str | None, as_json: bool | str) -> _Parser:
+    """The options of all commands, with these defaults."""
     shared = _Parser(add_help=False)
-    shared.add_argument("--server", metavar="URL", default=DEFAULT_SERVER, help="the gateway (default: %(default)s)")
+    shared.add_argument("--server", metavar="URL", default=server, help=f"the gateway (default: {DEFAULT_SERVER})")
     shared.add_argument(
         "--api-key",
         metavar="KEY",
-        default=os.environ.get(API_KEY_VARIABLE),
+        default=api_key,
         help=f"better in the environment, as {API_KEY_VARIABLE}: other users see command lines",
     )
-    shared.add_argument("--json", action="store_true", help="one JSON document on standard output, nothing else")
+    shared.add_argument(
+        "--json", action="store_true", default=as_json, help="one JSON document on standard output, nothing else"
+    )
+    return shared
 
+
+def _parser() -> _Parser:
+    # They may stand before the command or behind it. Without a default there, they keep what stood before it.
+    first = _shared(DEFAULT_SERVER, os.environ.get(API_KEY_VARIABLE), as_json=False)
+    shared = _shared(argparse.SUPPRESS, argparse.SUPPRESS, argparse.SUPPRESS)
     layout: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter, "epilog": EXIT_CODES}
-    parser = _Parser(prog="client.py", description="Run ComfyUI workflows through the gateway.", **layout)
+    about = "Run ComfyUI workflows through the gateway."
+    parser = _Parser(prog="client.py", parents=[first], description=about, **layout)
     added = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, function: Callable[..., Awaitable[Outcome]], summary: str) -> argparse.ArgumentParser:
@@ -128,7 +138,8 @@ def _parser() -> _Parser:
     cancel = command("cancel", commands.cancel, "Take a prompt out of the queue, or interrupt it.")
     cancel.add_argument("prompt_id", metavar="PROMPT_ID", type=_prompt_id)
 
-    _add_workflows(added.add_parser("workflows", help="List, show and run named workflows."), shared, layout)
+    named = added.add_parser("workflows", parents=[shared], help="List, show and run named workflows.")
+    _add_workflows(named, shared, layout)
 
     command("health", commands.health, "Tell whether the gateway and a ComfyUI behind it answer.")
     return parser

@@ -637,6 +637,16 @@ async def test_health_and_status_without_an_id_report_on_the_gateway(
     assert (await cli_here(capsys, "health", "--server", fake.url)).code == Exit.UNREACHABLE
 
 
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_the_options_of_all_commands_may_stand_before_and_behind_the_command(
+    place: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["workflows", "list"]
+    arguments[place:place] = ["--server", f"http://127.0.0.1:{free_port()}"]
+    assert main(["--json", *arguments] if place else [*arguments, "--json"]) == Exit.UNREACHABLE
+    assert json.loads(capsys.readouterr().out)["type"] == "unreachable"
+
+
 @pytest.mark.parametrize(
     "command", [[], *([name] for name in ("run", "submit", "list", "wait", "result", "status", "cancel", "health"))]
 )
