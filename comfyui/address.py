@@ -65,7 +65,7 @@ def parse_server_address(address: str) -> ServerAddress:
     except ValueError as error:
         raise ValueError(f"{_shown(text)!r}: {error}") from error
     if url.scheme not in {"http", "https"} or not url.host or _NOT_IN_HOST.search(url.host):
-        raise ValueError(f"{_shown(text)!r} is neither host:port nor an http(s) URL")
+        raise ValueError(f"{_shown(text)!r} must be host:port or an http(s) URL")
     if "://" not in text and url.explicit_port is None:
         url = url.with_port(_PORT)
     authorization = aiohttp.encode_basic_auth(url.user, url.password or "") if url.user else ""
@@ -138,7 +138,7 @@ def tls_context(verify: bool | Path) -> ssl.SSLContext | None:
     try:
         context.load_verify_locations(cafile=verify)
     except ssl.SSLError as error:
-        raise ValueError(f"{verify}: no certificates in PEM format") from error
+        raise ValueError(f"{verify} has no certificates in PEM format") from error
     except OSError as error:
         raise ValueError(f"{verify}: {error.strerror}") from error
     return context
@@ -172,7 +172,7 @@ def _object(text: str) -> dict[str, Any]:
     try:
         members = json.loads(text)
     except ValueError as error:
-        raise ValueError("it begins with { and is not JSON") from error
+        raise ValueError("it begins with { but is not valid JSON") from error
     if not isinstance(members, dict):
         raise ValueError("must be a JSON object")
     return members
@@ -197,6 +197,6 @@ def _check_header(name: str, value: Any) -> None:
     if not _TOKEN.fullmatch(name):
         raise ValueError(f"{name[:50]!r} is not a valid header name")
     if not may_be_set(name):
-        raise ValueError(f"{name} cannot be set: the gateway sets it for each request")
+        raise ValueError(f"{name} must not be set, because the gateway sets it for each request")
     if not isinstance(value, str) or not _VALUE.fullmatch(value):
         raise ValueError(f"the value of {name} cannot be sent in a header")

@@ -13,7 +13,7 @@ class ConversionNote(TypedDict, total=False):
     """Whether a file was converted, if that was asked for."""
 
     converted: bool
-    reason: Annotated[str, Field(description="Why it was not converted.")]
+    reason: Annotated[str, Field(description="Why the file was not converted.")]
 
 
 class FileFacts(ConversionNote, total=False):
@@ -26,30 +26,38 @@ class FileFacts(ConversionNote, total=False):
 class FileEntry(ConversionNote):
     """One file of a result, of any medium, as an entry of ``images``."""
 
-    node_id: Annotated[str, Field(description="The node that saved it.")]
+    node_id: Annotated[str, Field(description="The id of the node that saved the file.")]
     filename: Annotated[
-        str, Field(description="The name of the delivered file: after a conversion, with its new ending.")
+        str, Field(description="The name of the delivered file; after a conversion it has the new ending.")
     ]
     subfolder: str
-    type: Annotated[str, Field(description="ComfyUI's folder: output, temp or input.")]
+    type: Annotated[str, Field(description="ComfyUI's folder of the file: output, temp or input.")]
     content_type: Annotated[str, Field(description="The media type of the delivered file.")]
-    url: Annotated[str, Field(description="The link to the file: at the gateway, or in the object store.")]
-    base64: NotRequired[Annotated[str, Field(description="Its bytes, with return_image_base64.")]]
-    error: NotRequired[Annotated[str, Field(description="Why it could not be read or stored.")]]
-    output: NotRequired[Annotated[str, Field(description="The name of its output, if a named workflow gives one.")]]
-    view_url: NotRequired[Annotated[str, Field(description="The link at the gateway, when the file is stored.")]]
-    bucket: NotRequired[Annotated[str, Field(description="The bucket that has the file.")]]
-    key: NotRequired[Annotated[str, Field(description="Its name in the bucket.")]]
-    size: NotRequired[Annotated[int, Field(description="Bytes, when it is stored.")]]
+    url: Annotated[str, Field(description="The link to the file, at the gateway or in the object store.")]
+    base64: NotRequired[
+        Annotated[str, Field(description="The file's bytes in base64, if return_image_base64 was set.")]
+    ]
+    error: NotRequired[Annotated[str, Field(description="Why the file could not be read or stored.")]]
+    output: NotRequired[
+        Annotated[
+            str, Field(description="The name of the output that made the file, if the named workflow gives it one.")
+        ]
+    ]
+    view_url: NotRequired[
+        Annotated[str, Field(description="The link at the gateway, if the file is also in the object store.")]
+    ]
+    bucket: NotRequired[Annotated[str, Field(description="The bucket that holds the file.")]]
+    key: NotRequired[Annotated[str, Field(description="The file's name in the bucket.")]]
+    size: NotRequired[Annotated[int, Field(description="The file's size in bytes, if it is in the object store.")]]
 
 
 class TimingsEntry(TypedDict):
     """Seconds of each stage."""
 
-    staging: Annotated[float, Field(description="Placing the inputs.")]
-    queued: Annotated[float, Field(description="Waiting in ComfyUI's queue, and for its answers.")]
-    executing: Annotated[float, Field(description="ComfyUI's execution alone, by its own clock.")]
-    collecting: Annotated[float, Field(description="Reading the files.")]
+    staging: Annotated[float, Field(description="Seconds in which the inputs were placed in ComfyUI.")]
+    queued: Annotated[float, Field(description="Seconds in ComfyUI's queue, its time to answer included.")]
+    executing: Annotated[float, Field(description="Seconds of ComfyUI's execution, by its own clock.")]
+    collecting: Annotated[float, Field(description="Seconds in which the files were read.")]
     nodes: NotRequired[
         Annotated[
             Mapping[str, float],
@@ -65,14 +73,16 @@ class WorkflowEntry(TypedDict):
     """The named workflow that was called, and its parameters."""
 
     name: str
-    version: Annotated[str, Field(description="SHA-256 of its files.")]
+    version: Annotated[str, Field(description="The SHA-256 of the workflow's files.")]
     parameters: Annotated[
         Mapping[str, Any],
         Field(
-            description="The values that were set, with the seed that was chosen. A file is shown by its hash or URL."
+            description=(
+                "The values of the parameters, with the seed that was chosen. A file is shown by its hash or URL."
+            )
         ),
     ]
-    ignored: Annotated[list[str], Field(description="Given names that the workflow does not know.")]
+    ignored: Annotated[list[str], Field(description="Names that were given but are not parameters of the workflow.")]
 
 
 class AnswerHead(TypedDict):
@@ -98,7 +108,8 @@ class AnswerTail(TypedDict):
         float, Field(description="The sum of `timings` in seconds, with the wait in ComfyUI's queue included.")
     ]
     node_errors: Annotated[
-        Mapping[str, Sequence[str]], Field(description="Outputs that ComfyUI left out of the run: messages by node.")
+        Mapping[str, Sequence[str]],
+        Field(description="Nodes that ComfyUI left out of the run, each with the messages about it."),
     ]
     timings: TimingsEntry
     workflow: NotRequired[Annotated[WorkflowEntry, Field(description="Only if a named workflow was called.")]]
@@ -108,4 +119,4 @@ class AnswerTail(TypedDict):
 class PromptAnswer(AnswerHead, AnswerTail):
     """The result of a prompt, with every file of every output node."""
 
-    images: Annotated[list[FileEntry], Field(description="In node order.")]
+    images: Annotated[list[FileEntry], Field(description="The files in the order of their nodes.")]

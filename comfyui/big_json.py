@@ -130,7 +130,7 @@ class _Scan:
         for bracket in outside.translate(None, _NO_BRACKETS):
             self._depth += 1 if bracket in _OPEN else -1
             if self._depth > self._limits.max_json_depth:
-                raise ComfyUIDepthError(f"the JSON is nested deeper than {self._limits.max_json_depth} levels")
+                raise ComfyUIDepthError(f"the JSON is nested more than {self._limits.max_json_depth} levels deep")
 
 
 def _without_blanks(text: bytes | bytearray, steps: Steps) -> bytes:

@@ -296,7 +296,7 @@ class ComfyUIHandler:
         if self.draining.is_set():
             return "shutting down"
         if self._waiting >= self._options.max_concurrent_requests:
-            return f"at the limit of {self._options.max_concurrent_requests} waiting requests"
+            return f"{self._options.max_concurrent_requests} requests are waiting, which is the limit"
         if not any(server.takes_prompts for server in self.pool.servers):
             return self.pool.why_not_ready(in_detail=in_detail)
         return self._also_ready.why_not_ready(in_detail=in_detail) if self._also_ready is not None else None
@@ -312,7 +312,7 @@ class ComfyUIHandler:
         limit = self._options.max_concurrent_requests
         if self._waiting >= limit:
             self.metrics.rejected.labels("overloaded").inc()
-            raise ComfyUIOverloadedError(f"{limit} requests are waiting already; try again later")
+            raise ComfyUIOverloadedError(f"{limit} requests are already waiting, which is the limit; try again later")
 
     # Shutdown
 
@@ -337,14 +337,16 @@ class ComfyUIHandler:
                 self._cancels.begin(job, "shutdown")
                 job.cancel(ComfyUIShutdownError(detail, prompt_id=job.prompt_id))
             else:
-                detail = "the gateway is shutting down; the prompt goes on in ComfyUI, attach to it with its prompt_id"
+                detail = (
+                    "the gateway is shutting down; the prompt goes on in ComfyUI; attach to it again with its prompt_id"
+                )
                 job.abandon(ComfyUIShutdownError(detail, prompt_id=job.prompt_id))
 
     def refuse_when_draining(self) -> None:
         """Raises the error with which `drain` refuses."""
         if self.draining.is_set():
             self.metrics.rejected.labels("draining").inc()
-            raise ComfyUIShutdownError("the gateway is shutting down and takes no new prompts")
+            raise ComfyUIShutdownError("the gateway is shutting down and accepts no new prompts")
 
     # Waiting
 
@@ -368,7 +370,7 @@ class ComfyUIHandler:
         try:
             if not await job.wait(timeout_s):
                 left = "timeout"
-                detail = f"not finished within {timeout_s:g} s{delayed_by(job.backend)}"
+                detail = f"the prompt did not finish within {timeout_s:g} s{delayed_by(job.backend)}"
                 raise ComfyUITimeoutError(detail, prompt_id=job.prompt_id)
             return job.result()
         finally:

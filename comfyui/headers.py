@@ -209,7 +209,7 @@ def _url(value: bytes) -> str:
     try:
         _ = urlsplit(text).port  # a port that is no number is an error here
     except ValueError as error:
-        raise ComfyUIServerError("ComfyUI's answer has a Location that is no URL") from error
+        raise ComfyUIServerError("ComfyUI's answer has a Location that is not a URL") from error
     return text
 
 

@@ -143,7 +143,7 @@ def _decoded(data: bytes | bytearray) -> str:
     data = data.removeprefix(codecs.BOM_UTF8)
     # JSON begins with ASCII characters, which other encodings write with zero bytes.
     if b"\0" in data[:4]:
-        raise JSONError("it is not encoded in UTF-8 but perhaps in UTF-16; send it in UTF-8")
+        raise JSONError("it is not encoded in UTF-8, but perhaps in UTF-16; send it in UTF-8")
     try:
         return data.decode("utf-8", "surrogatepass")
     except UnicodeDecodeError as error:

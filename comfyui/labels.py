@@ -20,7 +20,7 @@ _UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]
 def check_labels(labels: Mapping[str, str]) -> Mapping[str, str]:
     """Returns the same labels. Raises ValueError, which names the key that breaks a rule, or the number of labels."""
     if len(labels) > MAX_LABELS:
-        raise ValueError(f"at most {MAX_LABELS} labels are allowed; these are {len(labels)}")
+        raise ValueError(f"at most {MAX_LABELS} labels are allowed, but {len(labels)} are given")
     for key, value in labels.items():
         check_label(key, value)
     return labels

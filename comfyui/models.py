@@ -88,9 +88,9 @@ class InputFile(Given):
 
     name: FileName = Field(description="The file name by which the workflow refers to it.", examples=["photo.png"])
     image: Annotated[str, AfterValidator(_not_empty)] = Field(
-        description="The content: base64, a data URI, or an http(s) URL. Any medium, not images only."
+        description="The file as base64, a data URI or an http(s) URL. Any medium is allowed, not only images."
     )
-    subfolder: Folder = Field(default="", description="Folder below ComfyUI's input folder.")
+    subfolder: Folder = Field(default="", description="A folder below ComfyUI's input folder.")
 
 
 ImageFormat = Literal["webp", "jpeg", "png", "avif"]
@@ -104,8 +104,12 @@ class ImageConversion(Given):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: ImageFormat
-    quality: int | None = Field(default=None, ge=1, le=100, description="For every format but png; 90 when not given.")
-    metadata: Metadata = Field(default="keep", description="ComfyUI's workflow in the file, and EXIF.")
+    quality: int | None = Field(
+        default=None, ge=1, le=100, description="The quality, for every format except png; 90 if it is left out."
+    )
+    metadata: Metadata = Field(
+        default="keep", description="Whether the file keeps ComfyUI's workflow and its EXIF data."
+    )
 
 
 class OutputPlace(Given):
@@ -115,9 +119,9 @@ class OutputPlace(Given):
 
     store: StoreName = Field(description="`none`: do not store, even if OUTPUT_STORE does so by default.")
     bucket: str | None = Field(
-        default=None, max_length=63, description="A bucket of S3_ALLOWED_BUCKETS; S3_BUCKET when not given."
+        default=None, max_length=63, description="A bucket of S3_ALLOWED_BUCKETS; S3_BUCKET if it is left out."
     )
-    prefix: str | None = Field(default=None, max_length=512, description="Folder below S3_PREFIX.")
+    prefix: str | None = Field(default=None, max_length=512, description="A folder below S3_PREFIX.")
     presign_seconds: int | None = Field(default=None, ge=1, description="Seconds that the links work.")
 
 
@@ -129,12 +133,14 @@ class Webhook(Given):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    url: str = Field(max_length=2048, description="An http(s) URL without user and password, which gets a POST.")
+    url: str = Field(
+        max_length=2048, description="The http(s) URL, without user and password, to which the gateway posts."
+    )
     events: tuple[WebhookEvent, ...] | None = Field(
         default=None,
         min_length=1,
         max_length=5,
-        description="The events to send; the four ends of a job when not given.",
+        description="The events to send; if it is left out, the four ends of a job.",
     )
 
 
@@ -144,34 +150,49 @@ class PromptRequest(Given):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     prompt: dict[str, Any] = Field(
-        description="The workflow in ComfyUI's API format: node id to class_type, inputs.",
+        description="The workflow in ComfyUI's API format: an object that has class_type and inputs for each node id.",
         examples=[_SMALLEST_WORKFLOW],
     )
-    return_image_base64: bool = Field(default=False, description="Put each file's bytes, base64, into the reply.")
-    images: tuple[InputFile, ...] = Field(default=(), description="Inputs to place in ComfyUI first.")
-    prompt_id: UUID | None = Field(default=None, description="Chosen by the caller; makes the call idempotent.")
-    client_id: str | None = Field(
-        default=None, max_length=256, description="A websocket client of the caller that gets ComfyUI's messages."
+    return_image_base64: bool = Field(
+        default=False, description="Whether the reply contains each file's bytes in base64."
     )
-    extra_data: dict[str, Any] | None = Field(default=None, description="ComfyUI's extra_data, passed on.")
-    front: bool = Field(default=False, description="ComfyUI's front: to the front of the queue.")
+    images: tuple[InputFile, ...] = Field(
+        default=(), description="Input files that are placed in ComfyUI before the workflow runs."
+    )
+    prompt_id: UUID | None = Field(
+        default=None, description="An id that the caller chooses; it makes the call idempotent."
+    )
+    client_id: str | None = Field(
+        default=None,
+        max_length=256,
+        description="The id of the caller's websocket client that gets ComfyUI's messages.",
+    )
+    extra_data: dict[str, Any] | None = Field(
+        default=None, description="ComfyUI's extra_data, which is passed on unchanged."
+    )
+    front: bool = Field(
+        default=False, description="ComfyUI's front: whether the prompt goes to the front of the queue."
+    )
     number: float | None = Field(
-        default=None, allow_inf_nan=False, description="ComfyUI's number: the priority; lower runs first."
+        default=None, allow_inf_nan=False, description="ComfyUI's number, its priority: the lowest runs first."
     )
     partial_execution_targets: list[str] | None = Field(
-        default=None, description="As ComfyUI's: run only these output nodes."
+        default=None, description="The output nodes that run, as in ComfyUI; the others do not."
     )
-    convert: ImageConversion | None = Field(default=None, description="Convert still images to another format.")
-    output: OutputPlace | None = Field(default=None, description="Put the files into object storage.")
+    convert: ImageConversion | None = Field(default=None, description="The format to which still images are converted.")
+    output: OutputPlace | None = Field(default=None, description="Where in the object store the files are stored.")
     labels: Annotated[dict[str, str], AfterValidator(check_labels)] = Field(
         default_factory=dict,
-        description="Up to 16 pairs of text by which the list of jobs can be filtered.",
+        description="Up to 16 pairs of texts, by which the list of jobs can be filtered.",
         examples=[{"order": "1234"}],
     )
     priority: Annotated[int, BeforeValidator(_not_bool)] = Field(
-        default=0, ge=-1_000_000, le=1_000_000, description="The highest runs first, if prompts wait in the gateway."
+        default=0,
+        ge=-1_000_000,
+        le=1_000_000,
+        description="The job's priority: the highest runs first, if prompts wait in the gateway.",
     )
-    webhook: Webhook | None = Field(default=None, description="What is told of the job; see docs/webhooks.md.")
+    webhook: Webhook | None = Field(default=None, description="Where the job's events are sent; see docs/webhooks.md.")
     _size: int = PrivateAttr(default=0)
     _call: NamedCall | None = PrivateAttr(default=None)
 

@@ -63,7 +63,9 @@ class WarmUp:
     def why_not_ready(self, *, in_detail: bool) -> str | None:
         """See `comfyui.handler.Readiness`."""
         return (
-            self._missing if in_detail or self._missing is None else "not warm: WARMUP_WORKFLOW has not yet succeeded"
+            self._missing
+            if in_detail or self._missing is None
+            else "the warm-up workflow (WARMUP_WORKFLOW) has not succeeded yet"
         )
 
     @asynccontextmanager

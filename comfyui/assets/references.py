@@ -90,6 +90,6 @@ def _reference(value: dict[str, Any], holder: Any, place: Any) -> Reference:
     if not (isinstance(asset_id, str) and asset_id) and digest is None:
         raise ContractError(
             Breach.INVALID_WORKFLOW,
-            f'workflow: an asset ({_ASSET}) at {str(place)[:60]!r} needs "info" with the "id" of an asset',
+            f'workflow: an asset ({_ASSET}) at {str(place)[:60]!r} must have "info" with the "id" of an asset',
         )
     return Reference(asset_id if isinstance(asset_id, str) else "", digest or "", holder, place)

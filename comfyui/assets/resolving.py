@@ -150,6 +150,7 @@ def _missing(ids: Sequence[str]) -> ContractError:
     shown = ", ".join(ids[:5])
     return ContractError(
         Breach.MISSING_ASSET,
-        f"workflow: there {'is no asset' if len(ids) == 1 else 'are no assets'} {shown}",
+        f"workflow: there {'is no asset' if len(ids) == 1 else 'are no assets'} with the"
+        f" {'id' if len(ids) == 1 else 'ids'} {shown}",
         {"missing_ids": list(ids)},
     )

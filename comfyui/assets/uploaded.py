@@ -253,7 +253,8 @@ class UploadedAssets:
         self._counts[owner] = await self._journal.asset_count(owner)
         if self._counts[owner] >= self._most:
             raise ComfyUIOverloadedError(
-                f"there are {self._most} assets already; delete some, or try again when some have expired"
+                f"there are already {self._most} assets, which is the limit; delete some, or try again when some"
+                " have expired"
             )
 
     @asynccontextmanager

@@ -144,7 +144,7 @@ class PromptRunner:
                 self._count_try("prompt_lost", server_before, job)
         # Read only now: a caller may have brought it while ComfyUI was asked.
         if job.request is None:
-            raise ComfyUINotFoundError("neither the gateway nor ComfyUI knows this prompt", prompt_id=job.prompt_id)
+            raise ComfyUINotFoundError("neither the gateway nor ComfyUI knows this prompt_id", prompt_id=job.prompt_id)
         return await self._run_request(job, job.request, left)
 
     async def _run_found(

@@ -51,5 +51,5 @@ class Losses:
         """Raises for a job that a platform delivers again after ComfyUI lost it as often as allowed."""
         job.lost(self._known.get(job.prompt_id, 0))
         if job.losses > self._retries:
-            detail = f"ComfyUI lost this prompt {job.losses} times already (LOST_PROMPT_RETRIES)"
+            detail = f"ComfyUI lost this prompt {job.losses} times, more often than LOST_PROMPT_RETRIES allows"
             raise ComfyUIPromptLostError(detail, prompt_id=job.prompt_id)

@@ -25,8 +25,8 @@ _UNMARKED: Mapping[str, tuple[str, ...]] = {
     "LoadLatent": ("latent",),
     **{class_type: (name,) for class_type, name in FOLDER_INPUTS.items()},
 }
-_HOW = "send the file with the workflow; this key has uploaded none of this name"
-_DETAIL = "the workflow names a file that does not come with it and that this key has not uploaded"
+_HOW = "this key has uploaded no file with this name; send the file with the workflow"
+_DETAIL = "the workflow names a file that this key has not uploaded and that the request does not contain"
 
 
 def check_own_files(request: PromptRequest, object_info: Mapping[str, Any], key: str, files: Collection[str]) -> None:

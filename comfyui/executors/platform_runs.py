@@ -35,7 +35,7 @@ class PlatformRuns:
         """
         elsewhere = self._elsewhere
         if elsewhere is None:
-            raise RuntimeError("nothing runs prompts on a platform")
+            raise RuntimeError("BACKEND has no runpod, so no platform runs prompts")
         server = elsewhere.server
         await job.placed(server)
         began = time.monotonic()
@@ -61,7 +61,7 @@ class PlatformRuns:
         if elsewhere is None or (job.server_before != elsewhere.server.name and not attempt.has_reply):
             detail = (
                 f"the prompt was sent to {job.server_before}, which no longer runs prompts of this gateway. It was"
-                " not sent again, so that it does not run twice; post the workflow again where that is wanted"
+                " not sent again, so that it does not run twice; post the workflow again if it must run"
             )
             raise ComfyUIPromptLostError(detail, prompt_id=job.prompt_id)
         server = elsewhere.server

@@ -114,7 +114,7 @@ class Quarantine:
         how = f" (the last time {record.how})" if record.how else ""
         raise ComfyUIPromptQuarantinedError(
             f"this workflow ended ComfyUI's process {len(record.times)} times{how}; it is refused for another"
-            f" {max(1, round(left_s))} s. Change the workflow, or mend its node or model that crashes",
+            f" {max(1, round(left_s))} s. Change the workflow, or repair its node or model that crashes",
             prompt_id=prompt_id,
             log_tail=record.lines,
         )

@@ -104,7 +104,7 @@ class Submission:
         away = False
         while True:
             if backend.deaths != deaths:
-                raise ComfyUIPromptLostError("ComfyUI ended during the submission", prompt_id=prompt_id)
+                raise ComfyUIPromptLostError("ComfyUI's process ended during the submission", prompt_id=prompt_id)
             try:
                 found = await backend.find(prompt_id)
             except ComfyUIError as error:
@@ -136,7 +136,9 @@ def check_same(job: Assignment, found: HistoryEntry | QueueItem) -> None:
     if job.fingerprint is None:
         job.identified(fingerprint)
     elif fingerprint != job.fingerprint:
-        raise ComfyUIConflictError("this prompt_id was used with another body", prompt_id=job.prompt_id)
+        raise ComfyUIConflictError(
+            "this prompt_id was already used with a different body; use another one", prompt_id=job.prompt_id
+        )
 
 
 def journal_of(found: QueueItem) -> str | None:

@@ -98,7 +98,7 @@ class Catalogue:
             else:
                 gone.append((kept.key, kept.place))
         if gone:
-            _log.warning("uploads.gone", files=len(gone), detail="their bytes are no longer in the folder of inputs")
+            _log.warning("uploads.gone", files=len(gone), detail="their content is no longer in the folder of inputs")
             await self._journal.write(DropUploads(tuple(gone)))
 
     # Questions
@@ -289,17 +289,17 @@ def _place_of(text: str) -> str:
 def check_name(wanted: NewName) -> None:
     """Raise ValueError for a name or a folder that no file can have."""
     if wanted.type not in TYPES:
-        raise ValueError("type: input, output or temp is wanted")
+        raise ValueError("type must be input, output or temp")
     parts = posixpath.join(wanted.subfolder, wanted.filename).replace("\\", "/").split("/")
     is_long = any(len(part.encode(errors="replace")) > _LONGEST_NAME for part in parts)
     if not wanted.filename or is_long or len(wanted.subfolder) > _LONGEST_FOLDER:
         raise ValueError(
-            f"image, subfolder: names of at most {_LONGEST_NAME} bytes are wanted, and together a folder of at"
-            f" most {_LONGEST_FOLDER} characters"
+            f"image and subfolder must have names of at most {_LONGEST_NAME} bytes, and subfolder at most"
+            f" {_LONGEST_FOLDER} characters"
         )
     if wanted.filename.replace("\\", "/").endswith("/"):
-        raise ValueError("image: the name of a file is wanted")
+        raise ValueError("image must be the name of a file")
     try:
         wanted.place(wanted.filename)
     except ValueError:
-        raise ValueError("image, subfolder: a file name, and a folder below ComfyUI's own are wanted") from None
+        raise ValueError("image must be a file name, and subfolder a folder below ComfyUI's own") from None

@@ -101,7 +101,7 @@ def refuse_no_file(head: bytes) -> None:
         raise ComfyUIInputError("the content is empty")
     start = head.removeprefix(_UTF8_BOM).lstrip()[:16].lower()
     if start.startswith(_HTML_STARTS):
-        raise ComfyUIInputError("the content is an HTML page, not a file; an error or log-in page, perhaps")
+        raise ComfyUIInputError("the content is an HTML page instead of a file, perhaps an error or login page")
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ _END = re.compile(rb"[A-Za-z0-9+/]++={0,2}")
 _ESCAPE = re.compile(r"%[0-9A-Fa-f]{2}")
 _GROUP = re.compile(rb"[^ ]+")
 _GROUPS_LOOKED_AT = 1000
-_NOT_AN_INPUT = "neither base64, a data URI nor an http(s) URL"
+_NOT_AN_INPUT = "must be base64, a data URI or an http(s) URL"
 # A multiple of four: what base64 makes of it begins and ends with a byte.
 _PIECE = 1 << 20
 _LONGEST_PADDING = 1024
@@ -40,7 +40,7 @@ def head_of_data_uri(text: str) -> str:
     """The head of a data URI, before its base64."""
     match = _DATA_URI.match(text)
     if match is None:
-        raise ValueError("not a data URI")
+        raise ValueError("must be a data URI")
     said = match[1] if _says_base64(match[1]) else f"{match[1]};base64"
     return f"data:{said},"
 
@@ -125,11 +125,11 @@ def _base64(text: str | bytes, max_bytes: int, piece: int, *, unpadded: bool) ->
     unpadded = unpadded or url_safe
     missing = -size % 4
     if blanks and not lines and _is_base64(packed, piece) and _lost_plus(_ascii(text[:_BLANKS_JUDGED])):
-        raise ComfyUIInputError(f"{_NOT_AN_INPUT}; as base64 it has blanks where a '+' was lost on the way, perhaps")
-    if missing in {1, 2} and not unpadded and _is_base64(packed, piece):
         raise ComfyUIInputError(
-            f"{_NOT_AN_INPUT}; as base64 it ends too early: the padding ('=') is missing, or its end was cut off"
+            f"{_NOT_AN_INPUT}; its blanks may be '+' characters of base64 that were lost on the way"
         )
+    if missing in {1, 2} and not unpadded and _is_base64(packed, piece):
+        raise ComfyUIInputError(f"{_NOT_AN_INPUT}; if it is base64, its end is missing: the padding ('='), or more")
     return b"".join(_decoded(_without_idle_padding(packed + b"=" * missing if unpadded else packed), piece))
 
 
@@ -152,23 +152,27 @@ def _decoded(packed: bytes, size: int) -> Iterator[bytes]:
         piece = packed[start : start + size]
         try:
             if b"=" in piece and start + size < len(packed):
-                raise binascii.Error("padding stands at the end only")
+                raise binascii.Error("it has padding ('=') before its end")
             yield base64.b64decode(piece, validate=True)
         except binascii.Error as error:
             spoilt = _spoilt(packed)
-            raise ComfyUIInputError(f"{_NOT_AN_INPUT}; as base64 {spoilt}" if spoilt else _NOT_AN_INPUT) from error
+            raise ComfyUIInputError(
+                f"{_NOT_AN_INPUT}; if it is base64, {spoilt}" if spoilt else _NOT_AN_INPUT
+            ) from error
 
 
 def _spoilt(packed: bytes) -> str:
     """A known fault that a client made in its base64, for the error's text; empty if it is none of these."""
     start = packed[:200].lower()
     if start[:1] in (b'"', b"'"):
-        return "it stands in quotes"
+        return "it has quotes around it"
     if b"base64," in start:
-        return "it begins with 'base64,' but is no data URI: put 'data:' and its media type before it, or take it away"
+        return (
+            "it begins with 'base64,' but is not a data URI: put 'data:' and the media type before that, or remove it"
+        )
     if b"\\n" in start or b"\\r" in start:
-        return "it has a backslash and a letter at the ends of its lines"
-    return "it ends in too many '='" if packed.endswith(b"===") else ""
+        return "its lines end in a backslash and a letter"
+    return "it ends with too many '='" if packed.endswith(b"===") else ""
 
 
 def _is_base64(packed: bytes, size: int) -> bool:

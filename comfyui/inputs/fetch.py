@@ -47,10 +47,8 @@ _BACKOFF = Backoff(start_s=0.25, max_s=8.0)
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 # Statuses, besides all from 500 on, that the server may answer differently a moment later.
 _PASSING_STATUSES = frozenset({408, 425, 429})
-_NO_ADDRESS = (
-    "the URL, or one that it redirects to, has no public address to fetch it from; INPUT_URL_ALLOW lists exceptions"
-)
-_BROKEN_OFF = "the download broke off"
+_NO_ADDRESS = "the URL, or one that it redirects to, has no public address; INPUT_URL_ALLOW lists exceptions"
+_BROKEN_OFF = "the download ended before the file was complete"
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 
 
@@ -164,15 +162,15 @@ class UrlFetcher:
             if isinstance(error.os_error, NotPermittedError):
                 reason = _NO_ADDRESS
             elif isinstance(error.os_error, NoSuchNameError):
-                reason = "the host of the URL is no valid name"
+                reason = "the host name of the URL is not valid"
             else:
                 return _PassingError("the host name of the URL, or of one that it redirects to, could not be looked up")
         elif isinstance(error, aiohttp.ClientSSLError):
-            reason = "no secure connection to the URL's server could be made; its certificate, perhaps"
+            reason = "no secure connection to the URL's server could be made; its certificate may be the cause"
         elif isinstance(error, aiohttp.InvalidURL):
             reason = "not a valid URL"
         elif isinstance(error, aiohttp.ClientResponseError):
-            reason = "the URL's server gave no proper HTTP answer"
+            reason = "the URL's server did not answer in valid HTTP"
         if reason:
             raise ComfyUIInputError(reason) from error
         if isinstance(error, TimeoutError):
@@ -242,7 +240,7 @@ class _Download:
         if status == 206:
             start, size = _range_of(response)
             if start != 0 or size is None or response.content_length != size:
-                raise ComfyUIInputError("the URL's server sent a part of the file only")
+                raise ComfyUIInputError("the URL's server sent only a part of the file")
         elif not 200 <= status < 300:
             reason = f"the URL's server answered HTTP {status}"
             if status >= 500 or status in _PASSING_STATUSES:
@@ -254,7 +252,9 @@ class _Download:
         try:
             coding = coding_of(response.headers.get("Content-Encoding"))
         except ValueError as error:
-            raise ComfyUIInputError("the URL's server compressed the file in a way that is not read here") from error
+            raise ComfyUIInputError(
+                "the URL's server compressed the file in a way that the gateway does not support"
+            ) from error
         if coding is not None:
             return Inflater(coding)
         self._size = response.content_length
@@ -278,7 +278,9 @@ class _Download:
                 for piece in inflater.feed(chunk):
                     await self._spool.write(piece)
             except InflateError as error:
-                raise ComfyUIInputError("the file is not in the coding that the URL's server names") from error
+                raise ComfyUIInputError(
+                    "the file does not match the Content-Encoding that the URL's server sent"
+                ) from error
         try:
             inflater.finish()
         except InflateError as error:

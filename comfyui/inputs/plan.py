@@ -142,7 +142,7 @@ def inline_values(prompt: Mapping[str, Any]) -> dict[str, str]:
                 where = field_of(node_id, input_name)
                 if where in found:
                     raise ComfyUIInputError(
-                        "another input has the same path: take the dots out of the names", field=where
+                        "another input has the same path; remove the dots from the names", field=where
                     )
                 found[where] = value
     return found
@@ -203,7 +203,7 @@ def plan(
     for item in _entries(request, files, kept):
         first = named.setdefault(item.path, item)
         if first.source != item.source:
-            reason = f"{first.where} has the same name {item.path!r} and other content"
+            reason = f"{first.where} has the same name {item.path!r} but different content"
             raise ComfyUIInputError(reason, field=item.where)
     brought = len(named)
     for text, upload in uploads.items():
@@ -225,7 +225,7 @@ def plan(
             item = inline.setdefault(key, Item(where, kept.get(where) or value.strip()))
             item.references.append(reference)
     if brought + len(inline) > limits.max_inputs:
-        raise over("the request brings more than {limit} inputs", limits.max_inputs)
+        raise over("the request has more than {limit} inputs", limits.max_inputs)
     _mark_plain(request.prompt, named)
     return [*(item for item in named.values() if item.is_of_use), *inline.values()]
 

@@ -311,5 +311,7 @@ async def _with_texts(request: PromptRequest, kept: Mapping[str, Content], items
 
 def _refused(status: int, size: int) -> ComfyUIInputError:
     if status == 413:
-        return ComfyUIInputError(f"{size / 1e6:.1f} MB is more than this ComfyUI takes (its option --max-upload-size)")
+        return ComfyUIInputError(
+            f"{size / 1e6:.1f} MB is more than this ComfyUI accepts (its option --max-upload-size)"
+        )
     return ComfyUIInputError("ComfyUI refused to store the file under this name and subfolder")

@@ -82,7 +82,9 @@ class InputStore:
             try:
                 await self._open()
             except ComfyUIDiskError as error:
-                failure = JournalError(f"{error.detail}. It has to be a folder, not a link, that the gateway may use")
+                failure = JournalError(
+                    f"{error.detail}. It must be a folder, not a link, in which the gateway may write"
+                )
                 failure.path = self._path
                 raise failure from error
         return self
@@ -177,7 +179,8 @@ class InputStore:
             if known is None:
                 if not self.has_room(content):
                     raise ComfyUIOverloadedError(
-                        f"inputs of async jobs and uploads fill {self._max_bytes / 1e6:g} MB (MAX_STORED_INPUTS_MB);"
+                        f"inputs of async jobs and uploads take all of {self._max_bytes / 1e6:g} MB"
+                        " (MAX_STORED_INPUTS_MB);"
                         " try again later"
                     )
                 self._bytes += content.size

@@ -39,8 +39,8 @@ from comfyui.models import PromptRequest, PromptResult
 from comfyui.offload import offloaded
 from comfyui.owners import key_of
 
-UNKNOWN = "neither the gateway nor ComfyUI knows this prompt"
-NOTHING_TO_CANCEL = "the prompt is not known: there is nothing to cancel"
+UNKNOWN = "neither the gateway nor ComfyUI knows this prompt_id"
+NOTHING_TO_CANCEL = "the gateway does not know this prompt_id_id, so there is nothing to cancel"
 
 # Used if the key has no limit.
 _ROOM = nullcontext()
@@ -131,7 +131,7 @@ class Admission:
                 waiting |= set(rows) - running
             if len(waiting) >= limit:
                 raise ComfyUIOverloadedError(
-                    f"{limit} jobs of the key {key!r} are waiting already (max_queued); try again later"
+                    f"{limit} jobs of the key {key!r} are already waiting (max_queued); try again later"
                 )
             yield
 
@@ -276,7 +276,7 @@ class Admission:
         check_seen(origin, record.owner if record else job.owner if job else None, prompt_id, submits=False)
         if job is None or (record is not None and record.state.is_end):
             if record is None:
-                raise ComfyUINotFoundError("the gateway does not know this prompt", prompt_id=prompt_id)
+                raise ComfyUINotFoundError("the gateway does not know this prompt_id", prompt_id=prompt_id)
             position = await self._position(record) if record.waits else None
             return Look(prompt_id, record.state, record, position, deliveries=await self._deliveries(record))
         events = tuple(job.latest())
@@ -343,7 +343,7 @@ class Admission:
         record = await self.known(prompt_id)
         if record is not None and record.state is State.SUCCEEDED:
             raise ComfyUINotFoundError(
-                "the prompt is finished already: there is nothing to cancel", prompt_id=prompt_id
+                "the prompt has already finished, so there is nothing to cancel", prompt_id=prompt_id
             )
 
     async def known(self, prompt_id: str) -> JobRecord | None:

@@ -126,7 +126,7 @@ class Cancels:
             await asyncio.wait([task], timeout=left_s)
             left_s = timeout_s - (time.monotonic() - began)
             if left_s <= 0:
-                detail = f"within {timeout_s:g} s the cancel of the same id before did not end"
+                detail = f"an earlier cancel of this prompt_id did not end within {timeout_s:g} s"
                 raise ComfyUITimeoutError(detail, prompt_id=prompt_id)
         return left_s
 

@@ -42,16 +42,16 @@ class Claims:
             return
         claim = (owner, key)
         if claim in self._under_way:
-            raise self._used("a request with this key is under way", None)
+            raise self._used("a request with this key is still running", None)
         self._under_way.add(claim)
         try:
             known = await self._sent(owner, key, self._clock() - YOUNG_S)
             if known is not None:
-                raise self._used(f"this key was used for the {self._what} {known}", known)
+                raise self._used(f"this key was already used for the {self._what} {known}", known)
             yield
         finally:
             self._under_way.discard(claim)
 
     def _used(self, why: str, made: str | None) -> ContractError:
-        detail = f"Idempotency-Key: {why}; each {self._what} needs a key of its own"
+        detail = f"Idempotency-Key: {why}; use another key for each {self._what}"
         return ContractError(Breach.IDEMPOTENCY_KEY_REUSE, detail, None if made is None else {f"{self._what}_id": made})

@@ -34,7 +34,7 @@ async def ending_late(
         while first := await waiting(0, _PAGE):
             late = [one for one in first if one.queued_at + max_queued_s <= clock() and waits(one.prompt_id)]
             for record in late:
-                detail = f"not begun within MAX_QUEUED_SECONDS ({max_queued_s:g})"
+                detail = f"the job did not begin within MAX_QUEUED_SECONDS ({max_queued_s:g})"
                 end(record, ComfyUITimeoutError(detail, prompt_id=record.prompt_id))
             if len(late) < len(first):
                 return

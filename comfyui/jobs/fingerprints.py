@@ -12,7 +12,9 @@ from comfyui.models import PromptRequest
 def check_same(prompt_id: str, known: str | None, fingerprint: str | None) -> None:
     """Raise `ComfyUIConflictError` for two fingerprints that differ, where both are known."""
     if known is not None and fingerprint is not None and known != fingerprint:
-        raise ComfyUIConflictError("this prompt_id was used with another body", prompt_id=prompt_id)
+        raise ComfyUIConflictError(
+            "this prompt_id was already used with a different body; use another one", prompt_id=prompt_id
+        )
 
 
 def fingerprint_of(request: PromptRequest, files: SpooledFiles | None) -> str:

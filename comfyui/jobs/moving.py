@@ -16,7 +16,7 @@ from comfyui.jobs.runs import Runs
 from comfyui.jobs.webhooks.again import UNKNOWN_JOB
 from comfyui.owners import HIGHEST_PRIORITY
 
-_HAS_TURN = "the job has its turn already: only a job that waits in the gateway can be moved"
+_HAS_TURN = "the job no longer waits in the gateway, and only a waiting job can be moved"
 
 _log = structlog.get_logger(__name__)
 
@@ -43,7 +43,7 @@ class Moving:
         """
         if priority is not None:
             if not -HIGHEST_PRIORITY <= priority <= HIGHEST_PRIORITY:
-                raise RequestError(f"priority: a number from {-HIGHEST_PRIORITY} to {HIGHEST_PRIORITY}")
+                raise RequestError(f"priority must be a whole number from {-HIGHEST_PRIORITY} to {HIGHEST_PRIORITY}")
             origin.check_priority(priority)
         record = await self._journal.get(prompt_id)
         if record is None:
@@ -53,7 +53,7 @@ class Moving:
             raise ComfyUIConflictError(_HAS_TURN, prompt_id=prompt_id)
         check_seen(origin, record.owner, prompt_id, submits=False, unknown=UNKNOWN_JOB)
         if record.state.is_end or record.state is State.CANCELING:
-            detail = "the job has ended" if record.state.is_end else "the job is being cancelled"
+            detail = "the job has already ended" if record.state.is_end else "the job is being cancelled"
             raise ComfyUIConflictError(detail, prompt_id=prompt_id)
         number = 0
         if self._queue.has_no_turn(prompt_id):

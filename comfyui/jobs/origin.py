@@ -35,7 +35,7 @@ class Origin:
         """Raises `RequestError` for a priority that this key may not ask for."""
         rules = self.rules
         if rules is not None and priority > rules.max_priority:
-            detail = f"the key {rules.name!r} may ask for {rules.max_priority} at most (max_priority)"
+            detail = f"the key {rules.name!r} may set at most {rules.max_priority} (max_priority)"
             raise RequestError(f"priority: {detail}")
 
     @property

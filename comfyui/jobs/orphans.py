@@ -101,6 +101,8 @@ def _is_same(backend: Backend, item: QueueItem, server: str | None, present: Fen
     """Whether a prompt on `backend` is the job's present attempt, which is on `server`: then both are one server."""
     if server in {None, backend.name} or present.mark != attempt_of(item):
         return False
-    detail = f"it has what {server} was given: two addresses of COMFYUI_SERVER_ADDRESS lead to one ComfyUI"
+    detail = (
+        f"it has prompts that were sent to {server}: two addresses of COMFYUI_SERVER_ADDRESS lead to the same ComfyUI"
+    )
     _log.error("server.twice", server=backend.name, prompt_id=item.prompt_id, detail=detail)
     return True

@@ -95,7 +95,9 @@ class JobQueue:
         """Begin to hand on, unless it was paused before. Raises `JournalError`."""
         if self._turns.are_all_here and (await self._journal.held()).paused:
             self._turns.pause(True)
-            self._log.warning("queue.paused", detail="it was paused before the restart: POST /queue/resume ends that")
+            self._log.warning(
+                "queue.paused", detail="the queue was paused before the restart; POST /queue/resume ends the pause"
+            )
         found = [
             *[(record, False) async for record in pages(self._journal.waiting)],
             *[(record, True) async for record in pages(self._journal.fetching)],
@@ -238,7 +240,9 @@ class JobQueue:
             JournalError: it cannot be kept.
         """
         if not self._turns.are_all_here:
-            raise ComfyUIConflictError("QUEUE: prompts wait in ComfyUI's own queue, which cannot be paused")
+            raise ComfyUIConflictError(
+                "the queue cannot be paused, because prompts wait in ComfyUI's own queue (QUEUE)"
+            )
         await self._journal.write(Pause(paused))
         self._turns.pause(paused)
         self._log.info("queue.paused" if paused else "queue.resumed")

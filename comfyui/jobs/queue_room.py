@@ -23,7 +23,9 @@ class QueueRoom:
         Raises `ComfyUIOverloadedError` where as many jobs wait, or are about to, as may.
         """
         if len(self._rows) + self._coming >= self._most:
-            raise ComfyUIOverloadedError(f"{self._most} jobs are waiting already (MAX_QUEUED_JOBS); try again later")
+            raise ComfyUIOverloadedError(
+                f"{self._most} jobs are already waiting, which is the limit (MAX_QUEUED_JOBS); try again later"
+            )
         self._coming += 1
         try:
             yield

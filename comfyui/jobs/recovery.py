@@ -78,9 +78,9 @@ class Recovery:
             counts = {"awaited": len(awaited), "canceled": len(orphans), "resumed": resumed, "waiting": waiting}
             self._log.info("jobs.found", **counts)
         for record in orphans:
-            why = "the gateway was restarted, and no caller knows its id"
+            why = "the gateway was restarted, and no caller knows the job's id"
             if record.state is State.CANCELING:
-                why = "it was being cancelled when the gateway ended"
+                why = "the job was being cancelled when the gateway stopped"
             self._tasks.start(self._take_out(record, why), f"cancel {record.prompt_id}")
         if awaited:
             self._tasks.start(self._await_callers(awaited), "jobs that wait for their callers")
@@ -141,4 +141,6 @@ class Recovery:
         if found is not None and not isinstance(found, QueueItem):
             self._runs.start(prompt_id, fingerprint=record.fingerprint, entry=self._entries.of(record))
         else:
-            await self._take_out(record, f"its caller did not come back within REATTACH_SECONDS ({self._reattach_s:g})")
+            await self._take_out(
+                record, f"the job's caller did not come back within REATTACH_SECONDS ({self._reattach_s:g})"
+            )

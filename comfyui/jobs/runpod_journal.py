@@ -85,7 +85,7 @@ async def take_over_runpod_journal(
     if not await asyncio.to_thread(path.is_file):
         return
     if isinstance(journal, MemoryJournal):
-        _log.warning("runpod.not_taken_over", detail=f"STATE_DIR is empty, and {path} has jobs from before")
+        _log.warning("runpod.not_taken_over", detail=f"STATE_DIR is empty, but {path} has jobs of an earlier version")
         return
     rows = await _rows_of(path, lock_wait_s)
     writes: list[Write] = []
@@ -124,7 +124,7 @@ async def _rows_of(path: Path, lock_wait_s: float) -> _Rows:
         except sqlite3.Error as error:
             if not is_locked(error):
                 raise JournalError(f"RUNPOD_DATA_DIR: the journal {path} cannot be read: {error}") from error
-            detail = f"RUNPOD_DATA_DIR: another gateway uses the journal {path}. Stop it, or use another folder"
+            detail = f"RUNPOD_DATA_DIR: another gateway already uses the journal {path}. Stop it, or set another folder"
             if time.monotonic() >= deadline:
                 raise JournalError(detail) from error
             if not waits:
@@ -184,7 +184,7 @@ def _unfinished(job: _Job, known: JobRecord | None, server: str, now: float) -> 
 def _object(text: bytes) -> Mapping[str, Any]:
     said = jsonio.loads(text)
     if not isinstance(said, dict):
-        raise TypeError("a JSON object is wanted")
+        raise TypeError("must be a JSON object")
     return said
 
 

@@ -221,14 +221,14 @@ class Runs:
     def _timed_out(self, job: Job) -> None:
         limits = self._limits
         if job.stays:
-            over = f"not begun within MAX_QUEUED_SECONDS ({limits.max_queued_s:g})"
+            over = f"the job did not begin within MAX_QUEUED_SECONDS ({limits.max_queued_s:g})"
             if job.started:
-                over = f"not finished within MAX_EXECUTION_SECONDS ({limits.max_execution_s:g})"
+                over = f"the job did not finish within MAX_EXECUTION_SECONDS ({limits.max_execution_s:g})"
             error = ComfyUITimeoutError(f"{over}{delayed_by(job.backend)}", prompt_id=job.prompt_id)
             job.cancel(error, State.FAILED)
             self._cancels.begin(job, "timeout")
             return
-        detail = f"not finished within MAX_TIMEOUT{delayed_by(job.backend)}"
+        detail = f"the job did not finish within MAX_TIMEOUT{delayed_by(job.backend)}"
         error = ComfyUITimeoutError(detail, prompt_id=job.prompt_id)
         if limits.cancel_on_timeout and job.request is not None:
             job.cancel(error)

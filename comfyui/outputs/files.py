@@ -35,7 +35,7 @@ from comfyui.tasks import SideTasks
 from comfyui.transport.body import OpenBody
 
 _T = TypeVar("_T")
-_NO_STORE = "there is no object store"
+_NO_STORE = "the gateway has no object store"
 _log = structlog.get_logger(__name__)
 # For all files together: each upload of a large file holds some parts of it.
 _UPLOADS_AT_ONCE = 4
@@ -131,7 +131,7 @@ class OutputFiles:
     def check(self, placement: Placement) -> None:
         """Raise `StorageRefusedError` for a place that files cannot have, before any work is done for them."""
         if self._store is None:
-            raise StorageRefusedError("output.store: there is no object store here (S3_BUCKET is not set)")
+            raise StorageRefusedError("output.store must be none, because S3_BUCKET is not set")
         self._store.check(placement)
 
     @asynccontextmanager
@@ -154,7 +154,7 @@ class OutputFiles:
             ComfyUIError: it cannot be read, or there is no small picture of it.
         """
         if self._converter is None:
-            raise ComfyUIUndeliverableError("no pictures are converted here")
+            raise ComfyUIUndeliverableError("this process converts no images")
         async with self._open_view(result, file) as body:
             try:
                 return await self._converter.preview(OutputContent(file.filename, file.content_type, body), max_bytes)

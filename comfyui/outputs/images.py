@@ -176,7 +176,9 @@ async def _in_process(data: bytes, arguments: tuple[str, str, str, str]) -> byte
     if process.returncode == pictures.NOT_CONVERTED:
         raise NotConvertedError(result.decode())
     if process.returncode != 0:
-        raise NotConvertedError("the image could not be converted: its conversion was ended, for its memory perhaps")
+        raise NotConvertedError(
+            "the image could not be converted: the process that converted it was ended, perhaps because of its memory"
+        )
     return result
 
 

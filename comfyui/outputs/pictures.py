@@ -127,7 +127,7 @@ def _opened(data: bytes, wanted: Wanted | None, max_pixels: int) -> Iterator[Ima
     except NotConvertedError:
         raise
     except UnidentifiedImageError:
-        raise NotConvertedError("not an image format that can be read here") from None
+        raise NotConvertedError("the gateway cannot read this image format") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise NotConvertedError(_too_many(max_pixels)) from None
     except Exception as error:

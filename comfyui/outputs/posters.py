@@ -96,7 +96,7 @@ class Posters:
         finally:
             await end_process(process)
         if status != 0 or not picture:
-            raise NotConvertedError(f"ffmpeg finds no picture in it: {said or f'it ended with {status}'}")
+            raise NotConvertedError(f"ffmpeg found no picture in it: {said or f'it ended with {status}'}")
         return picture
 
     def _command(self, program: str, video: Path) -> tuple[str, ...]:

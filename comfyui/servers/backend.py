@@ -32,8 +32,8 @@ from comfyui.servers.watcher import CompletionWatcher
 from comfyui.tasks import SideTasks, happens_within
 from comfyui.transport.body import OpenBody
 
-_STALLED = "its prompt worker does not run: prompts wait and none runs; restart ComfyUI"
-_DEAD = "its prompt worker counts as dead (DEAD_AFTER): a prompt runs without any event; restart ComfyUI"
+_STALLED = "ComfyUI's prompt worker does not run, so prompts wait and none runs; restart ComfyUI"
+_DEAD = "ComfyUI's prompt worker counts as dead (DEAD_AFTER), because a prompt runs without any event; restart ComfyUI"
 
 
 @dataclass(frozen=True, slots=True)
@@ -383,7 +383,10 @@ class Backend:
                 said = (await self.client.system_stats()).get("system")
         self.simulated = isinstance(said, Mapping) and said.get("simulation") is True
         if self.simulated:
-            self._log.info("comfyui.simulation", detail="a simulation answers: its pictures do not come from a model")
+            self._log.info(
+                "comfyui.simulation",
+                detail="the server is a simulation of ComfyUI: its pictures do not come from a model",
+            )
 
     async def _judge(self) -> bool:
         """It answers: finds out whether it runs prompts too. False if that is unknown, so that its state stays."""

@@ -49,7 +49,7 @@ class Fleet:
         for name in sorted((await self._journal.held()).drained):
             if (server := self._pool.named(name)) is not None:
                 server.drain(True)
-                how = f"it was drained before the restart: POST /servers/{name}/resume ends that"
+                how = f"the server was drained before the restart; POST /servers/{name}/resume gives it prompts again"
                 self._log.warning("server.drained", server=name, detail=how)
 
     async def close(self) -> None:
@@ -82,7 +82,7 @@ class Fleet:
         """
         server = self._named(name)
         if not isinstance(server, Backend):
-            raise ComfyUINotFoundError(f"{name!r} is no ComfyUI server: nothing can be freed there")
+            raise ComfyUINotFoundError(f"{name!r} is not a ComfyUI server, so it has no memory to free")
         try:
             async with asyncio.timeout(_PATIENCE_S):
                 await server.client.free()
@@ -94,7 +94,7 @@ class Fleet:
         if (server := self._pool.named(name)) is not None:
             return server
         names = ", ".join(each.name for each in self._pool.servers)
-        raise ComfyUINotFoundError(f"there is no server {name!r}; there are {names}")
+        raise ComfyUINotFoundError(f"there is no server {name!r}; the servers are {names}")
 
     async def definitions(self) -> ObjectInfo:
         """The node definitions of all servers that take prompts, or of all that once did, if none does. The object is

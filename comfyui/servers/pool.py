@@ -53,7 +53,7 @@ class BackendPool:
         runs_prompts: bool = True,
     ) -> None:
         if not backends:
-            raise ValueError("at least one ComfyUI server is needed")
+            raise ValueError("at least one ComfyUI server must be given")
         self.backends = tuple(backends)
         self.servers: tuple[Server, ...] = self.backends if runs_prompts else ()
         self.news = news or asyncio.Event()

@@ -133,11 +133,11 @@ class AddressPolicy:
         try:
             address = literal_address(host)
         except ValueError:
-            raise ValueError("not a valid URL") from None
+            raise ValueError("the URL is not valid") from None
         if address is None:
             return url
         if not self.permits(host, port, address):
-            raise NotPermittedError(None, "not an address that the gateway may connect to")
+            raise NotPermittedError(None, "the gateway may not connect to this address")
         return url.with_host(str(address))
 
 
@@ -157,12 +157,12 @@ class GuardedResolver(AbstractResolver):
         try:
             found = await self._inner.resolve(host, port, family)
         except UnicodeError as error:  # a label is too long for the name system
-            raise NoSuchNameError(None, "not a name that can be looked up") from error
+            raise NoSuchNameError(None, "this name cannot be looked up") from error
         permitted = [
             result for result in found if self._policy.permits(host, port, ipaddress.ip_address(result["host"]))
         ]
         if not permitted:
-            raise NotPermittedError(None, "not an address that the gateway may connect to")
+            raise NotPermittedError(None, "the gateway may not connect to this address")
         return permitted
 
     async def close(self) -> None:
@@ -176,7 +176,7 @@ def parse_url(text: str) -> URL:
         parsed = URL(text, encoded=_PRINTABLE_ASCII.fullmatch(text) is not None)
         _ = parsed.raw_host, parsed.port  # yarl reads and checks these only on access
     except ValueError:
-        raise ValueError("not a valid URL") from None
+        raise ValueError("the URL is not valid") from None
     return parsed
 
 
@@ -189,7 +189,7 @@ def literal_address(host: str) -> IPAddress | None:
         return ipaddress.ip_address(host)
     except ValueError:
         if not _HOST.fullmatch(host):
-            raise ValueError(f"{host!r} is not a host") from None
+            raise ValueError(f"{host!r} is not a host name") from None
     try:
         # Decimal, octal, hexadecimal and shortened forms: 2130706433, 0177.0.0.1, 0x7f.1, 127.1
         return ipaddress.IPv4Address(socket.inet_aton(host.rstrip(".")))
@@ -231,7 +231,7 @@ def _parse_rule(entry: str) -> _Rule:
             return _Rule(network, "", port)
         if _HOST_PATTERN.fullmatch(name):
             return _Rule(None, name, port)
-    raise ValueError(f"{entry!r} is not a host, *.domain, address or network, with or without :port")
+    raise ValueError(f"{entry!r} must be a host name, *.domain, address or network, with or without :port")
 
 
 def _network(text: str) -> IPNetwork | None:

@@ -244,12 +244,14 @@ def unreachable(name: str, cause: BaseException | None) -> ComfyUIConnectionErro
     if isinstance(cause, ssl.SSLCertVerificationError):
         said = cause.verify_message.rstrip(".")
         detail = (
-            f"the TLS certificate of {name} is not trusted ({said}): COMFYUI_TLS_VERIFY takes a file with its authority"
+            f"the TLS certificate of {name} is not trusted ({said}); set COMFYUI_TLS_VERIFY to a file of its authority"
         )
         return ComfyUIConnectionError(detail)
     if isinstance(cause, ssl.SSLError):
         said = (cause.reason or type(cause).__name__).replace("_", " ").lower()
-        return ComfyUIConnectionError(f"no TLS connection to {name} ({said}): does it speak http and not https?")
+        return ComfyUIConnectionError(
+            f"no TLS connection to {name} could be made ({said}); it may speak http instead of https"
+        )
     if isinstance(cause, socket.gaierror):
         return ComfyUIConnectionError(f"{name} cannot be reached: {cause.strerror}")
     number = getattr(cause, "errno", None)

@@ -151,7 +151,7 @@ class Gateway(FastAPI):
     ) -> None:
         super().__init__(
             title="comfyui-gateway",
-            summary="Post a ComfyUI workflow, get the finished files in the reply.",
+            summary="Post a ComfyUI workflow and get the finished files in the reply.",
             version=ops.VERSION,
             lifespan=self._run,
             redoc_url=None,
@@ -250,7 +250,7 @@ class Gateway(FastAPI):
             raise
 
     def _why_not_open(self) -> str:
-        return self._journal.problem or "it takes up its jobs"
+        return self._journal.problem or "it restores its jobs"
 
     def _ended_early(self, life: asyncio.Task[None]) -> None:
         if not life.cancelled() and life.exception() is not None and self._on_failed is not None:

@@ -140,7 +140,7 @@ async def test_a_wrong_value_shows_its_error_and_keeps_the_input() -> None:
         await console.open(f"/console/jobs/{prompt_id}")
         await console.page.get_by_label("width").fill("wide")
         await console.page.get_by_role("button", name="Run with these values").click()
-        await console.page.get_by_role("alert").get_by_text("EmptyImage (node 1), width: a number is wanted").wait_for()
+        await console.page.get_by_role("alert").get_by_text("EmptyImage (node 1), width must be a number").wait_for()
         assert await console.page.get_by_label("width").input_value() == "wide"
 
 

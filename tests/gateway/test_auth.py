@@ -144,7 +144,7 @@ async def test_a_probe_shows_addresses_and_reasons_only_to_callers_with_a_key(
         "healthy": None,
         "unreachable": "ComfyUI servers: 1 starting",
         "broken": "ComfyUI servers: 1 broken",
-        "cold": "not warm: WARMUP_WORKFLOW has not yet succeeded",
+        "cold": "the warm-up workflow (WARMUP_WORKFLOW) has not succeeded yet",
     }
     assert ready.get("reason") == expected[state]
 

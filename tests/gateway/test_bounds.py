@@ -74,7 +74,7 @@ async def test_inputs_in_images_and_in_the_workflow_count_together(small_limits:
     async with small_limits.http.post(path, json={"prompt": loaders, "images": images(2)}) as response:
         body = await response.json()
         assert (response.status, body["type"]) == (413, "limit_exceeded"), body
-        assert body["detail"] == "the request brings more than 4 inputs"
+        assert body["detail"] == "the request has more than 4 inputs"
 
 
 async def test_a_form_with_more_files_than_allowed_inputs_is_refused(small_limits: RunningGateway) -> None:

@@ -203,7 +203,7 @@ async def test_the_feed_of_one_job_contains_no_other_job(engine: Engine) -> None
         # Otherwise the servers and the queue would be looked up once for each job.
         for want in ("queue", "ended,servers"):
             async with gateway.http.get("/console/feed", params={"want": want, "job": prompt_id}) as answer:
-                assert (answer.status, "ask for them without it" in await answer.text()) == (422, True)
+                assert (answer.status, "job must be left out" in await answer.text()) == (422, True)
 
 
 async def test_an_unknown_kind_of_event_in_want_is_refused(engine: Engine) -> None:
@@ -212,7 +212,7 @@ async def test_an_unknown_kind_of_event_in_want_is_refused(engine: Engine) -> No
         gateway.http.get("/console/feed", params={"want": "all"}) as answer,
     ):
         assert answer.status == 422
-        assert "want: there are" in await answer.text()
+        assert "want must be" in await answer.text()
 
 
 async def test_a_quiet_feed_sends_signs_of_life(engine: Engine) -> None:

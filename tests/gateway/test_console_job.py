@@ -264,7 +264,7 @@ async def test_a_changed_run_differs_only_in_the_values_changed_in_the_form(gate
     before, after = await body_of(gateway, prompt_id), await body_of(gateway, again)
     assert after == before.replace('"steps":3', '"steps":4')
     told = await send(gateway, f"/console/jobs/{prompt_id}/changed", {**sent, fields["steps"][0]: "x"}, status=422)
-    assert told["message"] == "KSampler (node 3), steps: a number is wanted"
+    assert told["message"] == "KSampler (node 3), steps must be a number"
 
 
 def form_of(page: str) -> dict[str, tuple[str, str]]:

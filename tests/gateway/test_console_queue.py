@@ -96,7 +96,7 @@ async def test_an_impossible_change_is_refused_with_its_reason(engine: Engine) -
         await status_is(gateway.http, runs, "running")
         assert (await post(gateway, f"/console/jobs/{runs}/first"))[0] == 409
         status, told = await post(gateway, f"/console/jobs/{runs}/priority", {"priority": "much"})
-        assert (status, told["message"]) == (422, "priority: a whole number is expected")
+        assert (status, told["message"]) == (422, "priority must be a whole number")
         status, told = await post(gateway, f"/console/jobs/{runs}/priority", {"priority": "1000001"})
         assert status == 422
         assert "1000000" in told["message"]

@@ -172,7 +172,7 @@ async def test_the_search_finds_an_async_job_by_a_text_in_its_prompt(gateway: Ru
         ("state=running", "State: choose one of the list."),
         ("label=x", "Label: write it as key=value."),
         ("label=a+b%3Dx", "Label: the key"),
-        ("cursor=x", "cursor: it is not valid"),
+        ("cursor=x", "cursor must be"),
     ],
 )
 async def test_an_invalid_filter_is_named_in_the_error(gateway: RunningGateway, query: str, reason: str) -> None:

@@ -433,4 +433,4 @@ async def test_a_form_with_another_content_type_is_refused(run_forms: RunningGat
     skipped = [] if "Content-Type" in headers else ["Content-Type"]
     async with run_forms.http.post("/console/run/every", headers=headers, skip_auto_headers=skipped) as response:
         answer = await response.json()
-    assert (response.status, answer["message"]) == (422, "Content-Type: a form is sent as multipart/form-data")
+    assert (response.status, answer["message"]) == (422, "Content-Type must be multipart/form-data for a form")

@@ -77,7 +77,7 @@ async def test_rows_are_sorted_by_the_shown_figure(gateway_with_usage: RunningGa
 @pytest.mark.parametrize(
     ("query", "told"),
     [
-        ("since=yesterday", "since: a day, such as 2026-11-01, is wanted"),
+        ("since=yesterday", "since: must be a day, such as 2026-11-01"),
         ("since=2026-11-02&until=2026-11-01", "since: 2026-11-02 is after until, 2026-11-01"),
         ("by=colour", "by: there is no &#39;colour&#39;; there are key, person, workflow, day"),
         ("show=%3Cb%3E", "show: "),

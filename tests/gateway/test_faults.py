@@ -561,5 +561,5 @@ async def test_the_error_of_a_timeout_says_that_the_server_is_unreachable() -> N
             await stack.aclose()
             status, body = await waiting
     assert (status, body["type"]) == (504, "timeout")
-    assert body["detail"].startswith("not finished within 4 s; 127.0.0.1:")
+    assert body["detail"].startswith("the prompt did not finish within 4 s; 127.0.0.1:")
     assert "cannot be reached" in body["detail"]

@@ -65,7 +65,7 @@ async def test_settings_and_user_data_can_be_read_while_home_is_down() -> None:
         for method, path in (("POST", "/settings"), ("POST", "/userdata/x"), ("DELETE", "/userdata/w%2Fone.json")):
             status, answer = await asked(gateway, method, path, json={})
             assert status == 503
-            assert "settings and user data are kept on the first server" in answer["detail"]
+            assert "settings and user data are stored on the first server" in answer["detail"]
         assert not any("userdata" in route or "settings" in route for route in other.stats.show()["requests"])
 
 

@@ -103,7 +103,7 @@ async def test_a_second_cancel_says_that_the_job_has_already_ended(
         async with gateway.http.delete(f"/prompt_sync/{prompt_id}") as response:
             assert response.status == 404
             told = await response.json()
-        assert (told["type"], told["detail"].partition(":")[0]) == ("not_found", "the prompt is finished already")
+        assert (told["type"], told["detail"].partition(":")[0]) == ("not_found", "the prompt has already finished")
 
 
 # Waiting prompts

@@ -81,7 +81,7 @@ async def test_a_broken_keys_file_is_reported_and_the_former_keys_stay_valid(
         assert await _status(gateway, ALICE) == 200
         # Only the operator may see names of keys and fields.
         for key in ("none", ALICE):
-            assert (await ready(key))[1]["degraded"] == "KEYS_FILE: it was changed and cannot be used"
+            assert (await ready(key))[1]["degraded"] == "KEYS_FILE was changed but cannot be used"
         write_keys(keys_path, table("alice", "newer"))
         await _becomes(gateway, "newer", 200)
         assert "degraded" not in (await ready(KEY))[1]

@@ -177,7 +177,7 @@ async def test_forms_of_curl_are_read(gateway: RunningGateway, tmp_path: Path, n
 async def test_two_files_with_the_same_name_are_refused_and_deleted(gateway: RunningGateway, form_folder: Path) -> None:
     data = form(loading("a b.png"), ("a b.png", picture()), ("a b.png", picture("blue")))
     status, body = await post(gateway, data)
-    assert (status, body["detail"]) == (422, "images: there are two files named 'a b.png'")
+    assert (status, body["detail"]) == (422, "images: two files have the name 'a b.png'; rename one")
     await forms_are_gone(form_folder)
 
 
@@ -211,7 +211,7 @@ PART = 'Content-Disposition: form-data; name="workflow"'
 @pytest.mark.parametrize(
     ("data", "content_type", "says"),
     [
-        (b"x", "multipart/form-data", "without a boundary"),
+        (b"x", "multipart/form-data", "must have the boundary"),
         (b"no form at all", MULTIPART, "not multipart/form-data"),
         (raw("--b", PART, "", "{}"), MULTIPART, "ends before its last boundary"),
         (raw("--b", "X: y", "", "{}", "--b--", ""), MULTIPART, "has no name"),
@@ -220,9 +220,13 @@ PART = 'Content-Disposition: form-data; name="workflow"'
         (
             raw("--b", PART, "", "{}", "--b", PART, "", "{}", "--b--", ""),
             MULTIPART,
-            "workflow: the field is there twice",
+            "workflow must not be given twice",
         ),
-        (raw("--b", PART.replace("workflow", "other"), "", "x", "--b--", ""), MULTIPART, "needs one part 'workflow'"),
+        (
+            raw("--b", PART.replace("workflow", "other"), "", "x", "--b--", ""),
+            MULTIPART,
+            "must have one part 'workflow'",
+        ),
         (raw("--b", PART, "X-Long: " + "x" * 20_000, "", "{}", "--b--", ""), MULTIPART, "header size"),
         (b"--b\r\n" + PART.encode() + b"\r\n\r\n\xff\r\n--b--\r\n", MULTIPART, "not encoded in UTF-8"),
         (
@@ -248,7 +252,7 @@ async def test_an_unreadable_form_gets_422_with_the_reason(
 @pytest.mark.parametrize(
     ("files", "fields", "status", "says"),
     [
-        ((("a.png", b"1"), ("a.png", b"2")), {}, 422, "two files named 'a.png'"),
+        ((("a.png", b"1"), ("a.png", b"2")), {}, 422, "two files have the name 'a.png'"),
         ((("", b"1"),), {}, 422, "the file has no name"),
         ((("../a.png", b"1"),), {}, 400, r"files['../a.png']"),
         ((("a.bin", b"1"),), {"convert": "webp"}, 422, "convert: not JSON"),

@@ -172,7 +172,7 @@ async def test_a_misplaced_file_and_a_second_file_are_refused_by_their_field(nam
         form.add_field("image", png(), filename="a.png")
     async with named.http.post("/workflows/inverted", data=form) as response:
         body = await response.json()
-    assert (response.status, body["detail"]) == (422, "image: two files are given, and one is wanted")
+    assert (response.status, body["detail"]) == (422, "image must be one file, but two are given")
 
 
 async def test_the_error_names_each_wrong_parameter_with_its_allowed_values(named: RunningGateway) -> None:
@@ -193,10 +193,10 @@ async def test_the_error_names_each_wrong_parameter_with_its_allowed_values(name
     [
         ({"$options": {"number": 1}}, "$options: number: there is no such option"),
         ({"$options": {"priority": "high"}}, "$options.priority: "),
-        ({"$options": []}, "$options: an object is wanted"),
+        ({"$options": []}, "$options must be an object"),
         ([], "the body is not a JSON object"),
-        ({f"p{index}": 1 for index in range(21)}, "there are no such parameters"),
-        ({"$options": {"webhook": {"url": "http://a.example"}}}, "webhook: this gateway sends none"),
+        ({f"p{index}": 1 for index in range(21)}, "the workflow has no parameters"),
+        ({"$options": {"webhook": {"url": "http://a.example"}}}, "webhook: the gateway sends no webhooks"),
     ],
     ids=["unknown option", "option of another type", "options no object", "no object", "many unknown", "webhook"],
 )

@@ -76,7 +76,7 @@ async def test_a_prompt_below_a_servers_name_runs_there_and_sends_its_events(gpu
 async def test_an_unknown_server_name_gets_404_with_the_known_names(gpu_pair: Pair) -> None:
     status, answer = await asked(gpu_pair[2], "GET", "/servers/gpu-3/queue")
     assert status == 404
-    assert answer["detail"] == "there is no server 'gpu-3'; there are gpu-1, gpu-2"
+    assert answer["detail"] == "there is no server 'gpu-3'; the servers are gpu-1, gpu-2"
     assert (await asked(gpu_pair[2], "POST", "/servers/gpu-3/drain"))[0] == 404
 
 

@@ -92,7 +92,7 @@ async def test_accept_chooses_the_only_file_of_its_type(gateway: RunningGateway)
     [
         (TWO, MEDIA, "", ["node_id", "node 1, video/mp4", "node 2, audio/wav"]),
         (TWO, MEDIA, "?node_id=7", ["node '7' has no output file", "node 1"]),
-        (TWO, "image/*", "", ["no output file is of a type", "video/mp4"]),
+        (TWO, "image/*", "", ["no output file has a type", "video/mp4"]),
         ({"1": simulated_output(count=2)}, MEDIA, "?node_id=1", ["several", "application/zip"]),
         ({"1": simulated_output(count=0)}, MEDIA, "", ["no output file", "application/json"]),
         ({"1": simulated_output(count=0)}, "application/zip", "", ["no output file", "application/json"]),

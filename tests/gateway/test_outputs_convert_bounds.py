@@ -57,7 +57,7 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 @pytest.mark.parametrize("size", [1, 3_000_000], ids=["in a thread", "in a process"])
 async def test_no_external_program_is_started_for_an_image(ghostscript: Path, size: int) -> None:
     notes, data = await given(ImageConverter(), EPS + b"%" * size)
-    assert notes == {"converted": False, "reason": "not an image format that can be read here"}
+    assert notes == {"converted": False, "reason": "the gateway cannot read this image format"}
     assert data.startswith(EPS)
     assert not ghostscript.exists()
 
@@ -65,7 +65,7 @@ async def test_no_external_program_is_started_for_an_image(ghostscript: Path, si
 @pytest.mark.parametrize("name", ["ICO", "PPM", "TGA", "PCX", "SGI", "EPS", "PDF", "JPEG2000"])
 async def test_formats_that_are_not_listed_are_not_read(name: str) -> None:
     notes, _ = await given(ImageConverter(), encoded(Image.new("RGB", (16, 16)), name))
-    assert notes == {"converted": False, "reason": "not an image format that can be read here"}
+    assert notes == {"converted": False, "reason": "the gateway cannot read this image format"}
 
 
 @pytest.mark.parametrize("name", ["JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PNG"])
@@ -218,5 +218,5 @@ async def test_an_image_passes_unchanged_when_its_process_is_killed(monkeypatch:
     large = encoded(noise("RGB", 2000, 1500))
     notes, data = await given(ImageConverter(), large)
     assert notes["converted"] is False
-    assert "its conversion was ended" in notes["reason"]
+    assert "the process that converted it was ended" in notes["reason"]
     assert data == large

@@ -214,7 +214,7 @@ async def test_max_queued_limits_the_waiting_jobs_of_one_key(
             return [task.result() for task in waiting if task.done() and task.result()[0] == 429]
 
         told = await until(refused, lambda answers: len(answers) == 5)
-        assert "3 jobs of the key 'alice' are waiting already (max_queued)" in told[0][1]["detail"]
+        assert "3 jobs of the key 'alice' are already waiting (max_queued)" in told[0][1]["detail"]
         assert len(await calls.listed(ALICE)) == 3
         await calls.call(BOB, "DELETE", f"/prompt_sync/{(await calls.listed(BOB))[0]}")
         await asyncio.gather(blocker, *waiting)
@@ -229,6 +229,6 @@ async def test_a_priority_above_max_priority_is_refused_by_name(engine: Engine, 
     async with running_gateway(engine.url, keys_file=path) as gateway:
         calls = Calls(gateway)
         status, told = await calls.submit(ALICE, invert_workflow(), priority=1)
-        assert (status, told["detail"]) == (422, "priority: the key 'alice' may ask for 0 at most (max_priority)")
+        assert (status, told["detail"]) == (422, "priority: the key 'alice' may set at most 0 (max_priority)")
         assert (await calls.submit(BOB, invert_workflow(), priority=10))[0] == 200
         assert (await calls.submit(BOB, invert_workflow(), _ASYNC, priority=11))[0] == 422

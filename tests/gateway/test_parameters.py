@@ -41,20 +41,28 @@ async def call(gateway: RunningGateway, method: str, target: str, *headers: tupl
         (
             "POST",
             "/prompt_sync?return_image_base64=true",
-            "return_image_base64: there is no such query parameter; it is a field of the body",
+            "return_image_base64: there is no such query parameter; send it as a field of the body",
         ),
         (
             "POST",
             "/prompt_sync?a%0Ab=1",
             "'a\\nb': there is no such query parameter; there are timeout, node_id, previews",
         ),
-        ("POST", "/prompt_sync?timeout=1&timeout=2", "timeout: this parameter may be given only once"),
+        ("POST", "/prompt_sync?timeout=1&timeout=2", "timeout: this parameter must be given only once"),
         ("GET", f"{ATTACH}?store=s3&bukcet=a", "bukcet: there is no such query parameter; did you mean bucket?"),
         ("GET", f"{ATTACH}?prompt_id=a", "prompt_id: there is no such query parameter; there are"),
-        ("GET", f"{ATTACH}?quality=1&quality=1", "quality: this parameter may be given only once"),
-        ("DELETE", f"{ATTACH}?timeout=9", "timeout: there is no such query parameter, and this endpoint has none"),
-        ("POST", "/validate?timeout=9", "timeout: there is no such query parameter, and this endpoint has none"),
-        ("POST", "/convert?strict", "strict: there is no such query parameter, and this endpoint has none"),
+        ("GET", f"{ATTACH}?quality=1&quality=1", "quality: this parameter must be given only once"),
+        (
+            "DELETE",
+            f"{ATTACH}?timeout=9",
+            "timeout: there is no such query parameter; this endpoint has no query parameters",
+        ),
+        (
+            "POST",
+            "/validate?timeout=9",
+            "timeout: there is no such query parameter; this endpoint has no query parameters",
+        ),
+        ("POST", "/convert?strict", "strict: there is no such query parameter; this endpoint has no query parameters"),
     ],
 )
 async def test_a_misspelt_or_repeated_query_parameter_is_refused_by_name(
@@ -68,8 +76,8 @@ async def test_a_misspelt_or_repeated_query_parameter_is_refused_by_name(
 @pytest.mark.parametrize(
     ("target", "detail"),
     [
-        ("/prompt_sync?timeout=", "timeout: the value is empty; give one, or leave timeout out"),
-        ("/prompt_sync?previews", "previews: the value is empty; give one, or leave previews out"),
+        ("/prompt_sync?timeout=", "timeout must not be empty; give a value, or leave timeout out"),
+        ("/prompt_sync?previews", "previews must not be empty; give a value, or leave previews out"),
         ("/prompt_sync?previews=perhaps", "previews: Input should be a valid boolean"),
         (f"/prompt_sync?node_id={'9' * 257}", "node_id: String should have at most 256 characters"),
     ],
@@ -98,7 +106,7 @@ async def test_a_query_is_refused_before_the_body_is_read(gateway: RunningGatewa
 @pytest.mark.parametrize(
     ("keys", "status", "detail"),
     [
-        (["a", "b"], 400, "Idempotency-Key: this header may be given only once"),
+        (["a", "b"], 400, "Idempotency-Key: this header must be given only once"),
         ([""], 422, "Idempotency-Key: String should have at least 1 character"),
         (["k" * 256], 422, "Idempotency-Key: String should have at most 255 characters"),
     ],

@@ -428,7 +428,7 @@ async def test_a_job_that_runpod_forgot_fails_with_that_reason(
 ) -> None:
     prompt_id = await submit(runpod_gateway)
     del endpoint.jobs[await endpoint.job()]
-    assert "RunPod does not know the job job-1 any more" in error_of(await history(runpod_gateway, prompt_id))
+    assert "RunPod no longer knows the job job-1" in error_of(await history(runpod_gateway, prompt_id))
 
 
 async def test_a_cancelled_job_that_was_not_sent_yet_is_never_sent(endpoint: FakeEndpoint, tmp_path: Path) -> None:

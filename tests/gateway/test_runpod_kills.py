@@ -145,7 +145,9 @@ async def test_a_kill_between_sending_and_the_reply_is_reported_and_nothing_sent
     async with world.living():
         status, answer = await world.insist("POST", "/prompt_sync", json=body)
         assert (status, world.points.struck) == (500, True)
-        assert "it is not known whether RunPod took the job: the gateway was stopped while it was sent" in str(answer)
+        assert "it is not known whether RunPod took the job: the gateway was stopped while it sent the prompt" in str(
+            answer
+        )
         # The same request gets the same answer.
         assert (await world.insist("POST", "/prompt_sync", json=body))[0] == 500
     assert endpoint.runs == jobs

@@ -60,7 +60,7 @@ async def test_the_old_journal_becomes_jobs(endpoint: FakeEndpoint, tmp_path: Pa
         kinds = [kind for kind, _ in (await history(gateway, INTERRUPTED))["status"]["messages"]]
         assert kinds[-1] == "execution_interrupted"
         # Jobs that had not ended: callers join one, others are collected, not sent again, or sent.
-        assert "the gateway was stopped while it was sent" in error_of(await history(gateway, BEING_SENT))
+        assert "the gateway was stopped while it sent the prompt" in error_of(await history(gateway, BEING_SENT))
         assert (await history(gateway, DELIVERED))["outputs"]["3"]["images"][0]["filename"] == "b.png"
         assert "the gateway was restarted before it ran" in error_of(await history(gateway, WITH_A_KEY))
         asking = asyncio.create_task(gateway.prompt_sync(invert_workflow(3), prompt_id=SENT))
@@ -152,7 +152,7 @@ async def test_the_takeover_waits_until_an_older_gateway_releases_the_journal(tm
                 return [line["detail"] for line in log_lines if line["event"] == "runpod.journal_in_use"]
 
             [detail] = await until(lines, bool)
-            assert detail.startswith("RUNPOD_DATA_DIR: another gateway uses the journal ")
+            assert detail.startswith("RUNPOD_DATA_DIR: another gateway already uses the journal ")
             # Its last write is not lost: SQLite keeps it in another file beside the journal.
             database.execute("UPDATE jobs SET job_id = 'job-40' WHERE prompt_id = ?", (SENT,))
         await taking
@@ -167,7 +167,7 @@ async def test_a_journal_that_stays_in_use_stops_the_start(tmp_path: Path) -> No
     async with SqliteJournal(tmp_path / "state") as journal:
         with (
             closing(_locked(tmp_path / "journal.sqlite3")),
-            pytest.raises(JournalError, match=r"RUNPOD_DATA_DIR: another gateway uses the journal .* Stop it"),
+            pytest.raises(JournalError, match=r"RUNPOD_DATA_DIR: another gateway already uses the journal .* Stop it"),
         ):
             await take_over_runpod_journal(tmp_path, "runpod:endpoint1", journal, now=5.0)
         assert (await journal.page(JobFilter(), 50)).records == ()

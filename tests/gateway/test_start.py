@@ -49,7 +49,7 @@ async def test_the_gateway_answers_while_it_waits_for_a_locked_journal(tmp_path:
                 assert (response.status, await response.json()) == (200, {"status": "alive"})
             status, body = await ready(gateway)
             assert (status, body["status"]) == (503, "not ready")
-            assert "another process uses the journal in STATE_DIR" in body["reason"]
+            assert "another process already uses the journal in STATE_DIR" in body["reason"]
             async with gateway.http.get("/health") as response:
                 assert response.status == 503
                 assert "STATE_DIR" in (await response.json())["error"]
@@ -84,7 +84,7 @@ async def test_a_journal_that_stays_locked_ends_the_start(tmp_path: Path, engine
             assert await gateway.exit_status() == UNUSABLE
         (line,) = gateway.lines_of("critical")
         assert line["event"] == "gateway.cannot_start"
-        assert "another process uses the journal" in line["detail"]
+        assert "another process already uses the journal" in line["detail"]
         assert line["file"] == str(tmp_path / FILE_NAME)
         assert_no_traceback(gateway.lines)
 

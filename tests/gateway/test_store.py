@@ -71,7 +71,7 @@ async def test_an_answer_may_have_base64_and_a_link(storing_gateway: RunningGate
 @pytest.mark.parametrize(
     ("place", "status", "named"),
     [
-        ({"store": "s3", "bucket": "bucket-of-another"}, 400, "not one that this gateway may store in"),
+        ({"store": "s3", "bucket": "bucket-of-another"}, 400, "may not store in the bucket"),
         ({"store": "s3", "presign_seconds": 10_000_000}, 400, "presign_seconds"),
         ({"store": "ftp"}, 422, "output.store"),
         ({"store": "s3", "path": "x"}, 422, "output.path: there is no such field"),

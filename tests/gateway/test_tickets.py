@@ -284,7 +284,7 @@ async def test_the_body_of_a_ticket_request_is_read_like_other_bodies(
     ("body", "detail"),
     [
         (b"", "the body is not JSON"),
-        (b"[]", 'the body is not a JSON object: {"url": "/view?…"} is wanted'),
+        (b"[]", 'the body is not a JSON object; send {"url": "/view?…"}'),
         (b'{"url": NaN}', "url: "),
         (b'{"url": "/view?a=\\ud800"}', "url: "),
         (b'{"url": "/view?a=1", "path": "/"}', "path: "),

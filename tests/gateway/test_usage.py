@@ -53,10 +53,10 @@ async def test_days_limit_the_answer_and_invalid_queries_are_named(gateway_with_
         )
     for query, detail in (
         ("?by=colour", "by: there is no 'colour'; there are day, key, person, workflow"),
-        ("?since=yesterday", "since: a day, such as 2026-11-01, is wanted"),
-        ("?until=2026-02-30", "until: a day, such as 2026-11-01, is wanted"),
-        ("?until=20260201", "until: a day, such as 2026-11-01, is wanted"),
-        ("?since=2026-11-01%0A", "since: a day, such as 2026-11-01, is wanted"),
+        ("?since=yesterday", "since: must be a day, such as 2026-11-01"),
+        ("?until=2026-02-30", "until: must be a day, such as 2026-11-01"),
+        ("?until=20260201", "until: must be a day, such as 2026-11-01"),
+        ("?since=2026-11-01%0A", "since: must be a day, such as 2026-11-01"),
         ("?since=2026-11-02&until=2026-11-01", "since: 2026-11-02 is after until, 2026-11-01"),
         ("?since=9999-01-01", "since: 9999-01-01 is after today, "),
         ("?form=2001-01-01", "form: there is no such query parameter"),

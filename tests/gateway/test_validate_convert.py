@@ -201,8 +201,8 @@ async def test_convert_finds_a_ui_export_inside_other_json(gateway: RunningGatew
         ([], "not a JSON object"),
         (1, "not a JSON"),
         ({"workflow": "x"}, "workflow is not JSON"),
-        (invert_workflow(), "in API format already"),
-        ({"prompt": invert_workflow()}, "in API format already"),
+        (invert_workflow(), "already in API format"),
+        ({"prompt": invert_workflow()}, "already in API format"),
     ],
 )
 async def test_convert_refuses_other_content(gateway: RunningGateway, body: Any, named: str) -> None:

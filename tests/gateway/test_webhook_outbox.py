@@ -179,7 +179,7 @@ async def no_http(request: web.Request) -> web.StreamResponse:
         (drip_head, _WAITING, "no answer within 0.5 s"),
         (hang, _WAITING, "no answer within 0.5 s"),
         (close, _WAITING, "the connection was closed without an answer"),
-        (no_http, _WAITING, "no proper HTTP answer"),
+        (no_http, _WAITING, "the answer is not valid HTTP"),
     ],
 )
 async def test_a_misbehaving_receiver_costs_a_bounded_time(
@@ -271,7 +271,7 @@ async def test_a_host_is_checked_at_each_try_and_only_the_checked_address_is_use
             for times, delay_s in enumerate(DELAYS_S[:2], 2):
                 outbox.pass_time(delay_s)
                 tried = await outbox.tried(1, times)
-                assert (tried.state, tried.answer) == (_WAITING, "not an address that the gateway may connect to")
+                assert (tried.state, tried.answer) == (_WAITING, "the gateway may not connect to this address")
             outbox.pass_time(DELAYS_S[2])
             assert (await outbox.tried(1, 4)).state is _DELIVERED
         assert inside.received == []
@@ -290,14 +290,14 @@ async def test_the_gateway_never_connects_to_an_address_that_is_not_permitted(ho
             await outbox.job(1, f"http://{host}:{inside.port}/")
             tried = await outbox.tried(1, 1)
         assert inside.received == []
-    assert (tried.state, tried.answer) == (_WAITING, "not an address that the gateway may connect to")
+    assert (tried.state, tried.answer) == (_WAITING, "the gateway may not connect to this address")
 
 
 @pytest.mark.parametrize("url", ["http://user:pw@127.0.0.1/", "ftp://127.0.0.1/", "http://[", "nothing"])
 async def test_an_unusable_url_is_recorded_as_a_failed_try(url: str) -> None:
     async with sending(MemoryJournal()) as outbox:
         await outbox.job(1, url)
-        assert (await outbox.tried(1, 1)).answer == "not a URL that can be asked"
+        assert (await outbox.tried(1, 1)).answer == "the URL cannot be used"
 
 
 async def test_the_operators_url_may_be_internal(webhook_receiver: Receiver) -> None:
@@ -338,7 +338,7 @@ async def test_host_names_are_looked_up_and_failures_are_named(webhook_receiver:
         await outbox.job(2, "http://no-such-name.invalid/")
         assert (await outbox.tried(2, 1)).answer == "the host's name could not be looked up"
         await outbox.job(3, f"http://{'a' * 64}.example/")
-        assert (await outbox.tried(3, 1)).answer == "the host is no valid name"
+        assert (await outbox.tried(3, 1)).answer == "the host name is not valid"
 
 
 # The journal
@@ -410,7 +410,7 @@ async def test_a_body_that_cannot_be_made_counts_as_a_try(webhook_receiver: Rece
         tried = await outbox.tried(1, 1)
         assert (tried.state, tried.answer) == (
             _WAITING,
-            "the gateway could not make or send it; its log has the reason",
+            "the gateway failed while it made or sent the webhook; its log has the reason",
         )
         assert webhook_receiver.received == []
         outbox.pass_time(DELAYS_S[0])

@@ -267,7 +267,7 @@ async def test_a_webhook_that_cannot_be_sent_again_gets_the_reason(engine: Engin
             assert response.status == 200
         plain = await submit(gateway.http, invert_workflow())
         assert (await fetch(gateway.http, plain))[0] == 200
-        assert await again(plain, gateway) == (409, "no webhook is sent for the end of this job")
+        assert await again(plain, gateway) == (409, "this job has no webhook for its end")
     async with running_gateway(engine.url) as gateway:
         status, detail = await again(str(uuid4()), gateway)
         assert (status, "WEBHOOK_SECRET and PUBLIC_URL" in detail) == (422, True)

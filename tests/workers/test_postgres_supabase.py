@@ -189,7 +189,7 @@ async def test_files_of_a_public_bucket_have_plain_links(supabase: SupabaseStub,
     ("bucket", "key", "size", "said"),
     [
         ("missing", SERVICE_ROLE_KEY, 1, "Supabase has no bucket 'missing'"),
-        ("outputs", SERVICE_ROLE_KEY, 60 * 1024, "above the project's upload limit"),
+        ("outputs", SERVICE_ROLE_KEY, 60 * 1024, "larger than the project's upload limit"),
         ("outputs", "wrong", 1, "refused the key"),
     ],
 )

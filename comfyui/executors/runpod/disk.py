@@ -21,4 +21,4 @@ def reason_of(error: OSError) -> str:
 
 def advice(problem: str, setting: str = "RUNPOD_DATA_DIR") -> str:
     """`problem` with the setting that it concerns, and what to do."""
-    return f"{setting}: {problem}. Make room on its disk, and let the gateway write there"
+    return f"{setting}: {problem}. Check that its disk has room and that the gateway may write there"

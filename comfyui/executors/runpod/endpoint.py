@@ -285,7 +285,7 @@ class RunPodEndpoint:
     def _redirected(self, response: aiohttp.ClientResponse) -> str:
         """Names only the origin: the rest may be a secret."""
         who = "RunPod's own API" if self._is_platform else "RUNPOD_ENDPOINT_URL"
-        advice = "is a proxy in between?" if self._is_platform else "correct the setting"
+        advice = "a proxy may stand in between" if self._is_platform else "correct the setting"
         try:
             origin = str(response.url.join(URL(response.headers[hdrs.LOCATION])).origin())
         except (KeyError, ValueError):
@@ -315,7 +315,7 @@ async def _body(response: aiohttp.ClientResponse) -> bytes:
     async for chunk in response.content.iter_any():
         body += chunk
         if len(body) > _LONGEST_ANSWER:
-            raise ComfyUIServerError("RunPod's answer is larger than a job's result can be")
+            raise ComfyUIServerError("RunPod's answer is larger than the result of a job may be")
     return bytes(body)
 
 

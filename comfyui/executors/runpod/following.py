@@ -24,9 +24,7 @@ _SLOWEST_S = 2.5
 _LOOKS_PER_S = 100.0
 _LOOKS_AT_ONCE = 32
 _MISSES_UNTIL_FORGOTTEN = 2
-_FORGOTTEN = (
-    "RunPod does not know the job {job_id} any more: it keeps a result for 30 minutes, and a job for a day at most"
-)
+_FORGOTTEN = "RunPod no longer knows the job {job_id}: it keeps a result for 30 minutes, and a job for a day at most"
 
 
 class Follower:

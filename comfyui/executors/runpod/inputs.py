@@ -136,7 +136,7 @@ class InputFiles:
         """Puts an upload in place; returns its name, which is a new one if that one has other content."""
         checked = checked_name(name, subfolder)
         if checked is None:
-            raise ComfyUIInputError("filename, subfolder: a plain file name and a relative folder without '..'")
+            raise ComfyUIInputError("filename must be a plain file name, and subfolder a relative folder without '..'")
         folder = self.folder / checked.subfolder
         folder.mkdir(parents=True, exist_ok=True)
         chosen, number = checked.name, 1
@@ -192,7 +192,7 @@ class InputFiles:
         try:
             return await asyncio.to_thread(file.path.read_bytes)
         except OSError as error:
-            raise ComfyUIServerError(f"the input {file.name!r} is gone") from error
+            raise ComfyUIServerError(f"the input {file.name!r} no longer exists") from error
 
     async def _files_of(self, prompt: Prompt, posted: Prompt, key: str | None) -> tuple[Prompt, list[InputRef]]:
         """The workflow for the worker, and the files that it names; each file once."""
@@ -257,7 +257,7 @@ def wanted_of(prompt: Mapping[str, Any], request: PromptRequest) -> Mapping[str,
     if targets is None:
         return prompt
     if not targets or any(one not in prompt for one in targets):
-        raise ComfyUIValidationError("partial_execution_targets: must be a list of this workflow's nodes")
+        raise ComfyUIValidationError("partial_execution_targets must be a list of this workflow's nodes")
     kept = {node_id for target in targets for node_id in needed_by(prompt, target)}
     return {node_id: node for node_id, node in prompt.items() if node_id in kept}
 

@@ -103,7 +103,7 @@ class ResultFiles:
                 problems.append(f"{file.filename}: {error.detail}")
                 _log.warning("runpod.file_lost", prompt_id=prompt_id, file=file.filename, detail=error.detail)
         if problems and len(problems) == len(placed):
-            raise ComfyUIServerError(f"the job's files cannot be had: {'; '.join(problems)}")
+            raise ComfyUIServerError(f"the job's files cannot be fetched: {'; '.join(problems)}")
         return _outputs(reply, _Places(placed))
 
     async def _insist(
@@ -134,11 +134,11 @@ class ResultFiles:
             try:
                 await self._place(prompt_id, file, path, lambda target: _write_base64(target, file.data))
             except ValueError as error:
-                raise ComfyUIServerError("the reply has no valid base64 for it") from error
+                raise ComfyUIServerError("the reply's content of the file is not valid base64") from error
         elif file.kind == "s3_url":
             await self._insist(prompt_id, file, lambda: self._download(prompt_id, file, path), setting="TMPDIR")
         else:
-            raise ComfyUIServerError(file.data or "the worker did not send it")
+            raise ComfyUIServerError(file.data or "the worker did not send the file")
 
     async def _place(self, prompt_id: str, file: _Listed, path: Path, fill: Callable[[IO[bytes]], None]) -> None:
         await self._insist(prompt_id, file, lambda: asyncio.to_thread(_write, path, fill))

@@ -242,7 +242,7 @@ class RunPodServer:
         telling = self._cancels.start(self._cancel(prompt_id, job_id), f"cancel {prompt_id}")
         done, _ = await asyncio.wait([telling], timeout=self._options.times.cancel_s)
         if not done:
-            raise ComfyUIServerError("RunPod could not be told of the cancel yet", prompt_id=prompt_id)
+            raise ComfyUIServerError("RunPod has not received the cancel yet", prompt_id=prompt_id)
 
     async def _cancel(self, prompt_id: str, job_id: str) -> None:
         def again(error: ComfyUIError, failures: int) -> None:
@@ -281,7 +281,7 @@ class RunPodServer:
 
     async def rejoin(self, job: Assignment, attempt: Attempt) -> None:
         if attempt.ref is None:
-            raise unknown_submission("the gateway was stopped while it was sent", job.prompt_id)
+            raise unknown_submission("the gateway was stopped while it sent the prompt", job.prompt_id)
         self._runs[job.prompt_id] = Run(attempt.ref, has_reply=attempt.has_reply, since=time.monotonic())
 
     async def result(self, job: Assignment) -> PromptResult:

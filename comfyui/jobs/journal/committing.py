@@ -148,7 +148,7 @@ class CommitThread:
             except sqlite3.OperationalError as error:
                 if not is_locked(error) or time.monotonic() >= until:
                     raise
-                self.problem = "another process uses the journal in STATE_DIR"
+                self.problem = "another process already uses the journal in STATE_DIR"
                 if self._given_up.wait(_LOOK_AGAIN_S):
                     raise
             else:
@@ -198,18 +198,18 @@ def journal_error(error: BaseException) -> BaseException:
         return error
     reason = (error.strerror or type(error).__name__) if isinstance(error, OSError) else str(error)
     if isinstance(error, sqlite3.Error) and is_locked(error):
-        detail = "STATE_DIR: another process uses the journal. Stop it, or give each gateway a folder of its own"
+        detail = "STATE_DIR: another process already uses the journal. Stop it, or give each gateway its own folder"
     elif isinstance(error, FileExistsError | NotADirectoryError):
-        detail = f"STATE_DIR: it is a file or lies below one, and has to be a folder ({reason})"
+        detail = f"STATE_DIR must be a folder, but it is a file or lies below one ({reason})"
     elif isinstance(error, FileNotFoundError | PermissionError):
-        detail = f"STATE_DIR: the folder cannot be made or written: {reason}. See that the gateway's user may do so"
+        detail = f"STATE_DIR: the folder cannot be made or written: {reason}. Check that the gateway's user may do so"
     elif isinstance(error, OSError | sqlite3.OperationalError):
         detail = (
-            f"STATE_DIR: the journal cannot be read or written: {reason}. See that its disk has room, and that the"
+            f"STATE_DIR: the journal cannot be read or written: {reason}. Check that its disk has room, and that the"
             " gateway may write there"
         )
     else:
-        detail = f"STATE_DIR: the journal cannot be read: {reason}. Move jobs.sqlite3 away, or take it from a backup"
+        detail = f"STATE_DIR: the journal cannot be read: {reason}. Move jobs.sqlite3 away, or restore it from a backup"
     told = JournalError(detail)
     told.__cause__ = error
     return told

@@ -30,9 +30,11 @@ def seq_of(cursor: str | None, narrowed: JobFilter) -> int | None:
         text = b""
     match = _PLAIN.fullmatch(text)
     if match is None:
-        raise QueryError("cursor: it is not valid; send the next_cursor of the page before unchanged, or none")
+        raise QueryError("cursor must be the unchanged next_cursor of the previous page, or be left out")
     if match[2].decode() != _mark(narrowed):
-        raise QueryError("cursor: it is of a list with other filters; send those of the page before, or no cursor")
+        raise QueryError(
+            "cursor belongs to a list with other filters; send the filters of the previous page, or no cursor"
+        )
     return int(match[1])
 
 

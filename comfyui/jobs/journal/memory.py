@@ -196,7 +196,7 @@ class MemoryJournal:
             return 0
         if job.kind == "async" and self._unfinished_bytes + len(job.body or b"") > self._max_bytes // 2:
             raise ComfyUIOverloadedError(
-                f"the jobs that wait fill {self._max_bytes // 2_000_000} MB of memory; try again later, or keep them on"
+                f"the waiting jobs take {self._max_bytes // 2_000_000} MB of memory; try again later, or keep them on"
                 " disk by STATE_DIR"
             )
         seq = self._next_number()
@@ -403,7 +403,7 @@ class MemoryJournal:
                 self._remove(self._jobs[seq])
                 return
             self._ended[seq] = self._ended.pop(seq)
-        _log.warning("journal.memory_full", prompt_id=oldest.prompt_id, detail="its webhook will not be sent")
+        _log.warning("journal.memory_full", prompt_id=oldest.prompt_id, detail="the job's webhook will not be sent")
         self._remove(oldest)
 
     def _remove(self, job: JobRecord) -> None:

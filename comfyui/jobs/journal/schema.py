@@ -233,7 +233,7 @@ def migrate(database: sqlite3.Connection) -> None:
     if version > len(MIGRATIONS):
         raise JournalError(
             f"STATE_DIR: the journal was written by a newer version of the gateway (its schema is {version}, and this"
-            f" version reads up to {len(MIGRATIONS)}). Run that version, or use another folder"
+            f" version reads up to {len(MIGRATIONS)}). Run that version, or set another folder"
         )
     if version == len(MIGRATIONS):
         return

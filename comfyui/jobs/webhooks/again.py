@@ -28,8 +28,8 @@ async def send_again(
     if record is None:
         raise ComfyUINotFoundError(UNKNOWN_JOB, prompt_id=prompt_id)
     if not record.state.is_end:
-        raise ComfyUIConflictError("the job has not ended yet; its webhook is sent when it has", prompt_id=prompt_id)
+        raise ComfyUIConflictError("the job has not ended yet; its webhook is sent when it ends", prompt_id=prompt_id)
     if not await journal.write(SendAgain(prompt_id, clock())):
-        raise ComfyUIConflictError("no webhook is sent for the end of this job", prompt_id=prompt_id)
+        raise ComfyUIConflictError("this job has no webhook for its end", prompt_id=prompt_id)
     announcements.news.set()
     return record, [one for one in await journal.deliveries(prompt_id) if one.run == record.run]

@@ -153,7 +153,7 @@ class Outbox:
             return await self._sender.post(delivery.url, headers, body, guarded=delivery.audience == "caller")
         except Exception:
             self._log.exception("webhook.failed", prompt_id=delivery.prompt_id, webhook_event=delivery.event)
-            return Answer("the gateway could not make or send it; its log has the reason")
+            return Answer("the gateway failed while it made or sent the webhook; its log has the reason")
 
     async def _rendered(self, delivery: Delivery) -> bytes:
         async with self._bodies, asyncio.timeout(self._options.render_s):

@@ -33,7 +33,7 @@ class WebhookRules:
             missing = tuple(name for name in missing if name not in _BY_KEY)
         if missing:
             named = f"{' and '.join(missing)} {'are' if missing[1:] else 'is'}"
-            raise RequestError(f"webhook: this gateway sends none, since {named} not set")
+            raise RequestError(f"webhook: the gateway sends no webhooks, because {named} not set")
 
     def check(self, url: str, rules: KeyRules | None = None) -> None:
         """Raise `RequestError` for a URL that nothing would be sent to.
@@ -42,10 +42,10 @@ class WebhookRules:
         """
         self.check_enabled(rules)
         if not url.isprintable() or " " in url:
-            raise RequestError("webhook.url: not a valid URL")
+            raise RequestError("webhook.url must be a valid URL")
         try:
             self._policy.checked(parse_url(url))
         except NotPermittedError:
-            raise RequestError("webhook.url: the address is not public; WEBHOOK_URL_ALLOW lists exceptions") from None
+            raise RequestError("webhook.url must have a public address; WEBHOOK_URL_ALLOW lists exceptions") from None
         except ValueError as error:
             raise RequestError(f"webhook.url: {error}") from None

@@ -26,7 +26,7 @@ from comfyui.transport.interim import BoundedResponse
 _GONE = 410
 _NAMES_AT_ONCE = 64
 _AT_ONCE = 256 * 1024
-_NO_ADDRESS = "not an address that the gateway may connect to"
+_NO_ADDRESS = "the gateway may not connect to this address"
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +128,7 @@ class WebhookSender:
         except (aiohttp.ClientError, TimeoutError) as error:
             return self._failure(error)
         except (OSError, ValueError):
-            return Answer("not a URL that can be asked")
+            return Answer("the URL cannot be used")
 
     def _answer(self, status: int, retry_after: str) -> Answer:
         if 200 <= status < 300:
@@ -144,12 +144,12 @@ class WebhookSender:
             if isinstance(error.os_error, NotPermittedError):
                 return Answer(_NO_ADDRESS, refused=True)
             if isinstance(error.os_error, NoSuchNameError):
-                return Answer("the host is no valid name")
+                return Answer("the host name is not valid")
             return Answer("the host's name could not be looked up")
         if isinstance(error, aiohttp.ClientSSLError):
-            return Answer("no secure connection could be made; the certificate, perhaps")
+            return Answer("no secure connection could be made; the certificate may be the cause")
         if isinstance(error, aiohttp.ClientConnectorError):
             return Answer("no connection could be made")
         if isinstance(error, aiohttp.ClientResponseError):
-            return Answer("no proper HTTP answer")
+            return Answer("the answer is not valid HTTP")
         return Answer("the connection was closed without an answer")

@@ -25,7 +25,7 @@ class Signer:
 
     def __init__(self, secrets: Sequence[str]) -> None:
         if not secrets:
-            raise ValueError("no secret is given")
+            raise ValueError("a secret must be given")
         self._keys = tuple(key_of(secret) for secret in secrets)
 
     def headers(self, message_id: str, at: float, body: bytes) -> dict[str, str]:
@@ -47,10 +47,10 @@ def key_of(secret: str) -> bytes:
         # Padding is optional for the receivers' libraries, too; base64 for URLs is not understood there.
         key = base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
     except (binascii.Error, ValueError):
-        raise ValueError("a secret is not base64; make one by: echo whsec_$(openssl rand -base64 32)") from None
+        raise ValueError("a secret must be base64; make one with: echo whsec_$(openssl rand -base64 32)") from None
     if len(key) < _SHORTEST:
         raise ValueError(
-            f"a secret has {len(key)} bytes, and at least {_SHORTEST} are needed; make one by:"
+            f"a secret must have at least {_SHORTEST} bytes, but one has {len(key)}; make one with:"
             " echo whsec_$(openssl rand -base64 32)"
         )
     return key

@@ -115,7 +115,7 @@ class S3Store:
                 if public := self._settings.public_endpoint_url:
                     self._signer = await stack.enter_async_context(self._new_client(session, config, public))
             except (self._errors.BotoCoreError, ValueError) as error:
-                raise StorageError(f"the object store's settings are not usable: {type(error).__name__}") from error
+                raise StorageError(f"the object store's settings cannot be used: {type(error).__name__}") from error
             self._stack = stack.pop_all()
         return self
 
@@ -128,7 +128,9 @@ class S3Store:
         settings = self._settings
         bucket = placement.bucket or settings.bucket
         if bucket not in {settings.bucket, *settings.allowed_buckets} or not _BUCKET.fullmatch(bucket):
-            raise StorageRefusedError(f"bucket {bucket!r} is not one that this gateway may store in")
+            raise StorageRefusedError(
+                f"the gateway may not store in the bucket {bucket!r}; S3_ALLOWED_BUCKETS lists the buckets"
+            )
         _lifetime(placement, settings.presign_seconds)
 
     async def put(
@@ -192,7 +194,7 @@ class S3Store:
             reason = self._translated(error, bucket).detail
             raise StorageError(f"the check of the store failed at {step}: {reason}") from error
         if read != content:
-            raise StorageError("the check of the store read something else than it had written")
+            raise StorageError("the check of the store did not read what it had written")
         try:
             await self._client.delete_object(**place)
         except (self._errors.ClientError, self._errors.BotoCoreError) as error:

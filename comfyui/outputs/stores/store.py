@@ -207,5 +207,5 @@ class Parts:
         self.ended = exhausted and not self._rest
         self.size += len(part)
         if self._length is not None and (self.size > self._length or (self.ended and self.size < self._length)):
-            raise StorageError(f"the file has not the {self._length} bytes that were announced")
+            raise StorageError(f"the file does not have the {self._length} bytes that were announced")
         return bytes(part)

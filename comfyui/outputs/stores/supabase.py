@@ -86,7 +86,9 @@ class SupabaseStorage:
 
     def check(self, placement: Placement) -> None:
         if placement.bucket not in {None, self._bucket} or placement.presign_seconds is not None:
-            raise StorageRefusedError("bucket and lifetime of links are the worker's settings")
+            raise StorageRefusedError(
+                "a job cannot choose the bucket and the lifetime of links; the worker's settings do"
+            )
 
     async def put(
         self,
@@ -111,7 +113,7 @@ class SupabaseStorage:
                 raise body.error from None
             raise
         if length is not None and body.size != length:
-            raise StorageError(f"the file has not the {length} bytes that were announced")
+            raise StorageError(f"the file does not have the {length} bytes that were announced")
         return StoredObject(await self._url(key), self._bucket, key, body.size, str(answer.get("Id") or ""))
 
     async def link(self, bucket: str, key: str, placement: Placement) -> str:
@@ -168,7 +170,9 @@ class SupabaseStorage:
             case 404:
                 return StorageRefusedError(f"Supabase has no bucket {self._bucket!r}")
             case 413:
-                return StorageRefusedError("the file is above the project's upload limit; use S3 for outputs instead")
+                return StorageRefusedError(
+                    "the file is larger than the project's upload limit; use S3 for outputs instead"
+                )
             case 401 | 403:
                 return StorageRefusedError("Supabase's storage refused the key; it must be the service-role key")
         text = f"Supabase's storage answered {status}: {str(fields.get('error') or 'no reason given')[:200]}"

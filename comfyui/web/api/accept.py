@@ -54,7 +54,9 @@ class Accepted:
         ]
         if not forms:
             wanted = ", ".join(media_range for media_range, _ in self.ranges)
-            raise NotAcceptableError(f"Accept: {wanted[:200]} matches none of our forms: {_OFFERS}")
+            raise NotAcceptableError(
+                f"Accept: {wanted[:200]} names no form that the gateway can send; it can send {_OFFERS}"
+            )
         return forms
 
     def takes(self, content_type: str) -> bool:

@@ -31,7 +31,7 @@ _WHOLE_ANSWER = 1024 * 1024
 # A refusal that comes sooner than this still gets its HTTP status, even for an answer in events.
 _START_PATIENCE_S = 1.0
 _MOST_NAMED = 20
-_NO_FILE = "the prompt has no output file; ask for application/json"
+_NO_FILE = "the prompt has no output file; set Accept to application/json"
 
 Work = Callable[[Listener | None], Coroutine[Any, Any, PromptResult]]
 
@@ -175,13 +175,13 @@ def _chosen(call: Call, result: PromptResult) -> OutputFile:
     if not result.files:
         detail = _NO_FILE
     elif not of_node:
-        detail = f"node {call.node_id!r} has no output file; there are {_named(result.files)}"
+        detail = f"node {call.node_id!r} has no output file; the output files are {_named(result.files)}"
     elif not fitting:
-        detail = f"no output file is of a type that Accept names; there are {_named(of_node)}"
+        detail = f"no output file has a type that Accept names; the output files are {_named(of_node)}"
     elif len({file.node_id for file in fitting}) > 1:
-        detail = f"there are several output files, choose one by ?node_id=: {_named(fitting)}"
+        detail = f"there are several output files; choose one with ?node_id=: {_named(fitting)}"
     else:
-        detail = f"node {fitting[0].node_id} has several output files, ask for application/zip: {_named(fitting)}"
+        detail = f"node {fitting[0].node_id} has several output files; set Accept to application/zip: {_named(fitting)}"
     raise NotAcceptableError(detail, prompt_id=call.prompt_id)
 
 

@@ -126,8 +126,12 @@ def _form_schema() -> Schema:
         for name, field in PromptRequest.model_json_schema()["properties"].items()
         if name != "prompt"
     }
-    files = {"type": "array", "items": BYTES, "description": "Files under any name; the workflow has their file names."}
-    workflow = text | {"description": "The workflow, bare or as a whole body."}
+    files = {
+        "type": "array",
+        "items": BYTES,
+        "description": "Files under any field name; the workflow refers to them by their file names.",
+    }
+    workflow = text | {"description": "The workflow alone, or a whole JSON body with it."}
     return {"type": "object", "required": ["workflow"], "properties": {"workflow": workflow, **fields, "images": files}}
 
 
@@ -178,7 +182,7 @@ def _parsed(fields: dict[str, Any], size: int, limits: Limits, *, bare: bool) ->
     """A body as a request. `bare`: whether the body may be the workflow itself."""
     if "prompt" not in fields and looks_like_workflow(fields):
         if not bare and not is_ui_format(fields):
-            raise RequestError('this is a bare workflow; wrap it in an object: {"prompt": {…}}')
+            raise RequestError('the body is a workflow alone; wrap it in an object: {"prompt": {…}}')
         fields = {"prompt": fields}  # a UI format is refused by its name, with what to do
     return request_of(fields, size, limits)
 
@@ -214,7 +218,7 @@ def _check_counts(fields: Mapping[str, Any], limits: Limits) -> None:
     for name, limit in (("images", limits.max_inputs), ("partial_execution_targets", limits.max_workflow_nodes)):
         value = fields.get(name)
         if isinstance(value, list) and len(value) > limit:
-            raise over(f"{name}: more than {{limit}} entries", limit)
+            raise over(f"{name} must have at most {{limit}} entries", limit)
 
 
 def _check_sizes(name: str, value: Any) -> None:
@@ -224,10 +228,10 @@ def _check_sizes(name: str, value: Any) -> None:
         inside: list[tuple[str, Any]] = []
         for where, held in pending:
             if isinstance(held, str) and len(held) > _LONGEST_TEXT and not where.endswith("].image"):
-                raise RequestError(f"{where}: more than {_LONGEST_TEXT} characters")
+                raise RequestError(f"{where} must have at most {_LONGEST_TEXT} characters")
             if isinstance(held, dict):
                 if len(held) > _MOST_UNKNOWN:
-                    raise RequestError(f"{where}: more than {_MOST_UNKNOWN} fields")
+                    raise RequestError(f"{where} must have at most {_MOST_UNKNOWN} fields")
                 inside += [(f"{where}.{short(key)}", item) for key, item in held.items()]
             elif isinstance(held, list):
                 inside += [(f"{where}[{index}]", item) for index, item in enumerate(held)]
@@ -240,7 +244,7 @@ def json_object(
     """Raises `RequestError`, which shows the expected form, for any other value, and `ComfyUILimitError`."""
     body = json_value(text, limits, what, f"{what} is not JSON")
     if not isinstance(body, dict):
-        raise RequestError(f"{what} is not a JSON object: {wanted} is wanted")
+        raise RequestError(f"{what} is not a JSON object; send {wanted}")
     return body
 
 
@@ -263,7 +267,7 @@ def _body_of_form(texts: dict[str, bytes | bytearray], limits: Limits) -> dict[s
     """The fields of a form as the JSON body that says the same."""
     given = [name for name in WORKFLOW_FIELDS if name in texts]
     if len(given) != 1:
-        raise RequestError("the form needs one part 'workflow' (or 'prompt') with the workflow as JSON")
+        raise RequestError("the form must have one part 'workflow' (or 'prompt') with the workflow as JSON")
     workflow = json_object(texts[given[0]], given[0], limits)
     wrapped = "prompt" in workflow and not looks_like_workflow(workflow)
     body: dict[str, Any] = workflow if wrapped else {"prompt": workflow}

@@ -41,10 +41,10 @@ Id = Annotated[str, Field(json_schema_extra={"format": "uuid"})]
 class JobProgress(TypedDict):
     """How far a prompt that runs is."""
 
-    overall: Annotated[float, Field(description="Progress of the whole prompt, 0 to 1.")]
-    node: Annotated[str | None, Field(description="The node that runs.")]
-    title: Annotated[str | None, Field(description="Its title in the editor, else its class.")]
-    value: Annotated[float | None, Field(description="Steps of it that are done.")]
+    overall: Annotated[float, Field(description="The progress of the whole prompt, from 0 to 1.")]
+    node: Annotated[str | None, Field(description="The id of the node that runs.")]
+    title: Annotated[str | None, Field(description="The node's title in the editor, or its class if it has none.")]
+    value: Annotated[float | None, Field(description="The steps of the node that are done.")]
     max: Annotated[float | None, Field(description="Its steps.")]
 
 
@@ -80,19 +80,28 @@ class PendingJob(TypedDict):
 
     prompt_id: Id
     status: Status
-    position: Annotated[int | None, Field(description="Jobs before it; null if it runs, or if that is unknown.")]
+    position: Annotated[
+        int | None, Field(description="The number of jobs before it; null if it runs, or if the number is unknown.")
+    ]
     paused: NotRequired[
-        Annotated[Literal[True], Field(description="The queue is paused: the job waits until it is resumed.")]
+        Annotated[
+            Literal[True], Field(description="Whether the queue is paused, so that the job waits until it is resumed.")
+        ]
     ]
     waits_for: NotRequired[
-        Annotated[list[str], Field(description="Servers: no other one may run it, and all of these are down.")]
+        Annotated[list[str], Field(description="The only servers that can run the job, if all of them are down.")]
     ]
     created_at: Time | None
     workflow: NotRequired[Annotated[WorkflowEntry, Field(description="Only if a named workflow was called.")]]
     started_at: NotRequired[Time | None]
     progress: NotRequired[JobProgress | None]
     webhook: NotRequired[Annotated[ShownWebhooks, Field(description="Only if the job has webhooks.")]]
-    stored: NotRequired[Annotated[Literal[False], Field(description="STATE_DIR is empty: a restart forgets the job.")]]
+    stored: NotRequired[
+        Annotated[
+            Literal[False],
+            Field(description="Whether a restart of the gateway forgets the job, because STATE_DIR is empty."),
+        ]
+    ]
 
 
 class JobFailure(TypedDict):
@@ -107,18 +116,25 @@ class ShownDelivery(TypedDict):
 
     id: Annotated[str, Field(description="`webhook-id`.")]
     event: str
-    audience: Annotated[Literal["caller", "operator"], Field(description="`operator`: for WEBHOOK_URL.")]
+    audience: Annotated[
+        Literal["caller", "operator"], Field(description="`caller` is the request's URL, `operator` is WEBHOOK_URL.")
+    ]
     run: int
-    state: Annotated[Literal["waiting", "delivered", "given_up"], Field(description="`waiting`: for its next try.")]
+    state: Annotated[
+        Literal["waiting", "delivered", "given_up"], Field(description="`waiting` means that another attempt follows.")
+    ]
     tries: int
     tried_at: Time | None
-    answer: Annotated[str | None, Field(description="The outcome of the last try.")]
+    answer: Annotated[str | None, Field(description="The outcome of the last attempt.")]
 
 
 class ShownWebhooks(TypedDict):
     """The receivers of a job's webhooks, and the state of each."""
 
-    url: Annotated[str | None, Field(description="Without its query; null if only WEBHOOK_URL is told.")]
+    url: Annotated[
+        str | None,
+        Field(description="The webhook's URL without its query; null if the webhook goes only to WEBHOOK_URL."),
+    ]
     deliveries: list[ShownDelivery]
 
 
@@ -135,9 +151,11 @@ class ListedJob(TypedDict):
 
     prompt_id: Id
     status: Status
-    kind: Annotated[Literal["sync", "async"], Field(description="sync: a caller waits for it on its connection.")]
-    run: Annotated[int, Field(description="The number of the run, from 1 on.")]
-    workflow: Annotated[str | None, Field(description="The name of the workflow, if it was called by one.")]
+    kind: Annotated[
+        Literal["sync", "async"], Field(description="`sync` means that a caller waits for the job on its connection.")
+    ]
+    run: Annotated[int, Field(description="The number of the run, beginning with 1.")]
+    workflow: Annotated[str | None, Field(description="The name of the workflow, if a named workflow was called.")]
     labels: Mapping[str, str]
     priority: int
     server: str | None
@@ -152,7 +170,9 @@ class JobList(TypedDict):
     """Jobs, newest first."""
 
     jobs: list[ListedJob]
-    next_cursor: NotRequired[Annotated[str, Field(description="The cursor of the next page; missing on the last one.")]]
+    next_cursor: NotRequired[
+        Annotated[str, Field(description="The cursor of the next page; it is missing on the last page.")]
+    ]
 
 
 class ListCall(Parameters):
@@ -161,15 +181,15 @@ class ListCall(Parameters):
     status: str | None = Field(
         default=None,
         max_length=100,
-        description=f"States, with commas between them: {', '.join(state.value for state in State)}.",
+        description=f"States, separated by commas: {', '.join(state.value for state in State)}.",
         examples=["failed,lost"],
     )
     workflow: str | None = Field(default=None, max_length=256, description="The name of a workflow.")
-    limit: int = Field(default=_PER_PAGE, ge=1, le=_MOST_PER_PAGE, description="Jobs on a page.")
-    cursor: str | None = Field(default=None, max_length=512, description="`next_cursor` of the page before.")
+    limit: int = Field(default=_PER_PAGE, ge=1, le=_MOST_PER_PAGE, description="The number of jobs on a page.")
+    cursor: str | None = Field(default=None, max_length=512, description="The `next_cursor` of the previous page.")
     labels: dict[str, str] = Field(
         default_factory=dict,
-        description="`label.<key>=<value>`: jobs that have this label; all of them where several are given.",
+        description="`label.<key>=<value>` selects jobs with this label; if several are given, jobs with all of them.",
         examples=[{"label.order": "1234"}],
         json_schema_extra=IN_QUERY_LABELS,
     )
@@ -180,9 +200,9 @@ class ListCall(Parameters):
         names = [name.strip() for name in self.status.split(",")] if self.status else []
         for name in names:
             if name not in known:
-                raise RequestError(f"status: there is no state {name[:20]!r}; there are {', '.join(known)}")
+                raise RequestError(f"status: there is no state {name[:20]!r}; the states are {', '.join(known)}")
         if len(self.labels) > MAX_LABELS:
-            raise RequestError(f"label: at most {MAX_LABELS} labels are allowed")
+            raise RequestError(f"at most {MAX_LABELS} parameters label.<key> are allowed")
         for key, value in self.labels.items():
             try:
                 check_label(key, value)
@@ -287,7 +307,7 @@ def pending_job(gateway: GatewayState, look: Look, *, in_detail: bool) -> Pendin
 def pending_answer() -> Answer:
     """The description of `pending` in OpenAPI."""
     return Answer(
-        "The job has not ended; ask for it at `Location`.",
+        "The job has not ended; poll it at `Location`.",
         json_of(PendingJob),
         ("Location", "Retry-After", "Preference-Applied"),
     )

@@ -99,10 +99,10 @@ async def read_form(
     """
     kind, options = parse_options_header(content_type)
     if kind != b"multipart/form-data":
-        raise RequestError("Content-Type: a form is sent as multipart/form-data")
+        raise RequestError("Content-Type must be multipart/form-data for a form")
     boundary = options.get(b"boundary")
     if not boundary:
-        raise RequestError("the Content-Type is multipart/form-data without a boundary")
+        raise RequestError("Content-Type must have the boundary of the form (multipart/form-data)")
     try:
         form = _Form(boundary, limits)
     except FormParserError as error:
@@ -165,7 +165,7 @@ class FormFiles:
         files: dict[str, _Part] = {}
         for name, part in zip(settle([part.filenames for part in self._parts], references), self._parts, strict=True):
             if name in files:
-                raise RequestError(f"{part.name}: there are two files named {name!r}")
+                raise RequestError(f"{part.name}: two files have the name {name!r}; rename one")
             files[name] = part
         digests = {name: part.digest.hexdigest() for name, part in files.items()}
         return SpooledFiles(self._folder, {name: part.path for name, part in files.items() if part.path}, digests)
@@ -251,7 +251,7 @@ class _Form:
 
     def _new_file(self, part: _Part) -> None:
         if not part.filenames[0]:
-            raise RequestError(f"{part.name}: the file has no name, and by it the workflow would refer to it")
+            raise RequestError(f"{part.name}: the file must have a file name, by which the workflow refers to it")
         if self._limits.with_blake3:
             part.blake3 = blake3()
         self._files.append(part)
@@ -261,7 +261,7 @@ class _Form:
             several.append(bytes(part.pending))
             return
         if part.name in self.texts:
-            raise RequestError(f"{part.name}: the field is there twice")
+            raise RequestError(f"{part.name} must not be given twice")
         self.texts[part.name] = part.pending
 
     def _write(self, part: _Part, block: bytes) -> None:
@@ -299,7 +299,7 @@ class _Form:
     def _headers_finished(self) -> None:
         said = parse_disposition(self._part.headers.get(b"content-disposition", b""))
         if said.name is None:
-            raise RequestError("a part of the form has no name")
+            raise RequestError("every part of the form must have a name")
         self._part.name = said.name
         self._part.filenames = said.filenames
         self._part.is_text = not said.filenames or said.name in self._limits.text_fields
@@ -312,7 +312,7 @@ class _Form:
             self._text_bytes += end - start
             if self._text_bytes > self._limits.max_text_bytes:
                 limit = f"{self._limits.max_text_bytes / 1e6:g} MB (MAX_REQUEST_BODY_MB)"
-                raise RequestError(f"{part.name}: the texts of the form are larger than {limit}")
+                raise RequestError(f"{part.name}: the texts of the form together are larger than {limit}")
             self._limits.hold(end - start)
         self._touch()
 

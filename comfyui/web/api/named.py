@@ -60,10 +60,13 @@ class WorkflowSummary(TypedDict):
     name: str
     title: str
     description: str
-    version: Annotated[str, Field(description='SHA-256 of its files; "" if they cannot be read.')]
+    version: Annotated[str, Field(description="The SHA-256 of the workflow's files; empty if they cannot be read.")]
     parameters: list[str]
-    outputs: Annotated[list[str], Field(description="Names of its outputs; empty: the files of all output nodes.")]
-    problem: Annotated[str | None, Field(description="Why it cannot be called; null if it can.")]
+    outputs: Annotated[
+        list[str],
+        Field(description="The names of its outputs; if empty, a result has the files of all output nodes."),
+    ]
+    problem: Annotated[str | None, Field(description="Why the workflow cannot be called; null if it can.")]
 
 
 class WorkflowList(TypedDict):
@@ -85,14 +88,17 @@ class WorkflowDetails(TypedDict):
     name: str
     title: str
     description: str
-    version: Annotated[str, Field(description="SHA-256 of its files.")]
-    parameters: Annotated[Mapping[str, Any], Field(description="JSON Schema (2020-12) of a body of POST.")]
-    outputs: Annotated[list[WorkflowOutput], Field(description="Empty: the files of all output nodes.")]
-    example: Annotated[Mapping[str, Any], Field(description="A body of POST.")]
-    warnings: Annotated[list[str], Field(description="Odd things in its files.")]
+    version: Annotated[str, Field(description="The SHA-256 of the workflow's files.")]
+    parameters: Annotated[Mapping[str, Any], Field(description="The JSON Schema (2020-12) of a body for POST.")]
+    outputs: Annotated[
+        list[WorkflowOutput],
+        Field(description="The outputs; if empty, a result has the files of all output nodes."),
+    ]
+    example: Annotated[Mapping[str, Any], Field(description="An example of a body for POST.")]
+    warnings: Annotated[list[str], Field(description="Warnings about the workflow's files.")]
     servers: Annotated[
         list[ServerValidation],
-        Field(description="What each server lacks, with the default values."),
+        Field(description="What each server lacks to run the workflow with its default values."),
     ]
 
 
@@ -101,7 +107,7 @@ class WorkflowDetails(TypedDict):
     summary="List named workflows",
     openapi_extra=operation(
         "list_workflows",
-        {200: Answer("The workflows that the caller may run, by name.", json_of(WorkflowList))},
+        {200: Answer("The workflows that the caller may run, sorted by name.", json_of(WorkflowList))},
         (RequestError,),
         tag=_TAG,
     ),
@@ -118,7 +124,7 @@ async def list_workflows(request: Request) -> Response:
     summary="The parameters of a named workflow",
     openapi_extra=operation(
         "show_workflow",
-        {200: Answer("Its parameters, its outputs, and which server can run it.", json_of(WorkflowDetails))},
+        {200: Answer("Its parameters, its outputs, and the servers that can run it.", json_of(WorkflowDetails))},
         (
             RequestError,
             NamedWorkflowForbiddenError,

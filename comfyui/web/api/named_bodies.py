@@ -146,7 +146,7 @@ def _taken_options(values: dict[str, Any]) -> Mapping[str, Any]:
     if options is None:
         return {}
     if not isinstance(options, dict):
-        raise RequestError(f'{OPTIONS}: an object is wanted, such as {{"labels": {{"order": "1234"}}}}')
+        raise RequestError(f'{OPTIONS} must be an object, such as {{"labels": {{"order": "1234"}}}}')
     return options
 
 
@@ -155,6 +155,6 @@ def _names_of(files: FormFiles) -> dict[str, str]:
     names: dict[str, str] = {}
     for field, digest, ending in zip(files.fields, files.sha256s, files.endings, strict=True):
         if field in names:
-            raise RequestError(f"{field}: two files are given, and one is wanted")
+            raise RequestError(f"{field} must be one file, but two are given")
         names[field] = file_name(field, digest, ending)
     return names

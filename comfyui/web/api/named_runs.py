@@ -114,10 +114,10 @@ def prepare(
     """
     unknown = [name for name in values if name not in workflow.by_name]
     if len(unknown) > _MOST_UNKNOWN:
-        raise RequestError(f"{named(unknown, len(unknown))}: there are no such parameters")
+        raise RequestError(f"the workflow has no parameters {named(unknown, len(unknown))}")
     if wrong := [name for name in options if name not in OPTION_NAMES]:
         shown = named(wrong, len(wrong))
-        raise RequestError(f"{OPTIONS}: {shown}: there is no such option; there are {', '.join(OPTION_NAMES)}")
+        raise RequestError(f"{OPTIONS}: there is no option {shown}; the options are {', '.join(OPTION_NAMES)}")
     limits = gateway.options.limits
     bound = bind(workflow, values, files=files, rng=rng or _rng_of(options.get("prompt_id")))
     if len(bound.images) > limits.max_inputs:

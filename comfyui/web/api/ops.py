@@ -38,15 +38,17 @@ except PackageNotFoundError:
 
 
 Degraded = Annotated[
-    str, Field(description="Why async jobs are refused and nothing is kept, though sync calls are answered.")
+    str, Field(description="Why async jobs are refused and no job is kept, while sync calls are still answered.")
 ]
 
 
 class GatewayQueue(TypedDict):
     """Jobs that wait in the gateway, and are on no server yet."""
 
-    paused: Annotated[bool, Field(description="No job leaves it until `POST /queue/resume`.")]
-    waiting: Annotated[int, Field(description="Jobs and sync calls that wait in the gateway.")]
+    paused: Annotated[
+        bool, Field(description="Whether the queue is paused: no job leaves it until `POST /queue/resume`.")
+    ]
+    waiting: Annotated[int, Field(description="The jobs and sync calls that wait in the gateway.")]
 
 
 class Health(TypedDict):
@@ -54,17 +56,27 @@ class Health(TypedDict):
 
     status: Literal["healthy", "unhealthy"]
     comfyui_server: Literal["connected", "disconnected"]
-    queue_running: Annotated[int, Field(description="Servers whose ComfyUI has prompts.")]
+    queue_running: Annotated[int, Field(description="The number of servers whose ComfyUI has prompts.")]
     queue_pending: Annotated[
-        int, Field(description="Prompts that wait in ComfyUI's own queues; `queue` has those that wait in the gateway.")
+        int,
+        Field(
+            description="The prompts that wait in ComfyUI's own queues; `queue` counts those that wait in the gateway."
+        ),
     ]
-    queue: NotRequired[Annotated[GatewayQueue, Field(description="Only for callers who may see addresses.")]]
-    waiting_requests: Annotated[int, Field(description="Requests that wait for a prompt now.")]
-    simulation: Annotated[bool, Field(description="One of the servers is a simulation, such as the embedded engine.")]
+    queue: NotRequired[
+        Annotated[GatewayQueue, Field(description="The addresses of ComfyUI, only for callers who may see them.")]
+    ]
+    waiting_requests: Annotated[int, Field(description="The requests that wait for a prompt now.")]
+    simulation: Annotated[
+        bool, Field(description="Whether one of the servers is a simulation, such as the embedded engine.")
+    ]
     servers: list[ServerReport]
     version: str
-    timestamp: Annotated[str, Field(description="UTC, to the second.", json_schema_extra={"format": "date-time"})]
-    error: NotRequired[Annotated[str | None, Field(description="Why no server takes prompts.")]]
+    timestamp: Annotated[
+        str,
+        Field(description="The time of the answer in UTC, to the second.", json_schema_extra={"format": "date-time"}),
+    ]
+    error: NotRequired[Annotated[str | None, Field(description="Why no server accepts prompts.")]]
     degraded: NotRequired[Degraded]
 
 
@@ -87,7 +99,7 @@ def _degraded(gateway: GatewayState, *, in_detail: bool) -> str | None:
     if (problem := gateway.handler.journal.problem) is not None:
         problems.append(problem if in_detail else "STATE_DIR: the journal cannot be written")
     if gateway.keys_file is not None and (problem := gateway.keys_file.problem) is not None:
-        problems.append(problem if in_detail else "KEYS_FILE: it was changed and cannot be used")
+        problems.append(problem if in_detail else "KEYS_FILE was changed but cannot be used")
     return "; ".join(problems) or None
 
 
@@ -118,7 +130,7 @@ def unhealthy(error: str) -> Health:
     openapi_extra=operation(
         "health",
         {
-            200: Answer("At least one ComfyUI server takes prompts.", json_of(Health)),
+            200: Answer("At least one ComfyUI server accepts prompts.", json_of(Health)),
             503: Answer("None does.", json_of(Health)),
         },
         is_probe=True,
@@ -169,7 +181,7 @@ async def health(request: Request) -> Response:
 
 @router.get(
     "/health/live",
-    summary="200 while the process serves",
+    summary="Whether the process serves requests (200)",
     openapi_extra=operation("health_live", {200: Answer("It serves.", json_of(Liveness))}, is_probe=True, tag=_TAG),
 )
 async def live() -> Response:
@@ -179,12 +191,12 @@ async def live() -> Response:
 
 @router.get(
     "/health/ready",
-    summary="200 when a prompt would be accepted now",
+    summary="Whether a prompt would be accepted now (200)",
     openapi_extra=operation(
         "health_ready",
         {
             200: Answer("A prompt would be accepted.", json_of(Readiness)),
-            503: Answer("It would not be.", json_of(Readiness)),
+            503: Answer("A prompt would not be accepted.", json_of(Readiness)),
         },
         is_probe=True,
         tag=_TAG,
@@ -207,7 +219,7 @@ async def ready(request: Request) -> Response:
 
 @router.get(
     "/metrics",
-    summary="Prometheus text; docs/metrics.md says what each means",
+    summary="The metrics as Prometheus text; docs/metrics.md describes each",
     openapi_extra=operation("metrics", {200: Answer("All metrics.", {_METRICS: TEXT})}, tag=_TAG),
 )
 async def metrics(request: Request) -> Response:

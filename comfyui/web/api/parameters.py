@@ -74,7 +74,7 @@ def read(model: type[ParametersT], request: Request, in_body: Collection[str] = 
         if (name := places.headers.get(raw_name)) is not None:
             text = value.decode("latin-1")
             if name in values and name not in places.lists:
-                raise QueryError(f"{name}: this header may be given only once")
+                raise QueryError(f"{name}: this header must be given only once")
             values[name] = f"{values[name]}, {text}" if name in values else text
     if scope["query_string"]:
         values |= _query(scope["query_string"], places, in_body)
@@ -144,12 +144,12 @@ def _query(query: bytes, places: _Places, in_body: Collection[str]) -> dict[str,
         return values if places.labels is None else _with_labels(values, labels, places.labels)
     counts = Counter(name for name, _ in pairs)
     wrong = [_unknown(name, known, in_body) for name in counts if name not in known]
-    wrong += [f"{name}: this parameter may be given only once" for name in known if counts[name] > 1]
+    wrong += [f"{name}: this parameter must be given only once" for name in known if counts[name] > 1]
     if wrong:
         more = f"; and {len(wrong) - _MOST_NAMED} more" if len(wrong) > _MOST_NAMED else ""
         raise QueryError("; ".join(wrong[:_MOST_NAMED]) + more)
     empty = [name for name, value in pairs if not value and name not in labels]
-    raise RequestError("; ".join(f"{name}: the value is empty; give one, or leave {name} out" for name in empty))
+    raise RequestError("; ".join(f"{name} must not be empty; give a value, or leave {name} out" for name in empty))
 
 
 def _with_labels(values: dict[str, Any], labels: Collection[str], field: str) -> dict[str, Any]:
@@ -162,7 +162,9 @@ def _unknown(name: str, known: Collection[str], in_body: Collection[str]) -> str
     shown = shown if shown.isprintable() and shown else repr(shown)
     told = f"{shown}: there is no such query parameter"
     if name in in_body:
-        return f"{told}; it is a field of the body"
+        return f"{told}; send it as a field of the body"
     if closest := get_close_matches(shown.casefold(), known, 1, _ALIKE):
         return f"{told}; did you mean {closest[0]}?"
-    return f"{told}; there are {', '.join(known)}" if known else f"{told}, and this endpoint has none"
+    return (
+        f"{told}; the parameters are {', '.join(known)}" if known else f"{told}; this endpoint has no query parameters"
+    )

@@ -93,9 +93,9 @@ def _read(text: str) -> dict[str, str]:
 
 def _wait_s(where: str, text: str, longest_s: float) -> float:
     if not _SECONDS.fullmatch(text):
-        raise RequestError(f"{where}: {_shown(_WAIT, text)} is not a number of seconds from 0 on, such as wait=20")
+        raise RequestError(f"{where}: {_shown(_WAIT, text)} must be a number of seconds, 0 or more, such as wait=20")
     if (wait_s := float(text)) > longest_s:
-        raise RequestError(f"{where}: wait is at most {longest_s:g} seconds (MAX_TIMEOUT)")
+        raise RequestError(f"{where}: wait must be at most {longest_s:g} seconds (MAX_TIMEOUT)")
     return wait_s
 
 

@@ -51,7 +51,9 @@ class AttachCall(Preferring):
     """The parameters of a POST's query and body that concern the answer."""
 
     timeout: float | None = Field(
-        default=None, ge=0, description="Seconds to wait; DEFAULT_TIMEOUT when not given. 0: answer at once."
+        default=None,
+        ge=0,
+        description="Seconds to wait; DEFAULT_TIMEOUT if it is left out. With 0, the answer comes at once.",
     )
     prompt_id: PromptId
     return_image_base64: bool = Field(default=False, description="The same as in the body of a POST.")
@@ -171,7 +173,7 @@ class Cancelled(TypedDict):
     summary="Cancel a prompt",
     openapi_extra=operation(
         "cancel",
-        {200: Answer("It is cancelled.", json_of(Cancelled))},
+        {200: Answer("The prompt is cancelled.", json_of(Cancelled))},
         (RequestError, ComfyUINotFoundError, ComfyUIConnectionError, ComfyUIServerError),
         parameters=described(CancelCall),
     ),
@@ -189,7 +191,11 @@ async def cancel(request: Request) -> Response:
     summary="Send a job's webhooks again",
     openapi_extra=operation(
         "send_webhooks_again",
-        {202: Answer("They are sent at once, and tried again as at first.", json_of(SentAgain))},
+        {
+            202: Answer(
+                "The webhooks are sent now; failed attempts are repeated as they were at first.", json_of(SentAgain)
+            )
+        },
         (RequestError, ComfyUINotFoundError, ComfyUIConflictError, JournalError),
         parameters=described(WebhookCall),
     ),

@@ -29,7 +29,7 @@ def _described(name: str, answer: str, *errors: type[ComfyUIError]) -> dict[str,
 @router.get(
     "/queue/pause",
     summary="Whether the queue is paused",
-    openapi_extra=_described("queue_state", "Whether it is."),
+    openapi_extra=_described("queue_state", "The state of the queue."),
 )
 async def state(request: Request) -> Response:
     """If prompts wait in ComfyUI's own queue (QUEUE), it is always running."""
@@ -38,8 +38,8 @@ async def state(request: Request) -> Response:
 
 @router.post(
     "/queue/pause",
-    summary="Let nothing begin that waits in the gateway",
-    openapi_extra=_described("pause_queue", "It is paused.", ComfyUIConflictError, JournalError),
+    summary="Pause the queue: no waiting job begins",
+    openapi_extra=_described("pause_queue", "The queue is paused.", ComfyUIConflictError, JournalError),
 )
 async def pause(request: Request) -> Response:
     """Running jobs go on, and submissions are accepted. It stays paused over restarts of the gateway.
@@ -51,8 +51,8 @@ async def pause(request: Request) -> Response:
 
 @router.post(
     "/queue/resume",
-    summary="Let the queue go on",
-    openapi_extra=_described("resume_queue", "It goes on.", ComfyUIConflictError, JournalError),
+    summary="Resume the queue",
+    openapi_extra=_described("resume_queue", "The queue is resumed.", ComfyUIConflictError, JournalError),
 )
 async def resume(request: Request) -> Response:
     """Nothing happens if it is not paused."""

@@ -24,14 +24,16 @@ class ServerState(TypedDict):
 
     server: Annotated[str, Field(description="Its name.")]
     status: Annotated[Literal["drained", "in use"], Field(description="drained: it gets no more prompts.")]
-    in_flight: Annotated[int, Field(description="Prompts of the gateway on it; at 0 it may be stopped.")]
+    in_flight: Annotated[
+        int, Field(description="The gateway's prompts on the server; at 0, the server may be stopped.")
+    ]
 
 
 _NAME = {
     "name": "name",
     "in": "path",
     "required": True,
-    "description": "The server's name in COMFYUI_SERVER_ADDRESS; without one its host and port.",
+    "description": "The server's name in COMFYUI_SERVER_ADDRESS, or its host and port if it has no name.",
     "schema": {**TEXT, "pattern": "^[ -~]+$"},
 }
 
@@ -44,8 +46,8 @@ def _described(name: str, answer: str) -> dict[str, Any]:
 
 @router.post(
     "/servers/{name:path}/drain",
-    summary="Let a server have no more prompts",
-    openapi_extra=_described("drain_server", "It gets no more."),
+    summary="Drain a server: give it no more prompts",
+    openapi_extra=_described("drain_server", "The server gets no more prompts."),
 )
 async def drain(request: Request) -> Response:
     """Running prompts end there. It stays drained over restarts of the gateway, until `resume`.
@@ -57,8 +59,8 @@ async def drain(request: Request) -> Response:
 
 @router.post(
     "/servers/{name:path}/resume",
-    summary="Let a server have prompts again",
-    openapi_extra=_described("resume_server", "It gets prompts."),
+    summary="Give a drained server prompts again",
+    openapi_extra=_described("resume_server", "The server gets prompts again."),
 )
 async def resume(request: Request) -> Response:
     """Nothing happens if it was not drained."""
@@ -68,7 +70,7 @@ async def resume(request: Request) -> Response:
 async def _set(request: Request, *, drained: bool) -> Response:
     name, handler = request.path_params["name"], gateway_of(request).handler
     if not handler.queue.are_all_here:
-        raise ComfyUIConflictError("QUEUE: prompts wait in ComfyUI's own queue: its only server cannot be drained")
+        raise ComfyUIConflictError("the server cannot be drained, because prompts wait in its own queue (QUEUE)")
     backend = await handler.fleet.drain(name, drained)
     state = ServerState(server=name, status="drained" if backend.drained else "in use", in_flight=backend.in_flight)
     return json_response(200, state, {"Cache-Control": "no-store"})

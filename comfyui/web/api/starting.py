@@ -45,4 +45,4 @@ class Starting:
                 return json_response(503, Readiness(status="not ready", reason=self._why()))
             case "/health":
                 return json_response(503, unhealthy(self._why()))
-        return error_response(JournalError(f"the gateway is being started: {self._why()}"), scope)
+        return error_response(JournalError(f"the gateway is starting: {self._why()}"), scope)

@@ -36,11 +36,13 @@ _KEY_NAMESPACE = UUID("5f0c1a2e-7d0b-5c39-9a36-0e3b6f0f8a11")
 class WaitingCall(Parameters):
     """The parameters of every call that waits for an answer."""
 
-    timeout: float | None = Field(default=None, gt=0, description="Seconds to wait; DEFAULT_TIMEOUT when not given.")
+    timeout: float | None = Field(default=None, gt=0, description="Seconds to wait; DEFAULT_TIMEOUT if it is left out.")
     node_id: str | None = Field(
-        default=None, max_length=256, description="The node whose file is sent, for an answer in bytes."
+        default=None,
+        max_length=256,
+        description="The id of the node whose file is sent, if the answer is the bytes of one file.",
     )
-    previews: bool = Field(default=False, description="Pictures of the work in progress among the events.")
+    previews: bool = Field(default=False, description="Whether the events include pictures of the work in progress.")
 
 
 class Preferring(WaitingCall):
@@ -74,7 +76,7 @@ class SubmitCall(Preferring):
         alias="Idempotency-Key",
         min_length=1,
         max_length=255,
-        description="Any key that makes the call idempotent.",
+        description="A key of your choice, which makes the call idempotent.",
         json_schema_extra=IN_HEADER,
     )
 
@@ -210,5 +212,5 @@ def timeout_of(timeout: float | None, options: WebOptions) -> float:
     if timeout is None:
         return options.default_timeout_s
     if timeout > options.max_timeout_s:
-        raise RequestError(f"timeout: at most {options.max_timeout_s:g} seconds (MAX_TIMEOUT)")
+        raise RequestError(f"timeout must be at most {options.max_timeout_s:g} seconds (MAX_TIMEOUT)")
     return timeout

@@ -25,12 +25,14 @@ class TicketRequest(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     url: Annotated[str, Field(max_length=4096, description="Path and query, as in `images[].url`; percent-encoded.")]
-    websocket: bool = Field(default=False, description="Whether it opens a websocket, once.")
+    websocket: bool = Field(
+        default=False, description="Whether the address opens a websocket; such a ticket works once."
+    )
 
 
 @router.post(
     "/tickets",
-    summary="An address that a browser may open without a key",
+    summary="Make an address that a browser may open without a key",
     openapi_extra=operation(
         "make_ticket",
         {200: Answer("The address, with its ticket.", json_of(Ticket))},
@@ -46,7 +48,7 @@ async def make_ticket(request: Request) -> Response:
     caller = state_of(request.scope).caller
     if caller is None:
         raise ComfyUINotFoundError(
-            "no ticket is needed, since no keys are required (API_KEYS, KEYS_FILE): use the address as it is"
+            "no ticket is needed, because no keys are set (API_KEYS, KEYS_FILE); use the address as it is"
         )
     return json_response(
         200, gateway.tickets.make(caller, wanted.url, websocket=wanted.websocket), {"Cache-Control": "no-store"}

@@ -70,14 +70,14 @@ class UploadForms:
         """The form's only file, in the field `name`. `setting` is the name of its limit in errors."""
         content_type = (header(request.scope, b"content-type") or b"").decode("latin-1")
         if not content_type.lower().startswith("multipart/form-data"):
-            raise RequestError(f"a form (multipart/form-data) with the file as '{name}' is wanted")
+            raise RequestError(f"the body must be a form (multipart/form-data) with the file in the field '{name}'")
         chunks = self._bounded(request, limits.max_file_bytes, setting)
         texts, files = await read_form(chunks, content_type, limits)
         if files is None:
-            raise RequestError(f"{name}: the form has no file")
+            raise RequestError(f"{name} must be a file")
         try:
             if files.fields != [name]:
-                raise RequestError(f"{name}: one file is wanted, and no other")
+                raise RequestError(f"{name} must be the only file of the form")
             spooled = files.named(())
             ((filename, path),) = spooled.paths.items()
             size = (await in_thread(path.stat)).st_size

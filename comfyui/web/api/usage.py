@@ -36,7 +36,7 @@ def _a_day(value: str) -> str:
     else:
         is_day = re.fullmatch(_DAY, value) is not None  # other spellings of a day exist, too
     if not is_day:
-        raise ValueError("a day, such as 2026-11-01, is wanted")
+        raise ValueError("must be a day, such as 2026-11-01")
     return value
 
 
@@ -63,7 +63,7 @@ class UsageCall(Parameters):
         names = [name.strip() for name in self.by.split(",")]
         for name in names:
             if name not in _NAMES:
-                raise RequestError(f"by: there is no {name[:20]!r}; there are {', '.join(_NAMES)}")
+                raise RequestError(f"by: there is no column {name[:20]!r}; the columns are {', '.join(_NAMES)}")
         return tuple(dict.fromkeys(names))
 
     def days(self, today: str) -> tuple[str, str]:
@@ -73,7 +73,7 @@ class UsageCall(Parameters):
             first = max(date.min.toordinal(), date.fromisoformat(until).toordinal() - _DAYS_SHOWN)
             return date.fromordinal(first).isoformat(), until
         if self.since > until:
-            last = f"until, {until}" if self.until else f"today, {today}, which is the last day without until"
+            last = f"until, {until}" if self.until else f"today, {today}, which is the last day if until is not given"
             raise RequestError(f"since: {self.since} is after {last}; give an earlier day")
         return self.since, until
 
@@ -95,8 +95,10 @@ class UsageEntry(TypedDict):
     person: NotRequired[str]
     workflow: NotRequired[str]
     prompts: PromptCounts
-    gpu_seconds: Annotated[float, Field(description="Seconds for which the runs kept a server.")]
-    bytes: Annotated[int, Field(description="Bytes of answers to the key's callers; not split by workflow.")]
+    gpu_seconds: Annotated[float, Field(description="Seconds for which the runs occupied a server.")]
+    bytes: Annotated[
+        int, Field(description="Bytes that were sent to the key's callers; they are not split by workflow.")
+    ]
 
 
 class UsageReport(TypedDict):
@@ -133,7 +135,7 @@ async def rows_of(request: Request, by: tuple[str, ...], since: str, until: str)
     summary="The usage of each key",
     openapi_extra=operation(
         "usage",
-        {200: Answer("Sorted by the columns in `by`.", json_of(UsageReport))},
+        {200: Answer("The usage, sorted by the columns in `by`.", json_of(UsageReport))},
         (RequestError, JournalError),
         parameters=described(UsageCall),
         tag="jobs",

@@ -11,13 +11,13 @@ from comfyui.answer_json import AnswerTail, FileEntry, HeadWithoutOutputs, Promp
 from comfyui.exceptions import ErrorBody
 from comfyui.web.front.openapi import json_of
 
-_Time = Annotated[str, Field(description="UTC: when it happened.", json_schema_extra={"format": "date-time"})]
+_Time = Annotated[str, Field(description="When the event occurred, in UTC.", json_schema_extra={"format": "date-time"})]
 
 
 class ShortAnswer(HeadWithoutOutputs, AnswerTail):
     """The result of a prompt whose `outputs` are too long for a message."""
 
-    images: Annotated[list[FileEntry], Field(description="In node order.")]
+    images: Annotated[list[FileEntry], Field(description="The files in the order of their nodes.")]
 
 
 class StartedJob(TypedDict):
@@ -66,9 +66,11 @@ WEBHOOKS: Final[dict[str, Any]] = {
             "summary": "A job has begun or ended",
             "description": "Sent to `webhook.url` of a request, and to WEBHOOK_URL, as Standard Webhooks has it.",
             "parameters": [
-                _header("webhook-id", "The same at each try, so that a receiver can ignore repetitions."),
-                _header("webhook-timestamp", "Seconds since 1970, of this try."),
-                _header("webhook-signature", "`v1,` and the base64 of an HMAC-SHA256; several with a space between."),
+                _header("webhook-id", "The same at each attempt, so that a receiver can ignore repetitions."),
+                _header("webhook-timestamp", "The time of this attempt, in seconds since 1970."),
+                _header(
+                    "webhook-signature", "`v1,` and the base64 of an HMAC-SHA256; several are separated by spaces."
+                ),
             ],
             "requestBody": {
                 "required": True,
@@ -78,9 +80,9 @@ WEBHOOKS: Final[dict[str, Any]] = {
                 },
             },
             "responses": {
-                "2XX": {"description": "It was received."},
-                "410": {"description": "It is not wanted: it is not tried again."},
-                "default": {"description": "It is tried again."},
+                "2XX": {"description": "The message was received."},
+                "410": {"description": "The receiver refuses the message; no further attempt follows."},
+                "default": {"description": "The attempt failed; another one follows."},
             },
         }
     }

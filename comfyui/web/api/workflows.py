@@ -84,7 +84,7 @@ class Conversion(TypedDict):
     summary="Check a workflow without queueing it",
     openapi_extra=operation(
         "validate",
-        {200: Answer("The problems, if there are any.", json_of(Validation))},
+        {200: Answer("The problems of the workflow, if it has any.", json_of(Validation))},
         (*SUBMISSION_ERRORS, *_SERVER_ERRORS),
         body=submission_body(bare=True),
         tag=_TAG,
@@ -134,7 +134,7 @@ async def validation_reports(request: Request, posted: Submission) -> list[Serve
 
 @router.post(
     "/convert",
-    summary="A UI-format export as an API-format workflow",
+    summary="Convert a UI-format export to an API-format workflow",
     openapi_extra=operation(
         "convert",
         {200: Answer("The workflow in API format.", json_of(Conversion))},
@@ -177,8 +177,8 @@ def _ui_format(body: list[bytes], limits: Limits) -> dict[str, Any]:
             check_ui_nodes(workflow, limits)
             return workflow
     if any(looks_like_workflow(held) for held in (whole, whole.get("prompt")) if isinstance(held, dict)):
-        raise RequestError("this is in API format already: /prompt_sync and /validate take it as it is")
-    raise RequestError("this is no UI-format workflow: it has no list of nodes")
+        raise RequestError("the workflow is already in API format; /prompt_sync and /validate accept it as it is")
+    raise RequestError("the body is not a UI-format workflow, because it has no list of nodes")
 
 
 def _held(whole: Mapping[str, Any]) -> list[tuple[str, Any]]:
@@ -222,7 +222,7 @@ async def _report_soon(
         async with backend.soon():
             return await _report(backend, posted, limits, key, names)
     except TimeoutError as error:
-        raise ComfyUIConnectionError(f"{backend.name} does not tell its node definitions") from error
+        raise ComfyUIConnectionError(f"{backend.name} does not send its node definitions") from error
 
 
 async def _report(

@@ -207,7 +207,7 @@ class Home:
         backend = self._upstreams.home.backend
         detail = error.detail if error is not None else backend.reason
         return ComfyUIConnectionError(
-            f"settings and user data are kept on the first server, which cannot be reached now; {detail}"
+            f"settings and user data are stored on the first server, which cannot be reached now; {detail}"
         )
 
 

@@ -32,7 +32,7 @@ def _as_comfyui_fails(change: _Change) -> _Change:
         except JSONError:
             reason = "the body is not JSON"
         except (TypeError, AttributeError):
-            reason = 'the body is a JSON object; ids are in a list: {"delete": ["…"]}'
+            reason = 'the body must be a JSON object with the ids in a list: {"delete": ["…"]}'
         return PlainTextResponse(f"500 Internal Server Error\n\n{reason}", 500)
 
     return changed

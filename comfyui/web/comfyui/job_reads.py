@@ -131,4 +131,4 @@ def _integer(query: dict[str, str], name: str) -> int | None:
     try:
         return int(query[name])
     except ValueError:
-        raise RequestError(f"{name}: a whole number is wanted") from None
+        raise RequestError(f"{name} must be a whole number") from None

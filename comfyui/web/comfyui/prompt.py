@@ -129,7 +129,7 @@ async def _as_job(gateway: GatewayState, body: bytes, origin: Origin) -> Respons
     if isinstance(fields, dict) and "prompt" in fields and not _has_good_id(fields):
         return json_response(400, error_of("invalid_prompt_id", "prompt_id must be a valid UUID", _ID_DETAILS))
     if _is_never_taken(fields):
-        return await _refused_by_comfyui(gateway, body, "the body has no prompt that could be run")
+        return await _refused_by_comfyui(gateway, body, "the body must have a prompt")
     posted = _posted(fields).of_size(len(body))
     try:
         taken = await gateway.handler.verdicts.on(posted, fresh_id=str(uuid4()), origin=origin)

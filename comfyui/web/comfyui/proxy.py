@@ -123,11 +123,11 @@ class Relay:
             verdict = self._options.rules.verdict(one.rest)
         if verdict == "denied":
             self._metrics.rejected.labels("denied").inc()
-            await refusal(scope, 403, "this path of ComfyUI is not for clients (PROXY_DENY)")(scope, receive, send)
+            await refusal(scope, 403, "clients may not use this path of ComfyUI (PROXY_DENY)")(scope, receive, send)
         elif is_own:
             await self._app(scope, receive, send)
         elif verdict == "not_relayed":
-            detail = f"{scope['path']}: not an endpoint of the gateway, and PROXY_MODE does not relay it"
+            detail = f"{scope['path']} is not an endpoint of the gateway, and PROXY_MODE does not relay it to ComfyUI"
             await refusal(scope, 404, detail)(scope, receive, send)
         elif one is not None:
             await self._to_one(one, scope, receive, send)
@@ -154,7 +154,7 @@ class Relay:
         upstream = self._upstreams.named(asked.name)
         if upstream is None:
             names = ", ".join(self._upstreams.names)
-            detail = f"there is no server {asked.name!r}; there are {names}"
+            detail = f"there is no server {asked.name!r}; the servers are {names}"
             await refusal(scope, 404, detail)(scope, receive, send)
             return
         if not asked.rest:
@@ -355,7 +355,7 @@ class _Exchange:
         self, answer: OpenReply, headers: list[tuple[bytes, bytes]], client: ClientSide
     ) -> None:
         if answer.header(b"content-encoding") not in {None, "identity"}:
-            raise ComfyUIServerError("ComfyUI compressed an answer that the gateway must look into")
+            raise ComfyUIServerError("ComfyUI compressed an answer that the gateway must read")
         body = answer.body
         start = bytearray()
         while not body.at_end() and len(start) <= _WHOLE_ANSWER:

@@ -118,7 +118,9 @@ class UploadRoutes:
             elif ref.type == "input" and viewer.key is None:
                 found = await stack.enter_async_context(self._uploads.opened_at_home(ref.path))
             if found is None:
-                raise RequestError(f"{_REF}: there is no file {ref.filename!r} in {ref.type}/{ref.subfolder}")
+                raise RequestError(
+                    f"{_REF} names a file that does not exist: {ref.filename!r} in {ref.type}/{ref.subfolder}"
+                )
             yield found
 
     async def view(self, request: Request, viewer: Viewer) -> str | Asked | Response:
@@ -190,7 +192,7 @@ def _original_of(texts: Mapping[str, str]) -> FileRef:
             raise TypeError("not texts")
         return file_ref(filename, subfolder, folder_type)
     except (ValueError, TypeError, KeyError, AttributeError):
-        how = 'original_ref: JSON is wanted, such as {"filename": "a.png", "subfolder": "", "type": "input"}'
+        how = 'original_ref must be JSON, such as {"filename": "a.png", "subfolder": "", "type": "input"}'
         raise RequestError(how) from None
 
 

@@ -29,7 +29,7 @@ class Viewer:
     def rules(self) -> KeyRules:
         """The rules of a key that sees its own only. Raises RuntimeError for everybody else."""
         if self.key is None or self.origin.rules is None:
-            raise RuntimeError("a caller that sees all has no key of its own here")
+            raise RuntimeError("a caller that sees all jobs has no key of its own here")
         return self.origin.rules
 
     def sees(self, owner: str | None) -> bool:

@@ -49,7 +49,7 @@ def changes(change: Change) -> Callable[[Request], Awaitable[Response]]:
     async def answer(request: Request) -> Response:
         if not is_of_our_page(request):
             return refusal(
-                request.scope, 403, "the console takes changes from its own pages only; programs have the API"
+                request.scope, 403, "the console accepts changes from its own pages only; programs must use the API"
             )
         done = await change(request, visitor_of(request))
         if wants_json(request):
@@ -88,9 +88,9 @@ async def all_fields_of(request: Request, most_bytes: int = _MOST_BYTES) -> list
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     body = await request.body()
     if len(body) > most_bytes:
-        raise RequestError(f"the form is larger than {most_bytes / 1_000_000:g} MB; send so much by the API")
+        raise RequestError(f"the form is larger than {most_bytes / 1_000_000:g} MB; use the API for so large a body")
     if body and kind != "application/x-www-form-urlencoded":
-        raise RequestError("Content-Type: a form is sent as application/x-www-form-urlencoded")
+        raise RequestError("Content-Type must be application/x-www-form-urlencoded")
     try:
         read = partial(parse_qsl, keep_blank_values=True, max_num_fields=_MOST_FIELDS)
         return await offloaded(len(body), read, body.decode())

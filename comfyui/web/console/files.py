@@ -97,7 +97,7 @@ async def thumbnail(request: Request) -> Response:
     try:
         picture = await gateway.thumbnails.of(name, found.output.content_type, opened)
     except ComfyUIUndeliverableError as error:
-        raise ComfyUINotFoundError(f"there is no small picture of this file: {error.detail}") from error
+        raise ComfyUINotFoundError(f"the gateway has no small picture of this file: {error.detail}") from error
     return Response(picture, 200, headers, media_type="image/webp")
 
 

@@ -207,7 +207,7 @@ def _parsed(node: Node, value: Value, text: str) -> Any:
         found = _NONE
     if found is _NONE or (value.kind == "boolean" and not isinstance(found, bool)):
         where = f"{short(node.title)} (node {short(node.node_id)}), {short(value.name)}"
-        raise RequestError(f"{where}: {_WANTED[value.kind]} is wanted")
+        raise RequestError(f"{where} must be {_WANTED[value.kind]}")
     return found
 
 

@@ -47,7 +47,7 @@ async def feed(request: Request) -> Response:
         raise ComfyUIShutdownError("the gateway is shutting down")
     wants, job = _wanted(request), request.query_params.get("job") or None
     if job is not None and wants & {"servers", "queue"}:
-        raise RequestError("job: servers and queue are not of one job; ask for them without it")
+        raise RequestError("job must be left out if servers or queue are wanted, because they do not belong to one job")
     first = b"" if job is None else await _end_of(request, visitor, job)
     async with AsyncExitStack() as stack:
         stack.enter_context(gateway.streams.opened(visitor.origin.rules.name if visitor.origin.rules else None))
@@ -60,7 +60,7 @@ async def feed(request: Request) -> Response:
 def _wanted(request: Request) -> Wants:
     wants = frozenset(request.query_params.get("want", "").split(","))
     if not wants <= WANTS:
-        raise RequestError(f"want: there are {', '.join(sorted(WANTS))}")
+        raise RequestError(f"want must be one or more of {', '.join(sorted(WANTS))}")
     return wants
 
 

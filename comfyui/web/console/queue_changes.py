@@ -55,7 +55,7 @@ async def set_priority(request: Request, visitor: Visitor) -> Done:
     try:
         priority = int(fields.get("priority", "").strip())
     except ValueError:
-        raise RequestError("priority: a whole number is expected") from None
+        raise RequestError("priority must be a whole number") from None
     await _check_seen(handler, visitor, prompt_id)
     await handler.moving.move(prompt_id, visitor.origin, priority=priority)
     return Done(TEXTS.queue.has_priority.format(priority=priority), _back_to(fields))
@@ -70,7 +70,7 @@ async def cancel_several(request: Request, visitor: Visitor) -> Done:
     if not named:
         raise RequestError(TEXTS.queue.none_selected)
     if len(named) > _MOST_AT_ONCE:
-        raise RequestError(f"job: at most {_MOST_AT_ONCE} jobs can be cancelled at once")
+        raise RequestError(f"at most {_MOST_AT_ONCE} jobs can be cancelled at once")
     seen = [one for one in named if await _is_seen(handler, visitor, one)]
     if not seen or not await handler.removal.cancel_all(seen, visitor.origin):
         raise ComfyUIConflictError(TEXTS.queue.all_have_ended)
@@ -119,7 +119,7 @@ async def free_server(request: Request, _visitor: Visitor) -> Done:
 async def _drain(request: Request, *, drained: bool) -> Done:
     name, handler = request.path_params["name"], gateway_of(request).handler
     if not handler.queue.are_all_here:
-        raise ComfyUIConflictError("QUEUE: prompts wait in ComfyUI's own queue: its only server cannot be drained")
+        raise ComfyUIConflictError("the server cannot be drained, because prompts wait in its own queue (QUEUE)")
     await handler.fleet.drain(name, drained)
     text = TEXTS.queue.is_drained if drained else TEXTS.queue.is_resumed
     return Done(text.format(server=name), "console")

@@ -88,7 +88,7 @@ async def show_usage(request: Request) -> Response:
         asked = read(PageCall, request)
         by = asked.by or choices[0]
         if by not in choices:
-            raise RequestError(f"by: there is no {by[:20]!r}; there are {', '.join(choices)}")
+            raise RequestError(f"by: there is no column {by[:20]!r}; the columns are {', '.join(choices)}")
         since, until = asked.days(today)
         if asked.since is None:
             since = _days_before(until, _PRESETS[1] - 1)

@@ -34,7 +34,7 @@ Labels = Annotated[
     JsonObject,
     Field(
         default_factory=dict,
-        description="Up to 16 pairs of text by which the job can be found again.",
+        description="Up to 16 pairs of texts, by which the job can be found again.",
         json_schema_extra={"additionalProperties": {"type": "string"}},
     ),
 ]
@@ -43,7 +43,7 @@ OwnId = Annotated[
 ]
 Wait = Annotated[
     float | None,
-    Field(ge=0, allow_inf_nan=False, description="Seconds to wait for the end at most; the gateway has a limit, too."),
+    Field(ge=0, allow_inf_nan=False, description="The most seconds to wait for the end; the gateway also has a limit."),
 ]
 
 
@@ -57,12 +57,12 @@ class WorkflowArguments(Arguments):
     """A workflow to look at."""
 
     workflow: JsonObject = Field(
-        description="In ComfyUI's API format: an object with a member for each node, by its id: class_type and inputs."
+        description="The workflow in ComfyUI's API format: an object that has class_type and inputs for each node id."
     )
     images: Annotated[list[JsonObject], BeforeValidator(_object_in_text)] = Field(
         default_factory=list,
-        description="Input files of any medium: `name`, by which the workflow refers to it, and `image`, its http(s)"
-        " URL, data URI or base64.",
+        description="Input files of any medium. `name` is the file's name in the workflow; `image` is its http(s) URL,"
+        " data URI or base64.",
         json_schema_extra={
             "items": {
                 "type": "object",
@@ -91,8 +91,8 @@ class RunNamed(Arguments):
     )
     parameters: JsonObject | None = Field(
         default=None,
-        description="The workflow's parameters by their names; {} if it needs none. Without them, they are described"
-        " and nothing runs.",
+        description="The workflow's parameters by name; {} if it needs none. If they are left out, the tool describes"
+        " them and runs nothing.",
     )
     labels: Labels
     prompt_id: OwnId = None
@@ -103,16 +103,18 @@ class JobArguments(Arguments):
     """An action on a job."""
 
     action: Literal["status", "wait", "result", "cancel", "list"] = Field(
-        description="status: how it is now. wait: until it has ended, then its result. result: of a job that has ended."
-        " cancel: ends it. list: your jobs, newest first."
+        description="status: the job's status now. wait: wait for its end, then return its result. result: the result"
+        " of an ended job. cancel: end the job. list: your jobs, newest first."
     )
-    prompt_id: UUID | None = Field(default=None, description="The job's id; for all actions but list.")
+    prompt_id: UUID | None = Field(default=None, description="The job's id, for all actions except list.")
     wait: Wait = None
     status: str | None = Field(
-        default=None, max_length=100, description="For list: states with commas, such as queued,running."
+        default=None, max_length=100, description="For list: states, separated by commas, such as queued,running."
     )
-    limit: int = Field(default=20, ge=1, le=100, description="For list: jobs at most.")
-    cursor: str | None = Field(default=None, max_length=512, description="For list: next_cursor of the page before.")
+    limit: int = Field(default=20, ge=1, le=100, description="For list: the most jobs to return.")
+    cursor: str | None = Field(
+        default=None, max_length=512, description="For list: the next_cursor of the previous page."
+    )
 
 
 def read(model: type[_T], arguments: Mapping[str, Any]) -> _T:

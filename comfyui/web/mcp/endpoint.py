@@ -77,7 +77,7 @@ class McpEndpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._streams is None or self._plain is None:
-            raise RuntimeError("the endpoint is not running")
+            raise RuntimeError("the MCP endpoint is not running")
         try:
             posted = await receive_posted(scope, receive, self._options.max_body_bytes, self._limits)
         except ComfyUIError as error:

@@ -57,7 +57,7 @@ async def receive_posted(scope: Scope, receive: Receive, max_bytes: int, limits:
         params = _object_in(await offloaded(len(body), big_json.load, body, limits), "params")
     except JSONError as error:
         if error.beyond_limits:
-            raise BeyondLimitsError(f"the body: {error}") from None
+            raise BeyondLimitsError(f"the body cannot be read: {error}") from None
         params = {}  # the package reports the fault in the form of its protocol
     wants_progress = "progressToken" in _object_in(params, "_meta")
     scope["state"][_KEY] = Posted(len(body), _object_in(params, "arguments"), wants_progress)

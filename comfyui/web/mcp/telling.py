@@ -36,7 +36,7 @@ class Telling:
     def __call__(self, event: Event) -> None:
         if isinstance(event, QueuePosition):
             if not self._tracker.started:
-                self._say(f"waits; {event.position} before it")
+                self._say(f"the job waits; {event.position} jobs are before it")
             return
         for step in self._tracker.observe(event):
             if isinstance(step, NodeProgress):

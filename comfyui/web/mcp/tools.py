@@ -53,7 +53,7 @@ _log = structlog.get_logger(__name__)
 Context = ServerRequestContext[Any, Any]
 
 _LONGEST_CURSOR = 9
-_GO_ON = 'the job goes on: call job with action "wait" and this prompt_id; do not run it again'
+_GO_ON = 'the job goes on; call the tool job with the action "wait" and this prompt_id, and do not run the job again'
 RUN_WORKFLOW = Tool(
     name="run_workflow",
     title="Run a workflow",
@@ -65,15 +65,15 @@ RUN_WORKFLOW = Tool(
 RUN_NAMED = Tool(
     name="run_named",
     title="Run a named workflow",
-    description="Runs a workflow of this gateway by its name, also one that is no tool of its own. Without a name it"
-    " lists them; without parameters it says which there are. It answers as run_workflow.",
+    description="Runs a workflow of this gateway by its name, also one without a tool of its own. Without a name, it"
+    " lists the workflows; without parameters, it describes them. It answers like run_workflow.",
     input_schema=schema_of(RunNamed),
     annotations=ToolAnnotations(read_only_hint=False, destructive_hint=False, open_world_hint=True),
 )
 VALIDATE_WORKFLOW = Tool(
     name="validate_workflow",
     title="Check a workflow",
-    description="Says what would be wrong with a ComfyUI workflow, by node and input, and what is allowed there."
+    description="Checks a ComfyUI workflow and lists its problems by node and input, with the allowed values."
     " Nothing runs.",
     input_schema=schema_of(WorkflowArguments),
     annotations=ToolAnnotations(read_only_hint=True),
@@ -81,7 +81,7 @@ VALIDATE_WORKFLOW = Tool(
 JOB = Tool(
     name="job",
     title="Jobs",
-    description="Looks after jobs that were begun before: status, wait, result, cancel, list.",
+    description="Manages jobs that were started earlier: status, wait, result, cancel, list.",
     input_schema=schema_of(JobArguments),
     annotations=ToolAnnotations(read_only_hint=False, destructive_hint=True, open_world_hint=False),
 )
@@ -144,7 +144,7 @@ class Tools:
             tools = [*([RUN_NAMED] if found.seen else []), *tools, *found.tools]
         cursor = (params.cursor if params is not None else None) or "0"
         if not cursor.isascii() or not cursor.isdigit() or len(cursor) > _LONGEST_CURSOR or int(cursor) > len(tools):
-            raise MCPError(INVALID_PARAMS, "there is no such page of tools: begin without a cursor")
+            raise MCPError(INVALID_PARAMS, "cursor is not a page of the tools; begin without a cursor")
         first, end = int(cursor), int(cursor) + self._options.page
         return ListToolsResult(tools=tools[first:end], next_cursor=str(end) if end < len(tools) else None)
 
@@ -264,7 +264,7 @@ class Tools:
             listed = ListCall(status=asked.status, limit=asked.limit, cursor=asked.cursor)
             return answered(await page_of_jobs(call.request, listed))
         if asked.prompt_id is None:
-            raise RequestError(f"prompt_id: the action {asked.action} needs the id of the job")
+            raise RequestError(f"prompt_id must be given for the action {asked.action}")
         prompt_id, origin = str(asked.prompt_id), origin_of(call.request)
         structlog.contextvars.bind_contextvars(prompt_id=prompt_id)
         handler = call.gateway.handler
@@ -321,7 +321,8 @@ def _count(gateway: GatewayState, rules: KeyRules | None) -> None:
     if rules is not None and (wait_s := gateway.rates.take(rules)):
         gateway.metrics.rejected.labels("key_limit").inc()
         raise TooManySubmissionsError(
-            f"the key {rules.name!r} may submit {rules.per_minute} times a minute (per_minute)", retry_after_s=wait_s
+            f"the key {rules.name!r} may submit only {rules.per_minute} times a minute (per_minute)",
+            retry_after_s=wait_s,
         )
 
 
@@ -337,7 +338,7 @@ def _shown(gateway: GatewayState, look: Look) -> Mapping[str, Any]:
 def _request_of(context: Context) -> Request:
     request = context.request
     if not isinstance(request, Request):
-        raise TypeError("the call did not come over HTTP")
+        raise TypeError("the call must come over HTTP")
     return request
 
 

@@ -128,10 +128,12 @@ async def read_call(request: Request) -> ImageCall:
             names = [file_name(place.removesuffix("[]"), digest, ending) for place, digest, ending in parts]
             for place, name in zip(files.fields, names, strict=True):
                 if place not in _FILES:
-                    raise ImageCallError(f"{place}: a file is wanted for image, image[] and mask only", place)
+                    raise ImageCallError(
+                        f"{place} must not be a file; only image, image[] and mask may be files", place
+                    )
                 if place == "mask":
                     if form.mask is not None:
-                        raise ImageCallError("mask: there are two masks", "mask")
+                        raise ImageCallError("mask must not be given twice", "mask")
                     form.mask = name
                 else:
                     form.images.append(name)
@@ -193,7 +195,7 @@ def _file_text(name: str, value: Any) -> str:
     if isinstance(value, dict) and isinstance(value.get("image_url"), str):
         value = value["image_url"]
     if not isinstance(value, str) or not value:
-        raise ImageCallError(f"{name}: a URL, a data URI or base64 is wanted, or a file of a form", name)
+        raise ImageCallError(f"{name} must be a URL, a data URI or base64, or a file of a form", name)
     return value
 
 
@@ -203,7 +205,7 @@ def _plain(fields: Mapping[str, Any], name: str, longest: int | None = _LONGEST_
         return None
     if not isinstance(value, str) or (longest is not None and len(value) > longest):
         most = "" if longest is None else f" of up to {longest} characters"
-        raise ImageCallError(f"{name}: a text{most} is wanted", name)
+        raise ImageCallError(f"{name} must be a text{most}", name)
     return value
 
 
@@ -224,13 +226,13 @@ def _flag(fields: Mapping[str, Any], name: str) -> bool:
         return bool(value)
     if value in ("true", "false"):
         return bool(value == "true")
-    raise ImageCallError(f"{name}: true or false is wanted", name)
+    raise ImageCallError(f"{name} must be true or false", name)
 
 
 def _choice(fields: Mapping[str, Any], name: str, choices: Sequence[Any]) -> Any:
     value = fields.get(name)
     if value is not None and value not in choices:
-        raise ImageCallError(f"{name}: {' or '.join(choices)} is wanted", name)
+        raise ImageCallError(f"{name} must be {' or '.join(choices)}", name)
     return value
 
 
@@ -240,7 +242,7 @@ def _size(fields: Mapping[str, Any]) -> tuple[int, int] | None:
         return None
     match = _SIZE.fullmatch(text)
     if match is None:
-        raise ImageCallError('size: "auto" or a size such as "1024x1024" is wanted', "size")
+        raise ImageCallError('size must be "auto" or a size such as "1024x1024"', "size")
     return int(match[1]), int(match[2])
 
 

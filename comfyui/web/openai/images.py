@@ -102,7 +102,7 @@ async def model(request: Request) -> Response:
     """`GET /v1/models/{model}`."""
     name = request.path_params["model"]
     if name not in _known(request):
-        raise ComfyUINotFoundError(f"model: there is no {name!r:.80}")
+        raise ComfyUINotFoundError(f"model: there is no model {name!r:.80}")
     return json_response(200, _model(name))
 
 
@@ -116,12 +116,12 @@ async def picture(request: Request) -> Response:
     origin = origin_of(request)
     look = await gateway.handler.look(prompt_id, origin)
     if not look.state.is_end or not (index.isascii() and index.isdecimal() and len(index) < 6):
-        raise ComfyUINotFoundError("there is no such picture", prompt_id=prompt_id)
+        raise ComfyUINotFoundError("there is no such image", prompt_id=prompt_id)
     timeout_s = gateway.options.default_timeout_s
     result = await gateway.handler.attach(prompt_id, timeout_s=timeout_s, origin=origin)
     found = next((one for one in pictures_of(result) if one.index == int(index)), None)
     if found is None:
-        raise ComfyUINotFoundError("there is no such picture", prompt_id=prompt_id)
+        raise ComfyUINotFoundError("there is no such image", prompt_id=prompt_id)
     quality = _quality(request)
     as_made = quality is None and ending_of(found, None) == ending
     convert = ImageConversion(format=wanted, quality=quality) if wanted is not None and not as_made else None
@@ -230,7 +230,7 @@ async def _pictures(work: _Work, listener: Listener | None = None) -> list[Pictu
         await end_tasks(*tasks)
     pictures = [picture for result in results for picture in pictures_of(result)]
     if not pictures:
-        raise RequestError("the workflow made no picture")
+        raise RequestError("the workflow made no image")
     return pictures
 
 
@@ -319,7 +319,7 @@ def _uuid(text: str) -> str:
     try:
         return str(UUID(text))
     except ValueError:
-        raise ComfyUINotFoundError("there is no such picture") from None
+        raise ComfyUINotFoundError("there is no such image") from None
 
 
 def _quality(request: Request) -> int | None:

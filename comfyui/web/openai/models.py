@@ -52,8 +52,8 @@ def workflow_for(
         if unusable := next((one for one in files if isinstance(one, Unusable) and one.name in wanted), None):
             raise unusable.as_error()
         there_are = ", ".join(models_of(able, names))
-        detail = "model: name one" if model is None else f"model: {model!r:.80} is no model for {kind}"
-        models = f"the models for {kind} are {there_are}" if there_are else f"you have no model for {kind}"
+        detail = "model is required" if model is None else f"model: {model!r:.80} is no model for {kind}"
+        models = f"the models for {kind} are {there_are}" if there_are else f"your key may use no model for {kind}"
         raise ImageCallError(f"{detail}; {models}", "model", "model_not_found")
     return found
 

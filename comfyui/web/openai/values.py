@@ -57,7 +57,7 @@ def values_of(workflow: NamedWorkflow, call: ImageCall, kind: ModelKind) -> Valu
         return True
 
     if call.prompt is None and kind == "generations":
-        raise ImageCallError("prompt: it is required", "prompt")
+        raise ImageCallError("prompt is required", "prompt")
     if call.prompt is not None and not give("prompt", call.prompt, "prompt"):
         ignored.append("prompt")
     if call.size is not None:
@@ -90,10 +90,10 @@ def _give_pictures(
 ) -> None:
     if kind == "generations":
         if call.images or call.mask != "":
-            raise ImageCallError("image: pictures are for /v1/images/edits", "image")
+            raise ImageCallError("image must be sent to /v1/images/edits", "image")
         return
     if not call.images:
-        raise ImageCallError("image: it is required", "image")
+        raise ImageCallError("image is required", "image")
     places = with_role(workflow, "image")
     if len(call.images) > len(places):
         raise ImageCallError(f"image: {workflow.name} takes {len(places)} at most", "image")

@@ -24,7 +24,7 @@ def of_form(texts: Mapping[str, str], tags: Sequence[bytes]) -> NewAsset:
     """The fields of a form. Raises `ContractError`, which names the field."""
     for name in ("content_type", "file_path"):
         if name not in texts:
-            raise _wrong(name, "the field is missing")
+            raise _wrong(name, "the field is required")
     lifetime = texts.get("expires_in")
     if lifetime is not None and not re.fullmatch(r"[0-9]{1,9}", lifetime):
         raise _lifetime_wrong()
@@ -40,9 +40,9 @@ def of_json(body: Mapping[str, Any]) -> NewAsset:
     """The members of a JSON body. Raises `ContractError`, which names the member."""
     path, tags = body.get("file_path"), body.get("tags")
     if path is not None and not isinstance(path, str):
-        raise _wrong("file_path", "it is no text")
+        raise _wrong("file_path", "it must be a text")
     if tags is not None and not (isinstance(tags, list) and all(isinstance(tag, str) for tag in tags)):
-        raise _wrong("tags", "a list of texts is wanted")
+        raise _wrong("tags", "it must be a list of texts")
     return NewAsset(
         file_path=_file_path(path) if path else "",
         tags=_tags(tags or ()),
@@ -52,7 +52,7 @@ def of_json(body: Mapping[str, Any]) -> NewAsset:
 
 def _content_type(text: str) -> str:
     if not _TYPE.fullmatch(text):
-        raise _wrong("content_type", "a media type is wanted, such as image/png")
+        raise _wrong("content_type", "it must be a media type, such as image/png")
     return text
 
 
@@ -62,10 +62,10 @@ def _file_path(text: str) -> str:
     if parts[0] == _INPUT and len(parts) > 1:
         parts = parts[1:]
     elif parts[0] in _OTHER_FOLDERS and len(parts) > 1:
-        reason = f"files are placed in ComfyUI's input folder only, and not in {parts[0]!r}"
-        raise _wrong("file_path", f"{reason}; models have to be on the servers")
+        reason = f"files can only be placed in ComfyUI's input folder, not in {parts[0]!r}"
+        raise _wrong("file_path", f"{reason}; models must be on the servers")
     if len(parts) > 1 and text.lower().endswith(MODEL_ENDINGS):
-        raise _wrong("file_path", "models cannot be placed by uploads: they have to be on the servers")
+        raise _wrong("file_path", "models cannot be uploaded; they must be on the servers")
     if (
         "\\" in text
         or _NEVER.search(text)
@@ -73,13 +73,15 @@ def _file_path(text: str) -> str:
         or len(text) > _LONGEST_PATH
         or len(parts[-1].encode()) > _LONGEST_NAME
     ):
-        raise _wrong("file_path", "a name, or folders and a name with '/' between them, is wanted: photo.png")
+        raise _wrong(
+            "file_path", "it must be a file name, or folders and a file name with '/' between them, such as photo.png"
+        )
     return "/".join(parts)
 
 
 def _tags(tags: Sequence[str]) -> tuple[str, ...]:
     if len(tags) > _MOST_TAGS or any(len(tag) > _LONGEST_TAG or _NEVER.search(tag) for tag in tags):
-        raise _wrong("tags", f"at most {_MOST_TAGS} texts of at most {_LONGEST_TAG} plain characters are taken")
+        raise _wrong("tags", f"it must have at most {_MOST_TAGS} texts of at most {_LONGEST_TAG} plain characters")
     return tuple(tags)
 
 
@@ -92,7 +94,7 @@ def _lifetime(seconds: Any) -> float | None:
 
 
 def _lifetime_wrong() -> ContractError:
-    return _wrong("expires_in", f"a whole number of seconds from {_SHORTEST_S} to {_LONGEST_S} is wanted")
+    return _wrong("expires_in", f"it must be a whole number of seconds from {_SHORTEST_S} to {_LONGEST_S}")
 
 
 def _wrong(name: str, reason: str) -> ContractError:

@@ -39,7 +39,9 @@ async def upload(request: Request) -> Response:
             new = replace(asset_fields.of_form(posted.texts, tags), idempotency_key=key)
             expected = posted.texts.get("expected_hash")
             if expected and hash_of(expected) != posted.blake3:
-                raise ContractError(Breach.HASH_MISMATCH, f"expected_hash: the file has blake3:{posted.blake3}")
+                raise ContractError(
+                    Breach.HASH_MISMATCH, f"expected_hash does not match the file, whose hash is blake3:{posted.blake3}"
+                )
             asset, is_new = await assets.uploaded.add(new, posted.content, posted.blake3, origin)
     except (ContractError, BodyTooLargeError):
         raise
@@ -63,7 +65,7 @@ async def from_hash(request: Request) -> Response:
             asset = await adopted(new, digest, made, assets.outputs, assets.uploaded, origin)
             found = None if asset is None else (asset, True)
     if found is None:
-        raise ContractError(Breach.BLOB_NOT_FOUND, "hash: no file with this hash is here; upload it")
+        raise ContractError(Breach.BLOB_NOT_FOUND, "hash: the gateway has no file with this hash; upload it")
     return _taken(request, found[0], is_new=found[1], has_new_bytes=False)
 
 
@@ -100,7 +102,9 @@ async def delete(request: Request) -> Response:
     """Removes the record of an upload; its bytes go when no other record and no job has them."""
     assets, origin, asset_id = _assets(request), caller_of(request), request.path_params["asset_id"]
     if await assets.outputs.find(asset_id, origin) is not None:
-        raise ContractError(Breach.ASSET_IN_USE, "a job has made it: it is kept as long as that job and goes with it")
+        raise ContractError(
+            Breach.ASSET_IN_USE, "the asset is an output of a job; it is kept as long as the job, and removed with it"
+        )
     if not await assets.uploaded.drop(asset_id, origin):
         raise ComfyUINotFoundError(_UNKNOWN)
     return Response(status_code=204)

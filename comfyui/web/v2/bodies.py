@@ -56,7 +56,7 @@ def idempotency_key_of(request: Request) -> str | None:
         return None
     if len(keys) > 1 or not _IDEMPOTENCY_KEY.fullmatch(keys[0]):
         raise ContractError(
-            Breach.NOT_READABLE, "Idempotency-Key: one key of 1 to 255 printable ASCII characters is wanted"
+            Breach.NOT_READABLE, "Idempotency-Key must be one key of 1 to 255 printable ASCII characters"
         )
     return keys[0]
 
@@ -79,8 +79,8 @@ def _of_json(pieces: list[bytes], size: int, limits: Limits) -> Posted:
     workflow = _workflow(body)
     for name in _RESERVED:
         if body.get(name) is not None:
-            more = f"; {WEBHOOK} is this gateway's own" if name == "webhook_url" else ""
-            raise ContractError(Breach.INVALID_WORKFLOW, f"{name}: the name is reserved and not in use yet{more}")
+            more = f"; use {WEBHOOK}, a field of this gateway, instead" if name == "webhook_url" else ""
+            raise ContractError(Breach.INVALID_WORKFLOW, f"{name} is reserved for later; leave it out{more}")
     labels, note = _metadata(body.get("metadata"))
     request = PromptRequest(
         prompt=workflow,
@@ -95,12 +95,12 @@ def _of_json(pieces: list[bytes], size: int, limits: Limits) -> Posted:
 def _workflow(body: Mapping[str, Any]) -> dict[str, Any]:
     workflow = body.get("workflow")
     if not isinstance(workflow, dict):
-        what = "it is missing" if workflow is None else "it is no object"
-        raise ContractError(Breach.INVALID_WORKFLOW, f"workflow: {what}; a workflow in API format is wanted")
+        what = "it is missing" if workflow is None else "it is not an object"
+        raise ContractError(Breach.INVALID_WORKFLOW, f"workflow must be a workflow in API format, but {what}")
     if is_ui_format(workflow):
         raise ContractError(
             Breach.WORKFLOW_FORMAT_UI,
-            'workflow: it is as the editor saves it, and only the API format can be run; use "Export (API)", or let'
+            'workflow has the format of the editor, but only the API format can be run; use "Export (API)", or let'
             " POST /convert convert it",
         )
     return workflow
@@ -110,12 +110,12 @@ def _extra_data(value: Any) -> dict[str, Any] | None:
     if value is None:
         return None
     if not isinstance(value, dict):
-        raise ContractError(Breach.NOT_READABLE, "extra_data: it is no object")
+        raise ContractError(Breach.NOT_READABLE, "extra_data must be an object")
     if others := sorted(value.keys() - {_KEY_NAME}):
-        raise ContractError(Breach.NOT_READABLE, f"extra_data: only {_KEY_NAME} is taken, and not {others[0][:60]!r}")
+        raise ContractError(Breach.NOT_READABLE, f"extra_data may have only {_KEY_NAME}, not {others[0][:60]!r}")
     key = value.get(_KEY_NAME)
     if key is not None and not isinstance(key, str):
-        raise ContractError(Breach.NOT_READABLE, f"extra_data.{_KEY_NAME}: it is no text")
+        raise ContractError(Breach.NOT_READABLE, f"extra_data.{_KEY_NAME} must be a text")
     return {_KEY_NAME: key} if key else None
 
 
@@ -125,10 +125,10 @@ def _metadata(value: Any) -> tuple[dict[str, str], str | None]:
         return {}, None
     if isinstance(value, str):
         if len(value) > _LONGEST_NOTE or len(value.encode("utf-8", "surrogatepass")) > _LONGEST_NOTE:
-            raise ContractError(Breach.METADATA_INVALID, f"metadata: a text of at most {_LONGEST_NOTE} bytes is taken")
+            raise ContractError(Breach.METADATA_INVALID, f"metadata must be a text of at most {_LONGEST_NOTE} bytes")
         return {}, value
     if not isinstance(value, dict):
-        raise ContractError(Breach.METADATA_INVALID, "metadata: an object of texts is wanted")
+        raise ContractError(Breach.METADATA_INVALID, "metadata must be an object whose values are texts")
     try:
         check_labels(value)
     except ValueError as error:
@@ -141,7 +141,7 @@ def _priority(value: Any) -> int:
         return 0
     if isinstance(value, bool) or not isinstance(value, int) or abs(value) > _MOST_PRIORITY:
         raise ContractError(
-            Breach.INVALID_REQUEST, f"priority: a whole number from -{_MOST_PRIORITY} to {_MOST_PRIORITY} is wanted"
+            Breach.INVALID_REQUEST, f"priority must be a whole number from -{_MOST_PRIORITY} to {_MOST_PRIORITY}"
         )
     return value
 

@@ -55,9 +55,9 @@ def listing_of(request: Request) -> Listing:
 
 def _add_label(labels: dict[str, str], key: str, value: str) -> None:
     if key in labels:
-        raise ContractError(Breach.INVALID_METADATA_FILTER, f"metadata[{key[:60]}]: the label is named twice")
+        raise ContractError(Breach.INVALID_METADATA_FILTER, f"metadata[{key[:60]}] must not be given twice")
     if len(labels) >= _MOST_LABELS:
-        raise ContractError(Breach.INVALID_METADATA_FILTER, f"metadata: at most {_MOST_LABELS} labels may be named")
+        raise ContractError(Breach.INVALID_METADATA_FILTER, f"metadata may be given for at most {_MOST_LABELS} labels")
     try:
         check_label(key, value)
     except ValueError as error:
@@ -69,7 +69,7 @@ def _limit(text: str | None) -> int:
     if text is None:
         return _LIMIT
     if not re.fullmatch("[0-9]{1,3}", text) or not 1 <= int(text) <= _MOST:
-        raise ContractError(Breach.NOT_READABLE, f"limit: a whole number from 1 to {_MOST} is wanted")
+        raise ContractError(Breach.NOT_READABLE, f"limit must be a whole number from 1 to {_MOST}")
     return int(text)
 
 
@@ -78,6 +78,6 @@ def _states(text: str) -> frozenset[State]:
     for word in words:
         if word not in _STATES:
             raise ContractError(
-                Breach.NOT_READABLE, f"status: there is no {word[:20]!r}; there are {', '.join(_STATES)}"
+                Breach.NOT_READABLE, f"status: there is no status {word[:20]!r}; the statuses are {', '.join(_STATES)}"
             )
     return frozenset(_STATES[word] for word in words)

@@ -11,7 +11,7 @@ from tests.support.target import node
 _NAMED = Instead(
     "product contract section 6: an invalid number gets an error that names the field; ComfyUI's code fails",
     422,
-    "a whole number is wanted",
+    "must be a whole number",
 )
 
 

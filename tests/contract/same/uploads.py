@@ -26,7 +26,7 @@ _NO_MASK = Instead(_TOLD, 400, "")
 _NOT_OWN = Instead(
     "jobs contract section 4: a prompt may name only files that its own key uploaded",
     400,
-    "has uploaded none of this name",
+    "has uploaded no file with this name",
 )
 
 

@@ -100,7 +100,7 @@ def test_any_bytes_survive_both_base64_alphabets(data: bytes) -> None:
     ["input.png", "not base64!", "ftp://example.com/a.png", "/etc/passwd", "äöü", "data:image/png;base64,!!!", "AAAAA"],
 )
 def test_a_text_that_is_not_base64_is_refused(text: str) -> None:
-    with pytest.raises(ComfyUIInputError, match=r"neither base64, a data URI nor an http\(s\) URL"):
+    with pytest.raises(ComfyUIInputError, match=r"must be base64, a data URI or an http\(s\) URL"):
         decode(text, max_bytes=MAX)
 
 
@@ -110,7 +110,7 @@ def test_base64_with_blanks_for_lost_plus_signs_is_refused_with_the_reason(prefi
     assert " " in text
     assert text.endswith("=")
     for broken in (text, text.rstrip("=")):
-        with pytest.raises(ComfyUIInputError, match="has blanks where a '\\+' was lost"):
+        with pytest.raises(ComfyUIInputError, match="its blanks may be '\\+' characters"):
             decode(prefix + broken, max_bytes=MAX)
 
 
@@ -121,25 +121,25 @@ def test_base64_whose_lines_were_joined_with_blanks_is_decoded() -> None:
 
 def test_base64_without_padding_outside_a_data_uri_is_refused_with_the_reason() -> None:
     assert b64(PNG).endswith("=")
-    with pytest.raises(ComfyUIInputError, match=r"the padding \('='\) is missing"):
+    with pytest.raises(ComfyUIInputError, match=r"its end is missing: the padding \('='\)"):
         decode(b64(PNG).rstrip("="), max_bytes=MAX)
 
 
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        (f'"{b64(PNG)}"', "it stands in quotes"),
-        (f" '{b64(PNG)}'", "it stands in quotes"),
-        (f"image/png;base64,{b64(PNG)}", "it begins with 'base64,' but is no data URI"),
-        (f"base64,{b64(PNG)}", "it begins with 'base64,' but is no data URI"),
+        (f'"{b64(PNG)}"', "it has quotes around it"),
+        (f" '{b64(PNG)}'", "it has quotes around it"),
+        (f"image/png;base64,{b64(PNG)}", "it begins with 'base64,' but is not a data URI"),
+        (f"base64,{b64(PNG)}", "it begins with 'base64,' but is not a data URI"),
         ("\\n".join(b64(PNG)[i : i + 20] for i in range(0, len(b64(PNG)), 20)), "a backslash and a letter"),
-        (f"{b64(PNG)}==", "it ends in too many '='"),
-        (f"data:image/png;base64,{b64(PNG)}==", "it ends in too many '='"),
+        (f"{b64(PNG)}==", "it ends with too many '='"),
+        (f"data:image/png;base64,{b64(PNG)}==", "it ends with too many '='"),
     ],
 )
 def test_the_refusal_names_the_characters_that_surround_the_base64(text: str, reason: str) -> None:
     with pytest.raises(
-        ComfyUIInputError, match=r"neither base64, a data URI nor an http\(s\) URL; as base64"
+        ComfyUIInputError, match=r"must be base64, a data URI or an http\(s\) URL; if it is base64"
     ) as raised:
         decode(text, max_bytes=MAX)
     assert reason in raised.value.detail

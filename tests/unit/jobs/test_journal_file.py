@@ -149,7 +149,7 @@ async def test_a_second_process_waits_for_the_first_one_to_end(tmp_path: Path) -
     assert await read_line(holder) == "open\n"
     waiting = SqliteJournal(tmp_path, lock_wait_s=30.0)
     opening = asyncio.create_task(waiting.__aenter__())
-    assert await problem_of(waiting) == "another process uses the journal in STATE_DIR"
+    assert await problem_of(waiting) == "another process already uses the journal in STATE_DIR"
     await asyncio.to_thread(holder.communicate)
     await opening
     assert not waiting.problem
@@ -159,7 +159,7 @@ async def test_a_second_process_waits_for_the_first_one_to_end(tmp_path: Path) -
 
 async def test_a_locked_journal_fails_the_start_after_the_lock_wait(tmp_path: Path) -> None:
     async with SqliteJournal(tmp_path) as journal:
-        with pytest.raises(JournalError, match="STATE_DIR: another process uses the journal") as refused:
+        with pytest.raises(JournalError, match="STATE_DIR: another process already uses the journal") as refused:
             await SqliteJournal(tmp_path, lock_wait_s=0.05).__aenter__()
         assert (refused.value.status, refused.value.retryable) == (503, True)
         assert await journal.write(Add(new_job(1))), "the journal has kept its own lock"

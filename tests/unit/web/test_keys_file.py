@@ -79,7 +79,7 @@ def test_a_user_may_raise_its_priority_only_if_its_table_allows_it(role: str, hi
             "line 4: [keys.alice] user_header: must not be a header with another",
         ),
         (table("alice", ALICE, webhook_secret="short"), "line 4: [keys.alice] webhook_secret: "),
-        (table("alice", ALICE, webhook_secret="no base64, but long enough"), "webhook_secret: a secret is not base64"),
+        (table("alice", ALICE, webhook_secret="no base64, but long enough"), "webhook_secret: a secret must be base64"),
         (table("Alice", ALICE), "line 1: [keys.'Alice']: a key's name must be 1 to 64 lower-case letters"),
         (table("key-0123abcd", ALICE), "line 1: [keys.key-0123abcd]: the gateway reserves this name for itself"),
         (table("external", ALICE), "line 1: [keys.external]: the gateway reserves this name for itself"),
