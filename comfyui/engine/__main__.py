@@ -17,7 +17,9 @@ from comfyui.engine import NEW_VERSION, OLD_VERSION, Engine, EngineOptions, Faul
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m comfyui.engine",
-        description="A simulation of ComfyUI: its API, real files, procedural pictures; no GPU and no models.",
+        description=(
+            "A simulation of ComfyUI, with its API, real files and procedural pictures, but without GPU and models."
+        ),
         epilog=faults.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -28,15 +30,18 @@ def _parser() -> argparse.ArgumentParser:
         "--comfyui-version",
         choices=(OLD_VERSION, NEW_VERSION),
         default=defaults.comfyui_version,
-        help="which ComfyUI to be (%(default)s)",
+        help="the version of ComfyUI to simulate (%(default)s)",
     )
     parser.add_argument(
         "--base-directory",
         type=Path,
-        help="holds input, output, temp and user; without it a temporary one that is removed at the end",
+        help="folder for input, output, temp and user; by default a temporary one, which is removed at the end",
     )
     parser.add_argument(
-        "--step-seconds", type=float, default=defaults.step_seconds, help="time of a sampling step (%(default)s)"
+        "--step-seconds",
+        type=float,
+        default=defaults.step_seconds,
+        help="seconds that a sampling step takes (%(default)s)",
     )
     parser.add_argument(
         "--fault",
@@ -46,15 +51,17 @@ def _parser() -> argparse.ArgumentParser:
         help="switch a fault on from the start; see below",
     )
     parser.add_argument(
-        "--faults-file", type=Path, help="keeps the faults over a crash; once it is there, --fault does not count"
+        "--faults-file", type=Path, help="file that keeps the faults over a crash; if it exists, --fault is ignored"
     )
     parser.add_argument(
         "--front-end-root",
         type=Path,
-        help="folder of ComfyUI's web frontend; without it there is a page about the engine",
+        help="folder of ComfyUI's web frontend; by default a page about the engine is shown",
     )
     parser.add_argument(
-        "--executions-file", type=Path, help="gets a line for each prompt that begins to run, also over a crash"
+        "--executions-file",
+        type=Path,
+        help="file that gets a line for each prompt that begins to run, also over a crash",
     )
     parser.add_argument("--verbose", action="store_true", help="log each step")
     return parser

@@ -332,7 +332,7 @@ class _Run:
 
     def crash(self, how: str) -> None:
         if not self._executor.may_crash:
-            raise RuntimeError("this engine shares its process with others and may not end it")
+            raise RuntimeError("this engine must not end its process, because it shares it with others")
         crash(how, {})
 
     def hang(self, seconds: float | None = None) -> None:

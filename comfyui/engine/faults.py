@@ -146,7 +146,9 @@ class Faults:
     def merge(self, faults: Mapping[str, Any]) -> None:
         parsed = {name: parse_config(name, config) for name, config in faults.items()}
         if not self._may_crash and (names := sorted(parsed.keys() & set(CRASHES))):
-            raise FaultError(f"fault {names[0]}: only for an engine in a process of its own (python -m comfyui.engine)")
+            raise FaultError(
+                f"fault {names[0]} works only in an engine with its own process (python -m comfyui.engine)"
+            )
         with self._lock:
             self._configs |= {name: configs for name, configs in parsed.items() if name not in INSTANT}
             self._keep()
@@ -214,13 +216,13 @@ def parse_argument(argument: str) -> dict[str, Any]:
     try:
         return {name: json.loads(config) if config else {}}
     except ValueError as error:
-        raise FaultError(f"fault {name}: not JSON: {error}") from error
+        raise FaultError(f"fault {name}: its configuration is not JSON: {error}") from error
 
 
 def parse_config(name: str, config: Any) -> list[Config]:
     """The configurations under one name, copied; FaultError if they are not well-formed."""
     if name not in NAMES:
-        raise FaultError(f"no fault named {name!r}; there are {', '.join(sorted(NAMES))}")
+        raise FaultError(f"there is no fault {name!r}; the faults are {', '.join(sorted(NAMES))}")
     configs = config if isinstance(config, list) else [config]
     parsed: list[Config] = []
     for one in configs:
@@ -229,9 +231,9 @@ def parse_config(name: str, config: Any) -> list[Config]:
         elif isinstance(one, dict):
             parsed.append(dict(one))
         else:
-            raise FaultError(f"fault {name}: its configuration is a JSON object, a list of them, or true")
+            raise FaultError(f"fault {name}: its configuration must be a JSON object, a list of them, or true")
         if not isinstance(parsed[-1].get("times", 1), int) or parsed[-1].get("times", 1) < 1:
-            raise FaultError(f"fault {name}: times is a whole number of at least 1")
+            raise FaultError(f"fault {name}: times must be a whole number of at least 1")
     return parsed
 
 

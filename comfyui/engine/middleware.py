@@ -28,7 +28,7 @@ def asking(headers: Mapping[str, str]) -> Middleware:
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
         if any(request.headers.get(name) != value for name, value in headers.items()):
-            return web.Response(status=401, text="credentials are wanted", headers={"WWW-Authenticate": "Bearer"})
+            return web.Response(status=401, text="credentials are required", headers={"WWW-Authenticate": "Bearer"})
         return await handler(request)
 
     return middleware

@@ -56,7 +56,7 @@ def raise_injected(faults: Faults, class_type: str, node_id: str) -> None:
     defaults = {
         "cuda_fault": ("RuntimeError", _CUDA_FAULT_MESSAGE),
         "out_of_memory": (OUT_OF_MEMORY, _OUT_OF_MEMORY_MESSAGE),
-        "node_error": ("RuntimeError", "this node was told to fail"),
+        "node_error": ("RuntimeError", "this node fails on purpose"),
     }
     for fault, (kind, message) in defaults.items():
         config = faults.take(fault, **facts)

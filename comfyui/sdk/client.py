@@ -202,7 +202,7 @@ class GatewayClient:
             GatewayError: a page could not be had.
         """
         if limit is not None and limit < 1:
-            raise ValueError(f"limit is {limit}: give 1 or more, or None for all jobs")
+            raise ValueError(f"limit must be 1 or more, or None for all jobs, not {limit}")
         query = {f"label.{key}": value for key, value in (labels or {}).items()}
         if status:
             query["status"] = status if isinstance(status, str) else ",".join(status)

@@ -59,15 +59,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _shared(server: str | None, api_key: str | None, as_json: bool | str) -> _Parser:
     """The options of all commands, with these defaults."""
     shared = _Parser(add_help=False)
-    shared.add_argument("--server", metavar="URL", default=server, help=f"the gateway (default: {DEFAULT_SERVER})")
+    shared.add_argument("--server", metavar="URL", default=server, help=f"the gateway's URL (default: {DEFAULT_SERVER})")
     shared.add_argument(
         "--api-key",
         metavar="KEY",
         default=api_key,
-        help=f"better in the environment, as {API_KEY_VARIABLE}: other users see command lines",
+        help=f"the API key; better set {API_KEY_VARIABLE}, because other users can see command lines",
     )
     shared.add_argument(
-        "--json", action="store_true", default=as_json, help="one JSON document on standard output, nothing else"
+        "--json", action="store_true", default=as_json, help="print one JSON document and nothing else"
     )
     return shared
 
@@ -94,45 +94,74 @@ def _parser() -> _Parser:
     submit = command("submit", commands.submit, "Submit a workflow as a job, and print only its id, without waiting.")
     _add_workflow(submit)
     submit.add_argument(
-        "--label", metavar="KEY=VALUE", type=_label, action="append", default=[], help="up to 16, for `list`"
+        "--label",
+        metavar="KEY=VALUE",
+        type=_label,
+        action="append",
+        default=[],
+        help="a label, by which `list` finds the job; may be repeated, up to 16 times",
     )
-    submit.add_argument("--priority", metavar="N", type=int, default=0, help="-1000000 to 1000000, kept with the job")
-    submit.add_argument("--webhook", metavar="URL", help="is told when the job ends; the gateway needs WEBHOOK_SECRET")
     submit.add_argument(
-        "--wait", metavar="SECONDS", type=_seconds, default=0.0, help="wait so long for its end before it is printed"
+        "--priority", metavar="N", type=int, default=0, help="the job's priority, from -1000000 to 1000000"
+    )
+    submit.add_argument(
+        "--webhook",
+        metavar="URL",
+        help="the URL that gets a webhook when the job ends; the gateway must have WEBHOOK_SECRET",
+    )
+    submit.add_argument(
+        "--wait",
+        metavar="SECONDS",
+        type=_seconds,
+        default=0.0,
+        help="how long to wait for the job's end before it is printed",
     )
 
     listing = command("list", commands.list_jobs, "List jobs, newest first.")
     listing.add_argument(
-        "--status", metavar="STATUS", type=_statuses, default=(), help=f"with commas: {', '.join(get_args(JobStatus))}"
+        "--status",
+        metavar="STATUS",
+        type=_statuses,
+        default=(),
+        help=f"only jobs with these statuses, separated by commas: {', '.join(get_args(JobStatus))}",
     )
     listing.add_argument(
         "--label", metavar="KEY=VALUE", type=_label, action="append", default=[], help="may be repeated"
     )
-    listing.add_argument("--workflow", metavar="NAME", help="jobs of the workflow with this name")
+    listing.add_argument("--workflow", metavar="NAME", help="only jobs of this named workflow")
     listing.add_argument("--limit", metavar="N", type=_count, default=50, help="default: %(default)s")
 
     wait = command(
         "wait",
         commands.wait,
         "Wait until a job has ended, and save its files as `run` does. Lost connections and restarts of the gateway"
-        " are waited through.",
+        " do not end the wait.",
     )
     wait.add_argument("prompt_id", metavar="PROMPT_ID", type=_prompt_id)
     _add_output(wait)
     wait.add_argument(
-        "--timeout", metavar="SECONDS", type=_seconds, default=300.0, help="the job goes on; default: %(default)g"
+        "--timeout",
+        metavar="SECONDS",
+        type=_seconds,
+        default=300.0,
+        help="how long to wait; the job goes on after that; default: %(default)g",
     )
 
-    result = command("result", commands.result, "Save the files of a job that has ended; its exit code says how it is.")
+    result = command(
+        "result", commands.result, "Save the files of a job that has ended. The exit code says how the job ended."
+    )
     result.add_argument("prompt_id", metavar="PROMPT_ID", type=_prompt_id)
     _add_output(result)
 
-    status = command("status", commands.status, "Tell how far a prompt is; without an id, how the gateway is.")
+    status = command("status", commands.status, "Show the status of a prompt; without an id, that of the gateway.")
     status.add_argument("prompt_id", metavar="PROMPT_ID", type=_prompt_id, nargs="?")
-    status.add_argument("--output", metavar="DIR", type=Path, help="save the files, when it is done")
+    status.add_argument("--output", metavar="DIR", type=Path, help="save the files, if the prompt has finished")
     status.add_argument(
-        "--timeout", metavar="SECONDS", type=_seconds, default=_STATUS_TIMEOUT_S, help="wait so long for its end"
+        "--timeout",
+        metavar="SECONDS",
+        type=_seconds,
+        default=_STATUS_TIMEOUT_S,
+        help="how long to wait for the prompt's end",
     )
 
     cancel = command("cancel", commands.cancel, "Take a prompt out of the queue, or interrupt it.")
@@ -141,7 +170,7 @@ def _parser() -> _Parser:
     named = added.add_parser("workflows", parents=[shared], help="List, show and run named workflows.")
     _add_workflows(named, shared, layout)
 
-    command("health", commands.health, "Tell whether the gateway and a ComfyUI behind it answer.")
+    command("health", commands.health, "Check whether the gateway and a ComfyUI behind it answer.")
     return parser
 
 
@@ -156,7 +185,7 @@ def _add_workflows(parser: argparse.ArgumentParser, shared: argparse.ArgumentPar
 
     command("list", named_commands.list_workflows, "List the named workflows that this key may run.")
     shown = command(
-        "show", named_commands.show, "Show the parameters of a named workflow, and what each server lacks for it."
+        "show", named_commands.show, "Show the parameters of a named workflow, and what each server lacks to run it."
     )
     shown.add_argument("name", metavar="NAME")
     run = command("run", named_commands.run, "Run a named workflow, wait for it, save its files.")
@@ -166,12 +195,22 @@ def _add_workflows(parser: argparse.ArgumentParser, shared: argparse.ArgumentPar
         metavar="NAME=TEXT",
         action="append",
         default=[],
-        help='a parameter: prompt="a red fox", steps=20; NAME:=JSON for a list; may be repeated',
+        help='set a parameter: prompt="a red fox", steps=20; NAME:=JSON for a list; may be repeated',
     )
     run.add_argument(
-        "--file", metavar="NAME=FILE", action="append", default=[], help="a parameter that is a file; may be repeated"
+        "--file",
+        metavar="NAME=FILE",
+        action="append",
+        default=[],
+        help="set a parameter that is a file; may be repeated",
     )
-    run.add_argument("--prompt-id", "--id", metavar="UUID", type=_prompt_id, help="the same id again joins the run")
+    run.add_argument(
+        "--prompt-id",
+        "--id",
+        metavar="UUID",
+        type=_prompt_id,
+        help="the id of the run; the same id again attaches to the run",
+    )
     _add_output(run)
     run.add_argument("--timeout", metavar="SECONDS", type=_seconds, default=300.0, help="default: %(default)g")
 
@@ -201,7 +240,7 @@ def _add_workflow(command: argparse.ArgumentParser) -> None:
         "--id",
         metavar="UUID",
         type=_prompt_id,
-        help="the same id again joins the prompt, or has its result",
+        help="the id of the prompt; the same id again attaches to the prompt, or returns its result",
     )
 
 
@@ -216,7 +255,7 @@ def _seconds(text: str) -> float:
     except ValueError:
         seconds = 0.0
     if not 0 < seconds < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds above 0")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
     return seconds
 
 
@@ -224,7 +263,7 @@ def _prompt_id(text: str) -> str:
     try:
         return str(uuid.UUID(text))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no UUID") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not a UUID") from None
 
 
 def _label(text: str) -> tuple[str, str]:
@@ -238,7 +277,9 @@ def _statuses(text: str) -> tuple[JobStatus, ...]:
     names = [name.strip() for name in text.split(",")]
     for name in names:
         if name not in get_args(JobStatus):
-            raise argparse.ArgumentTypeError(f"there is no status {name!r}; there are {', '.join(get_args(JobStatus))}")
+            raise argparse.ArgumentTypeError(
+                f"there is no status {name!r}; the statuses are {', '.join(get_args(JobStatus))}"
+            )
     return cast("tuple[JobStatus, ...]", tuple(names))
 
 
@@ -248,7 +289,7 @@ def _count(text: str) -> int:
     except ValueError:
         number = 0
     if number < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 on")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return number
 
 

@@ -54,14 +54,14 @@ async def submit(gateway: GatewayClient, options: argparse.Namespace) -> Outcome
             wait_s=options.wait,
         )
     except asyncio.CancelledError:
-        return _left(prompt_id, "the job may have been taken; cancel it with its id")
+        return _left(prompt_id, "the gateway may have accepted the job; cancel it with its id")
     told: list[RenderableType] = [job.prompt_id]
     if job.error is not None:
         return replace(failure(exit_of_job(job.error), job.error), report=told)
     place = "" if job.position is None else f", position {job.position}"
     STDERR.print(f"{job.status}{place}", style="dim")
     if not job.stored:
-        STDERR.print("the gateway has no STATE_DIR: its restart forgets the job", style="yellow")
+        STDERR.print("the gateway has no STATE_DIR, so a restart of it forgets the job", style="yellow")
     return Outcome(Exit.OK, job.body, told)
 
 
@@ -75,7 +75,7 @@ async def list_jobs(gateway: GatewayClient, options: argparse.Namespace) -> Outc
             found.append(job)  # noqa: PERF401 - the generator is to be closed
     shown = found[: options.limit]
     if len(found) > len(shown):
-        STDERR.print(f"There are more than {len(shown)}: --limit shows more.", style="dim")
+        STDERR.print(f"There are more than {len(shown)} jobs; --limit shows more.", style="dim")
     report: RenderableType = job_table(shown) if shown else "There are no such jobs."
     return Outcome(Exit.OK, {"jobs": [job.body for job in shown]}, [report])
 
@@ -188,7 +188,7 @@ async def _interrupted(gateway: GatewayClient, prompt_id: str) -> Outcome:
         async with asyncio.timeout(_CANCEL_TIMEOUT_S):
             await gateway.cancel(prompt_id)
     except GatewayRefusedError:
-        detail = "Ctrl-C; the prompt no longer runs"
+        detail = "Ctrl-C; the prompt is no longer running"
     except (GatewayError, TimeoutError) as failed:
         reason = str(failed) or "no answer"
         detail = f"Ctrl-C; the prompt could not be cancelled and may go on: {reason}"
@@ -205,7 +205,7 @@ def _labels(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
     labels = dict(pairs)
     for key in labels:
         if [name for name, _ in pairs].count(key) > 1:
-            raise UsageError(f"--label {key}: it is given twice")
+            raise UsageError(f"--label {key} must not be given twice")
     return labels
 
 
@@ -248,4 +248,4 @@ def _check_writable(folder: Path) -> None:
     except OSError as error:
         raise UsageError(f"--output {folder}: {error.strerror or error}") from error
     if not os.access(folder, os.W_OK):
-        raise UsageError(f"--output {folder}: not writable")
+        raise UsageError(f"--output {folder}: the folder is not writable")

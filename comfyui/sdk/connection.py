@@ -50,7 +50,7 @@ class Connection:
     def __init__(self, server: str, api_key: str | None) -> None:
         url = URL(server if "://" in server else f"http://{server}")
         if url.scheme not in {"http", "https"} or not url.host:
-            raise ValueError(f"{server!r} is no http(s) address, such as {DEFAULT_SERVER}")
+            raise ValueError(f"{server!r} is not an http(s) address such as {DEFAULT_SERVER}")
         self.server = str(url.with_query(None).with_fragment(None)).rstrip("/")
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._session: aiohttp.ClientSession | None = None
@@ -80,7 +80,7 @@ class Connection:
             raise RuntimeError("GatewayClient is used as 'async with GatewayClient(…) as gateway'")
         if not path.startswith("/"):
             # A server may not send our key, or us, to another host.
-            raise GatewayProtocolError(f"{path!r} is not an address within the gateway", code="not_a_gateway")
+            raise GatewayProtocolError(f"{path!r} is not an address of the gateway", code="not_a_gateway")
         sent, data = {"Accept": accept, **(headers or {})}, None
         if body is not None:
             sent["Content-Type"] = JSON
@@ -102,7 +102,7 @@ class Connection:
             ) from error
         except aiohttp.ClientResponseError as error:
             raise GatewayProtocolError(
-                f"What answers at {self.server} does not speak HTTP as it should: {error.message}",
+                f"The server at {self.server} does not answer in valid HTTP: {error.message}",
                 title="Not the gateway",
                 code="not_a_gateway",
             ) from error
@@ -144,16 +144,16 @@ class Connection:
         if 300 <= status < 400:
             where = response.headers.get("Location", "elsewhere")
             return GatewayProtocolError(
-                f"{self.server} redirects to {where}: give the gateway's own address", code="redirected", **fields
+                f"{self.server} redirects to {where}; give the gateway's own address", code="redirected", **fields
             )
         if await self._is_comfyui():
             detail = (
-                f"{self.server} is ComfyUI itself, not the gateway: it has no {response.url.path}. "
+                f"{self.server} is ComfyUI itself, not the gateway, because it has no {response.url.path}. "
                 "The gateway listens on another port, 18188 unless set otherwise"
             )
         else:
             text = " ".join(re.sub(r"<[^>]*>", " ", await response.text(errors="replace")).split())
-            detail = f"What answers at {self.server} is not the gateway. It said {said}: {text[:160] or '(nothing)'}"
+            detail = f"The server at {self.server} is not the gateway. It answered {said}: {text[:160] or '(nothing)'}"
         return GatewayProtocolError(detail, code="not_a_gateway", **fields)
 
     async def _is_comfyui(self) -> bool:

@@ -51,4 +51,4 @@ def create_file(folder: Path, file: OutputFile) -> tuple[Path, IO[bytes]]:
             return path, path.open("xb")
         except FileExistsError:
             continue
-    raise AssertionError("the numbers do not end")
+    raise AssertionError("no number is left for the file's name")

@@ -183,7 +183,7 @@ def listed(page: Mapping[str, Any]) -> tuple[list[ListedJob], str | None]:
     """The jobs of one page, and the cursor of the next one. Raises GatewayProtocolError."""
     jobs, cursor = page.get("jobs"), page.get("next_cursor")
     if not isinstance(jobs, list) or not isinstance(cursor, str | None):
-        raise _no_job(TypeError("no list of jobs"))
+        raise _no_job(TypeError("it is not a list of jobs"))
     return [ListedJob.from_json(entry) for entry in jobs], cursor
 
 
@@ -199,7 +199,7 @@ def _time(text: str | None) -> datetime | None:
 
 def _no_job(error: Exception) -> GatewayProtocolError:
     return GatewayProtocolError(
-        f"The answer is JSON but not a job of the gateway ({error!r}): is the address right?",
+        f"The answer is JSON but not a job of the gateway ({error!r}); check the address",
         title="Not the gateway",
         code="not_a_gateway",
     )

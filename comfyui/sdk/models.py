@@ -124,7 +124,7 @@ class PromptResult:
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise GatewayProtocolError(
-                f"The answer is JSON but not a result of the gateway ({error!r}): is the address right?",
+                f"The answer is JSON but not a result of the gateway ({error!r}); check the address",
                 title="Not the gateway",
                 code="not_a_gateway",
             ) from error

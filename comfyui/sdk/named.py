@@ -164,7 +164,7 @@ class NamedWorkflows:
 
 def _no_workflow(error: Exception) -> GatewayProtocolError:
     return GatewayProtocolError(
-        f"The answer is JSON but no workflow of the gateway ({error!r}): is the address right?",
+        f"The answer is JSON but not a workflow of the gateway ({error!r}); check the address",
         title="Not the gateway",
         code="not_a_gateway",
     )

@@ -68,7 +68,7 @@ def _parameters(values: Sequence[str], files: Sequence[str]) -> dict[str, Any]:
 
 def _add(found: dict[str, Any], name: str, value: Any) -> None:
     if name in found:
-        raise UsageError(f"{name}: it is given twice")
+        raise UsageError(f"{name} must not be given twice")
     found[name] = value
 
 
@@ -76,7 +76,7 @@ def _json(name: str, text: str) -> Any:
     try:
         return json.loads(text)
     except ValueError as error:
-        raise UsageError(f"--set {name}:=: this is not JSON: {error}") from error
+        raise UsageError(f"--set {name}:= must be followed by JSON: {error}") from error
 
 
 def _table_of(found: Sequence[WorkflowSummary]) -> Table:

@@ -43,17 +43,17 @@ class Exit(IntEnum):
 EXIT_CODES = f"""\
 exit codes:
   {Exit.OK:<4} done
-  {Exit.UNEXPECTED:<4} something unexpected, such as an address where no gateway answers but something else
-  {Exit.USAGE:<4} the command is wrong: an option, the workflow's file, an input, a --set
-  {Exit.REFUSED:<4} refused (HTTP 400, 401, 403, 404, 409, 413, 422); nothing runs
-  {Exit.FAILED:<4} failed or cancelled while running (500, 502, 409), or a file could not be saved (the others are)
-  {Exit.TIMED_OUT:<4} not done within --timeout (504)
-  {Exit.UNREACHABLE:<4} no gateway, or none with a ComfyUI behind it (no connection, 503)
-  {Exit.OVERLOADED:<4} the gateway is at its limit: come back later (429)
+  {Exit.UNEXPECTED:<4} something unexpected, such as an answer from a server that is not the gateway
+  {Exit.USAGE:<4} the command line is wrong: an option, the workflow's file, an input or a --set
+  {Exit.REFUSED:<4} the gateway refused the request (HTTP 400, 401, 403, 404, 409, 413, 422); nothing runs
+  {Exit.FAILED:<4} the prompt failed or was cancelled (500, 502, 409), or some files could not be saved
+  {Exit.TIMED_OUT:<4} the prompt did not finish within --timeout (504)
+  {Exit.UNREACHABLE:<4} no gateway answers, or the gateway has no ComfyUI (no connection, 503)
+  {Exit.OVERLOADED:<4} the gateway is at its limit; try again later (429)
   {Exit.NOT_FINISHED:<4} `result`: the job has not ended
   {Exit.CANCELLED:<4} `wait`, `result`, `submit --wait`: the job was cancelled (other commands: 4)
-  {Exit.UNKNOWN:<4} `wait`, `result`: nobody knows the job (other commands: 3)
-  {Exit.INTERRUPTED:<4} Ctrl-C; `run` cancels its prompt, no other command does
+  {Exit.UNKNOWN:<4} `wait`, `result`: the gateway does not know the job (other commands: 3)
+  {Exit.INTERRUPTED:<4} Ctrl-C was pressed; only `run` then cancels its prompt
 
 With --json, standard output is one JSON document, also for errors ("error", "type", "detail", …); progress and
 messages are on standard error.

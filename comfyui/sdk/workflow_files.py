@@ -23,16 +23,16 @@ def read_workflow(name: str) -> dict[str, Any]:
     try:
         content = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
         if content.startswith(_UTF_16):
-            raise UsageError(f"{name} is UTF-16: save it as UTF-8")
+            raise UsageError(f"{name} is in UTF-16; save it in UTF-8")
         workflow = json.loads(content.decode("utf-8-sig"))
     except OSError as error:
         raise UsageError(f"{name}: {error.strerror or error}") from error
     except ValueError as error:
         raise UsageError(f"{name} is not JSON: {error}") from error
     if not isinstance(workflow, dict):
-        raise UsageError(f"{name} holds no workflow: node id to class_type and inputs")
+        raise UsageError(f"{name} has no workflow in API format, which has class_type and inputs for each node id")
     if isinstance(workflow.get("nodes"), list):
-        raise UsageError(f"{name} is a workflow in the editor's format: export it in ComfyUI with 'Export (API)'")
+        raise UsageError(f"{name} is in the editor's format; export the workflow in ComfyUI with 'Export (API)'")
     return workflow
 
 
@@ -59,7 +59,7 @@ def _closest(wanted: str, there: Mapping[str, str | None]) -> str:
     """The names that `wanted` may have been meant for, most likely first; all of them when none is near."""
     near = difflib.get_close_matches(wanted, there, n=3, cutoff=0.5)
     names = [there[name] or name for name in near or there]
-    return f"{'did you mean' if near else 'there are'} {', '.join(names) or 'none'}{'?' if near else ''}"
+    return f"{'did you mean' if near else 'the choices are'} {', '.join(names) or 'none'}{'?' if near else ''}"
 
 
 def _value(text: str) -> Any:

@@ -231,7 +231,7 @@ def _parse_rule(entry: str) -> _Rule:
             return _Rule(network, "", port)
         if _HOST_PATTERN.fullmatch(name):
             return _Rule(None, name, port)
-    raise ValueError(f"{entry!r} must be a host name, *.domain, address or network, with or without :port")
+    raise ValueError(f"{entry!r} is not a host name, *.domain, address or network, with or without :port")
 
 
 def _network(text: str) -> IPNetwork | None:

@@ -95,7 +95,7 @@ class JobFields:
         class_type = request.prompt[node_id]["class_type"]
         known = [spec.name for spec in input_specs(object_info.get(class_type) or {})]
         if known and input_name not in known:
-            reason = f"{class_type} (node {node_id}) has no input {input_name!r}; it has {', '.join(known)}"
+            reason = f"{class_type} (node {node_id}) has no input {input_name!r}; its inputs are {', '.join(known)}"
             raise ComfyUIInputError(reason, field=field)
 
 
@@ -254,7 +254,7 @@ class ComfyUIWorker:
                 async with asyncio.timeout_at(deadline):
                     return await self._run(request, deadline, listener, fields or JobFields())
             except ComfyUITimeoutError as error:
-                detail = f"not finished within {timeout_s:g} s"
+                detail = f"the job did not finish within {timeout_s:g} s"
                 raise ComfyUITimeoutError(detail, prompt_id=error.prompt_id) from error
             except ComfyUIInputError as error:
                 if fields is None or not error.field:
@@ -324,7 +324,7 @@ class ComfyUIWorker:
             if loop.time() >= deadline:
                 self._log.error("comfyui.hung", prompt_id=prompt_id, cancelled_s=self.options.hung_after_s)
                 await self.quarantine.ended_comfyui(
-                    request.prompt, "it hung and ignored the interrupt", process.recent_lines
+                    request.prompt, "ComfyUI hung and ignored the interrupt", process.recent_lines
                 )
                 await process.restart()
                 return

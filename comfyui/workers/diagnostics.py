@@ -41,7 +41,7 @@ def error_text(error: ComfyUIError) -> str:
     if isinstance(error, ComfyUIPromptQuarantinedError) and error.log_tail:
         lines += ["last lines of ComfyUI's output before it ended:", *(f"  {line}" for line in error.log_tail)]
     if isinstance(error, ComfyUIInputUnavailableError):
-        lines.append("This may pass: the same job, sent again later, may succeed.")
+        lines.append("The cause may pass: the same job may succeed if it is sent again later.")
     if error.prompt_id:
         lines.append(f"prompt_id: {error.prompt_id}")
     return "\n".join(lines)
@@ -171,7 +171,7 @@ async def _models(worker: ComfyUIWorker) -> list[str]:
     try:
         found = models_found(await worker.pool.backends[0].object_info())
     except ComfyUIError as error:
-        return [f"models found: not known ({error.detail})"]
+        return [f"models found: unknown ({error.detail})"]
     return ["models found:", *(f"  {name}: {_listed(files)}" for name, files in sorted(found.items()))]
 
 

@@ -53,11 +53,11 @@ def check_delivered(result: PromptResult, entries: Sequence[Mapping[str, Any]]) 
         return
     reasons = "; ".join(f"{entry['filename']}: {entry['error']}" for entry in entries[:_NAMED_FILES])
     more = f" and {len(entries) - _NAMED_FILES} more" if len(entries) > _NAMED_FILES else ""
-    detail = f"the prompt is rendered, and none of its {len(entries)} files could be delivered: {reasons}{more}"
+    detail = f"ComfyUI finished the prompt, but none of its {len(entries)} files could be delivered: {reasons}{more}"
     if not any(entry["retryable"] for entry in entries):
         raise ComfyUIUndeliverableError(detail, prompt_id=result.prompt_id)
     raise ComfyUIDeliveryError(
-        f"{detail}. The render is kept: the same job, or one with this prompt_id, delivers it without rendering again",
+        f"{detail}. The result is kept: the same job, or one with this prompt_id, delivers it without running again",
         prompt_id=result.prompt_id,
     )
 

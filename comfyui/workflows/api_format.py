@@ -51,7 +51,7 @@ def check_api_format(prompt: Mapping[str, Any], limits: Limits = DEFAULT_LIMITS)
         raise ComfyUIValidationError("The workflow is empty: it has no nodes.")
     if is_ui_format(prompt):
         raise ComfyUIValidationError(
-            "This is a UI-format export of ComfyUI's editor (it has a list of nodes), and ComfyUI runs only the API "
+            "This is a UI-format export of ComfyUI's editor (it has a list of nodes), but ComfyUI runs only the API "
             'format: export it with "Workflow > Export (API)", or let POST /convert convert it.'
         )
     if len(prompt) > limits.max_workflow_nodes:

@@ -85,7 +85,7 @@ async def test_several_jobs_are_selected_and_cancelled() -> None:
         await shows(page, jobs[0], jobs[2], jobs[4])
         await page.get_by_label("Select all on this page").check()
         await page.get_by_role("button", name="Cancel the selected jobs").click()
-        await page.get_by_text("Nothing waits.").wait_for()
+        await page.get_by_text("No job waits.").wait_for()
 
 
 async def test_the_keyboard_alone_moves_and_cancels_a_job() -> None:
@@ -166,7 +166,7 @@ async def test_a_user_sees_its_own_jobs_and_a_reader_can_change_nothing(keys_pat
         async with console.gateway.http.post("/prompt_sync", json=body, headers=headers) as answer:
             bobs = (await answer.json())["prompt_id"]
         await console.sign_in(ALICE, "/console/queue")
-        await console.page.get_by_text("Nothing waits.").wait_for()
+        await console.page.get_by_text("No job waits.").wait_for()
         assert await console.page.get_by_role("button").count() == 0
         reader, admin = await console.another(), await console.another()
         for page, key in ((reader, WATCHER), (admin, ROOT)):

@@ -158,7 +158,7 @@ async def test_the_keyboard_alone_finds_an_error(console: Console) -> None:
     await page.keyboard.press("Enter")
     await tab_to(page, "Find", tag="button")
     await page.keyboard.press("Enter")
-    await page.get_by_text("No job fits all of this").wait_for()
+    await page.get_by_text("No job matches all of these").wait_for()
     await tab_to(page, "Show all", tag="a")
     await page.keyboard.press("Enter")
     await page.wait_for_url(f"{gateway.url}/console/results")
@@ -206,7 +206,7 @@ async def test_the_keyboard_alone_browses_large_pictures(console: Console) -> No
 
 async def test_jobs_that_end_while_the_page_is_open_are_announced(console: Console) -> None:
     page = await results(console)
-    await page.get_by_text("Nothing has ended yet").wait_for()
+    await page.get_by_text("No job has ended yet").wait_for()
     await becomes_true(page, "document.body.dataset.feed === 'open'")
     await console.gateway.prompt_sync(writing())
     await console.gateway.prompt_sync(writing(size=1))
@@ -222,7 +222,7 @@ async def test_each_user_sees_only_its_own_results(keys_path: Path) -> None:
         await shown_images(console.page, 1)
         other = await console.another()
         await sign_in(other, f"{console.gateway.url}/console/results", BOB)
-        await other.get_by_text("Nothing has ended yet").wait_for()
+        await other.get_by_text("No job has ended yet").wait_for()
 
 
 @pytest.mark.long
@@ -251,7 +251,7 @@ async def test_without_javascript_links_lead_to_older_results(tmp_path: Path) ->
         await page.get_by_role("link", name="Older results").click()
         await page.wait_for_url("**cursor=**")
         await page.get_by_role("link", name="Older results").click()
-        await page.get_by_text("That is all.").wait_for()
+        await page.get_by_text("There are no older results.").wait_for()
         assert await page.locator(".result").count() == 24
         await page.get_by_role("link", name="To the newest results").click()
         assert await page.locator(".result").count() == 48
@@ -311,7 +311,10 @@ async def test_a_search_without_results_asks_before_it_searches_further(tmp_path
             page, "before => document.querySelector('[data-more] a')?.getAttribute('href') !== before", before
         )
         await (
-            page.get_by_text("No job fits all of this").or_(page.get_by_text("That is all.")).or_(link).first.wait_for()
+            page.get_by_text("No job matches all of these")
+            .or_(page.get_by_text("There are no older results."))
+            .or_(link)
+            .first.wait_for()
         )
 
 

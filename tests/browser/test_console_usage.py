@@ -108,7 +108,7 @@ async def test_the_keyboard_alone_signs_in_and_chooses_days(keys_path: Path) -> 
         await page.keyboard.press("Enter")
         await page.locator("a[aria-current=true]", has_text="7 days").wait_for()
         # A table that is too wide gets the focus, so that the arrow keys scroll it.
-        await tab_to(page, "What was used")
+        await tab_to(page, "Usage")
 
 
 @pytest.mark.long

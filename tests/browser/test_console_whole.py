@@ -110,7 +110,7 @@ async def test_the_whole_console_can_be_used_with_the_keyboard_alone(keys_path: 
         await tab_to(page, "Cancel Unnamed workflow", tag="button")
         await press("Enter")
         await page.get_by_text("The job is cancelled.").wait_for()
-        await page.get_by_text("Nothing waits.").wait_for()
+        await page.get_by_text("No job waits.").wait_for()
         for engine in console.engines:
             engine.wake(*standing_ids)
 

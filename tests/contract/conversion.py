@@ -56,7 +56,7 @@ _REASONS = (
     ("only a browser can make", "the value is made by a browser"),
     ("does not offer", "an option that this ComfyUI does not have"),
     ("is not installed", "a node class that is not installed"),
-    ("lives in the editor only", "a node that exists only in the editor"),
+    ("exists only in the editor", "a node that exists only in the editor"),
     ("a script of its node pack", "a widget of a node pack's script"),
     ("straight to an output", "a subgraph that the editor cannot export either"),
     ("Nothing is left to run", "nothing to run"),

@@ -214,7 +214,7 @@ async def test_a_prompt_that_only_comfyui_knows_has_a_page(engine: Engine) -> No
         async with comfyui.post("/prompt", json={"prompt": sleeping()}) as answer:
             prompt_id = (await answer.json())["prompt_id"]
         text = text_of(await page_of(gateway, prompt_id))
-        assert "did not take this prompt" in text
+        assert "was not sent through the gateway" in text
         assert "SimulatedSleep" in text
         engine.wake(prompt_id)
         text = await until(lambda: page_of(gateway, prompt_id), lambda page: 'data-state="succeeded"' in page)

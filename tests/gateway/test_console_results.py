@@ -65,14 +65,14 @@ def failing(message: str) -> dict[str, object]:
 
 async def test_the_page_says_when_there_are_no_results(gateway: RunningGateway) -> None:
     text = await shown(gateway)
-    assert "Nothing has ended yet" in text
+    assert "No job has ended yet" in text
     assert "they go to the one server directly" in text
 
 
 async def test_with_the_gateway_queue_the_page_does_not_warn_of_missing_prompts(engine: Engine) -> None:
     async with running_gateway(engine.url, queue="gateway") as gateway:
         text = await shown(gateway)
-    assert "Nothing has ended yet" in text
+    assert "No job has ended yet" in text
     assert "directly" not in text
 
 
@@ -163,13 +163,13 @@ async def test_the_search_finds_an_async_job_by_a_text_in_its_prompt(gateway: Ru
     ) as response:
         prompt_id = (await response.json())["prompt_id"]
     assert jobs_in(await shown(gateway, "text=red+FOX")) == [prompt_id]
-    assert "No job fits all of this" in await shown(gateway, "text=red+hen")
+    assert "No job matches all of these" in await shown(gateway, "text=red+hen")
 
 
 @pytest.mark.parametrize(
     ("query", "reason"),
     [
-        ("state=running", "State: choose one of the list."),
+        ("state=running", "State: choose one from the list."),
         ("label=x", "Label: write it as key=value."),
         ("label=a+b%3Dx", "Label: the key"),
         ("cursor=x", "cursor must be"),

@@ -106,10 +106,10 @@ async def test_without_keys_usage_is_shown_by_workflow_without_a_link_to_keys(na
     assert (await run(named.http, "flat", {"seed": 1}))[0] == 200
     await named.prompt_sync(invert_workflow())
     text = await _page(named, "/console/usage", None)
-    assert {row[0] for row in _rows(text)} == {"flat", "(a graph without a name)"}
+    assert {row[0] for row in _rows(text)} == {"flat", "(unnamed workflow)"}
     assert re.findall(r"console/results\?([^\"]+)", text) == ["workflow=flat"]
     assert "console/keys" not in text
-    assert "asks for no keys" in await _page(named, "/console/keys", None)
+    assert "requires no keys" in await _page(named, "/console/keys", None)
 
 
 async def test_keys_are_shown_with_their_limits_and_current_use(engine: Engine, tmp_path: Path) -> None:
@@ -131,10 +131,10 @@ async def test_keys_are_shown_with_their_limits_and_current_use(engine: Engine, 
         text = await _page(gateway, "/console/keys", WATCHER)
         rows = {row[0]: row[1:] for row in _rows(text)}
         assert rows["alice"] == ["user", "0 of 5", "0 of 1", "0 of 10", "0", "2", "may run only: portrait"]
-        assert rows["carol"][-1] == "the header x-user names the person has a secret for webhooks"
+        assert rows["carol"][-1] == "the header x-user names the person has its own webhook secret"
         assert rows["watcher"] == ["read", "0", "0", "not counted", "any", "1", ""]
         (of_settings,) = (row for name, row in rows.items() if name.startswith("key-"))
-        assert of_settings[-1] == "stands in API_KEYS"
+        assert of_settings[-1] == "set in API_KEYS"
         for secret in (ALICE, SECRET, *re.findall(r'sha256 = \'?"?([0-9a-f]{64})', keys)):
             assert secret not in text
         # The key is removed while it still has jobs.

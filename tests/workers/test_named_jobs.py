@@ -46,9 +46,9 @@ async def test_a_job_delivered_again_has_the_same_seed(naming_worker: ComfyUIWor
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({}, "give either workflow or workflow_name"),
-        ({"workflow": {}, "workflow_name": "flat"}, "give either workflow or workflow_name"),
-        ({"workflow": {}, "parameters": {"width": 8}}, "workflow_name is missing"),
+        ({}, "workflow or workflow_name must be given, but not both"),
+        ({"workflow": {}, "workflow_name": "flat"}, "workflow or workflow_name must be given, but not both"),
+        ({"workflow": {}, "parameters": {"width": 8}}, "must be given together with workflow_name"),
         ({"workflow_name": 5}, "workflow_name"),
         ({"workflow_name": "flat", "parameters": [1]}, "parameters"),
     ],

@@ -127,13 +127,13 @@ async def test_a_refusal_by_supabase_stops_the_start_with_advice(
     tables: Tables, supabase: SupabaseStub, supabase_api: SupabaseApi
 ) -> None:
     async with SupabaseApi(supabase.url, SecretStr("header.anon.other-s3cret")) as other:
-        with pytest.raises(QueueSetupError, match="is it the service-role key") as caught:
+        with pytest.raises(QueueSetupError, match="that the key is the service-role key") as caught:
             async with queue_on(other):
                 pass
         assert "other-s3cret" not in repr(caught.value)
         assert "other-s3cret" not in repr(vars(other)["_key"])
     await tables.sql.execute("drop function comfy_schema_version")
-    with pytest.raises(QueueSetupError, match="were the migrations run"):
+    with pytest.raises(QueueSetupError, match="check that the migrations were run"):
         async with queue_on(supabase_api):
             pass
 

@@ -96,7 +96,7 @@ async def test_an_unreachable_input_is_reported_as_temporary_under_its_own_name(
         with pytest.raises(ComfyUIInputUnavailableError) as failed:
             await worker.run(job.request(ID), fields=job_fields(job, job.request(ID)))
     assert failed.value.detail.startswith("reference_images['b.png']: the URL's server could not be reached")
-    assert "This may pass" in error_text(failed.value)
+    assert "The cause may pass" in error_text(failed.value)
 
 
 # Ids
@@ -138,10 +138,10 @@ def test_comfy_org_keys_go_into_extra_data_and_into_no_repr() -> None:
 @pytest.mark.parametrize(
     ("job_input", "message"),
     [
-        (None, "input: must be an object"),
-        ("{", "input: is a text that is not JSON"),
-        ({"workflw": {}}, "give either workflow or workflow_name; input.workflw is not known"),
-        ({}, "give either workflow or workflow_name"),
+        (None, "input must be an object"),
+        ("{", "input is a text that is not JSON"),
+        ({"workflw": {}}, "workflow or workflow_name must be given, but not both; input.workflw is not known"),
+        ({}, "workflow or workflow_name must be given, but not both"),
         ({"workflow": "{"}, "workflow: is a text that is not JSON"),
         ({"workflow": "[]"}, "workflow: Input should be"),
         ({"workflow": {}, "images": [{"name": "a.png"}]}, "images.0.image: Field required"),
@@ -161,15 +161,15 @@ def test_an_invalid_field_is_named(job_input: object, message: str) -> None:
         ({"workflow": {}, "images": None, "reference_images": None, "output": None, "extra_pnginfo": None}, ()),
         ({"workflow": {}, "return_base64": None, "comfy_org_api_key": None}, ()),
         ({"workflow": {}, "output": {"store": None, "bucket": None}}, ()),
-        ({"workflow": {}, "seed": 1}, ("input.seed is not known and was left out",)),
+        ({"workflow": {}, "seed": 1}, ("input.seed is unknown and was ignored",)),
         (
             {"workflow": {}, "images": [{"name": "a.png", "image": "aGk=", "type": "base64", "subfolder": "x"}]},
             (
-                "input.images[0].type is not known and was left out",
-                "input.images[0].subfolder is not known and was left out",
+                "input.images[0].type is unknown and was ignored",
+                "input.images[0].subfolder is unknown and was ignored",
             ),
         ),
-        ({"workflow": {}, "warnings": ["mine"]}, ("input.warnings is not known and was left out",)),
+        ({"workflow": {}, "warnings": ["mine"]}, ("input.warnings is unknown and was ignored",)),
     ],
 )
 def test_inputs_of_worker_comfyui_are_accepted_with_a_warning_for_unknown_fields(
@@ -303,7 +303,7 @@ async def test_storing_is_retried_and_a_later_job_delivers_without_rendering_aga
         answer = await reply(files, result, job, max_bytes=100_000)
         assert answer["images"][0]["type"] == "s3_url"
         store.failures = 3
-        with pytest.raises(ComfyUIDeliveryError, match="The render is kept") as failed:
+        with pytest.raises(ComfyUIDeliveryError, match="The result is kept") as failed:
             await reply(files, result, job, max_bytes=100_000)
         assert (failed.value.retryable, failed.value.prompt_id) == (True, str(ID))
         again = parse_input({"workflow": output_workflow(10), "prompt_id": str(ID)})
@@ -346,7 +346,9 @@ async def test_the_reply_limit_counts_the_whole_reply(comfyui_worker: ComfyUIWor
     async with LocalStore(tmp_path, "http://files.test") as store:
         answer = await reply(comfyui_worker.output_files(store), result, job, max_bytes=200_000)
         assert answer["outputs"] == {}
-        assert answer["warnings"] == ["outputs was left out: with it the reply is larger than RunPod takes"]
+        assert answer["warnings"] == [
+            "outputs was left out of the reply, because RunPod does not take so large a reply"
+        ]
         assert len(json.dumps(answer, ensure_ascii=False).encode()) <= 200_000
         with pytest.raises(ResultTooLargeError, match="names 200 files"):
             await reply(comfyui_worker.output_files(store), result, job, max_bytes=30_000)

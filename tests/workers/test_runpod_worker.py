@@ -97,11 +97,12 @@ async def test_a_job_returns_its_files_or_the_reason_of_its_failure(
 
     api.submit("bad-field", {"workflw": {}})
     assert (
-        "give either workflow or workflow_name; input.workflw is not known" in (await api.result("bad-field"))["error"]
+        "workflow or workflow_name must be given, but not both; input.workflw is not known"
+        in (await api.result("bad-field"))["error"]
     )
     api.submit("as-text", json.dumps({"workflow": invert_workflow(3), "images": None, "seed": 1}))
     output = (await api.result("as-text"))["output"]
-    assert output["warnings"] == ["input.seed is not known and was left out"]
+    assert output["warnings"] == ["input.seed is unknown and was ignored"]
 
 
 async def test_inputs_of_both_contracts_are_accepted_and_keys_are_never_logged(

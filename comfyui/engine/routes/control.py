@@ -56,7 +56,7 @@ class ControlRoutes:
         try:
             body = await request.json()
             if not isinstance(body, dict):
-                raise FaultError("the body is an object of fault names and their configurations")
+                raise FaultError("the body must be an object of fault names and their configurations")
             await self._set_faults(body)
         except (FaultError, json.JSONDecodeError) as error:
             return web.json_response({"error": str(error)}, status=400)

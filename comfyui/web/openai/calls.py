@@ -216,7 +216,7 @@ def _whole(fields: Mapping[str, Any], name: str, low: int, high: int, default: i
     if value is None and default is None:
         return None
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise ImageCallError(f"{name}: a whole number from {low} to {high} is wanted", name)
+        raise ImageCallError(f"{name} must be a whole number from {low} to {high}", name)
     return value
 
 

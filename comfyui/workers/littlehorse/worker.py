@@ -165,7 +165,7 @@ class WorkflowTask:
         """The request of a graph, or of a named workflow with its parameters. Raises `ComfyUIError`."""
         if isinstance(workflow, Mapping) and isinstance(workflow.get(NAME_FIELD), str):
             if unknown := workflow.keys() - {NAME_FIELD, PARAMETERS_FIELD}:
-                raise ComfyUIValidationError(f"workflow.{min(unknown)}: it cannot stand beside {NAME_FIELD}")
+                raise ComfyUIValidationError(f"workflow.{min(unknown)} must not be given together with {NAME_FIELD}")
             await self._comfyui.wait_until_ready()
             parameters = workflow.get(PARAMETERS_FIELD, {})
             fields = {"prompt_id": prompt_id}
@@ -215,7 +215,7 @@ class WorkflowTask:
         log.say(f"collecting {len(kept)} file{'' if len(kept) == 1 else 's'}")
         if not kept:
             previews = f" but {len(result.files)} previews" if result.files else ""
-            raise LHTaskException("no-outputs", f"ComfyUI finished the prompt and lists no output file{previews}")
+            raise LHTaskException("no-outputs", f"ComfyUI finished the prompt but lists no output file{previews}")
         output = {**result_members(result, [_told(file) for file in kept]), "outputs": self._paths(kept)}
         if len(jsonio.dumps(output)) > _MAX_OUTPUT_BYTES:
             detail = (
@@ -383,7 +383,7 @@ def main() -> int:
     try:
         return 0 if asyncio.run(_main(settings)) else 1
     except grpc.RpcError as error:
-        print(f"LittleHorse refuses: {error.code().name}: {error.details()}", file=sys.stderr)
+        print(f"LittleHorse refused the worker: {error.code().name}: {error.details()}", file=sys.stderr)
         return 1
 
 

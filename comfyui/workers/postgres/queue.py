@@ -153,7 +153,9 @@ class PostgresQueue:
     async def _check_schema(self) -> None:
         version = await self._value("select comfy_schema_version()")
         if version != SCHEMA_VERSION:
-            raise QueueSetupError(f"the database has version {version} of the functions, this is {SCHEMA_VERSION}")
+            raise QueueSetupError(
+                f"the database has version {version} of the functions, but this worker needs version {SCHEMA_VERSION}"
+            )
 
     async def _close_pool(self) -> None:
         try:
@@ -232,14 +234,14 @@ def _translated(*, migration: str = "") -> Iterator[None]:
     try:
         yield
     except _REFUSED as error:
-        raise QueueSetupError(f"the database refuses: {error}") from None
+        raise QueueSetupError(f"the database refused the worker: {error}") from None
     except asyncpg.PostgresConnectionError as error:
         raise QueueError(f"the database cannot be reached: {type(error).__name__}") from None
     except asyncpg.PostgresError as error:
         if migration:
-            raise QueueSetupError(f"the migration {migration} failed, nothing was changed: {error}") from None
+            raise QueueSetupError(f"the migration {migration} failed and changed nothing: {error}") from None
         if isinstance(error, _NOT_MIGRATED):
-            raise QueueSetupError(f"the database lacks something, run --migrate: {error}") from None
+            raise QueueSetupError(f"the database lacks a table or function; run --migrate: {error}") from None
         raise QueueError(f"the database failed: {error}") from None
     except ValueError as error:
         raise QueueSetupError(f"DATABASE_URL cannot be used: {type(error).__name__}") from None

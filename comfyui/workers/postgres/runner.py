@@ -187,7 +187,7 @@ class TaskRunner:
                 failures += 1
                 self._ready.clear()
                 if failures == 1:
-                    self._log.warning("heartbeat.failed", detail=str(error), until_then="no task is taken")
+                    self._log.warning("heartbeat.failed", detail=str(error), until_then="the worker takes no tasks")
             else:
                 self._obey(may_take)
             delay_s = self._options.heartbeat_s
@@ -309,7 +309,7 @@ class TaskRunner:
         )
         current.note = "storing files"
         if not result.files:
-            raise ComfyUITaskError("the workflow ended without any output file", prompt_id=result.prompt_id)
+            raise ComfyUITaskError("the workflow finished without an output file", prompt_id=result.prompt_id)
         return result
 
     def _progress_listener(self, current: _Current, prompt: Mapping[str, Any]) -> Callable[[Event], None]:

@@ -56,7 +56,7 @@ class TaskNames:
                 raise ValueError(f"there is no {kind} {', '.join(sorted(unknown))}; there are {', '.join(known)}")
         _tokens(self)
         if len(set(self.status_names.values())) < len(STATUSES):
-            raise ValueError("two statuses have the same name")
+            raise ValueError("two statuses must not have the same name")
 
     @property
     def status_names(self) -> dict[str, str]:
@@ -86,7 +86,9 @@ def quote_literal(text: str) -> str:
 def _checked(name: str) -> str:
     # A dollar sign could end the dollar-quoted body of a function, a backslash begins an escape in an old setting.
     if not name or "\0" in name or "$" in name or "\\" in name or "\n" in name:
-        raise ValueError(f"{name!r} cannot be used as a name: empty, or it has a dollar sign, backslash or line break")
+        raise ValueError(
+            f"{name!r} cannot be a name: it must not be empty or have a dollar sign, backslash or line break"
+        )
     if len(name.encode()) > _LONGEST_NAME:
         raise ValueError(f"the name {name!r} is longer than the {_LONGEST_NAME} bytes that Postgres allows")
     return name

@@ -35,7 +35,9 @@ class SupabaseQueue:
     async def __aenter__(self) -> Self:
         version = await self._call("comfy_schema_version")
         if version != SCHEMA_VERSION:
-            raise QueueSetupError(f"the project has version {version} of the functions, this is {SCHEMA_VERSION}")
+            raise QueueSetupError(
+                f"the project has version {version} of the functions, but this worker needs version {SCHEMA_VERSION}"
+            )
         return self
 
     async def __aexit__(self, *_exc: object) -> None:
@@ -138,4 +140,4 @@ class SupabaseQueue:
         text = f"Supabase answered HTTP {status} to {function}: {message or 'no reason given'}"
         if status >= 500 or status in TRANSIENT:
             raise QueueError(text)
-        raise QueueSetupError(f"{text}; were the migrations run, and is it the service-role key?")
+        raise QueueSetupError(f"{text}; check that the migrations were run and that the key is the service-role key")

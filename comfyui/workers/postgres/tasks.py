@@ -150,7 +150,7 @@ async def task_request(
     params = dict(task.params)
     name, parameters = params.pop(NAME_FIELD), params.pop(PARAMETERS_FIELD, {})
     if params:
-        raise ComfyUIValidationError(f"params.{next(iter(params))}: it cannot be used together with {NAME_FIELD}")
+        raise ComfyUIValidationError(f"params.{next(iter(params))} must not be given together with {NAME_FIELD}")
     return await named_request(named, name, parameters, fields, where="params.")
 
 
@@ -167,7 +167,9 @@ def prompt_request(task: ClaimedTask, prompt_id: UUID) -> PromptRequest:
     video_url, node_id, input_name = (params.pop(name, None) for name in _VIDEO_PARAMS)
     workflow = _workflow(params.pop("workflow", None))
     if "prompt_id" in params:
-        raise ComfyUIValidationError("params.prompt_id: the worker chooses it, by the task's id")
+        raise ComfyUIValidationError(
+            "params.prompt_id must be left out, because the worker derives it from the task's id"
+        )
     if video_url is not None:
         if not isinstance(video_url, str) or not video_url.strip():
             raise ComfyUIInputError("must be an http(s) URL, a data URI or base64", field="params.video_url")
@@ -209,9 +211,9 @@ def _workflow(value: Any) -> dict[str, Any]:
         try:
             value = jsonio.loads(value)
         except JSONError as error:
-            raise ComfyUIValidationError(f"params.workflow: not JSON: {error}") from None
+            raise ComfyUIValidationError(f"params.workflow is not JSON: {error}") from None
     if not isinstance(value, dict):
-        raise ComfyUIValidationError("params.workflow: must be a workflow in ComfyUI's API format, an object")
+        raise ComfyUIValidationError("params.workflow must be a workflow in ComfyUI's API format, an object")
     return value
 
 
@@ -221,7 +223,9 @@ def _video_input(workflow: Mapping[str, Any], node_id: Any, input_name: Any) -> 
         loaders = [key for key, node in workflow.items() if "LoadVideo" in node["class_type"]]
         if len(loaders) != 1:
             found = f"nodes {', '.join(loaders)} load one" if loaders else "no node loads one"
-            raise ComfyUIInputError(f"name the node that takes the video; {found}", field="params.video_node_id")
+            raise ComfyUIInputError(
+                f"the name must have the node that loads the video; {found}", field="params.video_node_id"
+            )
         node_id = loaders[0]
     node_id = str(node_id)
     if node_id not in workflow:

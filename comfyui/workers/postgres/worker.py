@@ -127,11 +127,14 @@ def _queue(settings: PostgresWorkerSettings, api: SupabaseApi | None) -> TaskQue
 def main(arguments: Sequence[str] | None = None) -> int:
     """0: stopped as asked; 1: the database or project does not take us; 2: settings that cannot be used."""
     parser = argparse.ArgumentParser(
-        prog="python -m comfyui.workers.postgres_worker", description="Renders the tasks of a table in Postgres."
+        prog="python -m comfyui.workers.postgres_worker",
+        description="Runs the tasks of a table in Postgres with ComfyUI.",
     )
-    parser.add_argument("--worker-id", help="its row in the table of workers (default: host name and a random part)")
-    parser.add_argument("--migrate", action="store_true", help="create or extend the tables and functions, then end")
-    parser.add_argument("--sql", action="store_true", help="print that SQL with your names, then end")
+    parser.add_argument(
+        "--worker-id", help="the worker's id in the table of workers (default: host name and a random part)"
+    )
+    parser.add_argument("--migrate", action="store_true", help="create or update the tables and functions, then exit")
+    parser.add_argument("--sql", action="store_true", help="print the SQL of --migrate with your names, then exit")
     chosen = parser.parse_args(arguments)
     try:
         settings = load(PostgresWorkerSettings, env_file=ENV_FILE)
@@ -153,7 +156,9 @@ async def _migrate(settings: PostgresWorkerSettings) -> int:
     from comfyui.workers.postgres.queue import migrate
 
     if settings.database_url is None:
-        raise QueueSetupError("--migrate needs DATABASE_URL; without one, run the output of --sql in the SQL editor")
+        raise QueueSetupError(
+            "--migrate requires DATABASE_URL; if you have none, run the output of --sql in the SQL editor"
+        )
     for name in await migrate(settings.database_url, settings.names()):
         print(name)
     return 0

@@ -107,9 +107,9 @@ class JobInput(_Tolerant):
     @model_validator(mode="after")
     def _one_workflow(self) -> Self:
         if (self.workflow is None) == (self.workflow_name is None):
-            raise ValueError("give either workflow or workflow_name")
+            raise ValueError("workflow or workflow_name must be given, but not both")
         if self.parameters and self.workflow_name is None:
-            raise ValueError("parameters: they are of a named workflow, and workflow_name is missing")
+            raise ValueError("parameters must be given together with workflow_name")
         return self
 
     @property
@@ -153,7 +153,10 @@ class JobInput(_Tolerant):
             ComfyUIError: as `comfyui.workers.named.named_request`.
         """
         if self._files:
-            raise ComfyUIInputError("the files of a named workflow stand in its parameters", field=self._files[0][0])
+            raise ComfyUIInputError(
+                "images must be left out for a named workflow, which takes files in its parameters",
+                field=self._files[0][0],
+            )
         return await named_request(named, self.workflow_name, self.parameters, self._fields(prompt_id))
 
     @property
@@ -186,9 +189,9 @@ def parse_input(job_input: Any) -> JobInput:
         try:
             job_input = jsonio.loads(job_input)
         except JSONError as error:
-            raise ComfyUIInputError(f"input: is a text that is not JSON: {error}") from error
+            raise ComfyUIInputError(f"input is a text that is not JSON: {error}") from error
     if not isinstance(job_input, Mapping):
-        raise ComfyUIInputError("input: must be an object with workflow or workflow_name, or its JSON text")
+        raise ComfyUIInputError("input must be an object with workflow or workflow_name, or its JSON text")
     given = {name: value for name, value in job_input.items() if name != "warnings"}
     warnings = tuple(_not_understood(job_input))
     try:
@@ -202,12 +205,12 @@ def _not_understood(job_input: Mapping[str, Any]) -> Iterator[str]:
     known = JobInput.model_fields.keys() - {"warnings"}
     for name, value in job_input.items():
         if name not in known and value is not None:
-            yield f"input.{_shown(name)} is not known and was left out"
+            yield f"input.{_shown(name)} is unknown and was ignored"
     images = job_input.get("images")
     for index, image in enumerate(images if isinstance(images, list) else ()):
         for name, value in image.items() if isinstance(image, Mapping) else ():
             if name not in NamedInput.model_fields and value is not None:
-                yield f"input.images[{index}].{_shown(name)} is not known and was left out"
+                yield f"input.images[{index}].{_shown(name)} is unknown and was ignored"
 
 
 def _shown(name: Any) -> str:
@@ -249,14 +252,14 @@ async def reply(files: OutputFiles, result: PromptResult, job: JobInput, *, max_
     if _size(body) > max_bytes // 2 and result.outputs:
         # `images` has the files; what remains are other outputs of nodes.
         body["outputs"] = {}
-        warnings.append("outputs was left out: with it the reply is larger than RunPod takes")
+        warnings.append("outputs was left out of the reply, because RunPod does not take so large a reply")
     images = await _images(files, result, job, max_bytes - _size(body))
     if images is None:
-        raise _too_large(result, max_bytes, "the files are too large as base64")
+        raise _too_large(result, max_bytes, "the files are too large for base64 in the reply")
     check_delivered(result, images)
     body |= {"images": images, "partial": is_partial(images), "files": [_without_data(image) for image in images]}
     if _size(body) > max_bytes:
-        raise _too_large(result, max_bytes, f"the reply names {len(images)} files")
+        raise _too_large(result, max_bytes, f"the reply lists {len(images)} files")
     return body
 
 
@@ -278,7 +281,7 @@ async def _images(
 def _too_large(result: PromptResult, max_bytes: int, what: str) -> ResultTooLargeError:
     return ResultTooLargeError(
         f"{what}: the reply is larger than {max_bytes / 1e6:.3g} MB, and {_LIMITS}: set S3_BUCKET to have the files"
-        " stored and linked, or MAX_RESULT_MB where all callers use /runsync; or save fewer or smaller files",
+        " stored and linked, or MAX_RESULT_MB if all callers use /runsync; or save fewer or smaller files",
         prompt_id=result.prompt_id,
     )
 

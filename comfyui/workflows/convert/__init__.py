@@ -96,7 +96,7 @@ def to_api_format(
             value can only be made by a browser (camera, 3D view); ``node_errors`` names each node.
     """
     if not is_ui_format(ui_workflow):
-        raise ComfyUIValidationError("This is no UI-format workflow: it has no list of nodes.")
+        raise ComfyUIValidationError("This is not a UI-format workflow, because it has no list of nodes.")
     workflow = parse_workflow(ui_workflow)
     check_size(workflow, limits)
     workflow.warnings += unfold_groups(workflow, ui_workflow, object_info, limits)
@@ -223,7 +223,7 @@ class _Export:
             return value
         if widget.options.get("dynamicPrompts") is True:
             if has_choices(value):
-                self._warnings.append(f"node {placed.id}: one of the choices in {widget.name} was taken at random")
+                self._warnings.append(f"node {placed.id}: one of the choices in {widget.name} was chosen at random")
             try:
                 return choose_dynamic_prompt(value, self._rng)
             except ValueError as error:

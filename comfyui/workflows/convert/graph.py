@@ -163,7 +163,7 @@ def parse_workflow(file: Mapping[str, Any]) -> Workflow:
     for definition in _definitions(file):
         name = id_text(definition.get("id"))
         if definitions.setdefault(name, definition) != definition:
-            warnings.append(f"two different subgraphs have the id {name}; the first counts")
+            warnings.append(f"two different subgraphs have the id {name}; the first one is used")
     ids = NodeIds(file)
     renamed = {name: ids.of_subgraph(definition) for name, definition in definitions.items()}
     subgraphs = {name: _parse_graph(definition, renamed[name], warnings) for name, definition in definitions.items()}
@@ -303,7 +303,7 @@ def _parse_link(entry: Any, renamed: Mapping[str, str]) -> Link | None:
         case None:
             return None
         case _:
-            raise ComfyUIValidationError(f"The workflow is damaged: {entry!r:.80} is no link.")
+            raise ComfyUIValidationError(f"The workflow is damaged: {entry!r:.80} is not a link.")
     try:
         origin, target = id_text(origin_id), id_text(target_id)
         link = Link(
@@ -316,7 +316,7 @@ def _parse_link(entry: Any, renamed: Mapping[str, str]) -> Link | None:
     except (TypeError, ValueError, OverflowError):
         link = None
     if link is None or link.origin_slot < 0:
-        raise ComfyUIValidationError(f"The workflow is damaged: {entry!r:.80} is no link.")
+        raise ComfyUIValidationError(f"The workflow is damaged: {entry!r:.80} is not a link.")
     return link
 
 

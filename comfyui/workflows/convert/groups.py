@@ -131,7 +131,11 @@ class _Group:
                 return
             raise ComfyUIValidationError(
                 f"The group node {self._name} holds the node {kind}, "
-                + ("which it shows in a way of its own" if kind in ("PrimitiveNode", "Reroute") else "not installed")
+                + (
+                    "which the editor shows in a special way"
+                    if kind in ("PrimitiveNode", "Reroute")
+                    else "not installed"
+                )
                 + f": {_WHAT_TO_DO}."
             )
         listed = {

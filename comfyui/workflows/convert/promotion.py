@@ -78,7 +78,7 @@ class _Promotion:
         names = {boundary.name for boundary in inside.inputs}
         for slot in node.inputs:
             if slot.link is not None and slot.name not in names:
-                self._warn(node, f"has no input {slot.name} any longer, so the link to it is left out")
+                self._warn(node, f"no longer has the input {slot.name}, so the link to it is left out")
         node.inputs, node.widgets = [], []
         for boundary in inside.inputs:
             self._add_input(node, inside, boundary, in_file.get(boundary.name))
@@ -122,7 +122,9 @@ class _Promotion:
                 if value is None and index < len(values) and widget.value is not None:
                     nulls.append(entry.name)
             elif value is not None and not entry.name.startswith(_PREVIEW):
-                self._warn(node, f"stores {value!r:.60} for {entry.name} of node {entry.node_id}, which it has not")
+                self._warn(
+                    node, f"stores {value!r:.60} for {entry.name} of node {entry.node_id}, which it does not have"
+                )
         self._note_nulls(node, nulls)
         if len(values) > len(entries) and any(value is not None for value in values[len(entries) :]):
             self._warn(node, f"stores {len(values)} values for the {len(entries)} widgets that it shows")
@@ -147,7 +149,7 @@ class _Promotion:
 
     def _note_nulls(self, node: Node, names: Sequence[str]) -> None:
         if names:
-            self._warn(node, f"stores null for {', '.join(names)}, so the value inside counts")
+            self._warn(node, f"stores null for {', '.join(names)}, so the value inside the subgraph is used")
 
     def _note_unlisted(self, node: Node, inside: Graph, entries: Sequence[_Shown], values: Sequence[Any]) -> None:
         """Widgets of inputs that ``proxyWidgets`` does not list got a value by position, which may be another
@@ -181,7 +183,7 @@ class _Promotion:
         else:
             slot = _slot_showing(source, self._workflow.subgraphs.get(source.type), name, deepest)
             if slot and slot.link is not None:
-                self._warn(node, f"shows {name} of node {source.id}, so the link to it inside does not count")
+                self._warn(node, f"shows {name} of node {source.id}, so the link to it inside the subgraph is ignored")
             boundary_name = self._new_input(inside, name, slot.type, [(source, slot)]) if slot else None
         return node.widget(boundary_name)
 

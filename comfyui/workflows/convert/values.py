@@ -29,7 +29,8 @@ def store_values(node: Node, specs: Sequence[InputSpec], linked: Collection[str]
         warnings = _by_position(node, _without_converted(specs, node), linked)
     _choose_for_null(node)
     return warnings + [
-        f"{widget.name} got {_shown(widget.value)}, which is no {widget.kind}: the node may have changed since then"
+        f"{widget.name} got {_shown(widget.value)}, which is not of the type {widget.kind}; the node may have"
+        " changed since then"
         for widget in node.widgets
         if widget.in_prompt and widget.name not in linked and not _plausible(widget)
     ]

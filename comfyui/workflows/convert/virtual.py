@@ -128,13 +128,13 @@ def _feeds_other(node: Node, graph: Graph, candidates: Collection[str]) -> bool:
 
 def _why_left_out(node: Node) -> str:
     if node.type in _EDITOR_ONLY:
-        return "it acts in the editor only"
+        return "it works only in the editor"
     return "its class is not installed and nothing depends on it"
 
 
 def _why_refused(node: Node) -> str:
     if node.type in _EDITOR_ONLY or (node.type.endswith("(rgthree)") and "Context" not in node.type):
-        return f"{node.type} lives in the editor only, so ComfyUI cannot run it: {_WHAT_TO_DO}"
+        return f"{node.type} exists only in the editor, so ComfyUI cannot run it: {_WHAT_TO_DO}"
     if node.type.startswith(("workflow/", "workflow>")):
         return (
             f"the group node {node.type} has no definition in the file: open the workflow in the editor, where group "
@@ -202,7 +202,7 @@ def _apply_entry(entry: Mapping[str, Any], graph: Graph) -> str | None:
     if any(slot.link is not None for slot in fitting):
         return None
     if len(fitting) != 1:
-        return f"which input takes {kind} is not certain" if fitting else f"input {number} does not take {kind}"
+        return f"it is not certain which input takes {kind}" if fitting else f"input {number} does not take {kind}"
     link_id = f"everywhere-{len(graph.links)}"
     graph.links[link_id] = Link(link_id, origin.id, out, target.id, target.inputs.index(fitting[0]))
     fitting[0].link = link_id

@@ -147,7 +147,7 @@ def complete_node(node: Node, definition: Mapping[str, Any], socket_types: Colle
     further = _further_slots(node, ordered, slots, values)
     kept = {slot.name for slot in slots + further}
     warnings += [
-        f"the link to {slot.name} is left out, for the node has no such input here"
+        f"the link to {slot.name} is left out, because the node has no such input in this ComfyUI"
         for slot in node.inputs
         if slot.link is not None and slot.name not in kept
     ]

@@ -185,7 +185,7 @@ def test_a_url_with_an_address_that_is_not_public_is_refused(url: str) -> None:
     ],
 )
 def test_an_unsuitable_url_is_refused_without_showing_its_password(url: str, reason: str) -> None:
-    with pytest.raises(RequestError, match=rf"webhook\.url: .*{reason}") as caught:
+    with pytest.raises(RequestError, match=rf"webhook\.url.* .*{reason}") as caught:
         _RULES.check(url)
     assert "geheim" not in caught.value.detail
 

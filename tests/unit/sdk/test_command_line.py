@@ -367,7 +367,7 @@ async def test_a_file_that_cannot_be_saved_leaves_nothing_behind(
 
 
 async def test_a_url_to_another_host_is_not_followed(sdk_client: GatewayClient, tmp_path: Path) -> None:
-    with pytest.raises(GatewayProtocolError, match="not an address within"):
+    with pytest.raises(GatewayProtocolError, match="not an address of the gateway"):
         await sdk_client.save(output_file(url="http://169.254.169.254/latest"), tmp_path)
 
 
@@ -506,7 +506,7 @@ async def test_a_workflow_file_may_begin_with_a_bom_and_utf_16_is_refused_by_nam
     assert fake.asked[0].json()["prompt"] == WORKFLOW
     refused = await cli("run", str(wide), "--server", fake.url)
     assert refused.code == Exit.USAGE
-    assert "is UTF-16: save it as UTF-8" in refused.err
+    assert "is in UTF-16; save it in UTF-8" in refused.err
 
 
 def test_the_top_level_client_has_the_names_of_the_sdk() -> None:

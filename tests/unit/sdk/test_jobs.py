@@ -378,7 +378,7 @@ async def test_ctrl_c_cancels_no_job(fake: FakeGateway, workflow_file: str, tmp_
     ran = await finish(process)
     assert (ran.code, ran.out) == (Exit.INTERRUPTED, "")
     assert PROMPT_ID in ran.err
-    assert "goes on" in ran.err or "may have been taken" in ran.err
+    assert "goes on" in ran.err or "may have accepted the job" in ran.err
     assert fake.asked_for("DELETE") == []
 
 
@@ -409,9 +409,9 @@ async def test_list_prints_a_table_or_a_json_document(fake: FakeGateway, capsys:
         (["submit", "w.json", "--id", "7"], "'7' is no UUID"),
         (["submit", "w.json", "--priority", "high"], "--priority"),
         (["submit", "w.json", "--wait", "-1"], "no number of seconds above 0"),
-        (["list", "--status", "done"], "there is no status 'done'; there are queued, running"),
-        (["list", "--limit", "0"], "'0' is no number from 1 on"),
-        (["list", "--label", "a=1", "--label", "a=2"], "--label a: it is given twice"),
+        (["list", "--status", "done"], "there is no status 'done'; the statuses are queued, running"),
+        (["list", "--limit", "0"], "'0' is not a whole number of at least 1"),
+        (["list", "--label", "a=1", "--label", "a=2"], "--label a must not be given twice"),
         (["wait", "nonsense"], "'nonsense' is no UUID"),
         (["wait", PROMPT_ID, "--timeout", "0"], "no number of seconds above 0"),
         (["result"], "PROMPT_ID"),

@@ -50,7 +50,7 @@ async def test_a_receiver_with_endless_interim_responses_is_given_up_at_once() -
     async with answering(b"", _CONTINUE * 100) as url, WebhookSender(SenderOptions(allow=["127.0.0.1"])) as sender:
         async with asyncio.timeout(30):
             answer = await sender.post(url, {}, b"{}", guarded=True)
-    assert (answer.text, answer.delivered) == ("no proper HTTP answer", False)
+    assert (answer.text, answer.delivered) == ("the answer is not valid HTTP", False)
 
 
 @pytest.mark.parametrize("first", [_CONTINUE * 21 + _ANSWER])

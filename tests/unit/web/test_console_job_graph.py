@@ -93,7 +93,7 @@ def test_a_changed_field_gets_a_value_of_its_kind(before: Any, text: str, after:
     ],
 )
 def test_a_value_of_another_kind_is_refused_by_name(before: Any, text: str, wanted: str) -> None:
-    with pytest.raises(RequestError, match=rf"^Some \(node 1\), value: {wanted} is wanted$"):
+    with pytest.raises(RequestError, match=rf"^Some \(node 1\), value must be {wanted}$"):
         sent(graph(value=before), value=text)
 
 

@@ -154,7 +154,7 @@ def test_two_different_subgraphs_with_one_id_give_a_warning() -> None:
     definitions[-1]["nodes"] = []
     told = to_api_format(ui, INFO, now=NOW)
     assert told.prompt == expected.prompt
-    said = f"two different subgraphs have the id {definitions[0]['id']}; the first counts"
+    said = f"two different subgraphs have the id {definitions[0]['id']}; the first one is used"
     assert said in told.warnings
 
 
@@ -348,7 +348,10 @@ def test_a_link_to_a_removed_widget_is_left_out_with_a_warning() -> None:
     ui["links"].append([77, 1, 0, 4, 9, "INT"])
     converted = to_api_format(ui, INFO)
     assert "gone" not in converted.prompt["4"]["inputs"]
-    assert "node 4 (Noise): the link to gone is left out, for the node has no such input here" in converted.warnings
+    assert (
+        "node 4 (Noise): the link to gone is left out, because the node has no such input in this ComfyUI"
+        in converted.warnings
+    )
 
 
 def test_a_circle_of_reroutes_is_refused() -> None:
@@ -380,7 +383,7 @@ def test_nothing_left_to_run_is_refused() -> None:
 
 
 def test_a_workflow_in_api_format_is_refused() -> None:
-    with pytest.raises(ComfyUIValidationError, match="no UI-format workflow"):
+    with pytest.raises(ComfyUIValidationError, match="not a UI-format workflow"):
         to_api_format({"1": {"class_type": "SaveImage", "inputs": {}}}, INFO)
 
 
@@ -397,7 +400,7 @@ def test_a_random_choice_gives_a_warning() -> None:
     node_of(ui, 4)["widgets_values"][3] = "{a|b}"
     converted = to_api_format(ui, INFO, rng=Random(1))  # noqa: S311
     assert converted.prompt["4"]["inputs"]["text"] in {"a", "b"}
-    assert "node 4: one of the choices in text was taken at random" in converted.warnings
+    assert "node 4: one of the choices in text was chosen at random" in converted.warnings
 
 
 @pytest.mark.parametrize(

@@ -103,16 +103,22 @@ def test_all_measured_files_are_present() -> None:
         ("dup_out", "node 2: two nodes have this id"),
         ("dyn_linked_widget", "node 1 (XNest): the editor loses the links to mode.in.w"),
         ("dyn_stale_link", "node 1 (XFlux0): the link to model.images.image_1 is left out"),
-        ("sub_stale_slot", "node 3 (sub): it has no input old any longer, so the link to it is left out"),
-        ("sub_widget_two_levels", "node 5 (sub): it stores null for width, so the value inside counts"),
+        ("sub_stale_slot", "node 3 (sub): it no longer has the input old, so the link to it is left out"),
+        ("sub_widget_two_levels", "node 5 (sub): it stores null for width, so the value inside the subgraph is used"),
         ("sub_same_twice_nested", "node 20 (sub): it has values that the editor forgets when it loads the file"),
-        ("proxy_widgets_null", "node 3 (blank): it stores null for height, color, so the value inside counts"),
+        (
+            "proxy_widgets_null",
+            "node 3 (blank): it stores null for height, color, so the value inside the subgraph is used",
+        ),
         ("grp_muted", "node 3 (grp): the editor turns this group node into a subgraph that runs"),
         ("link_unreferenced", "node 3 (EmptyImage): no input names the link from node 2; it is taken for width"),
         ("px_unlisted", "node 3 (sub): it does not say which of its values is that of width"),
         ("px_missing", "node 3 (sub): it stores 6 for height of node 99"),
         ("px_toomany", "node 4 (sub): it stores 3 values for 1 widgets"),
-        ("px_linked_inside", "node 3 (sub): it shows height of node 10, so the link to it inside does not count"),
+        (
+            "px_linked_inside",
+            "node 3 (sub): it shows height of node 10, so the link to it inside the subgraph is ignored",
+        ),
     ],
 )
 def test_a_warning_names_the_node(name: str, warning: str) -> None:

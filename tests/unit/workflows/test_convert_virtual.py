@@ -160,7 +160,7 @@ def test_nodes_that_act_in_the_editor_only_are_left_out_with_a_warning_each() ->
     converted = to_api_format(ui, INFO)
     assert set(converted.prompt) == {"1", "9"}
     assert converted.warnings == tuple(
-        f"node {node_id} ({kind}): left out, it acts in the editor only"
+        f"node {node_id} ({kind}): left out, it works only in the editor"
         for node_id, kind in (
             (5, "Bookmark (rgthree)"),
             (7, "Fast Groups Muter (rgthree)"),
@@ -172,7 +172,10 @@ def test_nodes_that_act_in_the_editor_only_are_left_out_with_a_warning_each() ->
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [
-        ("Fast Muter (rgthree)", "Fast Muter (rgthree) lives in the editor only, so ComfyUI cannot run it: export the"),
+        (
+            "Fast Muter (rgthree)",
+            "Fast Muter (rgthree) exists only in the editor, so ComfyUI cannot run it: export the",
+        ),
         ("Some Pack Node", "the node class Some Pack Node is not installed: install its node pack, or, if it is"),
     ],
 )
@@ -211,7 +214,7 @@ LINK: Json = {
 def test_a_link_of_use_everywhere_is_made() -> None:
     converted = to_api_format(everywhere(LINK), INFO)
     assert converted.prompt["9"]["inputs"] == {"images": ["1", 0]}
-    assert converted.warnings == ("node 2 (Anything Everywhere): left out, it acts in the editor only",)
+    assert converted.warnings == ("node 2 (Anything Everywhere): left out, it works only in the editor",)
 
 
 def test_an_installed_node_of_use_everywhere_stays_in_the_prompt() -> None:
@@ -247,7 +250,7 @@ def test_a_slot_with_an_uncertain_number_is_not_guessed() -> None:
         slot["type"] = "IMAGE"
     converted = to_api_format(everywhere({**LINK, "downstream_slot": 0}, target=blend), INFO)
     assert converted.prompt["9"]["inputs"] == {}
-    assert any("which input takes IMAGE is not certain" in warning for warning in converted.warnings)
+    assert any("it is not certain which input takes IMAGE" in warning for warning in converted.warnings)
 
 
 def test_links_of_a_muted_node_of_use_everywhere_are_not_made() -> None:
