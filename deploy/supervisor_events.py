@@ -113,7 +113,7 @@ class Listener:
         if event == "PROCESS_STATE_FATAL":
             self._give_up(f"{name} cannot be started")
         elif event == "PROCESS_STATE_EXITED":
-            self._say(f"{name} ended by itself; it is started again")
+            self._say(f"{name} ended unexpectedly and is started again")
             if self._crashes.crashed(name):
                 self._give_up(f"{name} ended more than {self._crashes.most} times in {self._crashes.window_s:g} s")
 
@@ -126,7 +126,7 @@ class Listener:
 
     def _look_at_comfyui(self) -> None:
         if self._watches_comfyui and self._broken.seen(self._health()):
-            self._say("comfyui answers and runs no prompts: restarting it")
+            self._say("comfyui answers but runs no prompts; it is restarted")
             self._restart("comfyui")
 
     def _health(self) -> dict[str, Any] | None:

@@ -76,13 +76,13 @@ def read_manifest(text: str) -> list[Model]:
         entries = json.loads(text)["models"]
         models = [_model(index, entry) for index, entry in enumerate(entries)]
     except json.JSONDecodeError as error:
-        raise ManifestError(f"it is not JSON: {error}") from error
+        raise ManifestError(f"the file is not JSON: {error}") from error
     except (KeyError, TypeError) as error:
         raise ManifestError('it must be {"models": [{"path": …, "url": …}, …]}') from error
     paths = [model.path for model in models]
     for path in paths:
         if paths.count(path) > 1:
-            raise ManifestError(f"{path} is named twice")
+            raise ManifestError(f"the path {path} must not be listed twice")
     return models
 
 
@@ -236,7 +236,7 @@ class Downloader:
                 shown = time.monotonic()
                 _say(f"{model.path}: {_mb(file.tell())}" + (f" of {_mb(expected)}" if expected else ""))
         if expected and file.tell() < expected:
-            raise DownloadError(f"it broke off after {_mb(file.tell())} of {_mb(expected)}")
+            raise DownloadError(f"the download ended after {_mb(file.tell())} of {_mb(expected)}")
 
     @staticmethod
     def _check(model: Model, part: Path, *, resumed: bool) -> None:
@@ -278,7 +278,7 @@ def _enough_room(folder: Path, models: list[Model]) -> bool:
     needed = sum(model.size or 0 for model in models)
     free = shutil.disk_usage(folder).free
     if needed > free:
-        _say(f"{_mb(needed)} are needed and {_mb(free)} are free in {folder}")
+        _say(f"{folder} needs {_mb(needed)} but has only {_mb(free)} free")
     return needed <= free
 
 
@@ -286,10 +286,15 @@ def main() -> int:
     default = os.environ.get("MODELS_DIR", "/runpod-volume/models")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("manifest", type=Path)
-    parser.add_argument("--models-dir", type=Path, default=Path(default), help="or MODELS_DIR (%(default)s)")
-    parser.add_argument("--parallel", type=int, default=4, help="downloads at once (%(default)s)")
-    parser.add_argument("--retries", type=int, default=5, help="retries without progress (%(default)s)")
-    parser.add_argument("--dry-run", action="store_true", help="print what is missing and download nothing")
+    parser.add_argument(
+        "--models-dir",
+        type=Path,
+        default=Path(default),
+        help="folder of the models; also set by MODELS_DIR (%(default)s)",
+    )
+    parser.add_argument("--parallel", type=int, default=4, help="number of downloads at the same time (%(default)s)")
+    parser.add_argument("--retries", type=int, default=5, help="number of retries without progress (%(default)s)")
+    parser.add_argument("--dry-run", action="store_true", help="list the missing models and download nothing")
     arguments = parser.parse_args()
     try:
         models = read_manifest(arguments.manifest.read_text(encoding="utf-8"))

@@ -26,7 +26,7 @@ _LARGEST_BODY = 10_000_000
 _ENDED = frozenset({"COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT"})
 _REQUEST_S = 60.0
 _PATIENT_TRIES = 5
-_NO_FILES = "there are no files in the result"
+_NO_FILES = "the result has no files"
 
 
 class ApiError(Exception):
@@ -90,7 +90,7 @@ def wait_for(endpoint: Endpoint, job_id: str, *, timeout_s: float, interval_s: f
             return answer
         if time.monotonic() + interval_s > deadline:
             endpoint.cancel(job_id)
-            return {"status": "TIMED_OUT", "error": f"not done within {timeout_s:g} s; it was cancelled"}
+            return {"status": "TIMED_OUT", "error": f"the job did not finish within {timeout_s:g} s and was cancelled"}
         time.sleep(interval_s)
 
 
@@ -117,14 +117,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--input", type=Path, action="append", default=[], help="a file or folder; may be repeated")
     parser.add_argument("--output", type=Path, default=Path("out"), help="folder for the results (%(default)s)")
     parser.add_argument(
-        "--endpoint", default=default_of("RUNPOD_ENDPOINT_ID"), help="or RUNPOD_ENDPOINT_ID (%(default)s)"
+        "--endpoint",
+        default=default_of("RUNPOD_ENDPOINT_ID"),
+        help="id of the endpoint; also set by RUNPOD_ENDPOINT_ID (%(default)s)",
     )
     parser.add_argument("--api", default="https://api.runpod.ai/v2", help="address of RunPod's API (%(default)s)")
     parser.add_argument(
         "--timeout", type=float, default=600, help="seconds after which the job is cancelled (%(default)s)"
     )
     parser.add_argument("--interval", type=float, default=2, help="seconds between two status requests (%(default)s)")
-    parser.add_argument("--no-open", action="store_true", help="do not show the results")
+    parser.add_argument("--no-open", action="store_true", help="do not open the results")
     return parser
 
 

@@ -133,15 +133,15 @@ def main() -> int:
     parser.add_argument("volume", type=Path, metavar="VOLUME")
     parser.add_argument("--archive-dir", type=Path, default=Path(), help="folder for the archive (.)")
     parser.add_argument("--keep", action="store_true", help="keep the archive after it was sent")
-    parser.add_argument("--no-send", action="store_true", help="make the archive and do not send it")
-    parser.add_argument("--dry-run", action="store_true", help="print what would be sent")
+    parser.add_argument("--no-send", action="store_true", help="make the archive but do not send it")
+    parser.add_argument("--dry-run", action="store_true", help="list the files that would be sent, and send nothing")
     arguments = parser.parse_args()
     if not arguments.volume.is_absolute():
         parser.error("VOLUME must be the absolute path at which the pod mounts the volume, such as /workspace")
     files = model_files(arguments.local)
     size = sum(path.stat().st_size for path in files)
     if not files:
-        print(f"there are no models in {arguments.local}", file=sys.stderr)
+        print(f"{arguments.local} has no models", file=sys.stderr)
         return 66
     print(f"{len(files)} files, {size / 1e9:.2f} GB")
     if arguments.dry_run:

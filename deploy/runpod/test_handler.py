@@ -65,7 +65,7 @@ def main() -> int:
     parser.add_argument("--input", type=Path, action="append", default=[], help="a file or folder; may be repeated")
     parser.add_argument("--output", type=Path, default=Path("out"), help="folder for the results (%(default)s)")
     parser.add_argument("--engine", action="store_true", help="use the embedded engine, a simulation")
-    parser.add_argument("--no-open", action="store_true", help="do not show the results")
+    parser.add_argument("--no-open", action="store_true", help="do not open the results")
     arguments = parser.parse_args()
     try:
         settings = load(RunPodSettings, env_file=ENV_FILE)

@@ -53,7 +53,7 @@ def test_the_listener_answers_every_event_and_ends_with_its_input(tmp_path: Path
     replies, log = io.StringIO(), io.StringIO()
     Listener({"RUN_DIR": str(tmp_path)}, events, replies, log).run()
     assert replies.getvalue() == "READY\nRESULT 2\nOKREADY\n"
-    assert log.getvalue() == "events | comfyui ended by itself; it is started again\n"
+    assert log.getvalue() == "events | comfyui ended unexpectedly and is started again\n"
     assert not (tmp_path / "failed").exists()
 
 
