@@ -109,7 +109,7 @@ async def test_a_comfyui_that_answers_but_runs_no_prompts_is_restarted(engine_co
         seen = len(container.lines)
         await _prompt_sync(container, invert_workflow())
         await container.answers("/health/ready", 503)
-        await container.logged("answers and runs no prompts: restarting it", after=seen)
+        await container.logged("answers but runs no prompts; it is restarted", after=seen)
         await container.answers("/health/ready", 200)
         assert (await _prompt_sync(container, invert_workflow(2)))[0] == 200
 

@@ -497,7 +497,7 @@ def test_a_job_that_takes_too_long_is_cancelled(tmp_path: Path) -> None:
     api = FakeRunPod({"status": "IN_QUEUE"})
     failed = submit(api, tmp_path, "--timeout", "0.05")
     assert failed.returncode == 1
-    assert "TIMED_OUT: not done within 0.05 s" in failed.stderr
+    assert "TIMED_OUT: the job did not finish within 0.05 s" in failed.stderr
     assert api.calls[-1] == "POST /v2/endpoint/cancel/job-1"
 
 
