@@ -36,7 +36,7 @@ def images(count: int) -> list[dict[str, str]]:
 # Each entry has a workflow, further fields of the body, and the expected error text.
 OVER: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "values": (nodes(1), {"extra_data": {"x": ["a" * 40] * 3_000}}, "more than 2000 values (MAX_JSON_VALUES)"),
-    "depth": (nodes(1, a=nested(30)), {}, "deeper than 16 levels"),
+    "depth": (nodes(1, a=nested(30)), {}, "more than 16 levels deep"),
     "nodes": (nodes(21), {}, "more than 20 nodes"),
     "inputs": (nodes(1, **dict.fromkeys("abcdef", 1)), {}, "Node 0 has more than 5 inputs"),
     "node id": ({"9" * 31: {"class_type": "A", "inputs": {}}}, {}, "more than 30 characters"),
@@ -106,7 +106,7 @@ async def test_an_error_about_many_unknown_fields_stays_short(small_limits: Runn
 async def test_a_field_with_a_long_text_or_many_members_is_refused(gateway: RunningGateway) -> None:
     padding: dict[str, Any] = {"extra_data": {"x": "x" * 100_000}}
     refused: tuple[tuple[dict[str, Any], str], ...] = (
-        ({"client_id": "x" * 5_000}, "client_id: more than 4096 characters"),
+        ({"client_id": "x" * 5_000}, "client_id must have at most 4096 characters"),
         ({"images": [{"name": "x" * 5_000, "image": "aGk="}]}, "images[0].name: more than 4096 characters"),
         ({"convert": dict.fromkeys(map(str, range(30)), 1)}, "convert: more than 20 fields"),
     )

@@ -88,8 +88,8 @@ async def test_the_commands_list_show_and_run_named_workflows(
     assert ran.code == Exit.OK, ran.out
     for wrong, told in (
         (("run", "flat", "--set", "width"), "expected NAME=TEXT"),
-        (("run", "flat", "--set", "width:=x"), "this is not JSON"),
-        (("run", "flat", "--set", "width=1", "--set", "width=2"), "it is given twice"),
+        (("run", "flat", "--set", "width:=x"), "must be followed by JSON"),
+        (("run", "flat", "--set", "width=1", "--set", "width=2"), "must not be given twice"),
         (("run", "inverted", "--file", "image=nowhere.png"), "nowhere.png"),
     ):
         refused = await cli(*wrong)

@@ -163,7 +163,7 @@ async def test_a_long_queue_is_shown_page_by_page(engine: Engine) -> None:
             assert ('rel="next"' in text) is (number < 3)
             assert ('rel="prev"' in text) is (number > 1)
         assert seen == jobs
-        assert "Nothing waits" in await page(gateway.http, "/console/queue?page=4")
+        assert "No job waits" in await page(gateway.http, "/console/queue?page=4")
         async with gateway.http.get("/console/queue?page=0") as answer:
             assert answer.status == 422
 

@@ -140,7 +140,7 @@ async def test_keys_are_shown_with_their_limits_and_current_use(engine: Engine, 
         # The key is removed while it still has jobs.
         write_keys(path, keys.replace("[keys.bob]", "[keys.robert]"))
         await until(lambda: _page(gateway, "/console/keys", WATCHER), lambda text: "robert" in text)
-        assert "The key bob is not there any more." in await _page(gateway, "/console/keys", WATCHER)
+        assert "The key bob no longer exists." in await _page(gateway, "/console/keys", WATCHER)
 
 
 async def test_a_user_cannot_see_the_page_of_keys(gateway_with_usage: RunningGateway) -> None:

@@ -766,7 +766,8 @@ async def test_a_truncated_compressed_file_is_fetched_again() -> None:
 
 
 @pytest.mark.parametrize(
-    ("coding", "body", "reason"), [("br", PNG, "in a way that is not read"), ("gzip", PNG, "not in the coding")]
+    ("coding", "body", "reason"),
+    [("br", PNG, "in a way that the gateway does not support"), ("gzip", PNG, "does not match the Content-Encoding")],
 )
 async def test_a_file_that_cannot_be_unpacked_has_a_clear_error(coding: str, body: bytes, reason: str) -> None:
     async def packed(_request: web.Request) -> web.Response:

@@ -119,7 +119,7 @@ async def test_the_error_names_an_invalid_preference(
         ("prefer=respond-async&prefer=respond-async", 400, "prefer: this parameter must be given only once"),
         (f"prefer={'x' * 300}", 422, "prefer: String should have at most 256 characters"),
         ("Prefer=respond-async", 400, "Prefer: there is no such query parameter; did you mean prefer?"),
-        ("prefer=respond-async&wait=3", 400, "wait: there is no such query parameter; there are timeout"),
+        ("prefer=respond-async&wait=3", 400, "wait: there is no such query parameter; the parameters are timeout"),
         ("prefer=respond-async&timeout=0", 422, "timeout: Input should be greater than 0"),
         ("prefer=respond-async&timeout=9999", 422, "timeout must be at most 3600 seconds (MAX_TIMEOUT)"),
         (
@@ -271,7 +271,7 @@ async def test_a_prompt_id_and_an_idempotency_key_together_are_refused(
         ("label.a=%00", 422, f"label.a: the value of 'a' {UNFIT}"),
         ("label.a=1&label.a=2", 400, "label.a: this parameter must be given only once"),
         ("&".join(f"label.k{n}=1" for n in range(17)), 422, "at most 16 parameters label.<key> are allowed"),
-        ("label=a", 400, "label: there is no such query parameter; there are status, workflow, limit, cursor"),
+        ("label=a", 400, "label: there is no such query parameter; the parameters are status, workflow, limit, cursor"),
         ("labels.a=1", 400, "labels.a: there is no such query parameter"),
         ("workflow=", 422, "workflow must not be empty; give a value, or leave workflow out"),
         (f"workflow={'w' * 257}", 422, "workflow: String should have at most 256 characters"),

@@ -253,7 +253,7 @@ async def test_an_unreadable_form_gets_422_with_the_reason(
     ("files", "fields", "status", "says"),
     [
         ((("a.png", b"1"), ("a.png", b"2")), {}, 422, "two files have the name 'a.png'"),
-        ((("", b"1"),), {}, 422, "the file has no name"),
+        ((("", b"1"),), {}, 422, "the file must have a file name"),
         ((("../a.png", b"1"),), {}, 400, r"files['../a.png']"),
         ((("a.bin", b"1"),), {"convert": "webp"}, 422, "convert: not JSON"),
         ((("a.bin", b"1"),), {"colour": "red"}, 422, "colour: there is no such field"),

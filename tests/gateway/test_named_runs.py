@@ -191,7 +191,7 @@ async def test_the_error_names_each_wrong_parameter_with_its_allowed_values(name
 @pytest.mark.parametrize(
     ("body", "detail"),
     [
-        ({"$options": {"number": 1}}, "$options: number: there is no such option"),
+        ({"$options": {"number": 1}}, "$options: there is no option number"),
         ({"$options": {"priority": "high"}}, "$options.priority: "),
         ({"$options": []}, "$options must be an object"),
         ([], "the body is not a JSON object"),

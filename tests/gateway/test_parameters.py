@@ -36,7 +36,7 @@ async def call(gateway: RunningGateway, method: str, target: str, *headers: tupl
         (
             "POST",
             "/prompt_sync?token=a",
-            "token: there is no such query parameter; there are timeout, node_id, previews",
+            "token: there is no such query parameter; the parameters are timeout, node_id, previews",
         ),
         (
             "POST",
@@ -46,11 +46,11 @@ async def call(gateway: RunningGateway, method: str, target: str, *headers: tupl
         (
             "POST",
             "/prompt_sync?a%0Ab=1",
-            "'a\\nb': there is no such query parameter; there are timeout, node_id, previews",
+            "'a\\nb': there is no such query parameter; the parameters are timeout, node_id, previews",
         ),
         ("POST", "/prompt_sync?timeout=1&timeout=2", "timeout: this parameter must be given only once"),
         ("GET", f"{ATTACH}?store=s3&bukcet=a", "bukcet: there is no such query parameter; did you mean bucket?"),
-        ("GET", f"{ATTACH}?prompt_id=a", "prompt_id: there is no such query parameter; there are"),
+        ("GET", f"{ATTACH}?prompt_id=a", "prompt_id: there is no such query parameter; the parameters are"),
         ("GET", f"{ATTACH}?quality=1&quality=1", "quality: this parameter must be given only once"),
         (
             "DELETE",

@@ -74,7 +74,7 @@ def test_depth_is_limited_whatever_the_size(size: int) -> None:
 
     limits = Limits(max_json_depth=20)
     assert big_json.load(nested(20), limits)["x"]
-    with pytest.raises(ComfyUILimitError, match=r"deeper than 20 levels"):
+    with pytest.raises(ComfyUILimitError, match=r"more than 20 levels deep"):
         big_json.load(nested(21), limits)
 
 

@@ -106,7 +106,7 @@ def test_an_interrupted_download_resumes_where_it_stopped(model_store: Store, tm
 
 def test_an_interrupted_download_resumes_in_the_next_run(model_store: Store, tmp_path: Path) -> None:
     model_store.break_after = [400_000]
-    with pytest.raises(download_models.DownloadError, match="broke off"):
+    with pytest.raises(download_models.DownloadError, match="the download ended"):
         download(model_store, tmp_path, retries=0)
     download(model_store, tmp_path)
     assert (tmp_path / "loras/a.safetensors").read_bytes() == CONTENT
@@ -179,7 +179,7 @@ def test_a_token_goes_to_its_server_and_not_to_a_redirect_target(model_store: St
         ([{"path": "x/y", "url": "file:///etc/passwd"}], "url must be"),
         ([{"path": "x/y", "url": "http://h/x", "sha256": "abc"}], "64 hexadecimal"),
         ([{"path": "x/y", "url": "http://h/x", "sha265": "abc"}], "no field sha265"),
-        ([{"path": "x/y", "url": "http://h/x"}] * 2, "named twice"),
+        ([{"path": "x/y", "url": "http://h/x"}] * 2, "listed twice"),
         ([{"path": "x/y"}], "it must be"),
     ],
 )

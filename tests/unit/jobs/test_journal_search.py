@@ -98,9 +98,9 @@ async def test_pages_of_a_search_have_each_job_once(journal: Journal) -> None:
     assert [one.created_at for one in (*first.records, *second.records)] == [7.0, 5.0, 3.0, 1.0]
     last = await journal.page(narrowed, 2, second.next_cursor)
     assert (last.records, last.next_cursor) == ((), None)
-    with pytest.raises(QueryError, match=r"^cursor: it is of a list with other filters"):
+    with pytest.raises(QueryError, match=r"^cursor belongs to a list with other filters"):
         await journal.page(replace(narrowed, text="hen"), 2, first.next_cursor)
-    with pytest.raises(QueryError, match=r"^cursor: it is of a list with other filters"):
+    with pytest.raises(QueryError, match=r"^cursor belongs to a list with other filters"):
         await journal.page(JobFilter(), 2, first.next_cursor)
 
 

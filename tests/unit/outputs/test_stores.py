@@ -93,7 +93,7 @@ async def test_a_file_that_is_shorter_or_longer_than_announced_is_an_error(lengt
     async def chunks() -> AsyncIterator[bytes]:
         yield b"12345"
 
-    with pytest.raises(StorageError, match=f"not the {length} bytes"):
+    with pytest.raises(StorageError, match=f"does not have the {length} bytes"):
         await Parts(chunks(), length).whole()
 
 

@@ -195,7 +195,7 @@ async def test_jobs_are_read_from_as_many_pages_as_needed(fake: FakeGateway, sdk
         {**narrowed, "limit": "200"},
         {**narrowed, "limit": "199", "cursor": "c"},
     ]
-    with pytest.raises(ValueError, match="limit is 0"):
+    with pytest.raises(ValueError, match="limit must be 1 or more"):
         await anext(sdk_client.jobs(limit=0))
 
 
@@ -406,14 +406,14 @@ async def test_list_prints_a_table_or_a_json_document(fake: FakeGateway, capsys:
     [
         (["submit"], "WORKFLOW"),
         (["submit", "w.json", "--label", "order"], "'order': expected KEY=VALUE"),
-        (["submit", "w.json", "--id", "7"], "'7' is no UUID"),
+        (["submit", "w.json", "--id", "7"], "'7' is not a UUID"),
         (["submit", "w.json", "--priority", "high"], "--priority"),
-        (["submit", "w.json", "--wait", "-1"], "no number of seconds above 0"),
+        (["submit", "w.json", "--wait", "-1"], "not a number of seconds above 0"),
         (["list", "--status", "done"], "there is no status 'done'; the statuses are queued, running"),
         (["list", "--limit", "0"], "'0' is not a whole number of at least 1"),
         (["list", "--label", "a=1", "--label", "a=2"], "--label a must not be given twice"),
-        (["wait", "nonsense"], "'nonsense' is no UUID"),
-        (["wait", PROMPT_ID, "--timeout", "0"], "no number of seconds above 0"),
+        (["wait", "nonsense"], "'nonsense' is not a UUID"),
+        (["wait", PROMPT_ID, "--timeout", "0"], "not a number of seconds above 0"),
         (["result"], "PROMPT_ID"),
     ],
 )

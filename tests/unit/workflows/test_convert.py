@@ -247,7 +247,9 @@ def test_a_value_of_the_wrong_kind_is_passed_on_with_a_warning() -> None:
     ui = file("ui_plain.json")
     node_of(ui, 4)["widgets_values"] = ["fixed", 1, 0.1, "t"]
     warnings = to_api_format(ui, INFO).warnings
-    assert any(warning.startswith("node 4 (Noise): seed got 'fixed', which is no INT") for warning in warnings)
+    assert any(
+        warning.startswith("node 4 (Noise): seed got 'fixed', which is not of the type INT") for warning in warnings
+    )
 
 
 def test_the_stored_value_of_an_input_that_became_a_socket_is_dropped() -> None:

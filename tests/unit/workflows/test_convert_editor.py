@@ -93,7 +93,7 @@ def test_all_measured_files_are_present() -> None:
         ("r12_nested_muted_subgraph", "node 3:10 (leaf): it is muted, but the editor exports what is inside"),
         ("r12_nested_bypassed_subgraph", "node 3:10 (leaf): it is bypassed, but the editor exports"),
         ("r23_old_ksampler_no_control", "node 4 (KSampler): the file stores 6 values for 7 widgets, so denoise kept"),
-        ("r23_old_ksampler_no_control", "node 4 (KSampler): cfg got 'euler', which is no FLOAT"),
+        ("r23_old_ksampler_no_control", "node 4 (KSampler): cfg got 'euler', which is not of the type FLOAT"),
         ("r43_type_strings", "node 1 (H2T_STRINGS): the file stores 3 values for 2 widgets, so 11 was left out"),
         ("r50_duplicate_node_ids", "node 1: two nodes have this id; the first (EmptyImage) keeps it"),
         (
