@@ -24,7 +24,7 @@ SECONDS = "must be a number of seconds, 0 or more, such as wait=20"
 WRITTEN = "write 'respond-async', or 'respond-async, wait=20'"
 KEY_RULE = "must be 1 to 40 characters of A-Z a-z 0-9 _ - ."
 UNFIT = "must have no control characters and no marks of text direction"
-STATES = "there are queued, running, canceling, succeeded, failed, canceled, lost"
+STATES = "the states are queued, running, canceling, succeeded, failed, canceled, lost"
 
 PREFERRED = [
     ["respond-async"],

@@ -140,7 +140,7 @@ async def test_a_job_without_any_usable_file_fails(
 ) -> None:
     prompt_id = await submit(runpod_gateway)
     endpoint.complete(await endpoint.job(), base64_image(data) | ({} if data else {"type": "s3_url"}))
-    assert "the job's files cannot be had: a_00001_.png: " in error_of(await history(runpod_gateway, prompt_id))
+    assert "the job's files cannot be fetched: a_00001_.png: " in error_of(await history(runpod_gateway, prompt_id))
 
 
 async def test_links_in_results_are_fetched_only_from_allowed_stores(endpoint: FakeEndpoint, tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ async def test_days_limit_the_answer_and_invalid_queries_are_named(gateway_with_
             {"since": since, "until": until, "usage": []},
         )
     for query, detail in (
-        ("?by=colour", "by: there is no 'colour'; there are day, key, person, workflow"),
+        ("?by=colour", "by: there is no column 'colour'; the columns are day, key, person, workflow"),
         ("?since=yesterday", "since: must be a day, such as 2026-11-01"),
         ("?until=2026-02-30", "until: must be a day, such as 2026-11-01"),
         ("?until=20260201", "until: must be a day, such as 2026-11-01"),

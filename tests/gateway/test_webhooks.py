@@ -262,7 +262,7 @@ async def test_a_webhook_that_cannot_be_sent_again_gets_the_reason(engine: Engin
         status, detail = await again("nonsense", gateway)
         assert (status, "prompt_id" in detail) == (422, True)
         running = await submit(gateway.http, sleep_workflow(5), webhook={"url": webhook_receiver.url()})
-        assert await again(running, gateway) == (409, "the job has not ended yet; its webhook is sent when it has")
+        assert await again(running, gateway) == (409, "the job has not ended yet; its webhook is sent when it ends")
         async with gateway.http.delete(f"/prompt_sync/{running}") as response:
             assert response.status == 200
         plain = await submit(gateway.http, invert_workflow())
