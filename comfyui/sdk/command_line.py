@@ -59,16 +59,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _shared(server: str | None, api_key: str | None, as_json: bool | str) -> _Parser:
     """The options of all commands, with these defaults."""
     shared = _Parser(add_help=False)
-    shared.add_argument("--server", metavar="URL", default=server, help=f"the gateway's URL (default: {DEFAULT_SERVER})")
+    shared.add_argument(
+        "--server", metavar="URL", default=server, help=f"the gateway's URL (default: {DEFAULT_SERVER})"
+    )
     shared.add_argument(
         "--api-key",
         metavar="KEY",
         default=api_key,
         help=f"the API key; better set {API_KEY_VARIABLE}, because other users can see command lines",
     )
-    shared.add_argument(
-        "--json", action="store_true", default=as_json, help="print one JSON document and nothing else"
-    )
+    shared.add_argument("--json", action="store_true", default=as_json, help="print one JSON document and nothing else")
     return shared
 
 

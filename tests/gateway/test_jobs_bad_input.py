@@ -127,7 +127,7 @@ async def test_the_error_names_an_invalid_preference(
             400,
             "labels: there is no such query parameter; send it as a field of the body",
         ),
-        ("prefer=respond-async&priority=1", 400, "priority: there is no such query parameter; it is a field of"),
+        ("prefer=respond-async&priority=1", 400, "priority: there is no such query parameter; send it as a field of"),
     ],
 )
 async def test_the_error_names_an_invalid_query_parameter_of_a_submission(
