@@ -77,7 +77,7 @@ async def test_only_a_key_that_may_change_servers_gets_the_forms_for_it(engine: 
         assert gateway.handler.pool.backends[0].drained
         text = await shown(gateway, ROOT)
         assert ">drained<" in text
-        assert "It gets no more prompts until it is resumed." in text
+        assert "The server gets no more prompts until it is resumed." in text
         assert "POST /servers" not in text, "the page has a button for it"
         (action,) = re.findall(r'action="\./(console/servers/[^"]+/resume)"', text)
         async with gateway.http.post(f"/{action}", headers={**PAGE, **bearer(WATCHER)}) as answer:
