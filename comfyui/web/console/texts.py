@@ -34,7 +34,7 @@ TEXTS = SimpleNamespace(
         running="Running",
         nothing_runs="No job of yours runs.",
         states={
-            "starting": "starting",
+            "starting": "not reached yet",
             "connected": "ready",
             "drained": "drained",
             "unreachable": "unreachable",
