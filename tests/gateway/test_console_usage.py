@@ -50,7 +50,7 @@ async def test_a_user_sees_only_its_own_usage(gateway_with_usage: RunningGateway
         assert "alice" not in text
         assert 'value="key"' not in text
     text = await _page(gateway_with_usage, "/console/usage?by=key", BOB, 422)
-    assert "there is no &#39;key&#39;; there are workflow, day" in text
+    assert "there is no column &#39;key&#39;; the columns are workflow, day" in text
 
 
 async def test_persons_behind_a_shared_key_have_separate_rows(gateway_with_usage: RunningGateway) -> None:
@@ -79,7 +79,7 @@ async def test_rows_are_sorted_by_the_shown_figure(gateway_with_usage: RunningGa
     [
         ("since=yesterday", "since: must be a day, such as 2026-11-01"),
         ("since=2026-11-02&until=2026-11-01", "since: 2026-11-02 is after until, 2026-11-01"),
-        ("by=colour", "by: there is no &#39;colour&#39;; there are key, person, workflow, day"),
+        ("by=colour", "by: there is no column &#39;colour&#39;; the columns are key, person, workflow, day"),
         ("show=%3Cb%3E", "show: "),
         ("from=2026-11-01", "from: there is no such query parameter"),
     ],

@@ -140,7 +140,7 @@ def test_comfy_org_keys_go_into_extra_data_and_into_no_repr() -> None:
     [
         (None, "input must be an object"),
         ("{", "input is a text that is not JSON"),
-        ({"workflw": {}}, "workflow or workflow_name must be given, but not both; input.workflw is not known"),
+        ({"workflw": {}}, "workflow or workflow_name must be given, but not both; input.workflw is unknown"),
         ({}, "workflow or workflow_name must be given, but not both"),
         ({"workflow": "{"}, "workflow: is a text that is not JSON"),
         ({"workflow": "[]"}, "workflow: Input should be"),
@@ -350,7 +350,7 @@ async def test_the_reply_limit_counts_the_whole_reply(comfyui_worker: ComfyUIWor
             "outputs was left out of the reply, because RunPod does not take so large a reply"
         ]
         assert len(json.dumps(answer, ensure_ascii=False).encode()) <= 200_000
-        with pytest.raises(ResultTooLargeError, match="names 200 files"):
+        with pytest.raises(ResultTooLargeError, match="lists 200 files"):
             await reply(comfyui_worker.output_files(store), result, job, max_bytes=30_000)
 
 
@@ -527,7 +527,7 @@ def test_settings_come_from_the_environment_and_invalid_ones_give_the_reason(mon
     with pytest.raises(SettingsError) as caught:
         load(RunPodSettings)
     assert "JOBS_AT_ONCE: Input should be greater than or equal to 1" in str(caught.value)
-    assert "COMFYUI_SERVER_ADDRESS: 'ftp://x' is neither" in str(caught.value)
+    assert "COMFYUI_SERVER_ADDRESS: 'ftp://x' must be host:port" in str(caught.value)
 
 
 @pytest.mark.parametrize("settings", [RunPodSettings, PostgresWorkerSettings])
