@@ -204,7 +204,7 @@ async def test_a_sync_call_whose_request_is_not_kept_cannot_run_again(gateway: R
     prompt_id = told["prompt_id"]
     text = text_of(await page_of(gateway, prompt_id))
     assert "does not keep the request" in text
-    assert "workflow of this job is not kept" in text
+    assert "does not keep the workflow of this job" in text
     told = await send(gateway, f"/console/jobs/{prompt_id}/again", status=409)
     assert "does not keep the request" in told["message"]
 
@@ -309,7 +309,7 @@ async def test_the_error_of_a_new_run_names_inputs_that_are_no_longer_kept(engin
 
         await until(kept, lambda size: not size)
         found = await send(gateway, f"/console/jobs/{prompt_id}/again", status=409)
-        assert "does not keep" in found["message"]
+        assert "no longer keeps" in found["message"]
         assert "in.png" in found["message"]
 
 
