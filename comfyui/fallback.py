@@ -8,12 +8,14 @@ import re
 import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 from comfyui.address import ServerAccess
 from comfyui.client import ComfyUIClient
 from comfyui.exceptions import ComfyUICredentialsError, ComfyUIError, SettingsError
 
 _PATIENCE_S = 3.0
+_IMPORT_FOLDER = Path(__file__).parent.parent  # `python -m` looks for modules in the folder where it starts
 
 
 @asynccontextmanager
@@ -30,9 +32,8 @@ async def fallback_engine(accesses: Mapping[str, ServerAccess]) -> AsyncIterator
         if await _answers(address, access):
             yield None
             return
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "comfyui.engine", "--port", "0", stdout=asyncio.subprocess.PIPE
-    )
+    command = (sys.executable, "-m", "comfyui.engine", "--port", "0")
+    process = await asyncio.create_subprocess_exec(*command, cwd=_IMPORT_FOLDER, stdout=asyncio.subprocess.PIPE)
     try:
         line = (await process.stdout.readline()).decode() if process.stdout else ""
         match = re.search(r"https?://\S+", line)

@@ -16,6 +16,7 @@ import aiohttp
 import pytest
 
 from comfyui.engine import Engine
+from comfyui.fallback import fallback_engine
 from server import main
 from tests.support.forking import forked, serve_gateway
 from tests.support.processes import gateway_process
@@ -284,6 +285,12 @@ async def test_the_embedded_engine_runs_without_a_comfyui_and_ends_with_the_gate
     host, _, port = address.partition(":")
     with pytest.raises(ConnectionRefusedError):
         await asyncio.open_connection(host, int(port))
+
+
+async def test_the_embedded_engine_starts_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    async with fallback_engine({}) as address, aiohttp.ClientSession(address) as http:
+        assert (await http.get("/system_stats")).status == 200
 
 
 async def test_the_embedded_engine_does_not_replace_a_comfyui_that_answers(engine: Engine) -> None:
