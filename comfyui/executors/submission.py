@@ -137,7 +137,8 @@ def check_same(job: Assignment, found: HistoryEntry | QueueItem) -> None:
         job.identified(fingerprint)
     elif fingerprint != job.fingerprint:
         raise ComfyUIConflictError(
-            "this prompt_id was already used with a different body; use another one", prompt_id=job.prompt_id
+            "this prompt_id or Idempotency-Key was already used with a different body; use another one",
+            prompt_id=job.prompt_id,
         )
 
 

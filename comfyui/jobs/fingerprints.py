@@ -13,7 +13,8 @@ def check_same(prompt_id: str, known: str | None, fingerprint: str | None) -> No
     """Raise `ComfyUIConflictError` for two fingerprints that differ, where both are known."""
     if known is not None and fingerprint is not None and known != fingerprint:
         raise ComfyUIConflictError(
-            "this prompt_id was already used with a different body; use another one", prompt_id=prompt_id
+            "this prompt_id or Idempotency-Key was already used with a different body; use another one",
+            prompt_id=prompt_id,
         )
 
 

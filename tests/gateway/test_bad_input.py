@@ -46,7 +46,7 @@ async def test_json_is_read_under_any_content_type(gateway: RunningGateway) -> N
         ({}, "prompt: Field required"),
         ({"prompt": None}, "prompt: "),
         ({"prompt": [1]}, "prompt: "),
-        ({"prompt": {"1": {}}, "promt": 1}, "promt: there is no such field"),
+        ({"prompt": {"1": {}}, "promt": 1}, r"promt: there is no such field; did you mean prompt\?"),
         ({"prompt": {"1": {}}, "prompt_id": "x"}, "prompt_id: .*UUID"),
         ({"prompt": {"1": {}}, "images": [{"name": "a.png"}]}, r"images\[0\]\.image: Field required"),
         ({"prompt": {"1": {}}, "images": [{"name": "../a.png", "image": "aa"}]}, r"images\[0\]\.name: .*plain file"),

@@ -157,7 +157,7 @@ async def test_the_error_names_an_invalid_query_parameter_of_a_submission(
         ({"labels": {f"k{n}": "" for n in range(17)}}, "labels: at most 16 labels are allowed, but 17 are given"),
         ({"labels": ["a"]}, "labels: Input should be an object"),
         ({"labels": "a=b"}, "labels: Input should be an object"),
-        ({"label": {"a": "b"}}, "label: there is no such field"),
+        ({"label": {"a": "b"}}, "label: there is no such field; did you mean labels?"),
         ({"priority": 1_000_001}, "priority: Input should be less than or equal to 1000000"),
         ({"priority": -1_000_001}, "priority: Input should be greater than or equal to -1000000"),
         ({"priority": 10**30}, "priority: Input should be less than or equal to 1000000"),

@@ -207,7 +207,7 @@ def request_of(fields: Mapping[str, Any], size: int, limits: Limits, within: str
         errors = error.errors(include_url=False, include_input=False)
         if within:
             errors = [{**one, "loc": (within, *one["loc"])} for one in errors]
-        raise RequestError(describe_validation(errors)) from None
+        raise RequestError(describe_validation(errors, FIELDS)) from None
 
 
 def _check_counts(fields: Mapping[str, Any], limits: Limits) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from difflib import get_close_matches
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -143,9 +144,13 @@ def unexpected(request: Request) -> Response:
     return error_response(ComfyUIError(detail), request.scope)
 
 
-def describe_validation(errors: Sequence[Any]) -> str:
-    """pydantic's errors as one sentence each, with the field's name: ``prompt: Field required``."""
-    return "; ".join(_describe(error) for error in errors if not _follows(error, errors))
+def describe_validation(errors: Sequence[Any], known: Collection[str] = ()) -> str:
+    """pydantic's errors as one sentence each, with the field's name: ``prompt: Field required``.
+
+    Args:
+        known: the fields of the whole; a field that does not exist is compared with them.
+    """
+    return "; ".join(_describe(error, known) for error in errors if not _follows(error, errors))
 
 
 def _follows(error: Mapping[str, Any], errors: Sequence[Any]) -> bool:
@@ -156,7 +161,7 @@ def _follows(error: Mapping[str, Any], errors: Sequence[Any]) -> bool:
     )
 
 
-def _describe(error: Mapping[str, Any]) -> str:
+def _describe(error: Mapping[str, Any], known: Collection[str]) -> str:
     if error["type"] == "json_invalid":
         reason = (error.get("ctx") or {}).get("error", "")
         return f"the body is not JSON: {reason}"
@@ -166,4 +171,6 @@ def _describe(error: Mapping[str, Any]) -> str:
     name = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
     message = str(error["msg"]).removeprefix("Value error, ")
     message = _IN_WORDS_OF_JSON.get(error["type"], message)
+    if error["type"] == "extra_forbidden" and (closest := get_close_matches(name, known, 1)):
+        message = f"{message}; did you mean {closest[0]}?"
     return f"{name or 'body'}: {message}"
