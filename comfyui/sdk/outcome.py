@@ -79,6 +79,12 @@ _EXIT_OF: Mapping[type[GatewayError], Exit] = {
     GatewayNotFinishedError: Exit.NOT_FINISHED,
 }
 
+_WHAT_TO_DO: Mapping[str, str] = {
+    "unauthorized": "set COMFYUI_GATEWAY_API_KEY to your key",
+    "unreachable": "start the gateway, or name its address with --server",
+}
+"""What helps a person at the command line, by the type of the error."""
+
 
 def exit_of(error: GatewayError) -> Exit:
     """The exit code of an error, whatever it is about."""
@@ -98,6 +104,8 @@ def failure(exit_code: Exit, error: GatewayError) -> Outcome:
     for node, messages in error.node_errors.items():
         for message in messages:
             STDERR.print(Text(plain(f"  node {node}: {message}")))
+    if advice := _WHAT_TO_DO.get(error.type):
+        STDERR.print(advice)
     if error.retry_after_s is not None:
         STDERR.print(f"try again in {error.retry_after_s:g} s")
     ids = {"prompt_id": error.prompt_id, "request_id": error.request_id}

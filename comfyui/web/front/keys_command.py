@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = verbs.add_parser(
         "add", help="create a key: add its table to KEYS_FILE, and print the key itself this one time"
     )
-    add.add_argument("name", help=NAME_IS)
+    add.add_argument("name", help="1 to 64 lower-case letters, digits, - and _")
     add.add_argument("--role", required=True, choices=get_args(Role), help="docs/keys.md says what each may do")
     for field, (kind, meaning) in _NUMBERS.items():
         add.add_argument(f"--{field.replace('_', '-')}", type=kind, metavar="N", help=meaning)

@@ -460,6 +460,18 @@ async def test_run_saves_the_available_files_of_a_partial_result_and_exits_as_fa
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["c.png"]
 
 
+async def test_an_error_says_what_to_do_at_the_command_line(
+    fake: FakeGateway, workflow_file: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.on("POST /prompt_sync", answer(error_body("unauthorized"), 401))
+    refused = await cli_here(capsys, "submit", workflow_file, "--server", fake.url)
+    assert (refused.code, refused.out) == (Exit.REFUSED, "")
+    assert "set COMFYUI_GATEWAY_API_KEY to your key" in refused.err
+    silent = await cli_here(capsys, "submit", workflow_file, "--server", f"http://127.0.0.1:{free_port()}")
+    assert (silent.code, silent.out) == (Exit.UNREACHABLE, "")
+    assert "start the gateway, or name its address with --server" in silent.err
+
+
 @pytest.mark.parametrize(
     ("wrong", "expected"),
     [
