@@ -124,7 +124,8 @@ class Metrics:
         )
         self.cancelled = Counter(
             "comfyui_gateway_cancellations",
-            "Prompts that were taken out of ComfyUI, by reason: timeout, disconnect, request, shutdown, restart.",
+            "Prompts that were taken out of ComfyUI, by reason: timeout, disconnect, request, shutdown, restart,"
+            " orphan.",
             ["reason"],
             registry=self.registry,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from fastapi.routing import iter_route_contexts
@@ -11,6 +12,7 @@ from prometheus_client import generate_latest
 
 from comfyui import exceptions
 from comfyui.exceptions import ComfyUIError
+from comfyui.jobs.job import Reason
 from comfyui.metrics import Metrics
 from comfyui.sdk.errors import error_from
 from comfyui.settings import variables
@@ -87,8 +89,10 @@ def error_classes() -> list[type[ComfyUIError]]:
 
 
 @pytest.mark.parametrize("error", error_classes(), ids=lambda error: error.__name__)
-def test_every_error_code_is_described(error: type[ComfyUIError]) -> None:
-    assert f"`{error.code}`" in page("api.md")
+def test_every_error_is_described_with_its_code_and_status(error: type[ComfyUIError]) -> None:
+    text = page("api.md")
+    statuses = re.findall(rf"^\| `{error.code}` \| ([^|]+) \||`{error.code}` \((\d+)\)", text, re.MULTILINE)
+    assert any(str(error.status) in status for row in statuses for status in row)
 
 
 @pytest.mark.parametrize("name", ["api.md", "drop-in.md"])
@@ -126,14 +130,24 @@ def test_the_sdk_knows_the_status_of_every_error() -> None:
     assert {code: status for code, status in known.items() if status not in possible[code]} == {}
 
 
+def _exposed() -> str:
+    return generate_latest(Metrics().registry).decode()
+
+
 def test_every_metric_is_described_by_its_help_text() -> None:
-    helps = dict(re.findall(r"^# HELP (\S+) (.+)$", generate_latest(Metrics().registry).decode(), re.MULTILINE))
+    helps = dict(re.findall(r"^# HELP (\S+) (.+)$", _exposed(), re.MULTILINE))
     ours = {name: text for name, text in helps.items() if name.startswith("comfyui_") and not name.endswith("_created")}
     rows = re.findall(r"^\| `(\w+)` \| \w+ \| [^|]*\| (.+) \|$", page("metrics.md"), re.MULTILINE)
     documented = {name: meaning.replace("`", "") for name, meaning in rows}
     assert documented.keys() == ours.keys()
     assert {name: text for name, text in ours.items() if not documented[name].startswith(text)} == {}
     assert [name for name in helps if name.startswith("process_") and f"`{name}`" not in page("metrics.md")] == []
+
+
+def test_every_reason_of_a_cancel_is_described() -> None:
+    help_text = re.search(r"# HELP comfyui_gateway_cancellations_total .*: (.+)\.", _exposed())
+    assert help_text is not None
+    assert set(help_text[1].split(", ")) == set(get_args(Reason))
 
 
 def documented_log_lines() -> dict[str, LogLine]:
