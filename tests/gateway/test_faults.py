@@ -49,6 +49,13 @@ async def test_a_truncated_reply_to_the_submission_leads_to_one_execution(
     assert executions(engine) == {body["prompt_id"]: 1}
 
 
+async def test_an_empty_reply_to_the_submission_leads_to_one_execution(gateway: RunningGateway, engine: Engine) -> None:
+    await engine.set_faults({"wrong_value": {"route": "/prompt", "method": "POST", "raw": "", "times": 1}})
+    status, body = await gateway.prompt_sync(invert_workflow())
+    assert status == 200
+    assert executions(engine) == {body["prompt_id"]: 1}
+
+
 async def test_a_bad_gateway_reply_to_the_submission_leads_to_one_execution(
     gateway: RunningGateway, engine: Engine
 ) -> None:
