@@ -165,7 +165,7 @@ class Deliverer:
     def json(
         self, result: PromptResult, entries: list[FileEntry], order: Order, *, with_outputs: bool = True
     ) -> AsyncGenerator[bytes, None]:
-        """The JSON answer in pieces: see `outputs.result_json`."""
+        """The JSON answer in pieces: see `outputs.history.result_json`."""
         open_file = (lambda file: self.open(result, file, order)) if order.with_base64 else None
         merged = self._options.merged
         return result_json(result, entries, open_file=open_file, with_outputs=with_outputs, merged=merged)
