@@ -337,9 +337,7 @@ class ComfyUIHandler:
                 self._cancels.begin(job, "shutdown")
                 job.cancel(ComfyUIShutdownError(detail, prompt_id=job.prompt_id))
             else:
-                detail = (
-                    "the gateway is shutting down; the prompt goes on in ComfyUI; attach to it again with its prompt_id"
-                )
+                detail = "the gateway is shutting down; the prompt goes on: attach to it again with its prompt_id"
                 job.abandon(ComfyUIShutdownError(detail, prompt_id=job.prompt_id))
 
     def refuse_when_draining(self) -> None:

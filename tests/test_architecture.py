@@ -45,6 +45,7 @@ LONG = {
     "config.py": "every setting of the gateway, one after the other",
     "comfyui/exceptions.py": "every error of ours, one class after the other",
     "comfyui/client.py": "all verbs of ComfyUI in one place",
+    "comfyui/models.py": "every value that crosses our boundary, with the description of each field",
     "comfyui/jobs/job.py": "one prompt from its first request to its end, with one writer",
     "comfyui/jobs/journal/memory.py": "the whole of the journal over dictionaries",
     "comfyui/servers/backend.py": "one ComfyUI server, whose health has one writer",
