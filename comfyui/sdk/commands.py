@@ -153,8 +153,20 @@ async def cancel(gateway: GatewayClient, options: argparse.Namespace) -> Outcome
 
 async def health(gateway: GatewayClient, _options: argparse.Namespace) -> Outcome:
     health = await gateway.health()
-    report = [Text(plain(f"{name}: {value}")) for name, value in health.body.items()]
+    servers = health.body.get("servers") or []
+    lines = [f"{name}: {_in_words(value)}" for name, value in health.body.items() if name != "servers"]
+    lines += ["servers:", *(f"  {_in_words(server)}" for server in servers)] if servers else []
+    report = [Text(plain(line)) for line in lines]
     return Outcome(Exit.OK if health.healthy else Exit.UNREACHABLE, health.body, report)
+
+
+def _in_words(value: Any) -> str:
+    """A value of the JSON for people: `server gpu-1, state connected`, `yes`. Members that are null are left out."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_in_words(member)}" for name, member in value.items() if member is not None)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "none" if value is None else str(value)
 
 
 async def run_shown(

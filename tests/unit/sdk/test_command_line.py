@@ -638,12 +638,14 @@ async def test_status_reports_the_progress_of_a_prompt(
 async def test_health_and_status_without_an_id_report_on_the_gateway(
     fake: FakeGateway, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    healthy = {"status": "healthy", "comfyui_server": "connected", "queue_running": 0, "queue_pending": 2}
+    servers = [{"server": "gpu-1", "reason": None, "drained": False}, {"server": "gpu-2", "state": "starting"}]
+    healthy = {"status": "healthy", "simulation": True, "queue_running": 0, "queue_pending": 2, "servers": servers}
     fake.on("GET /health", answer(healthy), answer(healthy), answer({"status": "unhealthy", "error": "none"}, 503))
     monkeypatch.setenv("COMFYUI_GATEWAY_API_KEY", "from the environment")
     ran = await cli_here(capsys, "status", "--server", fake.url)
     assert ran.code == Exit.OK
-    assert "queue_pending: 2\n" in ran.out
+    assert "simulation: yes\n" in ran.out
+    assert ran.out.endswith("servers:\n  server gpu-1, drained no\n  server gpu-2, state starting\n")
     assert fake.asked[0].headers["Authorization"] == "Bearer from the environment"
     assert (await cli_here(capsys, "health", "--server", fake.url, "--json")).json() == healthy
     assert (await cli_here(capsys, "health", "--server", fake.url)).code == Exit.UNREACHABLE
