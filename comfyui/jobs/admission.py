@@ -40,7 +40,7 @@ from comfyui.offload import offloaded
 from comfyui.owners import key_of
 
 UNKNOWN = "neither the gateway nor ComfyUI knows this prompt_id"
-NOTHING_TO_CANCEL = "the gateway does not know this prompt_id_id, so there is nothing to cancel"
+NOTHING_TO_CANCEL = "the gateway does not know this prompt_id, so there is nothing to cancel"
 
 # Used if the key has no limit.
 _ROOM = nullcontext()

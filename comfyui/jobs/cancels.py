@@ -100,8 +100,8 @@ class Cancels:
         """
         backend, found = await self._runner.find(prompt_id)
         if backend is None or not isinstance(found, QueueItem):
-            state = "is finished already" if found or has_ended else "is not known"
-            raise ComfyUINotFoundError(f"the prompt {state}: there is nothing to cancel", prompt_id=prompt_id)
+            state = "has already finished" if found or has_ended else "is not known"
+            raise ComfyUINotFoundError(f"the prompt {state}, so there is nothing to cancel", prompt_id=prompt_id)
         await backend.cancel(prompt_id)
         self._metrics.cancelled.labels("request").inc()
 

@@ -308,7 +308,7 @@ async def test_the_command_line_refuses_an_unknown_fault() -> None:
     )
     _, stderr = await process.communicate()
     assert process.returncode == 2
-    assert b"no fault named 'no_such'" in stderr
+    assert b"there is no fault 'no_such'" in stderr
 
 
 def test_a_starting_prompt_is_always_listed_as_pending_or_running() -> None:

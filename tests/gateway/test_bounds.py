@@ -42,8 +42,12 @@ OVER: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "node id": ({"9" * 31: {"class_type": "A", "inputs": {}}}, {}, "more than 30 characters"),
     "class": ({"1": {"class_type": "A" * 31, "inputs": {}}}, {}, "The class_type of node 1"),
     "input name": (nodes(1, **{"a" * 31: 1}), {}, "An input of node 0"),
-    "images": (invert_workflow(), {"images": images(5)}, "images: more than 4 entries"),
-    "targets": (nodes(1), {"partial_execution_targets": ["1"] * 21}, "more than 20 entries"),
+    "images": (invert_workflow(), {"images": images(5)}, "images must have at most 4 entries"),
+    "targets": (
+        nodes(1),
+        {"partial_execution_targets": ["1"] * 21},
+        "partial_execution_targets must have at most 20 entries",
+    ),
 }
 
 
@@ -107,8 +111,8 @@ async def test_a_field_with_a_long_text_or_many_members_is_refused(gateway: Runn
     padding: dict[str, Any] = {"extra_data": {"x": "x" * 100_000}}
     refused: tuple[tuple[dict[str, Any], str], ...] = (
         ({"client_id": "x" * 5_000}, "client_id must have at most 4096 characters"),
-        ({"images": [{"name": "x" * 5_000, "image": "aGk="}]}, "images[0].name: more than 4096 characters"),
-        ({"convert": dict.fromkeys(map(str, range(30)), 1)}, "convert: more than 20 fields"),
+        ({"images": [{"name": "x" * 5_000, "image": "aGk="}]}, "images[0].name must have at most 4096 characters"),
+        ({"convert": dict.fromkeys(map(str, range(30)), 1)}, "convert must have at most 20 fields"),
     )
     for fields, says in refused:
         status, body = await gateway.prompt_sync(invert_workflow(), **fields, **padding)

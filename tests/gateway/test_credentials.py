@@ -253,7 +253,7 @@ async def test_both_transports_explain_tls_errors(tls_engine: Engine, engine: En
         ("COMFYUI_HEADERS", "Bad Name: secret", "is not a valid header name"),
         ("COMFYUI_HEADERS", '{"X-A": 7}', "the value of X-A"),
         ("COMFYUI_HEADERS", '{"X-A": "a\\nsecret"}', "the value of X-A"),
-        ("COMFYUI_HEADERS", '{"X-A": "secret"', "is not JSON"),
+        ("COMFYUI_HEADERS", '{"X-A": "secret"', "is not valid JSON"),
         ("COMFYUI_HEADERS", '{"elsewhere:1": {"X-A": "secret"}}', "'elsewhere:1' is not an address of"),
         ("COMFYUI_TLS_VERIFY", "/nowhere.pem", "No such file"),
         ("COMFYUI_TLS_VERIFY", str(Path(__file__)), "no certificates in PEM"),

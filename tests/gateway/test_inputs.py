@@ -315,7 +315,7 @@ async def test_the_name_of_a_spooled_file_cannot_leave_the_folder(
 async def test_an_error_names_the_field(stager: InputStager, plain_server: Backend) -> None:
     good = InputFile(name="a.png", image=b64(picture(1)))
     bad = InputFile(name="b.png", image="***")
-    with pytest.raises(ComfyUIInputError, match=r"^images\[1\]\.image: neither base64"):
+    with pytest.raises(ComfyUIInputError, match=r"^images\[1\]\.image: must be base64"):
         await stager.stage(plain_server, PromptRequest(prompt={}, images=(good, bad)))
     with pytest.raises(ComfyUIInputError, match=r"^prompt\.10\.inputs\.image: the content is empty"):
         await stager.stage(plain_server, request_for({"10": load("data:image/png;base64,")}), [("10", "image")])

@@ -234,7 +234,7 @@ async def test_the_host_header_has_the_canonical_notation_of_an_address(url_serv
 async def test_a_literal_private_address_is_refused_in_every_notation(
     attack: str, host: str, inside_server: Server
 ) -> None:
-    with pytest.raises(ComfyUIInputError, match=f"{NO_ADDRESS}|not a valid URL"):
+    with pytest.raises(ComfyUIInputError, match=f"{NO_ADDRESS}|the URL is not valid"):
         await download(inside_server.url(host=host))
 
 
@@ -445,7 +445,7 @@ async def test_a_truncated_download_is_not_used_as_a_file() -> None:
         return response
 
     async with serve(cut) as server:
-        with pytest.raises(ComfyUIInputError, match=r"broke off|closed the connection"):
+        with pytest.raises(ComfyUIInputError, match=r"before the file was complete|closed the connection"):
             await download(server.url(), "127.0.0.1")
 
 
@@ -667,7 +667,7 @@ async def test_a_broken_download_continues_by_range_and_progress_resets_the_retr
 async def test_a_file_without_a_strong_validator_is_not_continued(headers: dict[str, str]) -> None:
     pieces = Pieces(headers=headers)
     async with serve(pieces) as server:
-        with pytest.raises(ComfyUIInputUnavailableError, match=r"broke off|closed the connection"):
+        with pytest.raises(ComfyUIInputUnavailableError, match=r"before the file was complete|closed the connection"):
             await download(server.url(), "127.0.0.1", retries=1)
     assert pieces.ranges == [None, None]
 

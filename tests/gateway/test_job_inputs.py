@@ -149,12 +149,12 @@ async def test_a_data_uri_submitted_without_a_server_is_stored_until_one_is_up(e
 @pytest.mark.parametrize(
     ("body", "status", "says"),
     [
-        (by_image("no base64!"), 400, "images[0].image: neither base64"),
+        (by_image("no base64!"), 400, "images[0].image: must be base64"),
         (by_image(""), 422, "images[0].image: must not be empty"),
-        (by_image("sha256:" + hashlib.sha256(_DATA).hexdigest()), 400, "images[0].image: neither base64"),
+        (by_image("sha256:" + hashlib.sha256(_DATA).hexdigest()), 400, "images[0].image: must be base64"),
         (by_image(data_uri(b"<html>")), 400, "images[0].image: the content is an HTML page"),
         (by_image(b64(bytes(200_000))), 400, "images[0].image: larger than the 0.1 MB"),
-        ({"prompt": loading("data:image/png;base64,%%%")}, 400, "prompt.1.inputs.image: neither base64"),
+        ({"prompt": loading("data:image/png;base64,%%%")}, 400, "prompt.1.inputs.image: must be base64"),
         (
             {
                 "prompt": loading(),
@@ -170,7 +170,7 @@ async def test_a_data_uri_submitted_without_a_server_is_stored_until_one_is_up(e
                 + [{"name": "d.png", "image": b64(_DATA)}],
             },
             413,
-            "images: more than 3 entries",
+            "images must have at most 3 entries",
         ),
     ],
     ids=["base64", "empty", "hash", "HTML", "large", "workflow", "names", "many"],

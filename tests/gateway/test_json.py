@@ -296,7 +296,7 @@ async def test_the_prompt_thread_of_the_engine_dies_on_a_prompt_it_cannot_copy()
     [
         (
             '{"prompt": {}, "extra_data": ' + '{"a": ' * 100_000 + "1" + "}" * 100_001,
-            "deeper than 900 levels",
+            "more than 900 levels deep",
         ),
         ('{"prompt": {}, "number": ' + "9" * 5000 + "}", "4300 digits"),
     ],

@@ -214,7 +214,7 @@ PART = 'Content-Disposition: form-data; name="workflow"'
         (b"x", "multipart/form-data", "must have the boundary"),
         (b"no form at all", MULTIPART, "not multipart/form-data"),
         (raw("--b", PART, "", "{}"), MULTIPART, "ends before its last boundary"),
-        (raw("--b", "X: y", "", "{}", "--b--", ""), MULTIPART, "has no name"),
+        (raw("--b", "X: y", "", "{}", "--b--", ""), MULTIPART, "must have a name"),
         (raw("--b", PART, "", "{", "--b--", ""), MULTIPART, "workflow is not JSON"),
         (raw("--b", PART, "", "[1]", "--b--", ""), MULTIPART, "not a JSON object"),
         (

@@ -131,8 +131,8 @@ def _other_file(folder: Path) -> None:
     [
         (_newer, "", ("newer version", "another folder")),
         (_other_file, "", ("not a database", "Move jobs.sqlite3 away", "backup")),
-        (_other_file, FILE_NAME, ("is a file", "has to be a folder")),
-        (_other_file, f"{FILE_NAME}/state", ("below one", "has to be a folder")),
+        (_other_file, FILE_NAME, ("is a file", "must be a folder")),
+        (_other_file, f"{FILE_NAME}/state", ("below one", "must be a folder")),
     ],
 )
 async def test_an_unusable_journal_ends_the_start_with_the_reason(

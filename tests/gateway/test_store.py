@@ -159,9 +159,9 @@ async def test_the_result_event_has_links_to_stored_files(storing_gateway: Runni
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"output_store": "s3"}, "S3_BUCKET is not set"),
+        ({"output_store": "s3"}, "S3_BUCKET must be set"),
         ({"s3_bucket": "b" * 3, "s3_access_key_id": "x"}, "must be set together"),
-        ({"s3_bucket": "abc", "s3_endpoint_url": "http://key:secret@host"}, "without a user"),
+        ({"s3_bucket": "abc", "s3_endpoint_url": "http://key:secret@host"}, "without user and password"),
     ],
 )
 def test_unusable_store_settings_are_refused(settings: dict[str, Any], says: str) -> None:

@@ -189,7 +189,7 @@ async def test_a_gateway_without_keys_refuses_tickets_and_names_the_setting(gate
 async def test_a_url_that_cannot_have_a_ticket_is_refused_by_name(locked_plain: RunningGateway, url: Any) -> None:
     answer = await fetch(locked_plain, "/tickets", "POST", json={"url": url}, headers=_BEARER)
     assert (answer.status, answer.error_type) == (422, "invalid_request")
-    assert orjson.loads(answer.body)["detail"].startswith("url: ")
+    assert orjson.loads(answer.body)["detail"].startswith(("url must ", "url: "))
 
 
 async def test_tickets_use_the_public_url_if_it_is_set(engine: Engine) -> None:

@@ -347,7 +347,7 @@ async def test_an_unknown_video_input_field_is_refused_with_the_nodes_fields(
     async with running_worker(tables, engine, watched_store):
         task_id = await tables.add({**params, "video_input_field": "imgae"})
         row = await tables.until_status(task_id, "failed")
-    said = "params.video_input_field: LoadImage (node 1) has no input 'imgae'; it has image"
+    said = "params.video_input_field: LoadImage (node 1) has no input 'imgae'; its inputs are image"
     assert row["error"] == f"Input could not be staged: {said}"
     assert row["attempts"] == 1
 

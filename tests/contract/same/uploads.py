@@ -15,13 +15,13 @@ from tests.support.target import Prompt, node
 
 _TOLD = "drop-in.md, uploads: the gateway gives the reason of a refusal; ComfyUI gives none"
 _BAD_NAME = Instead(_TOLD, 400, "folder below ComfyUI's own")
-_NO_FILE = Instead(_TOLD, 400, "image: ")
+_NO_FILE = Instead(_TOLD, 400, "image")
 _NO_TYPE = Instead(
     "drop-in.md, uploads: an unknown type is a client's error; ComfyUI's code fails", 400, "input, output or temp"
 )
 _NO_ORIGINAL = Instead("fleet contract: an unknown original is 400, never 200 without a file", 400, "original_ref")
 _NO_FORM = Instead(_TOLD, 400, "")
-_BAD_REF = Instead(_TOLD, 400, "original_ref: ")
+_BAD_REF = Instead(_TOLD, 400, "original_ref must ")
 _NO_MASK = Instead(_TOLD, 400, "")
 _NOT_OWN = Instead(
     "jobs contract section 4: a prompt may name only files that its own key uploaded",
