@@ -97,7 +97,7 @@ async def test_a_job_returns_its_files_or_the_reason_of_its_failure(
 
     api.submit("bad-field", {"workflw": {}})
     assert (
-        "workflow or workflow_name must be given, but not both; input.workflw is not known"
+        "workflow or workflow_name must be given, but not both; input.workflw is unknown"
         in (await api.result("bad-field"))["error"]
     )
     api.submit("as-text", json.dumps({"workflow": invert_workflow(3), "images": None, "seed": 1}))
@@ -249,7 +249,7 @@ async def test_files_are_in_a_real_s3_server_before_the_reply_links_them(job_api
         with Image.open(io.BytesIO(content)) as picture:
             assert picture.size == (16, 12)
         job_api.submit("refused", {"workflow": invert_workflow(), "output": {"bucket": "another"}})
-        assert "bucket 'another' is not one" in (await job_api.result("refused"))["error"]
+        assert "may not store in the bucket 'another'" in (await job_api.result("refused"))["error"]
         assert list(await worker.executed()) == [prompt_id("stored")]
         assert not any(object_store.SECRET_KEY in line for line in worker.lines)
 
