@@ -129,7 +129,7 @@ async def test_a_timeout_fails_the_task_and_removes_the_prompt_from_comfyui(
         assert report["status"] == "TASK_FAILED"
         said = report["error"]["message"].splitlines()
         assert said == [
-            "TaskFailedError: Timed out: the prompt did not finish within 0.5 s",
+            "TaskFailedError: Timed out: the job did not finish within 0.5 s",
             f"prompt_id: {prompt_id_of('slow')}",
         ]
         littlehorse_fake.schedule(invert_workflow(), "next")
