@@ -264,7 +264,7 @@ async def test_a_refused_task_definition_ends_the_worker_with_the_reason(
     littlehorse_fake.do(refuse_definition=True)
     async with running_worker(littlehorse_fake.ports[0], littlehorse_engine.url) as refused:
         assert await refused.ended() == 1
-        await refused.until_logged("LittleHorse refuses: ALREADY_EXISTS")
+        await refused.until_logged("LittleHorse refused the worker: ALREADY_EXISTS")
 
 
 async def test_the_worker_waits_for_a_server_that_does_not_answer_yet(littlehorse_engine: Engine) -> None:
