@@ -34,7 +34,8 @@ _PROGRAM = str(Path(pictures.__file__).resolve())
 
 def _half_of_the_processors() -> int:
     """Half of the processors that this process may use, but at least two."""
-    return max(2, len(os.sched_getaffinity(0)) // 2)
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # not on macOS
+    return max(2, usable // 2)
 
 
 @dataclass(frozen=True, slots=True)

@@ -120,16 +120,16 @@ def parse_keys(text: str) -> list[NamedKey]:
     keys = tables.get("keys", {})
     if not isinstance(keys, dict):
         raise ValueError(f"{_line(text, 'keys')}keys must consist of tables [keys.NAME]")
-    found: dict[bytes, NamedKey] = {}
+    parsed: list[NamedKey] = []
+    owners: dict[bytes, str] = {}
     for name, table in keys.items():
         key = _key(text, name, table)
         for digest, field in zip(key.digests, ("sha256", "old_sha256"), strict=False):
-            if (other := found.get(digest)) is not None:
-                raise ValueError(
-                    f"{_line(text, name, field)}[keys.{name}] has the same {field} as [keys.{other.rules.name}]"
-                )
-            found[digest] = key
-    return list({key.rules.name: key for key in found.values()}.values())
+            if (other := owners.get(digest)) is not None:
+                raise ValueError(f"{_line(text, name, field)}[keys.{name}] has the same {field} as [keys.{other}]")
+            owners[digest] = name
+        parsed.append(key)
+    return parsed
 
 
 def _key(text: str, name: str, table: Any) -> NamedKey:
